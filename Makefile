@@ -1,0 +1,71 @@
+# Everything a fresh machine needs is Python >= 3.10 with its venv module: each target sets up .venv by itself.
+# Another interpreter: make test PYTHON=python3.12        Arguments for the program: make demo ARGS=--json
+
+PYTHON  ?= python3
+WORKERS ?= auto
+ARGS    ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help setup hooks demo test doctest lint types check format bench clean distclean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | \
+	    while IFS='|' read -r target text; do printf '%-18s %s\n' "$$target" "$$text"; done
+
+setup: $(READY) ## create .venv with the pinned versions of constraints.txt (the other targets do it when needed)
+
+# A stamp: made again whenever what is to be installed changes. An environment without a working pip, for instance one
+# whose creation was interrupted, is made anew.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    echo 'Varangian needs Python >= 3.10, and "$(PYTHON)" is not one. Name another: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo 'The venv module of "$(PYTHON)" is missing. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo 'Setting up $(VENV): a few minutes the first time.'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+hooks: $(READY) ## run the quick checks before each commit
+	$(BIN)/pre-commit install
+
+demo: $(READY) ## distributed momentum against the usual formulation, under attack: a table and a figure
+	$(BIN)/varangian demo $(ARGS)
+
+# One thread per worker process: the tests' tensors are small, so cores are better spent on more tests at once.
+test: $(READY) ## run the tests (WORKERS=0 in one process, ARGS='-k median' for some of them)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+doctest: $(READY) ## run the examples in docstrings
+	$(BIN)/python -m pytest -q --doctest-modules src
+
+lint: $(READY) ## ruff: mistakes and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## pyright: types
+	$(BIN)/pyright
+
+check: lint types doctest test ## all that must pass before a change is merged
+
+format: $(READY) ## rewrite the sources as ruff wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## run every benchmark (results vary with the machine: compare ratios within one run)
+	@for script in benchmarks/*.py; do \
+	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; \
+	done
+
+clean: ## remove caches and built archives (results and .venv stay)
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	rm -rf $(VENV)

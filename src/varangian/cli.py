@@ -1,0 +1,206 @@
+"""The command line: thin over the functions of the library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import demo as demonstration
+from .attacks import ATTACKS
+from .checks import summary_of
+from .data import DATASETS, PARTITIONS
+from .experiment import Evaluation, Experiment, Result
+from .experiment import run as run_experiment
+from .mixing import MIXINGS
+from .models import MODELS
+from .rules import RULES
+
+output = Console()
+notices = Console(stderr=True)
+
+CATALOGUE = {
+    "rules": RULES,
+    "mixings": MIXINGS,
+    "attacks": ATTACKS,
+    "datasets": DATASETS,
+    "models": MODELS,
+    "partitions": PARTITIONS,
+}
+
+
+def main() -> None:
+    """Runs the program. A user's mistake ends with one clear message on stderr and exit status 2, never a traceback."""
+    try:
+        status = commands.main(standalone_mode=False, prog_name="varangian")
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; what is complete is kept.")
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        _say(str(error))
+        sys.exit(2)
+
+
+def _say(message: str) -> None:
+    notices.print(f"varangian: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="varangian")
+def commands() -> None:
+    """Byzantine-resilient distributed SGD: rules, attacks, and where momentum should stand."""
+
+
+def _knobs(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option for each field of Experiment. Values stay text: Experiment reports all faults at once."""
+    for knob in reversed(fields(Experiment)):
+        flag = "--" + knob.name.replace("_", "-")
+        text = knob.metadata["help"]
+        shown = ",".join(knob.default) if isinstance(knob.default, tuple) else knob.default
+        if isinstance(knob.default, bool):
+            option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=f"{text}  [{'on' if shown else 'off'}]")
+        else:
+            option = click.option(
+                flag, default=None, metavar="VALUE", help=text + (f"  [{shown}]" if shown not in (None, "") else "")
+            )
+        command = option(command)
+    return command
+
+
+def _experiment(config: Path | None, settings: dict[str, Any]) -> Experiment:
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            text = config.read_text()
+        except UnicodeDecodeError:
+            raise ValueError(f"{config} is not a text file.") from None
+        # Read leniently: what the command line overrides need not be right in the file.
+        values = Experiment.values_from_text(text, toml=config.suffix.lower() == ".toml")
+    return Experiment.from_dict(values | {key: value for key, value in settings.items() if value is not None})
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+@commands.command("run")
+@_knobs
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON or TOML file of settings; options override it.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="folder of run folders"
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="folder of data files  [$VARANGIAN_DATA or the user's data folder]"
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads  [all cores]")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@click.option("--quiet", is_flag=True, help="no progress bar")
+def run_command(
+    config: Path | None, out: Path, data: Path | None, threads: int | None, as_json: bool, quiet: bool, **settings: Any
+) -> None:
+    """Train once: n workers, some Byzantine, one rule.
+
+    \b
+    Example: varangian run --rule median --attack little --workers 15 --byzantine 3 --momentum-at worker
+    Names of rules, attacks, ...: varangian list. Options of one in parentheses: --rule "multi-krum(m=5)".
+    """
+    experiment = _experiment(config, settings)
+    _set_threads(threads)
+    with _progress(experiment, quiet) as step:
+        result = run_experiment(experiment, out, data_folder=data, progress=step)
+    if as_json:
+        click.echo(json.dumps(result.summary() | {"folder": str(result.folder), "experiment": experiment.to_dict()}))
+    else:
+        _show(result)
+
+
+@contextmanager
+def _progress(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, Evaluation | None], None] | None]:
+    if quiet:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TextColumn("{task.fields[accuracy]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notices, transient=True) as bar:
+        task = bar.add_task("training", total=experiment.steps, accuracy="")
+
+        def step(done: int, newest: Evaluation | None) -> None:
+            bar.update(task, completed=done, accuracy="" if newest is None else f"accuracy {newest.accuracy:.1%}")
+
+        yield step
+
+
+def _show(result: Result) -> None:
+    e = result.experiment
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    synthetic = " (made-up images)" if e.dataset.startswith("synthetic") else ""
+    table.add_row("max accuracy", f"[bold]{result.max_accuracy:.2%}[/bold]{synthetic}")
+    table.add_row("final accuracy", f"{result.final_accuracy:.2%}")
+    if result.measures:
+        each = 1e3 * result.seconds / len(result.measures)
+        table.add_row("steps", f"{len(result.measures)} of {e.steps}, {result.seconds:.1f} s, {each:.1f} ms each")
+    if result.stopped:
+        table.add_row("[red]stopped[/red]", result.stopped)
+    output.print(table)
+    output.print(f"kept in         {result.folder}", soft_wrap=True, highlight=False, markup=False)
+
+
+@commands.command("list")
+@click.argument("kind", required=False, type=click.Choice(list(CATALOGUE)))
+@click.option("--json", "as_json", is_flag=True, help="as JSON")
+def list_command(kind: str | None, as_json: bool) -> None:
+    """What there is: rules, mixings, attacks, datasets, models, partitions."""
+    kinds = [kind] if kind else list(CATALOGUE)
+    if as_json:
+        click.echo(json.dumps({k: {name: summary_of(item) for name, item in CATALOGUE[k].items()} for k in kinds}))
+        return
+    for k in kinds:
+        table = Table(
+            title=k, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 2)
+        )
+        table.add_column(no_wrap=True, style="cyan")
+        table.add_column()
+        for name, item in CATALOGUE[k].items():
+            table.add_row(name, summary_of(item))
+        output.print(table)
+        output.print()
+
+
+@commands.command("demo")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="where the figure goes"
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads  [all cores]")
+def demo_command(out: Path, threads: int | None) -> None:
+    """The paper's comparison in small, in under a minute: 6 rules, 2 attacks, momentum in 2 places, 3 seeds."""
+    _set_threads(threads)
+    demonstration.demo(out, output, notices)

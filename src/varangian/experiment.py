@@ -1,0 +1,604 @@
+"""One training run: every knob of it, checked before anything starts, and the folder it leaves."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tomlkit
+import torch
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from . import kernels
+from .algorithm import Algorithm
+from .attacks import ATTACKS, Attack
+from .checks import unknown
+from .data import DATASETS, PARTITIONS, Dataset, load
+from .gradients import WorkerGradients
+from .metrics import COLUMNS, Measures
+from .mixing import MIXINGS, Mixing
+from .models import MODELS
+from .models import build as build_model
+from .rules import RULES, Rule, published
+from .rules.core import check_rows
+from .simulate import Evaluator, Sampler, Simulation
+from .specs import describe, make, parse
+from .transforms import Clip, Momentum, SharedMomentum, Transform
+
+FORMAT = 1  # of run folders
+
+
+class ConfigurationError(ValueError):
+    """All that is wrong with a configuration, one line each, in ``faults``."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__(faults[0] if len(faults) == 1 else "\n  - ".join([f"{len(faults)} faults:", *faults]))
+
+
+def _schedule(value: Any) -> Any:
+    """ "0.02,8000:0.004" -> ((0, 0.02), (8000, 0.004)); a plain number stays one."""
+    if isinstance(value, str) and ("," in value or ":" in value):
+        pieces = [piece.strip().rpartition(":") for piece in value.split(",")]
+        value = tuple((start or 0, rate) for start, _, rate in pieces)
+    return tuple(tuple(piece) for piece in value) if isinstance(value, list) else value
+
+
+def _nothing(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "") else value
+
+
+def _spec(value: Any) -> Any:
+    return describe(value) if isinstance(value, (Rule, Mixing, Attack)) else value
+
+
+def _optional_spec(value: Any) -> Any:
+    return _nothing(_spec(value))
+
+
+def _list(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [] if _nothing(value) is None else re.split(r",(?![^(]*\))", value)
+    return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Spec = Annotated[str, BeforeValidator(_spec)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Every knob of one run. Frozen; compared and hashed by value; all faults are reported at once, at construction.
+
+    Rules, mixings, attacks, partitions, models and synthetic data are named as in RULES, MIXINGS, ..., with options in
+    parentheses where the defaults do not do: ``"multi-krum(m=5)"``, ``"little(factor=2.0)"``,
+    ``"dirichlet(alpha=0.1)"``. The instances themselves are accepted too.
+
+    Raises:
+        ConfigurationError: with one line per fault.
+
+    Example:
+        >>> e = Experiment(rule="median", attack="little", workers=11, byzantine=4)
+        >>> e.name
+        'digits-fully-connected-median-little-n11-f4-worker0.9-lr0.1-seed1'
+        >>> Experiment.from_json(e.to_json()) == e
+        True
+    """
+
+    dataset: str = field(
+        default="digits", metadata={"help": "what to learn; synthetic(shape=(3,32,32),classes=10) is made up"}
+    )
+    model: str = field(default="fully-connected", metadata={"help": "what learns it"})
+    workers: Count = field(default=15, metadata={"help": "n, honest and Byzantine"})
+    byzantine: Natural = field(default=3, metadata={"help": "f, how many Byzantine workers the rule tolerates"})
+    real_byzantine: Annotated[Natural | None, BeforeValidator(_nothing)] = field(
+        default=None, metadata={"help": "how many attack; as many as tolerated by default, none without an attack"}
+    )
+    rule: Spec = field(default="multi-krum", metadata={"help": "the aggregation rule F"})
+    pre: Annotated[tuple[str, ...], BeforeValidator(_list)] = field(
+        default=(), metadata={"help": "mixings before the rule, comma-separated"}
+    )
+    attack: Annotated[str | None, BeforeValidator(_optional_spec)] = field(
+        default=None, metadata={"help": "what attackers send"}
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = field(default=0.9, metadata={"help": "mu; 0 for none"})
+    dampening: Annotated[float, Field(ge=0, lt=1)] = field(default=0.0, metadata={"help": "of the momentum"})
+    nesterov: bool = field(default=False, metadata={"help": "take gradients at the look-ahead point"})
+    momentum_at: Literal["worker", "server", "shared"] = field(
+        default="worker", metadata={"help": "on which side of F momentum stands"}
+    )
+    clip: Annotated[Positive | None, BeforeValidator(_nothing)] = field(
+        default=None, metadata={"help": "greatest norm of a sampled gradient"}
+    )
+    clip_mode: Annotated[Literal["norm", "unit"] | None, BeforeValidator(_nothing)] = field(
+        default=None, metadata={"help": "how to clip; by default norm when described, unit when published"}
+    )
+    batch_size: Count = field(default=32, metadata={"help": "training points per worker and step"})
+    steps: Natural = field(default=300, metadata={"help": "updates of the parameters"})
+    learning_rate: Annotated[Rate | tuple[tuple[Natural, Rate], ...], BeforeValidator(_schedule)] = field(
+        default=0.1, metadata={"help": "a number, or pieces from a step on: 0.02,8000:0.004"}
+    )
+    l2: Rate = field(default=0.0, metadata={"help": "factor c of c/2 ||theta||^2"})
+    evaluate_every: Natural = field(
+        default=10, metadata={"help": "steps between evaluations on the test set; 0 for the last only"}
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = field(default=1, metadata={"help": "of everything random"})
+    device: str = field(default="cpu", metadata={"help": "of tensors: cpu, cuda, cuda:1 ..."})
+    partition: str = field(default="iid", metadata={"help": "how data is dealt to honest workers"})
+    profile: Literal["described", "published"] = field(
+        default="described", metadata={"help": "as the paper says, or as its code computed"}
+    )
+    dtype: Literal["float32", "float64"] = field(default="float32", metadata={"help": "of vectors"})
+    measure: bool = field(
+        default=True, metadata={"help": "measure norms, cosines, ... at each step; changes no result"}
+    )
+
+    def __post_init__(self) -> None:
+        sound, faults = set(), []
+        for name, adapter in _adapters().items():
+            try:
+                object.__setattr__(self, name, adapter.validate_python(getattr(self, name)))
+                sound.add(name)
+            except ValidationError as error:
+                faults.append(f"{name}: {_reason(error)}, got {getattr(self, name)!r}.")
+        faults += self._inconsistencies(sound)
+        if faults:
+            raise ConfigurationError(faults)
+
+    def _inconsistencies(self, sound: set[str]) -> Iterator[str]:
+        """What is wrong beyond the type and range of single fields; looks at sound fields only."""
+        made: dict[str, Any] = {}
+        makers: dict[str, Callable[[], Any]] = {
+            "dataset": lambda: parse("dataset", self.dataset, DATASETS),
+            "model": lambda: parse("model", self.model, MODELS),
+            "rule": lambda: self.make_rule() if "byzantine" in sound else parse("rule", self.rule, RULES),
+            "pre": self.make_pre if "byzantine" in sound else lambda: [parse("mixing", p, MIXINGS) for p in self.pre],
+            "attack": self.make_attack,
+            "partition": lambda: make("partition", self.partition, PARTITIONS),
+            "device": lambda: _check_device(self.device),
+        }
+        for name, maker in makers.items():
+            if name in sound:
+                try:
+                    made[name] = maker()
+                except ValueError as error:
+                    yield f"{name}: {error}"
+        if {"workers", "byzantine", "rule", "pre"} <= sound and {"rule", "pre"} <= made.keys():
+            try:
+                check_rows(made["pre"], made["rule"], self.workers)
+            except ValueError as error:
+                yield f"workers: {error}"
+        if {"workers", "real_byzantine"} <= sound and (self.real_byzantine or 0) >= self.workers:
+            yield (
+                f"real_byzantine: at least one of the {self.workers} workers must be honest, "
+                f"got {self.real_byzantine} that attack."
+            )
+        if {"real_byzantine", "attack"} <= sound and self.real_byzantine and self.attack is None:
+            yield f"attack: {self.real_byzantine} workers are to attack (real_byzantine) and no attack is named."
+        if "learning_rate" in sound and isinstance(self.learning_rate, tuple):
+            starts = [start for start, _ in self.learning_rate]
+            if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+                yield f"learning_rate: pieces must start at step 0 and go up, got steps {starts}."
+
+    @property
+    def attackers(self) -> int:
+        """How many workers really attack."""
+        if self.attack is None:
+            return 0
+        return self.byzantine if self.real_byzantine is None else self.real_byzantine
+
+    @property
+    def honest(self) -> int:
+        """h, how many workers are honest."""
+        return self.workers - self.attackers
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step."""
+        if not isinstance(self.learning_rate, tuple):
+            return self.learning_rate
+        return [rate for start, rate in self.learning_rate if start <= step][-1]
+
+    def make_rule(self) -> Rule:
+        """The rule, with f = byzantine and, in the published profile, the published conventions."""
+        name, options = parse("rule", self.rule, RULES)
+        if self.profile == "published" and not options:
+            return published(name, self.byzantine)
+        return make("rule", self.rule, RULES, f=self.byzantine)
+
+    def make_pre(self) -> tuple[Mixing, ...]:
+        return tuple(make("mixing", spec, MIXINGS, f=self.byzantine) for spec in self.pre)
+
+    def make_attack(self) -> Attack | None:
+        return None if self.attack is None else make("attack", self.attack, ATTACKS)
+
+    def make_algorithm(self) -> Algorithm:
+        """The four stages that these settings mean."""
+        worker: list[Transform] = []
+        if self.clip is not None:
+            worker.append(Clip(self.clip, self.clip_mode or ("unit" if self.profile == "published" else "norm")))
+        server: tuple[Transform, ...] = ()
+        if self.momentum:
+            options = (self.momentum, self.dampening, self.nesterov)
+            if self.momentum_at == "server":
+                server = (Momentum(*options),)
+            else:
+                worker.append(Momentum(*options) if self.momentum_at == "worker" else SharedMomentum(*options))
+        return Algorithm(tuple(worker), self.make_pre(), self.make_rule(), server)
+
+    @cached_property
+    def name(self) -> str:
+        """A readable name; not unique, see ``digest``."""
+        rate = self.learning_rate if not isinstance(self.learning_rate, tuple) else self.learning_rate[0][1]
+        parts = [self.dataset, self.model, *self.pre, self.rule, self.attack or "no-attack"]
+        parts += [f"n{self.workers}", f"f{self.byzantine}"]
+        if self.real_byzantine is not None:
+            parts.append(f"real{self.real_byzantine}")
+        place = f"{self.momentum_at}{self.momentum:g}" if self.momentum else "no-momentum"
+        parts.append(place + ("-nesterov" if self.momentum and self.nesterov else ""))
+        parts += [f"lr{rate:g}{'...' if isinstance(self.learning_rate, tuple) else ''}"]
+        if self.partition != "iid":
+            parts.append(self.partition)
+        if self.profile != "described":
+            parts.append(self.profile)
+        return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]
+
+    @cached_property
+    def digest(self) -> str:
+        """Ten hexadecimal digits of the fully resolved configuration: equal runs have equal digests, others do not."""
+        resolved = asdict(self) | {
+            "algorithm": repr(self.make_algorithm()),
+            "attack": repr(self.make_attack()),
+            "attackers": self.attackers,
+            "format": FORMAT,
+        }
+        for resolved_above in (
+            "rule",
+            "pre",
+            "momentum_at",
+            "nesterov",
+            "dampening",
+            "clip",
+            "clip_mode",
+            "real_byzantine",
+        ):
+            del resolved[resolved_above]
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, lists for tuples; None where nothing is set."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_toml(self) -> str:
+        """As TOML, which has no null: settings that are None are left out, and None is their default."""
+        return tomlkit.dumps({key: value for key, value in self.to_dict().items() if value is not None})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Experiment:
+        """From plain values; unknown settings are faults like any other."""
+        known = [f.name for f in fields(cls)]
+        faults = [unknown("setting", key, known) for key in values if key not in known]
+        try:
+            experiment = cls(**{key: value for key, value in values.items() if key in known})
+        except ConfigurationError as error:
+            raise ConfigurationError(faults + error.faults) from None
+        if faults:
+            raise ConfigurationError(faults)
+        return experiment
+
+    @classmethod
+    def from_json(cls, text: str) -> Experiment:
+        return cls.from_dict(cls.values_from_text(text))
+
+    @classmethod
+    def from_toml(cls, text: str) -> Experiment:
+        return cls.from_dict(cls.values_from_text(text, toml=True))
+
+    @staticmethod
+    def values_from_text(text: str, toml: bool = False) -> dict[str, Any]:
+        """The settings that a JSON or TOML text holds, not looked at yet."""
+        try:
+            values = tomlkit.parse(text).unwrap() if toml else json.loads(text)
+        except ValueError as error:
+            raise ConfigurationError([f"not {'TOML' if toml else 'JSON'}: {error}"]) from None
+        if not isinstance(values, dict):
+            raise ConfigurationError([f"an experiment is a JSON object, got {type(values).__name__}."])
+        return values
+
+
+@lru_cache(maxsize=1)
+def _adapters() -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(Experiment, include_extras=True)
+    return {f.name: TypeAdapter(hints[f.name]) for f in fields(Experiment)}
+
+
+def _reason(error: ValidationError) -> str:
+    messages = dict.fromkeys(e["msg"] for e in error.errors())
+    text = " or ".join(messages).replace("Input should be ", "must be ").replace("Value error, ", "")
+    return text[:1].lower() + text[1:]
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+# ------------------------------------------------------------------------------------------------------- running
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Accuracy (in [0, 1]) and loss on the test set before the update of that step."""
+
+    step: int
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gave.
+
+    Attributes:
+        experiment: what was run.
+        evaluations: at step 0, every ``evaluate_every`` steps, and at the end.
+        measures: one row a step.
+        seconds: how long it took, reading the data not included.
+        stopped: why it ended early (the parameters diverged, the rule refused its input), or None.
+        folder: where it is kept, or None.
+    """
+
+    experiment: Experiment
+    evaluations: list[Evaluation]
+    measures: list[Measures]
+    seconds: float
+    stopped: str | None = None
+    folder: Path | None = None
+
+    @property
+    def max_accuracy(self) -> float:
+        """The greatest accuracy of all evaluations: what the paper reports."""
+        return max(e.accuracy for e in self.evaluations)
+
+    @property
+    def final_accuracy(self) -> float:
+        return self.evaluations[-1].accuracy
+
+    def summary(self) -> dict[str, Any]:
+        """What result.json holds."""
+        return {
+            "format": FORMAT,
+            "name": self.experiment.name,
+            "digest": self.experiment.digest,
+            "max_accuracy": self.max_accuracy,
+            "final_accuracy": self.final_accuracy,
+            "final_loss": self.evaluations[-1].loss if math.isfinite(self.evaluations[-1].loss) else None,
+            "steps": len(self.measures),
+            "stopped": self.stopped,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def open_dataset(experiment: Experiment, folder: str | Path | None = None, download: bool = True) -> Dataset:
+    """The data of an experiment.
+
+    Raises:
+        DataError: a file that is missing or not what it should be.
+    """
+    name, options = parse("dataset", experiment.dataset, DATASETS)
+    if options:
+        return make("dataset", experiment.dataset, DATASETS)
+    return load(name, folder, download)
+
+
+def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluator]:
+    """The simulation of an experiment at step 0, and its evaluator."""
+    e, dtype = experiment, getattr(torch, experiment.dtype)
+    model = build_model(
+        lambda shape, classes: make("model", e.model, MODELS, shape=shape, classes=classes),
+        dataset.shape,
+        dataset.classes,
+        e.seed,
+    ).to(e.device, dtype)
+    gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed)
+    deal = make("partition", e.partition, PARTITIONS) if e.partition != "iid" else "iid"
+    sampler = Sampler(dataset, e.honest, e.batch_size, e.seed, deal, e.profile, e.device, dtype)
+    simulation = Simulation(
+        gradients,
+        sampler,
+        e.make_algorithm(),
+        e.workers,
+        e.attackers,
+        e.make_attack(),
+        e.rate,
+        e.momentum,
+        e.l2,
+        e.profile,
+        e.seed,
+        e.measure,
+    )
+    return simulation, Evaluator(dataset, e.seed, e.profile, e.device, dtype)
+
+
+Progress = Callable[[int, Evaluation | None], None]
+
+
+def run(
+    experiment: Experiment,
+    out: str | Path | None = None,
+    dataset: Dataset | None = None,
+    data_folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """One training run.
+
+    Args:
+        experiment: what to run.
+        out: the folder in which to keep it, as ``<out>/<name>-<digest>/``; None keeps nothing. A run that is already
+            complete there is read, not run again.
+        dataset: the data, if at hand; else it is opened.
+        data_folder: where its files are.
+        progress: called after each step with the steps done and the newest evaluation.
+
+    Raises:
+        DataError: a data file is missing or corrupt.
+        OSError: the folder cannot be written; nothing is left behind.
+
+    Example:
+        >>> result = run(Experiment(rule="median", attack="empire", steps=20, workers=11, byzantine=2))
+        >>> len(result.measures), result.stopped
+        (20, None)
+    """
+    folder = None if out is None else Path(out) / f"{experiment.name}-{experiment.digest}"
+    if folder is not None and (folder / "result.json").exists():
+        return read(folder)
+    if folder is not None:
+        _check_writable(folder)
+    dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
+    with kernels.exclusive_threads():
+        simulation, evaluator = build(experiment, dataset)
+        with _recording(folder, experiment) as record:
+            result = _train(experiment, simulation, evaluator, record, progress)
+    if folder is None:
+        return result
+    result = replace(result, folder=folder)
+    checkpoint = {"step": simulation.steps_done, "parameters": simulation.parameters,
+                  "buffers": simulation.gradients.buffers()}  # fmt: skip
+    _write_atomically(folder / "state.pt", lambda path: torch.save(checkpoint, path))
+    text = json.dumps(result.summary(), indent=2) + "\n"
+    _write_atomically(folder / "result.json", lambda path: path.write_text(text))
+    return result
+
+
+Record = Callable[[Measures | None, Evaluation | None], None]
+
+
+def _train(
+    e: Experiment, simulation: Simulation, evaluator: Evaluator, record: Record, progress: Progress | None
+) -> Result:
+    evaluations: list[Evaluation] = []
+    measures: list[Measures] = []
+    stopped = None
+    start = time.perf_counter()
+
+    def evaluate() -> None:
+        step = simulation.steps_done
+        evaluations.append(Evaluation(step, *evaluator(simulation.gradients, simulation.parameters, step)))
+        record(None, evaluations[-1])
+
+    for step in range(e.steps):
+        if step == 0 or (e.evaluate_every and step % e.evaluate_every == 0):
+            evaluate()
+        try:
+            measures.append(simulation.step())
+        except ValueError as error:
+            stopped = f"step {step}: {error}"
+            break
+        record(measures[-1], None)
+        if progress is not None:
+            progress(step + 1, evaluations[-1])
+        if simulation.diverged:
+            stopped = f"step {step}: the parameters are no longer finite."
+            break
+    evaluate()
+    return Result(e, evaluations, measures, time.perf_counter() - start, stopped)
+
+
+@contextmanager
+def _recording(folder: Path | None, experiment: Experiment) -> Iterator[Record]:
+    """Opens the run folder's files; what it yields appends a row to one of them."""
+    if folder is None:
+        yield lambda row, evaluation: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "experiment.json").write_text(experiment.to_json())
+    with (
+        open(folder / "metrics.csv", "w", newline="") as metrics,
+        open(folder / "evaluations.csv", "w", newline="") as evaluations,
+    ):
+        step_rows, evaluation_rows = (
+            csv.writer(metrics, lineterminator="\n"),
+            csv.writer(evaluations, lineterminator="\n"),
+        )
+        step_rows.writerow(COLUMNS)
+        evaluation_rows.writerow(["step", "accuracy", "loss"])
+
+        def record(row: Measures | None, evaluation: Evaluation | None) -> None:
+            if row is not None:
+                step_rows.writerow(row.row())
+            if evaluation is not None:
+                evaluation_rows.writerow([evaluation.step, f"{evaluation.accuracy:.9g}", f"{evaluation.loss:.9g}"])
+                metrics.flush()
+                evaluations.flush()
+
+        yield record
+
+
+def _check_writable(folder: Path) -> None:
+    """Fails before the data is read and the training starts, and leaves nothing behind."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{folder}: {parent} is not a folder.")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise PermissionError(f"{folder} cannot be written: {error.strerror}; choose another --out.") from None
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """The file appears whole or not at all, and is on the disk when it does."""
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(folder: str | Path) -> Result:
+    """The complete run in a folder.
+
+    Raises:
+        ValueError: the folder holds no complete run, or one that cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        summary = json.loads((folder / "result.json").read_text())
+        experiment = Experiment.from_json((folder / "experiment.json").read_text())
+        with open(folder / "evaluations.csv", newline="") as file:
+            evaluations = [
+                Evaluation(int(r["step"]), float(r["accuracy"]), float(r["loss"])) for r in csv.DictReader(file)
+            ]
+        with open(folder / "metrics.csv", newline="") as file:
+            measures = [_measures(row) for row in csv.DictReader(file)]
+        return Result(experiment, evaluations, measures, float(summary["seconds"]), summary["stopped"], folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read as a run: {error}") from None
+
+
+def _measures(row: dict[str, str]) -> Measures:
+    whole = ("step", "points")
+    return Measures(**{k: None if v == "" else int(v) if k in whole else float(v) for k, v in row.items()})  # type: ignore[arg-type]

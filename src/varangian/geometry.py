@@ -1,0 +1,281 @@
+"""What a selecting rule sees: squared distances between the vectors and the origin, n x n numbers in float64.
+
+Every selecting rule and every mixing answers an affine combination of the n vectors: weights, the rest being at the
+origin. So rules compose on n x n numbers: one pass over [n, d] to get the distances, one to apply the final weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import kernels
+
+TIE = 1e-12  # relative: scores so close are equal, and the tie is broken by the vectors' values
+ROUNDING = 2e-7  # relative: how far off a squared distance may be (its float32 squares were added in float32 lanes)
+BLUR = 2e-5  # relative to a usual squared distance: where a derived one may be further off, it is measured anew
+FAR = 8.0  # radii of the nearest majority: of points beyond, only the direction is placed exactly, then the distance
+PANEL = 8192  # columns at a time where distances are measured anew
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """n points (vectors, or mixtures of vectors), perhaps the last aggregate, and the origin.
+
+    Attributes:
+        squared: [n+e+1, n+e+1] squared distances, in float64; the origin comes last, before it the e extra points.
+        finite: [n] whether a point is finite; the distances of one that is not are infinite.
+        x: [N, d] the vectors that the points are made of.
+        extra: [e, d] the last aggregate for rules that use it, or None.
+        table: [n, N+e] the points as weights over the vectors and the extra ones; None when they are the vectors.
+    """
+
+    squared: np.ndarray
+    finite: np.ndarray
+    x: Tensor
+    extra: Tensor | None
+    table: np.ndarray | None
+
+    @classmethod
+    def of(cls, x: Tensor, extra: Tensor | None = None) -> Geometry:
+        """The geometry of the rows of [n, d]; one pass over the data."""
+        squared = kernels.squared_distances(x, extra)
+        finite = np.isfinite(squared[-1])
+        squared[~finite] = squared[:, ~finite] = np.inf
+        np.fill_diagonal(squared, 0)
+        return cls(squared, finite[: x.shape[0]], x, extra, None)
+
+    @property
+    def n(self) -> int:
+        """How many points there are, extra ones and the origin not counted."""
+        return self.finite.size
+
+    @property
+    def distances(self) -> np.ndarray:
+        """[n, n] squared distances between the points."""
+        return self.squared[: self.n, : self.n]
+
+    @property
+    def norms(self) -> np.ndarray:
+        """[n] squared norms."""
+        return self.squared[: self.n, -1]
+
+    @property
+    def faulty(self) -> int:
+        """How many points are not finite."""
+        return self.n - int(self.finite.sum())
+
+    def mix(self, weights: np.ndarray, anew: bool = False) -> Geometry:
+        """The geometry of mixtures: weights [m, n], or [n] scales of each point.
+
+        Distances are derived from those that are known, unless rounding could spoil them (a vector of 1e30 clipped to
+        size 1, say) or ``anew`` asks for it: then one more pass over the data measures them, in float64.
+        """
+        scaling = weights.ndim == 1
+        matrix = np.diag(weights) if scaling else weights
+        table = self.through(matrix)
+        finite = ~(matrix[:, ~self.finite] != 0).any(1)
+        squared, terms = self._scaled(weights) if scaling else self._mixed(weights)
+        if anew or self._blurred(squared, terms, finite, scaling):
+            squared = self._measured(table, finite)
+        faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
+        squared[faulty] = squared[:, faulty] = np.inf
+        np.fill_diagonal(squared, 0)
+        return Geometry(squared, finite, self.x, self.extra, table)
+
+    def _mixed(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Squared distances between affine combinations a, b of points, and the size of the terms that were added.
+
+        ||a - b||^2 = a D b - (a D a + b D b) / 2
+        """
+        (m, n), e = weights.shape, self.squared.shape[0] - self.n - 1
+        combined = np.zeros((m + e + 1, n + e + 1))
+        combined[:m, :n] = weights
+        combined[:m, -1] = 1 - weights.sum(1)
+        combined[:m, -1][np.abs(combined[:m, -1]) < 1e-12] = 0  # rounding of 1 / n summed, no share of the origin
+        combined[m:, n:] = np.eye(e + 1)
+        known = np.where(np.isfinite(self.squared), self.squared, 0)
+
+        def halves(product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            half = 0.5 * np.diag(product)
+            return half[:, None], half[None, :]
+
+        product = combined @ known @ combined.T
+        left, right = halves(product)
+        squared = np.maximum(product - left - right, 0)
+        if (combined < 0).any():
+            product = np.abs(combined) @ known @ np.abs(combined).T
+            left, right = halves(product)
+        return squared, product + left + right
+
+    def _scaled(self, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same for scaled points: ||s x - t y||^2 = s t ||x - y||^2 + (s - t) (s ||x||^2 - t ||y||^2)."""
+        known = np.where(np.isfinite(self.squared), self.squared, 0)
+        s = np.append(scales, np.ones(known.shape[0] - scales.size))
+        weighted = s * known[-1]
+        near, across = np.outer(s, s) * known, s[:, None] - s[None, :]
+        squared = np.maximum(near + across * (weighted[:, None] - weighted[None, :]), 0)
+        terms = near + np.abs(across) * (weighted[:, None] + weighted[None, :])
+        # Distances to the origin need no difference.
+        for matrix in (squared, terms):
+            matrix[-1] = matrix[:, -1] = s * weighted
+        return squared, terms
+
+    def _blurred(self, squared: np.ndarray, terms: np.ndarray, finite: np.ndarray, scaling: bool) -> bool:
+        """Whether a derived distance may be wrong by an amount that matters, given the size of the terms it sums.
+
+        It matters beside a usual distance, unless both its ends are far from most points anyway.
+        """
+        if not finite.any():
+            return False
+        good = np.append(finite, np.ones(squared.shape[0] - finite.size, bool))
+        squared, terms = squared[np.ix_(good, good)], terms[np.ix_(good, good)]
+        usual = np.median(squared[:, : int(finite.sum())], axis=1)
+        # Mixing draws points together, all into one perhaps: what they were before tells what matters.
+        before = usual if scaling else np.median(self.distances[np.ix_(self.finite, self.finite)], axis=1)
+        certain = np.maximum(squared, np.minimum(usual[:, None], usual[None, :]))
+        rounding = 1e-14 if self.x.dtype == torch.float64 else ROUNDING
+        return bool((rounding * terms > np.maximum(BLUR * np.median(before), 1e-4 * certain)).any())
+
+    def _measured(self, table: np.ndarray, finite: np.ndarray) -> np.ndarray:
+        """Squared distances of mixtures of vectors, from the mixtures themselves, in float64: one pass, in panels."""
+        measures_extra = self.squared.shape[0] > self.n + 1
+        total = np.zeros((table.shape[0] + self.squared.shape[0] - self.n,) * 2)
+        used = np.flatnonzero((table[finite] != 0).any(0))
+        index = torch.from_numpy(used).to(self.x.device)
+        factors = torch.from_numpy(np.ascontiguousarray(table[finite][:, used])).to(self.x.device)
+        for start in range(0, self.x.shape[1], PANEL):
+            panel = self.x[:, start : start + PANEL]
+            extra = None if self.extra is None else self.extra[:, start : start + PANEL]
+            sources = panel if extra is None else torch.cat([panel, extra])
+            mixed = panel.new_zeros(table.shape[0], panel.shape[1], dtype=torch.float64)
+            mixed[torch.from_numpy(finite).to(panel.device)] = factors @ sources[index].double()
+            total += kernels.squared_distances(mixed, extra.double() if measures_extra and extra is not None else None)
+        return total
+
+    def cosines(self) -> np.ndarray:
+        """[n+e, n+e] cosines between the points, the extra ones included; 0 for null points and those not finite."""
+        points = self._with_extra()
+        norms = np.sqrt(points.norms)
+        seen = points.finite & (norms > 0)
+        scales = np.divide(1, norms, out=np.zeros_like(norms), where=seen)
+        result = 1 - 0.5 * points.mix(scales).distances
+        result[~seen] = result[:, ~seen] = 0
+        return np.clip(result, -1, 1)
+
+    def positions(self, anew: bool = False) -> np.ndarray:
+        """[n+e, r] Cartesian coordinates of the points and the extra ones, as if space were turned so that r suffice.
+
+        The origin of these coordinates is a point near the middle of the nearest majority; points that are not finite
+        come as NaN. Iterations that walk between the points do so here: differences are taken of what is at hand,
+        however far some points are. ``anew`` measures all distances again, in float64.
+
+        Far points are first drawn near, along their direction, then put back at their distance: among them D alone
+        would leave nothing of the digits that tell near points apart.
+        """
+        points = self._with_extra()
+        order = points.by_centrality()
+        result = np.full((points.n, max(order.size, 1)), np.nan)
+        if not order.size:
+            return result
+        squared = points.distances[np.ix_(order, order)]
+        radii = np.sort(squared, axis=1)[:, order.size // 2]
+        center = int(np.argmin(radii))
+        radius, lengths = np.sqrt(radii[center]), np.sqrt(squared[center])
+        if radius == 0:
+            radius = lengths[lengths > 0].min(initial=np.inf)
+        far = lengths > FAR * radius
+        stretch = np.where(far, lengths / radius, 1.0)
+        if far.any() or anew:
+            drawn = np.diag(1 / stretch)
+            drawn[:, center] += 1 - 1 / stretch
+            weights = np.zeros((order.size, points.n))
+            weights[:, order] = drawn
+            squared = points.mix(weights, anew).distances
+        inner = 0.5 * (squared[:, center, None] + squared[None, center, :] - squared)
+        values, axes = np.linalg.eigh(inner)
+        result[order] = axes * np.sqrt(np.maximum(values, 0)) * stretch[:, None]
+        result[order[center]] = 0
+        return result
+
+    def by_centrality(self) -> np.ndarray:
+        """The finite points in an order that follows the vectors when they are permuted: the most central first."""
+        good = np.flatnonzero(self.finite)
+        scores = np.sqrt(np.sort(self.distances[np.ix_(good, good)], axis=1)).sum(1)
+        return self.smallest(scores, good.size, among=good)
+
+    def _with_extra(self) -> Geometry:
+        """The same, with the extra points counted among the points."""
+        e = self.squared.shape[0] - self.n - 1
+        if not e:
+            return self
+        table = np.zeros((self.n + e, self.x.shape[0] + e))
+        table[: self.n] = self.through(np.eye(self.n))
+        table[self.n :, -e:] = np.eye(e)
+        return Geometry(self.squared, np.append(self.finite, np.ones(e, bool)), self.x, self.extra, table)
+
+    def through(self, weights: np.ndarray) -> np.ndarray:
+        """Weights [..., n] or [..., n+e] over the points (and extra points) as weights [..., N+e] over what they are
+        made of."""
+        e = 0 if self.extra is None else self.extra.shape[0]
+        over_extra = weights[..., self.n :]
+        if over_extra.shape[-1] < e:
+            over_extra = np.zeros((*weights.shape[:-1], e))
+        if self.table is None:
+            return np.concatenate([weights[..., : self.n], over_extra], axis=-1) if e else weights
+        result = weights[..., : self.n] @ self.table
+        if e:
+            result[..., -e:] += over_extra
+        return result
+
+    def smallest(self, scores: np.ndarray, count: int, among: np.ndarray | None = None) -> np.ndarray:
+        """Indices of the ``count`` smallest scores, in order; points that are not finite come last.
+
+        Ties go to the lexicographically smaller vector, never to a position: the answer follows the vectors when they
+        are permuted. ``among`` restricts the choice to some indices.
+        """
+        index = np.arange(self.n) if among is None else among
+        values = np.where(self.finite[index] & ~np.isnan(scores), scores, np.inf)
+        order = np.argsort(values, kind="stable")
+        index, values = index[order], values[order]
+        known = values[np.isfinite(values)]
+        starts = np.flatnonzero(np.append(True, np.diff(known) > TIE * np.abs(known[1:])))
+        for first, last in zip(starts, np.append(starts[1:], known.size), strict=True):
+            if last - first > 1 and first < count:
+                index[first:last] = self._by_value(index[first:last])
+        return index[:count]
+
+    def _by_value(self, index: np.ndarray) -> np.ndarray:
+        """The given points in lexicographic order; equal points keep any order."""
+        if not self.squared[np.ix_(index, index)].any():
+            return index
+        rows = np.arange(index.size)
+        keys: list[np.ndarray] = []
+        for start in range(0, self.x.shape[1], 1024):
+            panel = self.x[:, start : start + 1024]
+            extra = None if self.extra is None else self.extra[:, start : start + 1024]
+            if self.table is None:
+                block = panel[index.tolist()]
+            else:
+                block = kernels.weighted_rows(panel, self.table[index], extra)
+            keys.append(np.unique(block.double().cpu().numpy(), axis=0, return_inverse=True)[1].reshape(-1))
+            rows = np.lexsort(keys[::-1])
+            if (np.diff(np.stack(keys)[:, rows]) != 0).any(0).all():
+                break
+        return index[rows]
+
+
+def sum_of_smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Sum of the ``count`` smallest values of each row, added from the smallest up."""
+    return np.sort(values, axis=-1)[..., :count].sum(-1)
+
+
+def mean_weights(selected: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
+    """[n] weights of the mean of the selected points."""
+    weights = np.zeros(n)
+    weights[selected] = 1 / len(selected)
+    return weights

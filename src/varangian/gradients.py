@@ -1,0 +1,302 @@
+"""From a torch model to flat vectors: parameters [d], and the gradients of h workers as one matrix [h, d].
+
+The only file that knows nn.Module. Three ways to the same numbers:
+
+    "chain"  batched matrix products, for models that are linear layers with ReLU between them, on the CPU;
+    "vmap"   torch.func over workers, for other models without per-batch state or randomness;
+    "loop"   one worker after the other through autograd: the oracle, and the way for batch normalisation and dropout in
+             training mode, and for convolutions, which are faster one by one than grouped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional
+
+from . import kernels, randomness
+
+Method = Literal["auto", "chain", "vmap", "loop"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What h workers sampled at one step.
+
+    Attributes:
+        inputs: [h, b, ...] float.
+        labels: [h, b] int64.
+        weights: [h, b], each row summing to 1, where some samples are padding (weight 0); None for plain means.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    weights: Tensor | None = None
+
+    @property
+    def points(self) -> int:
+        """How many training points the batch holds."""
+        return self.labels.numel() if self.weights is None else int((self.weights > 0).sum())
+
+
+Compute = Callable[[Tensor, Batch, Tensor, int], Tensor]
+
+
+class WorkerGradients:
+    """The gradients of the mean cross entropy, for h workers that share a model.
+
+    Args:
+        model: answers logits [b, classes]. It is not changed by calls, except for its buffers through :meth:`adopt`.
+        training: whether dropout drops and batch normalisation uses the batch's statistics.
+        method: how; "auto" chooses.
+        seed: of the dropout masks.
+    """
+
+    def __init__(self, model: nn.Module, training: bool = True, method: Method = "auto", seed: int = 0) -> None:
+        self.model = model.train(training)
+        self.seed = seed
+        self.names = [name for name, _ in model.named_parameters()]
+        self._parameters = list(model.parameters())
+        self._shapes = [p.shape for p in self._parameters]
+        self._ends = np.cumsum([p.numel() for p in self._parameters]).tolist()
+        self.d: int = self._ends[-1]
+        self._chain = _linear_chain(model) if all(p.device.type == "cpu" for p in self._parameters) else None
+        self._stochastic = training and any(isinstance(m, _DROPOUTS) and m.p > 0 for m in model.modules())
+        self._normalizes = training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+        self._seen: dict[int, dict[str, Tensor]] = {}  # worker -> buffers after its batch, within one call
+        self.method: Method = self._choose() if method == "auto" else method
+        if self.method == "chain" and self._chain is None:
+            raise ValueError("method 'chain' needs linear layers with ReLU between them, on the CPU; use 'auto'.")
+        if self.method == "vmap" and (self._stochastic or self._normalizes):
+            raise ValueError("method 'vmap' cannot train with dropout or batch normalisation; use 'auto'.")
+
+    def _choose(self) -> Method:
+        if self._chain is not None:
+            return "chain"
+        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())
+        return "loop" if self._stochastic or self._normalizes or convolves else "vmap"
+
+    def parameters(self) -> Tensor:
+        """A copy of the model's parameters, [d], in the order of ``model.parameters()``."""
+        return torch.cat([p.detach().reshape(-1) for p in self._parameters])
+
+    def buffers(self) -> dict[str, Tensor]:
+        """A copy of the model's buffers (running means and variances of batch normalisation)."""
+        return {name: b.detach().clone() for name, b in self.model.named_buffers()}
+
+    def adopt(self, parameters: Tensor, buffers: dict[str, Tensor] | None = None) -> nn.Module:
+        """The model itself, now holding these parameters and buffers."""
+        with torch.no_grad():
+            for p, value in zip(self._parameters, self._split(parameters), strict=True):
+                p.copy_(value)
+            for name, b in self.model.named_buffers():
+                if buffers is not None:
+                    b.copy_(buffers[name])
+        return self.model
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        """[..., d] as views of the parameters' shapes."""
+        starts = [0, *self._ends[:-1]]
+        return [
+            flat[..., a:b].unflatten(-1, shape) if len(shape) else flat[..., a]
+            for a, b, shape in zip(starts, self._ends, self._shapes, strict=True)
+        ]
+
+    def __call__(self, point: Tensor, batch: Batch, out: Tensor, step: int = 0) -> Tensor:
+        """Writes the gradients of h workers into out, [h, d]; returns their losses, [h].
+
+        Args:
+            point: [d], where all workers take their gradient; or [h, d], one point each.
+            batch: what they sampled.
+            out: [h, d], rows contiguous; overwritten.
+            step: names the dropout masks.
+
+        In the loop, batch normalisation's running statistics become the mean over the workers of what each made of the
+        step's initial ones, so that their order does not matter.
+        """
+        assert out.shape == (batch.labels.shape[0], self.d)
+        losses = self._compute(point, batch, out, step)
+        self._adopt_mean_buffers()
+        return losses
+
+    def _compute(self, point: Tensor, batch: Batch, out: Tensor, step: int) -> Tensor:
+        if self.method == "chain":
+            return self._in_groups(self._by_chain, point, batch, out)
+        if self.method == "vmap":
+            return self._in_groups(self._by_vmap, point, batch, out)
+        if not self._stochastic:
+            return self._in_groups(self._by_loop, point, batch, out)
+        # Dropout draws from torch's one global generator: one worker at a time, on all threads.
+        with torch.random.fork_rng(devices=[]), kernels.torch_threads():
+            return self._by_loop(point, batch, out, 0, step)
+
+    def _in_groups(self, compute: Compute, point: Tensor, batch: Batch, out: Tensor) -> Tensor:
+        """The workers in as many groups as there are threads of our own."""
+        h = batch.labels.shape[0]
+        losses = out.new_empty(h)
+        bounds = np.linspace(0, h, min(h, kernels.own_threads()) + 1).astype(int)
+
+        def task(c: int) -> None:
+            rows = slice(bounds[c], bounds[c + 1])
+            weights = None if batch.weights is None else batch.weights[rows]
+            part = Batch(batch.inputs[rows], batch.labels[rows], weights)
+            losses[rows] = compute(point if point.ndim == 1 else point[rows], part, out[rows], int(bounds[c]))
+
+        kernels.share(task, len(bounds) - 1, out.numel())
+        return losses
+
+    def _by_chain(self, point: Tensor, batch: Batch, out: Tensor, first: int) -> Tensor:
+        # In numpy, whose BLAS runs these products two to three times faster than torch's on some processors.
+        assert self._chain is not None
+        h, b = batch.labels.shape
+        values, targets = _arrays(self._split(point)), _arrays(self._split(out))
+        activations = [batch.inputs.detach().reshape(h, b, -1).numpy()]
+        for weight, bias in self._chain:
+            z = _affine(activations[-1], values[weight], None if bias is None else values[bias])
+            activations.append(z)
+            if len(activations) <= len(self._chain):
+                np.maximum(z, 0, out=z)
+        log_p = functional.log_softmax(torch.from_numpy(activations.pop()), dim=-1)
+        answers = batch.labels.unsqueeze(2)
+        picked = log_p.gather(2, answers).squeeze(2)
+        weights = _weights(batch)
+        error = log_p.exp_().scatter_add_(2, answers, log_p.new_tensor(-1.0).expand(h, b, 1))
+        error *= weights.unsqueeze(2)
+        delta = error.numpy()
+        for (weight, bias), source in zip(reversed(self._chain), reversed(activations), strict=True):
+            np.matmul(delta.transpose(0, 2, 1), source, out=targets[weight])
+            if bias is not None:
+                np.sum(delta, axis=1, out=targets[bias])
+            if weight:
+                delta = _times(delta, values[weight])
+                delta *= source > 0
+        return -(picked * weights).sum(1)
+
+    def _loss(self, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        logits = functional_call(self.model, parameters, (inputs,))
+        return (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+    def _by_vmap(self, point: Tensor, batch: Batch, out: Tensor, first: int) -> Tensor:
+        parameters = dict(zip(self.names, self._split(point), strict=True))
+        shared = None if point.ndim == 1 else 0
+        gradients, losses = vmap(grad_and_value(self._loss), in_dims=(shared, 0, 0, 0))(
+            parameters, batch.inputs, batch.labels, _weights(batch)
+        )
+        for name, target in zip(self.names, self._split(out), strict=True):
+            target.copy_(gradients[name])
+        return losses.detach()
+
+    def _by_loop(self, point: Tensor, batch: Batch, out: Tensor, first: int, step: int = 0) -> Tensor:
+        weights, targets = _weights(batch), self._split(out)
+        buffers = self.buffers() if self._normalizes else {}
+        losses = []
+        for i in range(batch.labels.shape[0]):
+            if self._stochastic:
+                torch.manual_seed(randomness.integer(self.seed, "dropout", step, first + i))
+            leaves = [v.detach().requires_grad_() for v in self._split(point if point.ndim == 1 else point[i])]
+            mine = {name: b.clone() for name, b in buffers.items()}
+            state = dict(zip(self.names, leaves, strict=True)) | mine
+            loss = self._loss(state, batch.inputs[i], batch.labels[i], weights[i])
+            for target, gradient in zip(targets, torch.autograd.grad(loss, leaves), strict=True):
+                target[i] = gradient
+            losses.append(loss.detach())
+            self._seen[first + i] = mine
+        return torch.stack(losses)
+
+    def _adopt_mean_buffers(self) -> None:
+        """The model's buffers become the mean of what the workers made of them, in the order of workers."""
+        if not self._normalizes:
+            return
+        for name, b in self.model.named_buffers():
+            values = torch.stack([self._seen[i][name] for i in sorted(self._seen)])
+            b.copy_(values.mean(0) if b.is_floating_point() else values[0])
+        self._seen.clear()
+
+    def evaluate(self, parameters: Tensor, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[float, float]:
+        """(accuracy, mean loss) in evaluation mode over chunks of prepared inputs and labels."""
+        was_training = self.model.training
+        self.model.eval()
+        values = self._split(parameters)
+        state = dict(zip(self.names, values, strict=True))
+        found = np.zeros((len(inputs), 2))
+
+        def task(c: int) -> None:
+            with torch.no_grad():
+                if self.method == "chain":
+                    logits = self._chain_logits(inputs[c], values)
+                else:
+                    logits = functional_call(self.model, state, (inputs[c],))
+                found[c, 0] = float((logits.argmax(1) == labels[c]).sum())
+                found[c, 1] = float(functional.cross_entropy(logits, labels[c], reduction="sum"))
+
+        if kernels.own_threads() > 1:
+            kernels.share(task, len(inputs), sum(x.numel() for x in inputs))
+        else:
+            for c in range(len(inputs)):
+                task(c)
+        self.model.train(was_training)
+        correct, loss = found.sum(0) / sum(len(y) for y in labels)
+        return float(correct), float(loss)
+
+    def _chain_logits(self, inputs: Tensor, values: list[Tensor]) -> Tensor:
+        assert self._chain is not None
+        arrays = _arrays(values)
+        z = inputs.reshape(len(inputs), -1).numpy()
+        for place, (weight, bias) in enumerate(self._chain):
+            if place:
+                np.maximum(z, 0, out=z)
+            z = _affine(z, arrays[weight], None if bias is None else arrays[bias])
+        return torch.from_numpy(z)
+
+
+def _arrays(tensors: list[Tensor]) -> list[np.ndarray]:
+    return [t.detach().numpy() for t in tensors]
+
+
+def _affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """x W^T + b, for one weight or one per worker."""
+    z = _times(x, np.swapaxes(weight, -1, -2))
+    if bias is not None:
+        z += bias if bias.ndim == 1 else bias[:, None]
+    return z
+
+
+def _times(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """x @ matrix; all workers in one product when they share the matrix."""
+    if matrix.ndim == 3 or x.ndim == 2:
+        return np.matmul(x, matrix)
+    return np.matmul(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
+
+
+_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+
+
+def _weights(batch: Batch) -> Tensor:
+    if batch.weights is not None:
+        return batch.weights
+    return torch.full(
+        batch.labels.shape, 1 / batch.labels.shape[1], dtype=batch.inputs.dtype, device=batch.inputs.device
+    )
+
+
+def _linear_chain(model: nn.Module) -> list[tuple[int, int | None]] | None:
+    """For Flatten, Linear, ReLU, ..., Linear: where each layer's weight and bias stand among the parameters."""
+    if type(model) is not nn.Sequential:
+        return None
+    layers = list(model)
+    if layers and type(layers[0]) is nn.Flatten:
+        layers = layers[1:]
+    if len(layers) % 2 == 0 or any(type(m) is not (nn.ReLU if k % 2 else nn.Linear) for k, m in enumerate(layers)):
+        return None
+    places, place = [], 0
+    for layer in layers[::2]:
+        has_bias = layer.bias is not None
+        places.append((place, place + 1 if has_bias else None))
+        place += 1 + has_bias
+    return places

@@ -1,0 +1,783 @@
+"""The only low-level code: passes over [n, d] at the speed of memory.
+
+Every function takes torch tensors and chooses by device and dtype: Numba kernels for float32 and float64 in main
+memory, the same kernels on exactly upcast panels of columns for the half types, plain torch operations elsewhere.
+
+Three ideas carry the CPU kernels:
+  - distances are summed from differences, never from a Gram matrix: nothing cancels, no centre is needed, and one
+    subtraction more per product still beats a matrix product, since each tile of 4 x 4 rows stays in registers;
+  - a column of n values is sorted by a network of min and max over blocks of columns that fit in cache, on integers
+    that sort like the floats (no NaN semantics stand in the way), while the next block is being fetched;
+  - sums run in float64 and are rounded once.
+
+Threads are torch's: ``torch.set_num_threads`` governs both. Kernels hold no lock and share no pool with Numba, so they
+may be called from any number of threads. What is summed over columns is summed in an order that does not depend on
+them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
+SORT_WIDTH = 128  # columns per block of a sorting network: 51 rows of float32 are 26 KiB
+STREAM_WIDTH = 2048  # columns per block of a weighted sum
+PANEL = 1 << 16  # columns upcast at a time for half types
+SMALL = 1 << 15  # below so many numbers a second thread costs more than it saves
+
+# ---------------------------------------------------------------------------------------------------- threads
+
+
+_own: int | None = None  # threads that share() uses instead of torch's number, inside exclusive_threads()
+
+
+def threads() -> int:
+    """How many threads a pass uses: torch's number."""
+    return torch.get_num_threads() if _own is None else _own
+
+
+def own_threads() -> int:
+    """How many tasks that call torch may run side by side: 1 outside :func:`exclusive_threads`."""
+    return 1 if _own is None else _own
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+@contextmanager
+def exclusive_threads() -> Iterator[None]:
+    """Inside, torch operations run on one thread each and ``share`` spreads whole tasks over torch's former number.
+
+    One division of labour instead of two: no thread of torch's pool spins on a core that a kernel needs, and no barrier
+    stands behind every small operation. The former number is restored at the end.
+    """
+    global _own
+    former, own = torch.get_num_threads(), _own
+    _own = threads()
+    torch.set_num_threads(1)
+    try:
+        with _blas().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _own = own
+        torch.set_num_threads(former)
+
+
+@contextmanager
+def torch_threads() -> Iterator[None]:
+    """Inside, torch operations run on all threads again, for work that cannot be shared out."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Helper threads of this process (a forked child has another number and makes its own)."""
+    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="varangian")
+
+
+def share(task: Callable[[int], object], count: int, numbers: int) -> None:
+    """Runs task(0), ..., task(count - 1), this thread taking part; alone when there are few numbers to work on."""
+    workers = min(threads(), count) if numbers > SMALL else 1
+    if workers == 1:
+        for item in range(count):
+            task(item)
+        return
+    items = itertools.count()
+
+    def work() -> None:
+        while (item := next(items)) < count:
+            task(item)
+
+    def help_out() -> None:
+        if _own is not None and torch.get_num_threads() != 1:
+            torch.set_num_threads(1)  # torch's number is per thread once a thread has used it
+        work()
+
+    helpers = [_pool(os.getpid()).submit(help_out) for _ in range(workers - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
+
+
+def _chunks(d: int, width: int, most: int) -> tuple[int, int]:
+    """(columns per chunk, chunks): at most ``most`` chunks of whole blocks; a function of d alone."""
+    blocks = -(-d // width)
+    size = -(-blocks // min(most, blocks)) * width
+    return size, -(-d // size)
+
+
+def _native(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def _half(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    """A numpy view of [n, d] with contiguous rows (a copy where the rows are not)."""
+    x = x.detach()
+    return (x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()).numpy()
+
+
+@intrinsic
+def _prefetch(typingctx, array, row, column):  # type: ignore[no-untyped-def]
+    """Asks for the cache line of array[row, column]: the hardware does not follow n streams of short pieces."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kind = signature.args[0]
+        view = context.make_array(kind)(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(context, builder, kind, view, list(arguments[1:]), wraparound=False)
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
+        )
+        read, keep, data = word(0), word(3), word(1)
+        builder.call(function, [builder.bitcast(place, byte), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, row, column), generate
+
+
+_jit = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+# Sums may be reordered to fill vector lanes, but NaN and infinity keep their meaning.
+_jit_sum = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+
+# -------------------------------------------------------------------------------------------------- distances
+
+
+@_jit_sum
+def _tile(a0, a1, a2, a3, b0, b1, b2, b3, zero, out):  # type: ignore[no-untyped-def]
+    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = zero
+    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = zero
+    for k in range(a0.size):
+        p0, p1, p2, p3 = a0[k], a1[k], a2[k], a3[k]
+        q0, q1, q2, q3 = b0[k], b1[k], b2[k], b3[k]
+        s00 += (p0 - q0) * (p0 - q0)
+        s01 += (p0 - q1) * (p0 - q1)
+        s02 += (p0 - q2) * (p0 - q2)
+        s03 += (p0 - q3) * (p0 - q3)
+        s10 += (p1 - q0) * (p1 - q0)
+        s11 += (p1 - q1) * (p1 - q1)
+        s12 += (p1 - q2) * (p1 - q2)
+        s13 += (p1 - q3) * (p1 - q3)
+        s20 += (p2 - q0) * (p2 - q0)
+        s21 += (p2 - q1) * (p2 - q1)
+        s22 += (p2 - q2) * (p2 - q2)
+        s23 += (p2 - q3) * (p2 - q3)
+        s30 += (p3 - q0) * (p3 - q0)
+        s31 += (p3 - q1) * (p3 - q1)
+        s32 += (p3 - q2) * (p3 - q2)
+        s33 += (p3 - q3) * (p3 - q3)
+    out[0, 0] += s00
+    out[0, 1] += s01
+    out[0, 2] += s02
+    out[0, 3] += s03
+    out[1, 0] += s10
+    out[1, 1] += s11
+    out[1, 2] += s12
+    out[1, 3] += s13
+    out[2, 0] += s20
+    out[2, 1] += s21
+    out[2, 2] += s22
+    out[2, 3] += s23
+    out[3, 0] += s30
+    out[3, 1] += s31
+    out[3, 2] += s32
+    out[3, 3] += s33
+
+
+@_jit
+def _point(x, extra, zeros, i, start, stop):  # type: ignore[no-untyped-def]
+    """Columns start..stop of the i-th point: the vectors, then the extra ones, then (however far) the origin."""
+    n = x.shape[0]
+    if i < n:
+        return x[i, start:stop]
+    if i < n + extra.shape[0]:
+        return extra[i - n, start:stop]
+    return zeros[: stop - start]
+
+
+@_jit
+def _distances(x, extra, zeros, start, stop, out):  # type: ignore[no-untyped-def]
+    # Every pair goes through the same tile, so its distance does not depend on where its rows stand.
+    points, width = out.shape[0], zeros.size
+    for s in range(start, stop, width):
+        t = min(stop, s + width)
+        for i in range(0, points, 4):
+            a0, a1 = _point(x, extra, zeros, i, s, t), _point(x, extra, zeros, i + 1, s, t)
+            a2, a3 = _point(x, extra, zeros, i + 2, s, t), _point(x, extra, zeros, i + 3, s, t)
+            for j in range(i, points, 4):
+                b0, b1 = _point(x, extra, zeros, j, s, t), _point(x, extra, zeros, j + 1, s, t)
+                b2, b3 = _point(x, extra, zeros, j + 2, s, t), _point(x, extra, zeros, j + 3, s, t)
+                _tile(a0, a1, a2, a3, b0, b1, b2, b3, zeros[0], out[i : i + 4, j : j + 4])
+
+
+@_jit_sum
+def _wide_distance(a, b):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(a.size):
+        e = np.float64(a[k]) - np.float64(b[k])
+        total += e * e
+    return total
+
+
+@_jit
+def _wide_distances(x, extra, zeros, start, stop, left, right, out):  # type: ignore[no-untyped-def]
+    width = zeros.size
+    for s in range(start, stop, width):
+        t = min(stop, s + width)
+        for c in range(left.size):
+            a, b = _point(x, extra, zeros, left[c], s, t), _point(x, extra, zeros, right[c], s, t)
+            out[c] += _wide_distance(a, b)
+
+
+@_jit_sum
+def _wide_square(a):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(a.size):
+        total += np.float64(a[k]) * np.float64(a[k])
+    return total
+
+
+@_jit
+def _squares(x, start, stop, out):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        out[i] += _wide_square(x[i, start:stop])
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """||x_i||^2 of each row, [..., d] -> [...] in float64."""
+    if not _native(x):
+        return torch.linalg.vector_norm(x.double(), dim=-1).square()
+    rows = _rows(x.reshape(-1, x.shape[-1]))
+    n, d = rows.shape
+    size, count = _chunks(d, STREAM_WIDTH, 8)
+    parts = np.zeros((count, n))
+    share(lambda c: _squares(rows, c * size, min(d, (c + 1) * size), parts[c]), count, rows.size)
+    return torch.from_numpy(parts.sum(0)).reshape(x.shape[:-1])
+
+
+def _sum_of_distances(x: np.ndarray, extra: np.ndarray) -> np.ndarray:
+    """Squared distances between rows, extra rows and the origin, for float32 or float64 arrays."""
+    (n, d), e = x.shape, extra.shape[0]
+    points = n + e + 1
+    padded = -(-points // 4) * 4
+    zeros = np.zeros(min(DISTANCE_WIDTH, d), x.dtype)
+    size, count = _chunks(d, zeros.size, 8)
+    parts = np.zeros((count, padded, padded))
+
+    def ends(c: int) -> tuple[int, int]:
+        return c * size, min(d, (c + 1) * size)
+
+    share(lambda c: _distances(x, extra, zeros, *ends(c), parts[c]), count, points * d)
+    squared = np.triu(parts.sum(0)[:points, :points], 1)
+    squared += squared.T
+    if x.dtype == np.float64:
+        return squared
+    # float32 squares overflow beyond 1e19 and vanish below 1e-19: such pairs are summed again in float64, norms first,
+    # since a row whose norm is still not finite has no distances to find.
+
+    def sum_again(left: np.ndarray, right: np.ndarray) -> None:
+        wide = np.zeros((count, left.size))
+        share(lambda c: _wide_distances(x, extra, zeros, *ends(c), left, right, wide[c]), count, left.size * d)
+        squared[left, right] = squared[right, left] = wide.sum(0)
+
+    overflowed = np.flatnonzero(~np.isfinite(squared[-1]))
+    if overflowed.size:
+        sum_again(overflowed, np.full_like(overflowed, points - 1))
+    finite = np.isfinite(squared[-1])
+    tiny = squared[-1] < 1e-24 * d
+    again = ~np.isfinite(squared) | (squared < 1e-30 * d) & tiny[:, None] & tiny[None, :]
+    left, right = np.nonzero(np.triu(again & finite[:, None] & finite[None, :], 1))
+    if left.size:
+        sum_again(left, right)
+    return squared
+
+
+def squared_distances(x: Tensor, extra: Tensor | None = None) -> np.ndarray:
+    """Squared Euclidean distances between the n rows, e extra rows and, last, the origin: [n+e+1, n+e+1] float64.
+
+    Exact to about 1e-6 relative for float32, whatever the rows' common offset; entries of rows that are not finite are
+    not finite. One pass over the data.
+    """
+    e = 0 if extra is None else extra.shape[0]
+    if _native(x):
+        return _sum_of_distances(
+            _rows(x), np.empty((0, x.shape[1]), _rows(x[:, :1]).dtype) if extra is None else _rows(extra)
+        )
+    total = np.zeros((x.shape[0] + e + 1,) * 2)
+    for s in range(0, x.shape[1], PANEL):
+        panel = x[:, s : s + PANEL] if extra is None else torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
+        if _half(x):
+            total += _sum_of_distances(panel.float().numpy(), np.empty((0, panel.shape[1]), np.float32))
+        else:
+            points = torch.cat([panel, panel.new_zeros(1, panel.shape[1])]).double()
+            total += torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
+    return total
+
+
+@_jit_sum
+def _wide_product(a, b):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(a.size):
+        total += np.float64(a[k]) * np.float64(b[k])
+    return total
+
+
+def inner_products(vectors: list[Tensor]) -> np.ndarray:
+    """<v_i, v_j> of k vectors [d]: [k, k], summed in float64 without stacking them. Meant for a handful of vectors."""
+    k, d = len(vectors), vectors[0].numel()
+    if not all(_native(v) for v in vectors):
+        wide = torch.stack([v.double() for v in vectors])
+        return (wide @ wide.T).cpu().numpy()
+    arrays = [np.ascontiguousarray(v.detach().numpy()) for v in vectors]
+    size, count = _chunks(d, STREAM_WIDTH, 8)
+    parts = np.zeros((count, k, k))
+
+    def task(c: int) -> None:
+        start, stop = c * size, min(d, (c + 1) * size)
+        for s in range(start, stop, 1 << 14):
+            pieces = [a[s : min(stop, s + (1 << 14))] for a in arrays]
+            for i in range(k):
+                for j in range(i + 1):
+                    parts[c, i, j] += _wide_product(pieces[i], pieces[j])
+
+    share(task, count, k * d)
+    lower = parts.sum(0)
+    return np.tril(lower) + np.tril(lower, -1).T
+
+
+def squared_distances_to(x: Tensor, point: Tensor) -> np.ndarray:
+    """Squared distances of the n rows to one vector [d]: [n] float64, summed in float64. One pass over the data."""
+    (n, d), total = x.shape, np.zeros(x.shape[0])
+    if _native(x):
+        rows, extra = _rows(x), _rows(point.unsqueeze(0))
+        zeros = np.zeros(min(STREAM_WIDTH, d), rows.dtype)
+        left, right = np.arange(n), np.full(n, n)
+        size, count = _chunks(d, zeros.size, 8)
+        parts = np.zeros((count, n))
+        share(
+            lambda c: _wide_distances(rows, extra, zeros, c * size, min(d, (c + 1) * size), left, right, parts[c]),
+            count,
+            rows.size,
+        )
+        return parts.sum(0)
+    for s in range(0, d, PANEL):
+        total += (x[:, s : s + PANEL].double() - point[s : s + PANEL].double()).square().sum(1).cpu().numpy()
+    return total
+
+
+# ----------------------------------------------------------------------------------------------- weighted sums
+
+
+@_jit
+def _weighted(x, extra, zeros, rows, weights, start, stop, total, out):  # type: ignore[no-untyped-def]
+    # Four rows at a time; the last group is filled up with its own first row at weight zero.
+    width = total.size
+    for s in range(start, stop, width):
+        t = min(stop, s + width)
+        total[:] = 0
+        for g in range(0, rows.size, 4):
+            last = rows.size - 1
+            r1, r2, r3 = min(g + 1, last), min(g + 2, last), min(g + 3, last)
+            w0 = weights[g]
+            w1 = weights[r1] if g + 1 <= last else 0.0
+            w2 = weights[r2] if g + 2 <= last else 0.0
+            w3 = weights[r3] if g + 3 <= last else 0.0
+            a0, a1 = _point(x, extra, zeros, rows[g], s, t), _point(x, extra, zeros, rows[r1], s, t)
+            a2, a3 = _point(x, extra, zeros, rows[r2], s, t), _point(x, extra, zeros, rows[r3], s, t)
+            for k in range(t - s):
+                total[k] += w0 * a0[k] + w1 * a1[k] + w2 * a2[k] + w3 * a3[k]
+        for k in range(t - s):
+            out[s + k] = total[k]
+
+
+def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -> Tensor:
+    """sum_i w_i x_i, rows of weight zero never touched (0 * NaN is NaN): weights [n+e] -> [d], or [m, n+e] -> [m, d].
+
+    Accumulated in float64, rounded once. One pass over the rows of non-zero weight.
+    """
+    if weights.ndim == 2:
+        out = x.new_empty(weights.shape[0], x.shape[1])
+        for row, target in zip(weights, out, strict=True):
+            target.copy_(weighted_rows(x, row, extra))
+        return out
+    used = np.flatnonzero(weights)
+    if not used.size:
+        return x.new_zeros(x.shape[1])
+    if used.size == 1 and weights[used[0]] == 1:
+        source = x[used[0]] if used[0] < x.shape[0] else extra[used[0] - x.shape[0]]  # type: ignore[index]
+        return source.detach().clone()
+    d, factors = x.shape[1], weights[used].astype(np.float64)
+    if _native(x):
+        a = _rows(x)
+        b = np.empty((0, d), a.dtype) if extra is None else _rows(extra)
+        zeros, result = np.zeros(1, a.dtype), np.empty(d, a.dtype)
+        size, count = _chunks(d, STREAM_WIDTH, 16)
+
+        def task(c: int) -> None:
+            scratch = np.empty(min(STREAM_WIDTH, d))
+            _weighted(a, b, zeros, used, factors, c * size, min(d, (c + 1) * size), scratch, result)
+
+        share(task, count, used.size * d)
+        return torch.from_numpy(result)
+    out = x.new_empty(d)
+    device_weights = torch.from_numpy(factors).to(x.device)
+    index = torch.from_numpy(used).to(x.device)
+    for s in range(0, d, PANEL):
+        panel = x[:, s : s + PANEL] if extra is None else torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
+        out[s : s + PANEL] = (device_weights @ panel[index].double()).to(x.dtype)
+    return out
+
+
+@_jit
+def _blend(scales, x, factor, y, start, stop, out):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        a, b, c, scale = x[i], y[min(i, y.shape[0] - 1)], out[i], scales[i]
+        for k in range(start, stop):
+            c[k] = scale * a[k] + factor * b[k]
+
+
+def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """scale_i x_i + factor y_i for each row, [..., d]: scale may be one number a row, y may be a single row.
+
+    ``out`` may be x or y. One pass.
+    """
+    if not (_native(x) and x.ndim == 2 and (out is None or out.stride(-1) == 1)):
+        scales = scale.to(x.dtype).unsqueeze(-1) if isinstance(scale, Tensor) else scale
+        return torch.add(x * scales, y, alpha=factor, out=out)
+    result = torch.empty_like(x) if out is None else out
+    a, b, c = _rows(x), _rows(y if y.ndim == 2 else y.unsqueeze(0)), result.numpy()
+    n, d = a.shape
+    scales = (scale.numpy() if isinstance(scale, Tensor) else np.full(n, scale)).astype(a.dtype)
+    size, count = _chunks(d, STREAM_WIDTH, 16)
+    share(lambda k: _blend(scales, a, a.dtype.type(factor), b, k * size, min(d, (k + 1) * size), c), count, n * d)
+    return result
+
+
+# ------------------------------------------------------------------------------------------- columns: ranks
+
+
+@lru_cache(maxsize=256)
+def network(n: int, ranks: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Comparators (left, right) of Batcher's odd-even merge sort of n values that can reach ranks low..high-1.
+
+    Reference: Batcher, "Sorting networks and their applications", 1968.
+
+    Example:
+        >>> [pair.tolist() for pair in network(3, (0, 3))]
+        [[0, 0, 1], [1, 2, 2]]
+    """
+    comparators, run = [], 1
+    while run < n:
+        gap = run
+        while gap >= 1:
+            for first in range(gap % run, n - gap, 2 * gap):
+                merged = range(first, min(first + gap, n - gap))
+                comparators += [(i, i + gap) for i in merged if i // (2 * run) == (i + gap) // (2 * run)]
+            gap //= 2
+        run *= 2
+    wanted, kept = set(range(*ranks)), []
+    for a, b in reversed(comparators):
+        if a in wanted or b in wanted:
+            kept.append((a, b))
+            wanted |= {a, b}
+    pairs = np.array(kept[::-1], np.int64).reshape(-1, 2)
+    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+
+
+@_jit
+def _load_keys(source, target, shift, mask, infinity):  # type: ignore[no-untyped-def]
+    """Float bits to integers that sort alike, every NaN above +inf; the largest magnitude, to see who is not finite."""
+    most = infinity - infinity
+    for k in range(source.size):
+        bits = source[k]
+        magnitude = bits & mask
+        most = max(most, magnitude)
+        key = bits ^ ((bits >> shift) & mask)
+        target[k] = mask if magnitude > infinity else key
+    return most
+
+
+@_jit
+def _to_bits(keys, shift, mask):  # type: ignore[no-untyped-def]
+    for k in range(keys.size):
+        keys[k] = keys[k] ^ ((keys[k] >> shift) & mask)
+
+
+@_jit
+def _mix_row(x, columns, weights, start, width, total, target):  # type: ignore[no-untyped-def]
+    total[:width] = 0
+    for c in range(columns.size):
+        w, source = weights[c], x[columns[c]]
+        for k in range(width):
+            total[k] += w * source[start + k]
+    for k in range(width):
+        target[k] = total[k]
+
+
+@_jit
+def _walk(block, left, right, bits, start, stop):  # type: ignore[no-untyped-def]
+    """Runs the network over a block while asking for the source of the next one, start..stop."""
+    n, width = bits.shape[0], block.shape[1]
+    step = 64 // bits.itemsize
+    lines = n * ((stop - start + step - 1) // step) if stop > start else 0
+    each = (lines + left.size - 1) // left.size if left.size else 0
+    row, column = 0, start
+    for c in range(left.size):
+        low, high = block[left[c]], block[right[c]]
+        for k in range(width):
+            a, b = low[k], high[k]
+            low[k] = min(a, b)
+            high[k] = max(a, b)
+        for _ in range(each):
+            if row < n:
+                _prefetch(bits, row, column)  # pyright: ignore[reportCallIssue]
+                column += step
+                if column >= stop:
+                    row, column = row + 1, start
+
+
+@_jit
+def _closest(values, window, width, center, chosen):  # type: ignore[no-untyped-def]
+    """Per column the mean of the ``window`` sorted values nearest to the centre: they are contiguous.
+
+    Starting at rank 0 the window slides up past s while the value that enters is strictly nearer than the one that
+    leaves, so ties keep the lower value. Halves avoid overflow.
+    """
+    m = values.shape[0]
+    drop = m - window
+    slid = chosen[0]
+    slid[:width] = 0
+    total = chosen[1]
+    total[:width] = 0
+    for s in range(drop):
+        low, high = values[s], values[s + window]
+        for k in range(width):
+            half = 0.5 * center[k]
+            if half - 0.5 * np.float64(low[k]) > 0.5 * np.float64(high[k]) - half:
+                slid[k] += 1.0
+    for r in range(m):
+        row = values[r]
+        for k in range(width):
+            if slid[k] <= r and r < slid[k] + window:
+                total[k] += np.float64(row[k]) / window
+    center[:width] = total[:width]
+
+
+@_jit
+def _columns(
+    x, bits, offsets, rows, weights, left, right, low, high, window, shift, mask, infinity,
+    start, stop, block, values, scratch, bad, out,
+):  # fmt: skip  # type: ignore[no-untyped-def]
+    """Columns start..stop of the statistic: rank mean, then perhaps the mean of the values closest to it."""
+    m, size = block.shape
+    center = scratch[0]
+    for s in range(start, stop, size):
+        width = min(size, stop - s)
+        for i in range(m):
+            first, last = offsets[i], offsets[i + 1]
+            if last - first == 1 and weights[first] == 1.0:
+                most = _load_keys(bits[rows[first], s : s + width], block[i], shift, mask, infinity)
+            else:
+                _mix_row(x, rows[first:last], weights[first:last], s, width, center, values[i])
+                most = _load_keys(block[i, :width], block[i], shift, mask, infinity)
+            if most >= infinity:
+                bad[i] = 1
+        _walk(block, left, right, bits, s + size, min(stop, s + 2 * size))
+        first_row, last_row = (0, m) if window > 0 else (low, high)
+        for r in range(first_row, last_row):
+            _to_bits(block[r], shift, mask)
+        if high - low == 1 and window == 0:
+            out[s : s + width] = values[low, :width]
+            continue
+        scale = 1.0 / (high - low)
+        center[:width] = 0
+        for r in range(low, high):
+            row = values[r]
+            for k in range(width):
+                center[k] += scale * row[k]
+        if window > 0:
+            _closest(values, window, width, center, scratch[1:])
+        for k in range(width):
+            out[s + k] = center[k]
+
+
+_INTEGERS = {
+    np.dtype(np.float32): (np.int32, 31, 0x7FFFFFFF, 0x7F800000),
+    np.dtype(np.float64): (np.int64, 63, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+}
+
+
+def _column_statistic(
+    x: np.ndarray, mixing: np.ndarray | None, low: int, high: int, window: int
+) -> tuple[np.ndarray, int]:
+    n, d = x.shape
+    m = n if mixing is None else mixing.shape[0]
+    integer, shift, mask, infinity = _INTEGERS[x.dtype]
+    table = np.eye(n) if mixing is None else mixing
+    used = table != 0
+    offsets = np.concatenate([[0], np.cumsum(used.sum(1))]).astype(np.int64)
+    rows, weights = np.nonzero(used)[1], table[used].astype(np.float64)
+    left, right = network(m, (0, m) if window else (low, high))
+    size, count = _chunks(d, SORT_WIDTH, 16)
+    bad, out, bits = np.zeros((count, m), np.uint8), np.empty(d, x.dtype), x.view(integer)
+
+    def task(c: int) -> None:
+        block = np.zeros((m, SORT_WIDTH), integer)
+        _columns(
+            x, bits, offsets, rows, weights, left, right, low, high, window,
+            integer(shift), integer(mask), integer(infinity), c * size, min(d, (c + 1) * size),
+            block, block.view(x.dtype), np.empty((3, SORT_WIDTH)), bad[c], out,
+        )  # fmt: skip
+
+    share(task, count, n * d)
+    return out, int(bad.any(0).sum())
+
+
+def column_statistic(
+    x: Tensor, low: int, high: int, window: int = 0, mixing: np.ndarray | None = None
+) -> tuple[Tensor, int]:
+    """Per column of [n, d], or of mixing @ x for a mixing [m, n]: the mean of the values of ranks low..high-1, and with
+    a ``window`` the mean of the ``window`` values closest to that (ties to the lower value).
+
+    Median, trimmed mean, MeaMed and Phocas are four settings of it. Returns [d] and the number of rows that hold a NaN
+    or an infinity. Each number is read once; a mixing is applied block by block and never stored.
+    """
+    if _native(x):
+        out, bad = _column_statistic(_rows(x), mixing, low, high, window)
+        return torch.from_numpy(out), bad
+    out, bad_rows = x.new_empty(x.shape[1]), None
+    for s in range(0, x.shape[1], PANEL):
+        panel = x[:, s : s + PANEL]
+        if _half(x):
+            part, _ = _column_statistic(panel.float().numpy(), mixing, low, high, window)
+            out[s : s + PANEL] = torch.from_numpy(part).to(x.dtype)
+            faulty = ~panel.isfinite().all(1)
+        else:
+            wide = panel.double()
+            if mixing is not None:
+                wide = torch.stack([_torch_mix(wide, row) for row in mixing])
+            faulty = ~wide.isfinite().all(1)
+            out[s : s + PANEL] = _torch_statistic(wide, low, high, window).to(x.dtype)
+        bad_rows = faulty if bad_rows is None else bad_rows | faulty
+    return out, 0 if bad_rows is None else int(bad_rows.sum())
+
+
+def _torch_mix(x: Tensor, row: np.ndarray) -> Tensor:
+    used = np.flatnonzero(row)
+    return torch.from_numpy(row[used]).to(x.device) @ x[torch.from_numpy(used).to(x.device)]
+
+
+def _torch_statistic(x: Tensor, low: int, high: int, window: int) -> Tensor:
+    ordered = x.sort(dim=0).values
+    center = ordered[low:high].mean(0)
+    if not window:
+        return center
+    drop = x.shape[0] - window
+    slid = (center - ordered[:drop] > ordered[window:] - center).sum(0)
+    ranks = slid + torch.arange(window, device=x.device).unsqueeze(1)
+    return ordered.gather(0, ranks).mean(0)
+
+
+# ---------------------------------------------------------------------------------------- columns: moments
+
+
+@_jit
+def _moments(x, ddof, start, stop, scratch, mean, std):  # type: ignore[no-untyped-def]
+    n, size = x.shape[0], scratch.shape[1]
+    total, spread = scratch[0], scratch[1]
+    for s in range(start, stop, size):
+        width = min(size, stop - s)
+        total[:width] = 0
+        spread[:width] = 0
+        for i in range(n):
+            row = x[i, s : s + width]
+            for k in range(width):
+                total[k] += row[k]
+        for k in range(width):
+            total[k] /= n
+        for i in range(n):
+            row = x[i, s : s + width]
+            for k in range(width):
+                e = row[k] - total[k]
+                spread[k] += e * e
+        for k in range(width):
+            mean[s + k] = total[k]
+            std[s + k] = np.sqrt(spread[k] / (n - ddof))
+
+
+def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, [n, d] -> [d], [d]: one pass, two-pass accuracy, in float64.
+
+    The deviation of a single row (n = ddof) is 0 / 0 = NaN, as everywhere.
+    """
+    if not _native(x):
+        wide = x.float() if _half(x) else x
+        return wide.mean(0).to(x.dtype), wide.std(0, correction=ddof).to(x.dtype)
+    a = _rows(x)
+    n, d = a.shape
+    mean, std = np.empty(d, a.dtype), np.empty(d, a.dtype)
+    size, count = _chunks(d, SORT_WIDTH, 16)
+
+    def task(c: int) -> None:
+        _moments(a, ddof, c * size, min(d, (c + 1) * size), np.empty((2, SORT_WIDTH)), mean, std)
+
+    share(task, count, n * d)
+    return torch.from_numpy(mean), torch.from_numpy(std)
+
+
+# ------------------------------------------------------------------------------------------------------- images
+
+
+@_jit
+def _gather(images, index, flip, scale, shift, start, stop, out):  # type: ignore[no-untyped-def]
+    channels, height, width = images.shape[1:]
+    for b in range(start, stop):
+        source, target = images[index[b]], out[b]
+        for c in range(channels):
+            for y in range(height):
+                if flip[b]:
+                    for z in range(width):
+                        target[c, y, z] = source[c, y, width - 1 - z] * scale[c] + shift[c]
+                else:
+                    for z in range(width):
+                        target[c, y, z] = source[c, y, z] * scale[c] + shift[c]
+
+
+def gather_images(
+    images: Tensor, index: np.ndarray, flip: np.ndarray | None, scale: np.ndarray, shift: np.ndarray
+) -> Tensor:
+    """Picks images [N, C, H, W] uint8 by index [B], mirrors those with flip, and maps channel c to scale_c p + shift_c:
+    [B, C, H, W] float32, in one pass."""
+    source = images.numpy()
+    out = np.empty((index.size, *source.shape[1:]), np.float32)
+    flags = np.zeros(index.size, np.bool_) if flip is None else flip
+    size, count = _chunks(index.size, 1, 16)
+    a, b = scale.astype(np.float32), shift.astype(np.float32)
+    share(
+        lambda c: _gather(source, index, flags, a, b, c * size, min(index.size, (c + 1) * size), out), count, out.size
+    )
+    return torch.from_numpy(out)

@@ -1,0 +1,262 @@
+"""Pre-aggregation: what the server does to the vectors before the rule sees them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import kernels
+from .checks import require
+from .geometry import Geometry
+from .randomness import generator
+from .rules.core import as_matrix, refuse_faulty
+
+
+@dataclass(frozen=True)
+class Mixing(ABC):
+    """n vectors to m vectors, each a combination of those that came: m x n weights, found in n x n."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, int]:
+        """How many vectors it needs: the formula in f, and its value."""
+
+    @property
+    def min_n(self) -> int:
+        """The least number of vectors that it accepts."""
+        return self.needs[1]
+
+    @abstractmethod
+    def rows(self, n: int) -> int:
+        """How many vectors n become."""
+
+    @abstractmethod
+    def rows_for(self, m: int) -> int:
+        """The least n that become m."""
+
+    @abstractmethod
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        """[m, n] weights; or [n] scales for a mixing that only shortens vectors.
+
+        A mixture that a point which is not finite enters is not finite; only points that are not finite themselves, or
+        no more than f mixtures, may become so.
+        """
+
+    def __call__(self, x: Any) -> Any:
+        """[n, d] -> [m, d], of the same kind, dtype and device; the input is only read.
+
+        Rows that are not finite make those not finite that they are mixed into: only Bucketing mixes them into others.
+        """
+        matrix, restore = as_matrix(self, x)
+        formula, least = self.needs
+        if matrix.shape[0] < least:
+            wanted = formula if formula == str(least) else f"{formula} = {least}"
+            raise ValueError(f"{self} needs n >= {wanted} vectors, got {matrix.shape[0]}.")
+        geometry = Geometry.of(matrix)
+        table = geometry.mix(self.weights(geometry)).table
+        assert table is not None
+        return restore(kernels.weighted_rows(matrix, table))
+
+
+@dataclass(frozen=True)
+class NearestNeighborMixing(Mixing):
+    """Each vector becomes the mean of the n - f vectors nearest to it, itself included.
+
+    y_i = mean of x_j over the n - f least ||x_i - x_j||
+
+    Args:
+        f: Byzantine vectors tolerated, >= 0.
+
+    Shape: [n, d] -> [n, d].
+    Tolerates: f < n / 2; improves the bound of any rule for small f / n only, though it helps in practice.
+    Cost: one pass for n x n distances, one that applies n x n weights; nothing more in front of a selecting rule.
+    Convention: of two vectors equally near, the lexicographically smaller.
+
+    Example:
+        >>> import torch
+        >>> NearestNeighborMixing(f=1)(torch.tensor([[0.0], [1.0], [5.0]])).flatten()
+        tensor([0.5000, 0.5000, 3.0000])
+
+    Reference: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by Mixing: A Recipe for Optimal
+    Byzantine ML under Heterogeneity", AISTATS 2023.
+    """
+
+    f: int = 0
+
+    def __post_init__(self) -> None:
+        require(self, isinstance(self.f, int) and self.f >= 0, "an integer f >= 0", self.f)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def rows(self, n: int) -> int:
+        return n
+
+    def rows_for(self, m: int) -> int:
+        return m
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        refuse_faulty(self, self.f, geometry.faulty)
+        n = geometry.n
+        table = np.eye(n)
+        for i in np.flatnonzero(geometry.finite):
+            table[i] = 0
+            table[i, geometry.smallest(geometry.distances[i], n - self.f)] = 1 / (n - self.f)
+        return table
+
+
+@dataclass(frozen=True)
+class Bucketing(Mixing):
+    """The means of random groups of s vectors.
+
+    y_b = mean of the vectors in bucket b of ceil(n / s); the last bucket may be smaller
+
+    Args:
+        s: vectors in a bucket, >= 1; 1 leaves the vectors as they are, in another order.
+        seed: what the shuffle depends on.
+
+    Shape: [n, d] -> [ceil(n / s), d].
+    Tolerates: nothing by itself: f Byzantine vectors spoil up to f buckets, which the rule behind must tolerate.
+    Cost: one pass for n x n distances, one over all rows; nothing more in front of a selecting rule.
+    Convention: stateless. The vectors are put in order of norm (ties by value), then shuffled by ``seed``; so the
+        buckets do not depend on the order in which vectors came, and differ from step to step as the norms do.
+
+    Example:
+        >>> import torch
+        >>> Bucketing(s=2)(torch.tensor([[1.0], [2.0], [3.0]])).shape
+        torch.Size([2, 1])
+
+    Reference: Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022.
+    """
+
+    s: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self, isinstance(self.s, int) and self.s >= 1, "an integer s >= 1", self.s)
+        require(self, isinstance(self.seed, int) and self.seed >= 0, "an integer seed >= 0", self.seed)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "1", 1
+
+    def rows(self, n: int) -> int:
+        return -(-n // self.s)
+
+    def rows_for(self, m: int) -> int:
+        return (m - 1) * self.s + 1
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        n = geometry.n
+        shuffled = geometry.smallest(geometry.norms, n)[generator(self.seed, "bucketing").permutation(n)]
+        table = np.zeros((self.rows(n), n))
+        for bucket, first in enumerate(range(0, n, self.s)):
+            members = shuffled[first : first + self.s]
+            table[bucket, members] = 1 / members.size
+        return table
+
+
+@dataclass(frozen=True)
+class AdaptiveClipping(Mixing):
+    """The longest vectors are shortened to the norm of the longest of the others ("ARC").
+
+    k = floor(2 f / n (n - f)) vectors of greatest norm are clipped to the (k + 1)-th greatest norm
+
+    Args:
+        f: Byzantine vectors tolerated, >= 0.
+
+    Shape: [n, d] -> [n, d].
+    Tolerates: f < n / 2; adds at most 2f / (n - 2f) to the robustness coefficient of the rule behind.
+    Cost: one pass for n x n distances, one that applies n scales; nothing more in front of a selecting rule, unless
+        vectors are shortened so much that their distances must be measured again.
+    Convention: vectors that are not finite count as the longest, and stay as they are.
+
+    Example:
+        >>> import torch
+        >>> AdaptiveClipping(f=1)(torch.tensor([[1.0], [2.0], [-1e30]])).flatten()
+        tensor([ 1.,  2., -2.])
+
+    Reference: Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan, "Adaptive Gradient Clipping for Robust Federated
+    Learning", ICLR 2025.
+    """
+
+    f: int = 0
+
+    def __post_init__(self) -> None:
+        require(self, isinstance(self.f, int) and self.f >= 0, "an integer f >= 0", self.f)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def rows(self, n: int) -> int:
+        return n
+
+    def rows_for(self, m: int) -> int:
+        return m
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        refuse_faulty(self, self.f, geometry.faulty)
+        n = geometry.n
+        clipped = 2 * self.f * (n - self.f) // n  # in integers: no rounding of f / n decides
+        return _clip(geometry, np.sqrt(np.sort(geometry.norms)[n - 1 - clipped]))
+
+
+@dataclass(frozen=True)
+class StaticClipping(Mixing):
+    """Every vector longer than c is shortened to norm c.
+
+    y_i = x_i min(1, c / ||x_i||)
+
+    Args:
+        c: the greatest norm allowed, > 0.
+
+    Shape: [n, d] -> [n, d].
+    Tolerates: nothing by itself. Whatever c, the rule behind is no longer (f, kappa)-robust, as where all honest
+        vectors are one vector longer than c: AdaptiveClipping keeps that property.
+    Cost: as AdaptiveClipping.
+    Convention: vectors that are not finite stay as they are.
+
+    Example:
+        >>> import torch
+        >>> StaticClipping(2.0)(torch.tensor([[1.0], [-4.0]])).flatten()
+        tensor([ 1., -2.])
+
+    Reference: Allouah et al., ICLR 2025, which shows what it breaks.
+    """
+
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self, self.c > 0, "c > 0", self.c)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "1", 1
+
+    def rows(self, n: int) -> int:
+        return n
+
+    def rows_for(self, m: int) -> int:
+        return m
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        return _clip(geometry, self.c)
+
+
+def _clip(geometry: Geometry, radius: float) -> np.ndarray:
+    """[n] scales that bring every finite point within a radius of the origin."""
+    norms = np.sqrt(geometry.norms)
+    return np.divide(radius, norms, out=np.ones_like(norms), where=geometry.finite & (norms > radius))
+
+
+MIXINGS: dict[str, type[Mixing]] = {
+    "nnm": NearestNeighborMixing,
+    "bucketing": Bucketing,
+    "arc": AdaptiveClipping,
+    "clipping": StaticClipping,
+}

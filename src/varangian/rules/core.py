@@ -1,0 +1,274 @@
+"""What every rule is: the contract, the two families, and how mixings and a rule become two passes over [n, d]."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..checks import require
+from ..geometry import Geometry
+
+if TYPE_CHECKING:
+    from ..mixing import Mixing
+
+Bound = Callable[[int, int], float]
+"""A bound that some paper proves, as a function of n and f."""
+
+Vectors = TypeVar("Vectors", Tensor, np.ndarray, Sequence[Tensor], Sequence[np.ndarray])
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """An aggregation rule F: n vectors, at most f of them arbitrary, to one vector.
+
+    A rule is an immutable value. Subclass :class:`Selecting` (weights from distances), :class:`Coordinatewise` (ranks
+    of each column) or :class:`General` (anything), and write one method.
+
+    Args:
+        f: how many of the vectors may be Byzantine, >= 0.
+    """
+
+    f: int = 0
+
+    uses_previous: ClassVar[bool] = False
+    needs_geometry: ClassVar[bool] = False
+    robust: ClassVar[bool] = True  # False for the average alone, which has an f but tolerates nothing
+    kappa: ClassVar[Bound | None] = None
+    variance: ClassVar[Bound | None] = None
+
+    def __post_init__(self) -> None:
+        require(self, isinstance(self.f, int) and self.f >= 0, "an integer f >= 0", self.f)
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, int]:
+        """How many vectors it needs: the formula in f, and its value."""
+
+    @property
+    def min_n(self) -> int:
+        """The least number of vectors that the rule accepts."""
+        return self.needs[1]
+
+    def breakdown(self, n: int) -> int:
+        """The greatest f that the rule, with its other settings, may declare among n vectors.
+
+        Example:
+            >>> from varangian import MultiKrum
+            >>> MultiKrum().breakdown(51)
+            24
+
+        Raises:
+            ValueError: not even f = 0 is possible.
+        """
+        if not self.robust:
+            return 0
+        tolerated = [f for f in range(n) if replace(self, f=f).min_n <= n]
+        require(self, bool(tolerated), f"n >= {replace(self, f=0).min_n} vectors even with f = 0", n)
+        return max(tolerated)
+
+    def kappa_bound(self, n: int) -> float | None:
+        """The robustness coefficient kappa(n, f) proved for the rule's default conventions; None where none is.
+
+        ||F(x) - mean_S||^2 <= kappa * mean over i in S of ||x_i - mean_S||^2, for every set S of n - f vectors. No rule
+        has less than f / (n - 2f).
+
+        Reference: Allouah et al., "Fixing by Mixing", AISTATS 2023, where the bounds are collected.
+        """
+        return _bound(self, type(self).kappa, n)
+
+    def variance_bound(self, n: int, d: int) -> float | None:
+        """What the ratio deviation / norm of the honest vectors must stay below for the rule to be proved resilient:
+        the condition that the paper of distributed momentum plots; None for rules without one.
+
+        The bounds of that paper do not depend on d.
+
+        Reference: El-Mhamdi, Guerraoui, Rouault, ICLR 2021.
+        """
+        require(self, d >= 1, "d >= 1", d)
+        return _bound(self, type(self).variance, n)
+
+    def __call__(self, x: Any, previous: Any = None) -> Any:
+        """Aggregates [n, d] (a tensor, an array, or n vectors [d]) to [d] of the same kind, dtype and device.
+
+        Args:
+            x: the vectors; only read.
+            previous: [d], the last aggregate, for the rules that use it (``uses_previous``); the origin if None.
+
+        Raises:
+            ValueError: fewer than ``min_n`` vectors, more than f that are not finite, or something that is not [n, d].
+        """
+        matrix, restore = as_matrix(self, x)
+        if previous is not None:
+            previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
+        return restore(decide(matrix, (), self, previous).aggregate)
+
+    @abstractmethod
+    def choose(self, n: int, geometry: Geometry | None) -> np.ndarray | None:
+        """The rule's choice in n x n: [n+e] weights, or [m, n] for a rule that goes on in columns, or None."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+        """The aggregate, [n, d] -> [d], given the selection (behind any mixings) as weights of the rows of x."""
+
+
+def _bound(rule: Rule, bound: Bound | None, n: int) -> float | None:
+    check_rows((), rule, n)
+    return None if bound is None else bound(n, rule.f)
+
+
+class Selecting(Rule):
+    """A rule that looks at distances alone and answers weights: it lives in n x n."""
+
+    needs_geometry: ClassVar[bool] = True
+
+    @abstractmethod
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        """[n+e] weights of the points (and of the extra ones, if any); what is missing to 1 goes to the origin."""
+
+    def choose(self, n: int, geometry: Geometry | None) -> np.ndarray:
+        assert geometry is not None
+        return self.weights(geometry)
+
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+        assert table is not None
+        return kernels.weighted_rows(x, table, None if previous is None else previous.unsqueeze(0))
+
+
+class Coordinatewise(Rule):
+    """A rule that looks at each column alone: the mean of some ranks, or of the values closest to that mean."""
+
+    @abstractmethod
+    def statistic(self, n: int) -> tuple[int, int, int]:
+        """(low, high, window) of :func:`varangian.kernels.column_statistic` for columns of n values."""
+
+    def choose(self, n: int, geometry: Geometry | None) -> None:
+        return None
+
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+        n = x.shape[0] if table is None else table.shape[0]
+        return column_statistic(self, x, self.statistic(n), table)
+
+
+class General(Rule):
+    """A rule that is neither: it sees the vectors themselves."""
+
+    @abstractmethod
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        """[n, d] -> [d]; must not write into x nor return a view of it."""
+
+    def choose(self, n: int, geometry: Geometry | None) -> None:
+        return None
+
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+        return self.combine(x if table is None else kernels.weighted_rows(x, table), previous)
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a server decided about n vectors, and on what grounds.
+
+    Attributes:
+        aggregate: [d], the output of F.
+        table: [n+e] or [m, n+e] weights of the vectors; None where F looks at coordinates only and nothing was mixed.
+        geometry: the distances that the rule saw, or None where nothing needed them.
+    """
+
+    aggregate: Tensor
+    table: np.ndarray | None
+    geometry: Geometry | None
+
+    def weight_of(self, rows: slice) -> float | None:
+        """The share of the selection that lies on some rows (the Byzantine ones, say); None without a selection."""
+        if self.table is None:
+            return None
+        weights = np.atleast_2d(np.abs(self.table)).sum(0)
+        total = weights.sum()
+        return float(weights[rows].sum() / total) if total else 0.0
+
+
+def column_statistic(rule: Rule, x: Tensor, statistic: tuple[int, int, int], table: np.ndarray | None) -> Tensor:
+    """The statistic of the columns of table @ x, refused where more than f rows are not finite."""
+    result, faulty = kernels.column_statistic(x, *statistic, mixing=table)
+    refuse_faulty(rule, rule.f, faulty)
+    return result
+
+
+def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int) -> None:
+    """Fails closed: what declares f cannot vouch for anything when more than f vectors are not finite."""
+    if faulty > f:
+        raise ValueError(f"{stage} tolerates {f} vectors with NaN or infinity, got {faulty}.")
+
+
+def required_rows(pre: Sequence[Mixing], rule: Rule) -> int:
+    """The least number of vectors that every stage accepts."""
+    n = rule.min_n
+    for mixing in reversed(pre):
+        n = max(mixing.min_n, mixing.rows_for(n))
+    return n
+
+
+def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
+    """Raises ValueError where n vectors are too few for a stage."""
+    for stage in (*pre, rule):
+        formula, least = stage.needs
+        if n < least:
+            came = f"got {n}" if stage is (pre[0] if pre else rule) else f"got {n} after the mixings"
+            wanted = formula if formula == str(least) else f"{formula} = {least}"
+            raise ValueError(f"{stage} needs n >= {wanted} vectors, {came}.")
+        if stage is not rule:
+            n = stage.rows(n)  # type: ignore[union-attr]
+
+
+def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None = None) -> Decision:
+    """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result."""
+    n = x.shape[0]
+    check_rows(pre, rule, n)
+    previous = None if not rule.uses_previous else x.new_zeros(x.shape[1]) if previous is None else previous
+    if previous is not None:
+        require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
+        require(rule, bool(torch.isfinite(kernels.squared_norms(previous))), "a finite previous", "one that is not")
+    geometry = table = None
+    if pre or rule.needs_geometry:
+        geometry = Geometry.of(x, None if previous is None else previous.unsqueeze(0))
+        refuse_faulty(rule, rule.f, geometry.faulty)
+        for mixing in pre:
+            geometry = geometry.mix(mixing.weights(geometry))
+        n, table = geometry.n, geometry.table
+    selection = rule.choose(n, geometry)
+    if selection is not None:
+        assert geometry is not None or table is None
+        table = selection if geometry is None else geometry.through(selection)
+    return Decision(rule.apply(x, table, previous), table, geometry)
+
+
+def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """[n, d] as a tensor (sharing memory where it can), and the way back to the kind that came."""
+    name = type(owner).__name__
+    if isinstance(x, (list, tuple)):
+        if not x:
+            raise ValueError(f"{name} needs n >= 1 vectors, got an empty {type(x).__name__}.")
+        arrays = isinstance(x[0], np.ndarray)
+        shapes = {tuple(np.shape(v)) for v in x}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+            raise ValueError(f"{name} needs vectors of one shape [d], got shapes {sorted(shapes)}.")
+        x = np.stack(x) if arrays else torch.stack(list(x))
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+            raise ValueError(f"{name} needs floating-point vectors (float16, float32, float64), got {x.dtype}.")
+        matrix, restore = torch.from_numpy(np.ascontiguousarray(x).view()), Tensor.numpy
+    elif isinstance(x, Tensor):
+        if not x.is_floating_point():
+            raise ValueError(f"{name} needs floating-point vectors, got {x.dtype}.")
+        matrix, restore = x.detach(), lambda y: y
+    else:
+        raise ValueError(f"{name} needs a tensor, an array or a list of vectors, got {type(x).__name__}.")
+    if matrix.ndim != 2 or matrix.shape[1] < 1:
+        raise ValueError(f"{name} needs [n, d] with d >= 1, got shape {list(matrix.shape)}.")
+    return matrix, restore

@@ -1,0 +1,234 @@
+"""n workers and a parameter server in one process, a step at a time.
+
+All randomness is a function of (seed, purpose, step, worker), so that the state of a run is the step, the parameters,
+the algorithm's momenta, the model's buffers and the meter's two vectors, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import kernels, randomness
+from .algorithm import Algorithm
+from .attacks import Attack, Knowledge
+from .data import Dataset, Partition, Split, partition
+from .gradients import Batch, WorkerGradients
+from .metrics import Measures, Meter
+from .rules.core import decide
+
+Profile = Literal["described", "published"]
+CHUNK = 1000  # test images evaluated at a time
+
+
+class Images:
+    """A split of a dataset as model inputs: gathered, mirrored and normalised in one pass."""
+
+    def __init__(self, dataset: Dataset, split: Split, device: str | torch.device, dtype: torch.dtype) -> None:
+        self.split, self.device, self.dtype = split, device, dtype
+        channels = dataset.shape[0]
+        mean = np.zeros(channels) if dataset.mean is None else np.array(dataset.mean)
+        std = np.ones(channels) if dataset.std is None else np.array(dataset.std)
+        self.scale, self.shift = 1 / (dataset.scale * std), -mean / std
+
+    def __call__(self, index: np.ndarray, flip: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """(inputs [B, C, H, W], labels [B]) of the given examples; those with ``flip`` mirrored."""
+        inputs = kernels.gather_images(self.split.images, index, flip, self.scale, self.shift)
+        labels = self.split.labels[torch.from_numpy(index)]
+        return inputs.to(self.device, self.dtype), labels.to(self.device)
+
+
+class Sampler:
+    """What h honest workers sample at each step.
+
+    described: worker i draws its batch independently and uniformly from its part of the data.
+    published: all workers share one stream, shuffled anew each epoch; the last batch of an epoch is short.
+
+    Args:
+        dataset: where from.
+        h: honest workers.
+        batch_size: b, per worker.
+        seed: of the draws.
+        deal: how the data is dealt to workers (described only).
+        profile: which of the two.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        h: int,
+        batch_size: int,
+        seed: int,
+        deal: str | Partition = "iid",
+        profile: Profile = "described",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.h, self.batch_size, self.seed, self.flip = h, batch_size, seed, dataset.flip
+        self.images = Images(dataset, dataset.train, device, dtype)
+        self.size = len(dataset.train)
+        self.profile = profile
+        self._parts: np.ndarray | None = None
+        if profile == "described" and deal != "iid":
+            parts = partition(dataset.train.labels, h, deal, seed)
+            self._sizes = np.array([[len(p)] for p in parts])
+            self._starts = np.cumsum(self._sizes, axis=0) - self._sizes
+            self._parts = np.concatenate(parts)
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def __call__(self, step: int) -> Batch:
+        h, b = self.h, self.batch_size
+        weights = None
+        if self.profile == "published":
+            index, weights = self._from_stream(step)
+        elif self._parts is None:
+            index = randomness.indices(self.seed, "batches", step, h, b, self.size)
+        else:
+            index = self._parts[self._starts + randomness.indices(self.seed, "batches", step, h, b, self._sizes)]
+        flip = None
+        if self.flip:
+            flip = randomness.indices(self.seed, "flips", step, h, b, 2).astype(bool).reshape(-1)
+        inputs, labels = self.images(index.reshape(-1), flip)
+        return Batch(inputs.unflatten(0, (h, b)), labels.reshape(h, b), weights)
+
+    def _from_stream(self, step: int) -> tuple[np.ndarray, Tensor | None]:
+        """Worker i takes batch number step * h + i of the shared stream; a short batch is padded at weight 0."""
+        h, b = self.h, self.batch_size
+        per_epoch = -(-self.size // b)
+        index, weights = np.zeros((h, b), np.int64), np.zeros((h, b))
+        for i in range(h):
+            epoch, place = divmod(step * h + i, per_epoch)
+            if self._epoch is None or self._epoch[0] != epoch:
+                self._epoch = epoch, randomness.generator(self.seed, "shuffle", epoch).permutation(self.size)
+            drawn = self._epoch[1][place * b : (place + 1) * b]
+            index[i, : drawn.size] = drawn
+            weights[i, : drawn.size] = 1 / drawn.size
+        if (weights > 0).all():
+            return index, None
+        return index, torch.from_numpy(weights).to(self.images.device, self.images.dtype)
+
+
+class Evaluator:
+    """Top-1 accuracy and loss on the test split; prepared once, except where the published profile mirrors it anew."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        profile: Profile = "described",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.images = Images(dataset, dataset.test, device, dtype)
+        self.seed, self.mirrors = seed, profile == "published" and dataset.flip
+        self.chunks = np.array_split(np.arange(len(dataset.test)), -(-len(dataset.test) // CHUNK))
+        self._prepared = None if self.mirrors else [self.images(chunk) for chunk in self.chunks]
+
+    def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, float]:
+        prepared = self._prepared
+        if prepared is None:
+            flip = randomness.indices(self.seed, "test-flips", step, 1, len(self.images.split), 2)[0].astype(bool)
+            prepared = [self.images(chunk, flip[chunk]) for chunk in self.chunks]
+        return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared])
+
+
+class Simulation:
+    """n workers, the last of them Byzantine, and a server that runs an algorithm.
+
+    Args:
+        gradients: the model.
+        batches: what the h honest workers sample at a step.
+        algorithm: both halves.
+        workers: n.
+        real_byzantine: how many of them attack; 0 without an attack.
+        attack: what these send.
+        learning_rate: a function of the step.
+        momentum: mu of the composite curvature, for the measures only.
+        l2: factor c; adds the gradient of c/2 ||theta||^2 ("described") or of c^2 ||theta|| ("published").
+        profile: which l2.
+        seed: of the attack.
+        measure: whether to fill the measures that cost time. The training does not depend on it.
+
+    The matrix of all n vectors and that of the sampled gradients are allocated once; momenta at the workers live in the
+    former.
+    """
+
+    def __init__(
+        self,
+        gradients: WorkerGradients,
+        batches: Callable[[int], Batch],
+        algorithm: Algorithm,
+        workers: int,
+        real_byzantine: int = 0,
+        attack: Attack | None = None,
+        learning_rate: Callable[[int], float] = lambda step: 0.1,
+        momentum: float = 0.0,
+        l2: float = 0.0,
+        profile: Profile = "described",
+        seed: int = 0,
+        measure: bool = True,
+    ) -> None:
+        self.gradients, self.batches, self.algorithm, self.attack = gradients, batches, algorithm, attack
+        self.workers, self.real_byzantine, self.h = workers, real_byzantine, workers - real_byzantine
+        self.learning_rate, self.l2, self.profile, self.seed = learning_rate, l2, profile, seed
+        self.parameters = gradients.parameters()
+        options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
+        self.state = algorithm.init(self.h, gradients.d, **options)
+        self.meter = Meter(self.parameters, momentum) if measure else None
+        self.steps_done = 0
+        self.points = 0
+        self.vectors = torch.empty(workers, gradients.d, **options)
+        separate = any(stage.remembers for stage in algorithm.worker)
+        self.sampled = torch.empty(self.h, gradients.d, **options) if separate else self.vectors[: self.h]
+
+    def step(self) -> Measures:
+        """One step of every worker and of the server; the measures are those of before the update."""
+        step, h = self.steps_done, self.h
+        lr = self.learning_rate(step)
+        batch = self.batches(step)
+        point = self.algorithm.point(self.parameters, self.state, lr)
+        losses = self.gradients(point, batch, self.sampled, step)
+        self._regularize(point)
+        honest, state = self.algorithm.send(self.sampled, self.state, out=self.vectors[:h])
+        seen = Knowledge(
+            honest,
+            self.real_byzantine,
+            lambda x: decide(x, self.algorithm.pre, self.algorithm.rule, state.previous).aggregate,
+            state.previous,
+            randomness.generator(self.seed, "attack", step),
+        )
+        crafted = None
+        if self.attack is not None and self.real_byzantine:
+            crafted = self.attack.craft(seen)
+            self.vectors[h:] = crafted
+        decision = self.algorithm.decide(self.vectors, state)
+        update, self.state = self.algorithm.finish(decision, state)
+        row = Measures(step, self.points, lr, float(losses.mean()))
+        if self.meter is not None:
+            same = self.sampled.data_ptr() == honest.data_ptr()
+            sampled = seen.moments if same else kernels.mean_and_std(self.sampled)
+            share = decision.weight_of(slice(h, self.workers)) if self.real_byzantine else None
+            row = self.meter.measure(row, self.parameters, sampled, seen.moments, crafted, decision.aggregate, share, h)
+        self.parameters.add_(update, alpha=-lr)
+        self.points += batch.points
+        self.steps_done += 1
+        return row
+
+    def _regularize(self, point: Tensor) -> None:
+        if not self.l2:
+            return
+        if self.profile == "described":
+            kernels.blend(1.0, self.sampled, self.l2, point, self.sampled)
+        else:
+            norm = kernels.squared_norms(point).sqrt_().unsqueeze(-1).to(point.dtype)
+            direction = point / norm.clamp_min(torch.finfo(point.dtype).tiny)
+            kernels.blend(1.0, self.sampled, self.l2**2, direction, self.sampled)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the parameters hold a NaN or an infinity."""
+        return not bool(torch.isfinite(kernels.squared_norms(self.parameters)))

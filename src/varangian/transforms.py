@@ -1,0 +1,171 @@
+"""What stands before F at the workers or after F at the server: one class each, whatever the side.
+
+A transform maps vectors to vectors row by row and is a value: its memory is handed in and handed back,
+``(out, memory) = transform(x, memory)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .checks import require
+
+
+class Transform(ABC):
+    """Row by row, [..., d] -> [..., d], with explicit memory.
+
+    Class attributes:
+        remembers: it keeps one vector per row (its memory is a tensor shaped like its input, else None).
+        uses_previous: it looks at the last aggregate.
+        worker_only: it has no meaning after F.
+    """
+
+    remembers: ClassVar[bool] = False
+    uses_previous: ClassVar[bool] = False
+    worker_only: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(
+        self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The transformed vectors and the new memory.
+
+        Without ``out`` nothing is overwritten. With it nothing is allocated: the result goes there, or into the memory
+        where ``out`` is ``x`` itself and there is one, since what is remembered must outlive the input.
+        """
+
+    @abstractmethod
+    def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
+        """Where the gradient is to be taken: ``parameters`` itself unless this is Nesterov's momentum."""
+
+
+@dataclass(frozen=True)
+class Clip(Transform):
+    """Bounds the Euclidean norm of each vector.
+
+    x min(1, max_norm / ||x||) with mode "norm"; with mode "unit" a vector longer than max_norm is brought to norm 1.
+
+    Args:
+        max_norm: the greatest norm that passes unchanged, > 0.
+        mode: "norm" as the paper describes it, "unit" as its published code computed it.
+
+    Convention: the published code of the paper used "unit" (see docs/conventions.md).
+
+    Example:
+        >>> import torch
+        >>> Clip(2.0)(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))[0]
+        tensor([[1.2000, 1.6000],
+                [0.3000, 0.4000]])
+    """
+
+    max_norm: float
+    mode: Literal["norm", "unit"] = "norm"
+
+    def __post_init__(self) -> None:
+        require(self, self.max_norm > 0, "max_norm > 0", self.max_norm)
+        require(self, self.mode in ("norm", "unit"), 'mode "norm" or "unit"', self.mode)
+
+    def __call__(
+        self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        norm = kernels.squared_norms(x).sqrt_()
+        target = self.max_norm if self.mode == "norm" else 1.0
+        long = norm > self.max_norm
+        if out is x and not long.any():
+            return x, None
+        scale = torch.where(long, target / norm, torch.ones_like(norm))
+        return torch.mul(x, scale.to(x.dtype).unsqueeze(-1), out=out), None
+
+    def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
+        return parameters
+
+
+@dataclass(frozen=True)
+class Momentum(Transform):
+    """Momentum, the object that the paper moves across F.
+
+    m <- beta m + (1 - dampening) g; what leaves is m. Before F every worker keeps its own m_i; after F the server
+    keeps one m. With ``nesterov`` the gradient is taken at the point ahead, theta - beta lr m (a true look-ahead,
+    evaluated there, not the algebraic rewriting of torch.optim.SGD).
+
+    Args:
+        beta: the decay mu, in [0, 1).
+        dampening: in [0, 1); 0 accumulates (steady state 1 / (1 - beta) times the gradient), beta averages.
+        nesterov: take gradients at the look-ahead point.
+
+    Example:
+        >>> import torch
+        >>> m, memory = Momentum(0.9)(torch.ones(2), torch.zeros(2))
+        >>> m, memory = Momentum(0.9)(torch.ones(2), memory)
+        >>> m
+        tensor([1.9000, 1.9000])
+    """
+
+    beta: float
+    dampening: float = 0.0
+    nesterov: bool = False
+
+    remembers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(self, 0 <= self.beta < 1, "beta in [0, 1)", self.beta)
+        require(self, 0 <= self.dampening < 1, "dampening in [0, 1)", self.dampening)
+
+    def __call__(
+        self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        assert memory is not None, "Momentum needs its memory; Algorithm.init makes it"
+        moved = kernels.blend(1 - self.dampening, x, self.beta, memory, memory if out is x else out)
+        return moved, moved
+
+    def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
+        if not self.nesterov:
+            return parameters
+        assert memory is not None
+        return torch.add(parameters, memory, alpha=-self.beta * lr)
+
+
+@dataclass(frozen=True)
+class SharedMomentum(Transform):
+    """Every worker adds the same momentum, the last aggregate, to its gradient before sending it.
+
+    Workers send (1 - dampening) g_i + beta G and G <- F(...). Neither of the paper's two formulations: its published
+    code offers it as "server" momentum and the paper's grid does not use it.
+
+    Args: as for :class:`Momentum`; with ``nesterov`` gradients are taken at theta - beta lr G.
+
+    Example:
+        >>> import torch
+        >>> SharedMomentum(0.5)(torch.ones(2, 3), previous=torch.full((3,), 4.0))[0]
+        tensor([[3., 3., 3.],
+                [3., 3., 3.]])
+    """
+
+    beta: float
+    dampening: float = 0.0
+    nesterov: bool = False
+
+    uses_previous: ClassVar[bool] = True
+    worker_only: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(self, 0 <= self.beta < 1, "beta in [0, 1)", self.beta)
+        require(self, 0 <= self.dampening < 1, "dampening in [0, 1)", self.dampening)
+
+    def __call__(
+        self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        assert previous is not None, "SharedMomentum needs the last aggregate; Algorithm.init makes it"
+        return kernels.blend(1 - self.dampening, x, self.beta, previous, out), None
+
+    def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
+        if not self.nesterov:
+            return parameters
+        assert previous is not None
+        return torch.add(parameters, previous, alpha=-self.beta * lr)

@@ -1,0 +1,60 @@
+"""The simulator against other people's trajectories, and against torch.optim."""
+
+from __future__ import annotations
+
+import golden_conventions
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import varangian as vg
+from varangian.gradients import Batch, WorkerGradients
+from varangian.simulate import Simulation
+
+NAMES = {"average": "average", "krum": "multi-krum", "trmean": "trimmed-mean"}
+PLACES = {"update": "server", "server": "shared", "worker": "worker"}
+
+
+def algorithm_of(case: dict) -> vg.Algorithm:
+    rule = vg.published(NAMES.get(case["rule"], case["rule"]), case["f"])
+    worker = [] if case["clip"] is None else [vg.Clip(case["clip"], case["clip_mode"])]
+    options = {"beta": 0.9, "nesterov": case["nesterov"]}
+    place = PLACES[case["momentum_at"]]
+    if place == "worker":
+        worker.append(vg.Momentum(**options))
+    if place == "shared":
+        worker.append(vg.SharedMomentum(**options))
+    return vg.Algorithm(tuple(worker), rule=rule, server=(vg.Momentum(**options),) if place == "server" else ())
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    list(golden_conventions.trajectories()),
+    ids=lambda v: v["name"] if isinstance(v, dict) else "",
+)
+@pytest.mark.parametrize("method", ["chain", "vmap", "loop"])
+def test_golden_trajectories(case: dict, expected: np.ndarray, method: str) -> None:
+    data = golden_conventions.batches()
+    x, y = torch.from_numpy(data["x"]).float(), torch.from_numpy(data["y"]).long()
+    h = case["n"] - case["f"]
+    model = nn.Sequential(nn.Linear(12, 5))
+    gradients = WorkerGradients(model, method=method)
+    gradients.adopt(torch.from_numpy(expected[0]).float())
+    attack = {"none": None, "little": vg.Little(1.5), "empire": vg.Empire(1.1)}[case["attack"]]
+    simulation = Simulation(
+        gradients,
+        lambda t: Batch(x[t * h : (t + 1) * h], y[t * h : (t + 1) * h]),
+        algorithm_of(case),
+        workers=case["n"],
+        real_byzantine=0 if attack is None else case["f"],
+        attack=attack,
+        learning_rate=lambda t: 0.05 / (t // 10 * 10 / 20 + 1),
+        momentum=0.9,
+        l2=case.get("l2", 0.0),
+        profile="published",
+    )
+    for t in range(30):
+        np.testing.assert_allclose(simulation.parameters.numpy(), expected[t], rtol=0, atol=1e-5)
+        simulation.step()
+    np.testing.assert_allclose(simulation.parameters.numpy(), expected[30], rtol=0, atol=1e-5)
