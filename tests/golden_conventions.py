@@ -47,8 +47,8 @@ GOLDEN: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 """Golden name -> the oracle that reproduces it: [n, d], f -> [d] (mixings: [n, d])."""
 
 CONSTRUCTORS: dict[str, str] = {
-    "published:multi-krum": 'MultiKrum(f, neighbours="n-f-1", distance="plain")',
-    "published:multi-krum-m1": 'MultiKrum(f, m=1, neighbours="n-f-1", distance="plain")',
+    "published:multi-krum": 'MultiKrum(f, neighbours="n-f-1", distance="plain", ties="position")',
+    "published:multi-krum-m1": 'MultiKrum(f, m=1, neighbours="n-f-1", distance="plain", ties="position")',
     "published:median": 'Median(f, even="lower")',
     "published:trmean": "TrimmedMean(f)",
     "published:phocas": "Phocas(f)",
@@ -57,15 +57,17 @@ CONSTRUCTORS: dict[str, str] = {
     "published:aksel-mid": 'Aksel(f, mode="mid", even="lower")',
     "published:aksel-n-f": 'Aksel(f, mode="n-f", even="lower")',
     "published:cge": "ComparativeGradientElimination(f)",
-    "published:mda": "MinimumDiameterAveraging(f)",
-    "published:bulyan": 'Bulyan(f, base="multi-krum", selection="frozen", distance="plain", even="lower")',
+    "published:mda": 'MinimumDiameterAveraging(f, ties="position")',
+    "published:bulyan": (
+        'Bulyan(f, base="multi-krum", selection="frozen", distance="plain", even="lower", ties="position")'
+    ),
     "byzfl:Median": 'Median(f, even="mid")',
     "byzfl:TrMean": "TrimmedMean(f)",
     "byzfl:Meamed": 'MeaMed(f, even="mid")',
-    "byzfl:MultiKrum": 'MultiKrum(f, m=n - f, neighbours="n-f-1")',
-    "byzfl:Krum": 'Krum(f, neighbours="n-f-1")',
+    "byzfl:MultiKrum": 'MultiKrum(f, m=n - f, neighbours="n-f-1", ties="position")',
+    "byzfl:Krum": 'Krum(f, neighbours="n-f-1", ties="position")',
     "byzfl:MoNNA-idx0": "MoNNA(f, pivot=0)",
-    "byzfl:MDA": "MinimumDiameterAveraging(f)",
+    "byzfl:MDA": 'MinimumDiameterAveraging(f, ties="position")',
     "byzfl:NNM": "NearestNeighborMixing(f)",
     "byzfl:ARC": "AdaptiveClipping(f)",
     "byzfl:Clipping2": "StaticClipping(2.0)",
@@ -75,7 +77,8 @@ CONSTRUCTORS: dict[str, str] = {
 """Golden name -> the package's constructor call that means the same (n, f: the case's numbers)."""
 
 TIED: frozenset[tuple[int, str]] = frozenset({(6, "published:mda"), (6, "byzfl:MDA"), (8, "published:multi-krum-m1")})
-"""Outputs that hang on an exact tie, which the other code broke by position: first row, first subset of indices.
+"""Outputs that only ties="position" gives: they hang on an exact tie, which the other code broke by position (first
+row, first subset of indices).
 
 Case 6: two subsets of 7 share their diameter (and the diameter's pair), exactly. Case 8 (d = 1): two adjacent values
 have the same sum of plain distances to 5 others. A rule that breaks ties by value answers another, equally right

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import golden_conventions
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import golden_conventions
+import oracles
 import varangian as vg
 from varangian.gradients import Batch, WorkerGradients
 from varangian.simulate import Simulation
@@ -58,3 +61,40 @@ def test_golden_trajectories(case: dict, expected: np.ndarray, method: str) -> N
         np.testing.assert_allclose(simulation.parameters.numpy(), expected[t], rtol=0, atol=1e-5)
         simulation.step()
     np.testing.assert_allclose(simulation.parameters.numpy(), expected[30], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("profile", "l2_mode", "clip_mode"), [("described", "squared", "norm"), ("published", "norm", "unit")]
+)
+def test_l2_and_clip_and_the_look_ahead_together(
+    profile: Literal["described", "published"],
+    l2_mode: str,
+    clip_mode: Literal["norm", "unit"],
+    place: str,
+    nesterov: bool,
+) -> None:
+    """No golden case has them all: the l2 term is taken where the gradient is, and clipped with it."""
+    case = {"n": 11, "f": 4, "rule": "median", "attack": "little", "momentum_at": place, "nesterov": nesterov,
+            "clip": 1.2, "clip_mode": clip_mode, "l2": 0.4}  # fmt: skip
+    data = golden_conventions.batches()
+    x, y = torch.from_numpy(data["x"]).double(), torch.from_numpy(data["y"]).long()
+    gradients = WorkerGradients(nn.Sequential(nn.Linear(12, 5)).double())
+    start = torch.linspace(-1, 1, 65, dtype=torch.float64)
+    gradients.adopt(start)
+    simulation = Simulation(
+        gradients,
+        lambda t: Batch(x[t * 7 : (t + 1) * 7], y[t * 7 : (t + 1) * 7]),
+        algorithm_of(case),
+        workers=11,
+        real_byzantine=4,
+        attack=vg.Little(1.5),
+        learning_rate=lambda t: 0.05 / (t // 10 * 10 / 20 + 1),
+        l2=0.4,
+        profile=profile,
+    )
+    expected = oracles.trajectory(case, data, start.numpy(), steps=12, l2_mode=l2_mode)
+    for t in range(12):
+        np.testing.assert_allclose(simulation.parameters.numpy(), expected[t], rtol=1e-9, atol=1e-9)
+        simulation.step()

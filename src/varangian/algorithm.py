@@ -69,6 +69,11 @@ class Algorithm:
     server: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.rule.needs_root:
+            raise ValueError(
+                f"Algorithm: {self.rule} needs a root vector, which an algorithm does not have; "
+                "call the rule itself: rule(vectors, previous=root)."
+            )
         for stage in self.server:
             if stage.worker_only:
                 raise ValueError(f"Algorithm: {stage} acts at the workers, got it in server=; move it to worker=.")
@@ -109,7 +114,8 @@ class Algorithm:
         """
         vectors, memories = gradients, []
         for place, (stage, memory) in enumerate(zip(self.worker, state.worker, strict=True), 1):
-            target = None if out is None else out if place == len(self.worker) else gradients
+            inside = memory if stage.remembers else gradients  # what is remembered must outlive the gradients
+            target = out if out is None or place == len(self.worker) else inside
             vectors, memory = stage(vectors, memory, state.previous, target)
             memories.append(memory)
         if out is not None and vectors is not out:

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from . import __version__
 from . import demo as demonstration
 from .attacks import ATTACKS
 from .checks import summary_of
+from .cli_study import COMMANDS as STUDY_COMMANDS
 from .data import DATASETS, PARTITIONS
 from .experiment import Evaluation, Experiment, Result
 from .experiment import run as run_experiment
@@ -55,6 +57,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         _say(str(error))
         sys.exit(2)
+    except MemoryError as error:
+        _say(f"not enough memory: {error}")
+        sys.exit(2)
 
 
 def _say(message: str) -> None:
@@ -62,7 +67,7 @@ def _say(message: str) -> None:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="varangian")
+@click.version_option(__version__)
 def commands() -> None:
     """Byzantine-resilient distributed SGD: rules, attacks, and where momentum should stand."""
 
@@ -204,3 +209,7 @@ def demo_command(out: Path, threads: int | None) -> None:
     """The paper's comparison in small, in under a minute: 6 rules, 2 attacks, momentum in 2 places, 3 seeds."""
     _set_threads(threads)
     demonstration.demo(out, output, notices)
+
+
+for study_command in STUDY_COMMANDS:
+    commands.add_command(study_command)

@@ -11,7 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from . import kernels
 from .algorithm import Algorithm
 from .attacks import ATTACKS, Attack
 from .checks import unknown
-from .data import DATASETS, PARTITIONS, Dataset, load
+from .data import DATASETS, PARTITIONS, Dataset
 from .gradients import WorkerGradients
 from .metrics import COLUMNS, Measures
 from .mixing import MIXINGS, Mixing
@@ -33,8 +33,8 @@ from .models import MODELS
 from .models import build as build_model
 from .rules import RULES, Rule, published
 from .rules.core import check_rows
-from .simulate import Evaluator, Sampler, Simulation
-from .specs import describe, make, parse
+from .simulate import Evaluator, Profile, Sampler, Simulation
+from .specs import check, describe, make, parse
 from .transforms import Clip, Momentum, SharedMomentum, Transform
 
 FORMAT = 1  # of run folders
@@ -58,6 +58,12 @@ def _schedule(value: Any) -> Any:
 
 def _nothing(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in ("none", "") else value
+
+
+def _without_f(value: Any, f: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_without_f(item, f) for item in value)
+    return describe(value, f) if isinstance(value, (Rule, Mixing)) else value
 
 
 def _spec(value: Any) -> Any:
@@ -149,6 +155,9 @@ class Experiment:
     )
 
     def __post_init__(self) -> None:
+        # Rules and mixings that tolerate what ``byzantine`` says need not repeat it.
+        for name in ("rule", "pre"):
+            object.__setattr__(self, name, _without_f(getattr(self, name), self.byzantine))
         sound, faults = set(), []
         for name, adapter in _adapters().items():
             try:
@@ -164,9 +173,11 @@ class Experiment:
         """What is wrong beyond the type and range of single fields; looks at sound fields only."""
         made: dict[str, Any] = {}
         makers: dict[str, Callable[[], Any]] = {
-            "dataset": lambda: parse("dataset", self.dataset, DATASETS),
-            "model": lambda: parse("model", self.model, MODELS),
-            "rule": lambda: self.make_rule() if "byzantine" in sound else parse("rule", self.rule, RULES),
+            "dataset": lambda: check("dataset", self.dataset, DATASETS),
+            "model": lambda: check("model", self.model, MODELS, "shape", "classes"),
+            "rule": lambda: (
+                Algorithm(rule=self.make_rule()).rule if "byzantine" in sound else parse("rule", self.rule, RULES)
+            ),
             "pre": self.make_pre if "byzantine" in sound else lambda: [parse("mixing", p, MIXINGS) for p in self.pre],
             "attack": self.make_attack,
             "partition": lambda: make("partition", self.partition, PARTITIONS),
@@ -260,9 +271,10 @@ class Experiment:
     @cached_property
     def digest(self) -> str:
         """Ten hexadecimal digits of the fully resolved configuration: equal runs have equal digests, others do not."""
+        a = self.make_algorithm()
         resolved = asdict(self) | {
-            "algorithm": repr(self.make_algorithm()),
-            "attack": repr(self.make_attack()),
+            "stages": [repr(a.worker), [describe(mixing) for mixing in a.pre], describe(a.rule), repr(a.server)],
+            "attack": None if self.attack is None else describe(self.make_attack()),
             "attackers": self.attackers,
             "format": FORMAT,
         }
@@ -337,7 +349,7 @@ def _reason(error: ValidationError) -> str:
 
 def _check_device(name: str) -> None:
     try:
-        torch.empty(1, device=name)
+        float(torch.zeros(1, device=name))  # back and forth: "meta" can be written only
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"{name!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
@@ -368,8 +380,8 @@ class Result:
     """
 
     experiment: Experiment
-    evaluations: list[Evaluation]
-    measures: list[Measures]
+    evaluations: list[Evaluation] = field(repr=False)
+    measures: list[Measures] = field(repr=False)
     seconds: float
     stopped: str | None = None
     folder: Path | None = None
@@ -381,7 +393,15 @@ class Result:
 
     @property
     def final_accuracy(self) -> float:
+        """The accuracy after the last step."""
         return self.evaluations[-1].accuracy
+
+    def __str__(self) -> str:
+        ending = f", stopped: {self.stopped}" if self.stopped else ""
+        return (
+            f"{self.experiment.name}: maximum accuracy {self.max_accuracy:.2%}, final {self.final_accuracy:.2%}, "
+            f"{len(self.measures)} steps in {self.seconds:.1f} s{ending}"
+        )
 
     def summary(self) -> dict[str, Any]:
         """What result.json holds."""
@@ -404,10 +424,7 @@ def open_dataset(experiment: Experiment, folder: str | Path | None = None, downl
     Raises:
         DataError: a file that is missing or not what it should be.
     """
-    name, options = parse("dataset", experiment.dataset, DATASETS)
-    if options:
-        return make("dataset", experiment.dataset, DATASETS)
-    return load(name, folder, download)
+    return make("dataset", experiment.dataset, DATASETS, folder=folder, download=download)
 
 
 def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluator]:
@@ -421,22 +438,32 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
     ).to(e.device, dtype)
     gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed)
     deal = make("partition", e.partition, PARTITIONS) if e.partition != "iid" else "iid"
-    sampler = Sampler(dataset, e.honest, e.batch_size, e.seed, deal, e.profile, e.device, dtype)
+    attack = e.make_attack()
+    learners = e.workers if attack is not None and attack.uses_flipped else e.honest
+    sampler = Sampler(dataset, learners, e.batch_size, e.seed, deal, e.profile, e.device, dtype)
     simulation = Simulation(
         gradients,
         sampler,
         e.make_algorithm(),
         e.workers,
         e.attackers,
-        e.make_attack(),
+        attack,
         e.rate,
         e.momentum,
         e.l2,
         e.profile,
         e.seed,
         e.measure,
+        dataset.classes,
     )
-    return simulation, Evaluator(dataset, e.seed, e.profile, e.device, dtype)
+    mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
+    return simulation, _evaluator(dataset, e.seed if mirrors else 0, e.profile, e.device, dtype)
+
+
+@lru_cache(maxsize=1)
+def _evaluator(dataset: Dataset, seed: int, profile: Profile, device: str, dtype: torch.dtype) -> Evaluator:
+    """Shared by the runs of a process on the same data: test images are prepared once."""
+    return Evaluator(dataset, seed, profile, device, dtype)
 
 
 Progress = Callable[[int, Evaluation | None], None]
@@ -476,10 +503,14 @@ def run(
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
     with kernels.exclusive_threads():
         simulation, evaluator = build(experiment, dataset)
-        with _recording(folder, experiment) as record:
-            result = _train(experiment, simulation, evaluator, record, progress)
-    if folder is None:
-        return result
+        with _whole_or_gone(folder):
+            with _recording(folder, experiment) as record:
+                result = _train(experiment, simulation, evaluator, record, progress)
+            return result if folder is None else _keep(result, simulation, folder)
+
+
+def _keep(result: Result, simulation: Simulation, folder: Path) -> Result:
+    """Completes the run folder; result.json comes last."""
     result = replace(result, folder=folder)
     checkpoint = {"step": simulation.steps_done, "parameters": simulation.parameters,
                   "buffers": simulation.gradients.buffers()}  # fmt: skip
@@ -524,12 +555,30 @@ def _train(
 
 
 @contextmanager
+def _whole_or_gone(folder: Path | None) -> Iterator[None]:
+    """An error removes what was written. An interruption leaves it: the next try starts over."""
+    if folder is None:
+        yield
+        return
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):
+            for name in ("experiment.json", "metrics.csv", "evaluations.csv", "state.pt"):
+                (folder / name).unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()
+        raise
+
+
+@contextmanager
 def _recording(folder: Path | None, experiment: Experiment) -> Iterator[Record]:
     """Opens the run folder's files; what it yields appends a row to one of them."""
     if folder is None:
         yield lambda row, evaluation: None
         return
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "experiment.json").write_text(experiment.to_json())
     with (
         open(folder / "metrics.csv", "w", newline="") as metrics,
@@ -570,10 +619,14 @@ def _check_writable(folder: Path) -> None:
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """The file appears whole or not at all, and is on the disk when it does."""
     temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read(folder: str | Path) -> Result:
@@ -592,6 +645,8 @@ def read(folder: str | Path) -> Result:
             ]
         with open(folder / "metrics.csv", newline="") as file:
             measures = [_measures(row) for row in csv.DictReader(file)]
+        if not evaluations or len(measures) != summary["steps"]:
+            raise ValueError("rows are missing from its tables.")
         return Result(experiment, evaluations, measures, float(summary["seconds"]), summary["stopped"], folder)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None

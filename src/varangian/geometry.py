@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from . import kernels
 
 TIE = 1e-12  # relative: scores so close are equal, and the tie is broken by the vectors' values
 ROUNDING = 2e-7  # relative: how far off a squared distance may be (its float32 squares were added in float32 lanes)
-BLUR = 2e-5  # relative to a usual squared distance: where a derived one may be further off, it is measured anew
+BLUR = 5e-6  # relative to a usual squared distance: where a derived one may be further off, it is measured anew
 FAR = 8.0  # radii of the nearest majority: of points beyond, only the direction is placed exactly, then the distance
 PANEL = 8192  # columns at a time where distances are measured anew
+
+Ties = Literal["value", "position"]
+"""Who wins among equals: the lexicographically smaller vector, or the one that stands first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +33,7 @@ class Geometry:
 
     Attributes:
         squared: [n+e+1, n+e+1] squared distances, in float64; the origin comes last, before it the e extra points.
+            NaN where nobody measured them (see :meth:`around`).
         finite: [n] whether a point is finite; the distances of one that is not are infinite.
         x: [N, d] the vectors that the points are made of.
         extra: [e, d] the last aggregate for rules that use it, or None.
@@ -43,7 +49,21 @@ class Geometry:
     @classmethod
     def of(cls, x: Tensor, extra: Tensor | None = None) -> Geometry:
         """The geometry of the rows of [n, d]; one pass over the data."""
-        squared = kernels.squared_distances(x, extra)
+        return cls._of_vectors(kernels.squared_distances(x, extra), x, extra)
+
+    @classmethod
+    def around(cls, x: Tensor, row: int) -> Geometry:
+        """Norms, and distances to one row (none for row -1, the origin), without those between other rows."""
+        n = x.shape[0]
+        squared = np.full((n + 1, n + 1), np.nan)
+        squared[-1, :n] = squared[:n, -1] = kernels.squared_norms(x).cpu().numpy()
+        squared[-1, -1] = 0
+        if row >= 0:
+            squared[row, :n] = squared[:n, row] = kernels.squared_distances_to(x, x[row])
+        return cls._of_vectors(squared, x, None)
+
+    @classmethod
+    def _of_vectors(cls, squared: np.ndarray, x: Tensor, extra: Tensor | None) -> Geometry:
         finite = np.isfinite(squared[-1])
         squared[~finite] = squared[:, ~finite] = np.inf
         np.fill_diagonal(squared, 0)
@@ -84,6 +104,7 @@ class Geometry:
             squared = self._measured(table, finite)
         faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
         squared[faulty] = squared[:, faulty] = np.inf
+        squared = 0.5 * (squared + squared.T)  # exactly symmetric, as a matrix product is not
         np.fill_diagonal(squared, 0)
         return Geometry(squared, finite, self.x, self.extra, table)
 
@@ -132,29 +153,29 @@ class Geometry:
         """
         if not finite.any():
             return False
-        good = np.append(finite, np.ones(squared.shape[0] - finite.size, bool))
-        squared, terms = squared[np.ix_(good, good)], terms[np.ix_(good, good)]
-        usual = np.median(squared[:, : int(finite.sum())], axis=1)
+        if not finite.all():
+            good = np.append(finite, np.ones(squared.shape[0] - finite.size, bool))
+            squared, terms = squared[np.ix_(good, good)], terms[np.ix_(good, good)]
+        usual = middle(squared[:, : int(finite.sum())])
         # Mixing draws points together, all into one perhaps: what they were before tells what matters.
-        before = usual if scaling else np.median(self.distances[np.ix_(self.finite, self.finite)], axis=1)
+        known = self.distances if self.finite.all() else self.distances[np.ix_(self.finite, self.finite)]
+        before = middle(usual[None] if scaling else middle(known)[None])[0]
+        errors = (1e-14 if self.x.dtype == torch.float64 else ROUNDING) * terms
+        if not (errors > BLUR * before).any():
+            return False
         certain = np.maximum(squared, np.minimum(usual[:, None], usual[None, :]))
-        rounding = 1e-14 if self.x.dtype == torch.float64 else ROUNDING
-        return bool((rounding * terms > np.maximum(BLUR * np.median(before), 1e-4 * certain)).any())
+        return bool((errors > np.maximum(BLUR * before, (1e-5 if scaling else 1e-4) * certain)).any())
 
     def _measured(self, table: np.ndarray, finite: np.ndarray) -> np.ndarray:
         """Squared distances of mixtures of vectors, from the mixtures themselves, in float64: one pass, in panels."""
         measures_extra = self.squared.shape[0] > self.n + 1
         total = np.zeros((table.shape[0] + self.squared.shape[0] - self.n,) * 2)
-        used = np.flatnonzero((table[finite] != 0).any(0))
-        index = torch.from_numpy(used).to(self.x.device)
-        factors = torch.from_numpy(np.ascontiguousarray(table[finite][:, used])).to(self.x.device)
+        harmless = np.where(finite[:, None], table, 0)
         for start in range(0, self.x.shape[1], PANEL):
-            panel = self.x[:, start : start + PANEL]
-            extra = None if self.extra is None else self.extra[:, start : start + PANEL]
-            sources = panel if extra is None else torch.cat([panel, extra])
-            mixed = panel.new_zeros(table.shape[0], panel.shape[1], dtype=torch.float64)
-            mixed[torch.from_numpy(finite).to(panel.device)] = factors @ sources[index].double()
-            total += kernels.squared_distances(mixed, extra.double() if measures_extra and extra is not None else None)
+            stop = min(start + PANEL, self.x.shape[1])
+            mixed = kernels.weighted_panel(self.x, harmless, self.extra, start, stop)
+            extra = self.extra[:, start:stop].double() if measures_extra and self.extra is not None else None
+            total += kernels.squared_distances(mixed, extra)
         return total
 
     def cosines(self) -> np.ndarray:
@@ -163,16 +184,27 @@ class Geometry:
         norms = np.sqrt(points.norms)
         seen = points.finite & (norms > 0)
         scales = np.divide(1, norms, out=np.zeros_like(norms), where=seen)
-        result = 1 - 0.5 * points.mix(scales).distances
+        directions = points.mix(scales, anew=self.is_small)  # exact where that costs little
+        squared, lengths = directions.distances, np.where(seen, directions.norms, 1)  # lengths: 1, but for rounding
+        result = 0.5 * (lengths[:, None] + lengths[None, :] - squared) / np.sqrt(np.outer(lengths, lengths))
         result[~seen] = result[:, ~seen] = 0
-        return np.clip(result, -1, 1)
+        return np.where(np.abs(result) > 1 - 1e-14, np.sign(result), result)
 
-    def positions(self, anew: bool = False) -> np.ndarray:
+    @property
+    def is_small(self) -> bool:
+        """Whether to measure distances again costs little: one panel."""
+        return self.x.shape[1] <= PANEL
+
+    def measured(self) -> Geometry:
+        """The same, its distances measured again, in float64: one more pass, which costs little for one panel."""
+        return self.mix(np.ones(self.n), anew=True)
+
+    def positions(self) -> np.ndarray:
         """[n+e, r] Cartesian coordinates of the points and the extra ones, as if space were turned so that r suffice.
 
         The origin of these coordinates is a point near the middle of the nearest majority; points that are not finite
         come as NaN. Iterations that walk between the points do so here: differences are taken of what is at hand,
-        however far some points are. ``anew`` measures all distances again, in float64.
+        however far some points are.
 
         Far points are first drawn near, along their direction, then put back at their distance: among them D alone
         would leave nothing of the digits that tell near points apart.
@@ -183,23 +215,23 @@ class Geometry:
         if not order.size:
             return result
         squared = points.distances[np.ix_(order, order)]
-        radii = np.sort(squared, axis=1)[:, order.size // 2]
+        same = squared == 0
+        radii = middle(squared)
         center = int(np.argmin(radii))
         radius, lengths = np.sqrt(radii[center]), np.sqrt(squared[center])
         if radius == 0:
             radius = lengths[lengths > 0].min(initial=np.inf)
         far = lengths > FAR * radius
         stretch = np.where(far, lengths / radius, 1.0)
-        if far.any() or anew:
+        if far.any():
             drawn = np.diag(1 / stretch)
             drawn[:, center] += 1 - 1 / stretch
             weights = np.zeros((order.size, points.n))
             weights[:, order] = drawn
-            squared = points.mix(weights, anew).distances
+            squared = points.mix(weights).distances
         inner = 0.5 * (squared[:, center, None] + squared[None, center, :] - squared)
-        values, axes = np.linalg.eigh(inner)
-        result[order] = axes * np.sqrt(np.maximum(values, 0)) * stretch[:, None]
-        result[order[center]] = 0
+        result[order] = _coordinates(inner) * stretch[:, None]
+        result[order] = result[order[np.argmax(same, axis=1)]]  # equal points stay equal, to the last bit
         return result
 
     def by_centrality(self) -> np.ndarray:
@@ -232,16 +264,21 @@ class Geometry:
             result[..., -e:] += over_extra
         return result
 
-    def smallest(self, scores: np.ndarray, count: int, among: np.ndarray | None = None) -> np.ndarray:
+    def smallest(
+        self, scores: np.ndarray, count: int, among: np.ndarray | None = None, ties: Ties = "value"
+    ) -> np.ndarray:
         """Indices of the ``count`` smallest scores, in order; points that are not finite come last.
 
-        Ties go to the lexicographically smaller vector, never to a position: the answer follows the vectors when they
-        are permuted. ``among`` restricts the choice to some indices.
+        Ties go to the lexicographically smaller vector: the answer follows the vectors when they are permuted. With
+        ties="position", scores that are exactly equal stay in the order of the points. ``among`` restricts the choice
+        to some (ascending) indices.
         """
         index = np.arange(self.n) if among is None else among
         values = np.where(self.finite[index] & ~np.isnan(scores), scores, np.inf)
         order = np.argsort(values, kind="stable")
         index, values = index[order], values[order]
+        if ties == "position":
+            return index[:count]
         known = values[np.isfinite(values)]
         starts = np.flatnonzero(np.append(True, np.diff(known) > TIE * np.abs(known[1:])))
         for first, last in zip(starts, np.append(starts[1:], known.size), strict=True):
@@ -253,20 +290,66 @@ class Geometry:
         """The given points in lexicographic order; equal points keep any order."""
         if not self.squared[np.ix_(index, index)].any():
             return index
-        rows = np.arange(index.size)
-        keys: list[np.ndarray] = []
-        for start in range(0, self.x.shape[1], 1024):
-            panel = self.x[:, start : start + 1024]
-            extra = None if self.extra is None else self.extra[:, start : start + 1024]
+        ranks = np.zeros(index.size, int)
+        start, d = 0, self.x.shape[1]
+        while start < d and ranks.max() + 1 < index.size:
+            stop = min(2 * start + 256, start + 8 * PANEL, d)  # a few columns tell vectors apart, unless they are equal
+            panel = self.x[:, start:stop]
+            extra = None if self.extra is None else self.extra[:, start:stop]
             if self.table is None:
                 block = panel[index.tolist()]
             else:
                 block = kernels.weighted_rows(panel, self.table[index], extra)
-            keys.append(np.unique(block.double().cpu().numpy(), axis=0, return_inverse=True)[1].reshape(-1))
-            rows = np.lexsort(keys[::-1])
-            if (np.diff(np.stack(keys)[:, rows]) != 0).any(0).all():
-                break
-        return index[rows]
+            ranks = _refined(ranks, (block if block.dtype == torch.float32 else block.double()).cpu().numpy())
+            start = stop
+        return index[np.argsort(ranks, kind="stable")]
+
+
+def _refined(ranks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Ranks 0, 1, ... of rows [k, d], where those of equal rank are told apart by lexicographic order."""
+    while True:
+        first = np.unique(ranks, return_index=True)[1][ranks]
+        differ = (rows != rows[first]).any(0)
+        if not differ.any():
+            return ranks
+        values = rows[:, np.argmax(differ)]
+        ranks = np.unique(np.stack([ranks, values]), axis=1, return_inverse=True)[1].reshape(-1)
+
+
+@njit(nogil=True, cache=True)
+def _coordinates(inner):  # type: ignore[no-untyped-def]
+    """[n, n] positions of points with the given inner products: Cholesky's factor, the longest rest first.
+
+    Rounding may leave a rest that no vectors have; no product is let exceed what the lengths allow, so it stays small.
+    """
+    n = inner.shape[0]
+    result, rest, left = np.zeros((n, n)), np.diag(inner).copy(), np.ones(n, np.bool_)
+    least = 1e-15 * rest.max()
+    for axis in range(n):
+        pivot = -1
+        for i in range(n):
+            if left[i] and (pivot < 0 or rest[i] > rest[pivot]):
+                pivot = i
+        if rest[pivot] <= least:
+            break
+        left[pivot] = False
+        length = np.sqrt(rest[pivot])
+        result[pivot, axis] = length
+        for i in range(n):
+            if left[i]:
+                value = inner[i, pivot]
+                for k in range(axis):
+                    value -= result[i, k] * result[pivot, k]
+                bound = np.sqrt(max(rest[i], 0.0))
+                result[i, axis] = min(max(value / length, -bound), bound)
+                rest[i] -= result[i, axis] * result[i, axis]
+    return result
+
+
+def middle(values: np.ndarray) -> np.ndarray:
+    """The (upper) median of each row."""
+    half = values.shape[1] // 2
+    return np.partition(values, half, axis=1)[:, half]
 
 
 def sum_of_smallest(values: np.ndarray, count: int) -> np.ndarray:

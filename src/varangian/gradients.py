@@ -10,8 +10,11 @@ The only file that knows nn.Module. Three ways to the same numbers:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -39,10 +42,9 @@ class Batch:
     labels: Tensor
     weights: Tensor | None = None
 
-    @property
-    def points(self) -> int:
-        """How many training points the batch holds."""
-        return self.labels.numel() if self.weights is None else int((self.weights > 0).sum())
+    def points(self, h: int) -> int:
+        """How many training points the first h workers sampled."""
+        return self.labels[:h].numel() if self.weights is None else int((self.weights[:h] > 0).sum())
 
 
 Compute = Callable[[Tensor, Batch, Tensor, int], Tensor]
@@ -70,6 +72,7 @@ class WorkerGradients:
         self._stochastic = training and any(isinstance(m, _DROPOUTS) and m.p > 0 for m in model.modules())
         self._normalizes = training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
         self._seen: dict[int, dict[str, Tensor]] = {}  # worker -> buffers after its batch, within one call
+        self._idle: list[nn.Module] = []  # twins of the model, one for each thread that has needed one
         self.method: Method = self._choose() if method == "auto" else method
         if self.method == "chain" and self._chain is None:
             raise ValueError("method 'chain' needs linear layers with ReLU between them, on the CPU; use 'auto'.")
@@ -121,6 +124,7 @@ class WorkerGradients:
         step's initial ones, so that their order does not matter.
         """
         assert out.shape == (batch.labels.shape[0], self.d)
+        self._seen.clear()
         losses = self._compute(point, batch, out, step)
         self._adopt_mean_buffers()
         return losses
@@ -178,16 +182,28 @@ class WorkerGradients:
                 delta *= source > 0
         return -(picked * weights).sum(1)
 
-    def _loss(self, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        logits = functional_call(self.model, parameters, (inputs,))
-        return (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    @contextmanager
+    def _module(self) -> Iterator[nn.Module]:
+        """A twin of the model, with the same tensors: functional_call moves tensors in and out of a module, so that no
+        two threads may share one."""
+        try:
+            module = self._idle.pop()
+        except IndexError:
+            module = copy.deepcopy(self.model, {id(t): t for t in (*self._parameters, *self.model.buffers())})
+        if module.training != self.model.training:
+            module.train(self.model.training)
+        try:
+            yield module
+        finally:
+            self._idle.append(module)
 
     def _by_vmap(self, point: Tensor, batch: Batch, out: Tensor, first: int) -> Tensor:
         parameters = dict(zip(self.names, self._split(point), strict=True))
         shared = None if point.ndim == 1 else 0
-        gradients, losses = vmap(grad_and_value(self._loss), in_dims=(shared, 0, 0, 0))(
-            parameters, batch.inputs, batch.labels, _weights(batch)
-        )
+        with self._module() as module:
+            gradients, losses = vmap(grad_and_value(partial(_loss, module)), in_dims=(shared, 0, 0, 0))(
+                parameters, batch.inputs, batch.labels, _weights(batch)
+            )
         for name, target in zip(self.names, self._split(out), strict=True):
             target.copy_(gradients[name])
         return losses.detach()
@@ -202,7 +218,8 @@ class WorkerGradients:
             leaves = [v.detach().requires_grad_() for v in self._split(point if point.ndim == 1 else point[i])]
             mine = {name: b.clone() for name, b in buffers.items()}
             state = dict(zip(self.names, leaves, strict=True)) | mine
-            loss = self._loss(state, batch.inputs[i], batch.labels[i], weights[i])
+            with self._module() as module, torch.enable_grad():
+                loss = _loss(module, state, batch.inputs[i], batch.labels[i], weights[i])
             for target, gradient in zip(targets, torch.autograd.grad(loss, leaves), strict=True):
                 target[i] = gradient
             losses.append(loss.detach())
@@ -216,7 +233,6 @@ class WorkerGradients:
         for name, b in self.model.named_buffers():
             values = torch.stack([self._seen[i][name] for i in sorted(self._seen)])
             b.copy_(values.mean(0) if b.is_floating_point() else values[0])
-        self._seen.clear()
 
     def evaluate(self, parameters: Tensor, inputs: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[float, float]:
         """(accuracy, mean loss) in evaluation mode over chunks of prepared inputs and labels."""
@@ -231,7 +247,8 @@ class WorkerGradients:
                 if self.method == "chain":
                     logits = self._chain_logits(inputs[c], values)
                 else:
-                    logits = functional_call(self.model, state, (inputs[c],))
+                    with self._module() as module:
+                        logits = functional_call(module, state, (inputs[c],))
                 found[c, 0] = float((logits.argmax(1) == labels[c]).sum())
                 found[c, 1] = float(functional.cross_entropy(logits, labels[c], reduction="sum"))
 
@@ -255,6 +272,11 @@ class WorkerGradients:
         return torch.from_numpy(z)
 
 
+def _loss(module: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    logits = functional_call(module, parameters, (inputs,))
+    return (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+
 def _arrays(tensors: list[Tensor]) -> list[np.ndarray]:
     return [t.detach().numpy() for t in tensors]
 
@@ -268,10 +290,8 @@ def _affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nd
 
 
 def _times(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """x @ matrix; all workers in one product when they share the matrix."""
-    if matrix.ndim == 3 or x.ndim == 2:
-        return np.matmul(x, matrix)
-    return np.matmul(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
+    """x @ matrix, one product a worker: so that no number depends on how many workers a thread has."""
+    return np.matmul(x, np.ascontiguousarray(matrix) if x.ndim == 3 else matrix)
 
 
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)

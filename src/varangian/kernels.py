@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
@@ -38,6 +40,38 @@ SORT_WIDTH = 128  # columns per block of a sorting network: 51 rows of float32 a
 STREAM_WIDTH = 2048  # columns per block of a weighted sum
 PANEL = 1 << 16  # columns upcast at a time for half types
 SMALL = 1 << 15  # below so many numbers a second thread costs more than it saves
+
+# ------------------------------------------------------------------------------------------------ compilation
+
+
+class _Patience(event.Listener):
+    """Says once why nothing happens, where compiling a kernel takes over a second. The result is cached on disk."""
+
+    def __init__(self) -> None:
+        self.said = False
+        self.depth = 0
+        self.timer: threading.Timer | None = None
+
+    def on_start(self, event: event.Event) -> None:
+        if self.said or event.data is None or not event.data["dispatcher"].py_func.__module__.startswith("varangian."):
+            return
+        self.depth += 1
+        if self.depth == 1:
+            self.timer = threading.Timer(1.0, self._say)
+            self.timer.daemon = True
+            self.timer.start()
+
+    def on_end(self, event: event.Event) -> None:
+        self.depth = max(0, self.depth - 1)
+        if self.depth == 0 and self.timer is not None:
+            self.timer.cancel()
+
+    def _say(self) -> None:
+        self.said = True
+        print("varangian: compiling kernels for this processor, once; later runs find them on disk.", file=sys.stderr)
+
+
+event.register("numba:compile", _Patience())
 
 # ---------------------------------------------------------------------------------------------------- threads
 
@@ -136,9 +170,8 @@ def _half(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor) -> np.ndarray:
-    """A numpy view of [n, d] with contiguous rows (a copy where the rows are not)."""
-    x = x.detach()
-    return (x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()).numpy()
+    """[n, d] in numpy, contiguous: a copy where it is not, since kernels vectorise over neighbours in memory only."""
+    return x.detach().contiguous().numpy()
 
 
 @intrinsic
@@ -452,6 +485,23 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
     return out
 
 
+def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, start: int, stop: int) -> Tensor:
+    """Columns start..stop of weighted_rows for weights [m, n+e], not rounded: [m, stop - start] in float64."""
+    panel = x[:, start:stop]
+    others = panel[:0] if extra is None else extra[:, start:stop]
+    if not _native(x):
+        used = np.flatnonzero((table != 0).any(0))
+        sources = torch.cat([panel, others])[torch.from_numpy(used).to(x.device)].double()
+        return torch.from_numpy(np.ascontiguousarray(table[:, used])).to(x.device) @ sources
+    a, b, out = _rows(panel), _rows(others), np.zeros((table.shape[0], stop - start))
+    zeros, scratch = np.zeros(1, a.dtype), np.empty(min(STREAM_WIDTH, stop - start))
+    for row, target in zip(table, out, strict=True):
+        used = np.flatnonzero(row)
+        if used.size:
+            _weighted(a, b, zeros, used, row[used], 0, stop - start, scratch, target)
+    return torch.from_numpy(out)
+
+
 @_jit
 def _blend(scales, x, factor, y, start, stop, out):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
@@ -480,15 +530,10 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tenso
 # ------------------------------------------------------------------------------------------- columns: ranks
 
 
-@lru_cache(maxsize=256)
-def network(n: int, ranks: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Comparators (left, right) of Batcher's odd-even merge sort of n values that can reach ranks low..high-1.
+def _batcher(n: int) -> list[tuple[int, int, int]]:
+    """(run, i, j): the comparators of Batcher's odd-even merge sort, which merges runs of 1, then 2, 4, ... values.
 
     Reference: Batcher, "Sorting networks and their applications", 1968.
-
-    Example:
-        >>> [pair.tolist() for pair in network(3, (0, 3))]
-        [[0, 0, 1], [1, 2, 2]]
     """
     comparators, run = [], 1
     while run < n:
@@ -496,16 +541,56 @@ def network(n: int, ranks: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         while gap >= 1:
             for first in range(gap % run, n - gap, 2 * gap):
                 merged = range(first, min(first + gap, n - gap))
-                comparators += [(i, i + gap) for i in merged if i // (2 * run) == (i + gap) // (2 * run)]
+                comparators += [(run, i, i + gap) for i in merged if i // (2 * run) == (i + gap) // (2 * run)]
             gap //= 2
         run *= 2
+    return comparators
+
+
+@lru_cache(maxsize=256)
+def network(n: int, ranks: tuple[int, int], eights: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Comparators (left, right) that sort n values as far as ranks low..high-1 need it.
+
+    With ``eights`` those are left out that sort whole groups of eight rows: :func:`_sort_eights` has done it.
+
+    Example:
+        >>> [pair.tolist() for pair in network(3, (0, 3))]
+        [[0, 0, 1], [1, 2, 2]]
+    """
     wanted, kept = set(range(*ranks)), []
-    for a, b in reversed(comparators):
+    for run, a, b in reversed(_batcher(n)):
         if a in wanted or b in wanted:
-            kept.append((a, b))
             wanted |= {a, b}
+            if not (eights and run <= 4 and a < n // 8 * 8):
+                kept.append((a, b))
     pairs = np.array(kept[::-1], np.int64).reshape(-1, 2)
     return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+
+
+@_jit
+def _sort_eights(block):  # type: ignore[no-untyped-def]
+    """Sorts each whole group of eight rows, column by column, in registers: 8 loads and 8 stores for 19 comparators.
+
+    On the flat block, where rows are a constant apart, so that the compiler can see that they do not overlap.
+    """
+    flat = block.reshape(-1)
+    for g in range(0, block.shape[0] // 8 * 8 * SORT_WIDTH, 8 * SORT_WIDTH):
+        for k in range(g, g + SORT_WIDTH):
+            a, b, c, d = flat[k], flat[k + SORT_WIDTH], flat[k + 2 * SORT_WIDTH], flat[k + 3 * SORT_WIDTH]
+            e, f = flat[k + 4 * SORT_WIDTH], flat[k + 5 * SORT_WIDTH]
+            g_, h = flat[k + 6 * SORT_WIDTH], flat[k + 7 * SORT_WIDTH]
+            a, b, c, d = min(a, b), max(a, b), min(c, d), max(c, d)
+            e, f, g_, h = min(e, f), max(e, f), min(g_, h), max(g_, h)
+            a, c, b, d = min(a, c), max(a, c), min(b, d), max(b, d)
+            e, g_, f, h = min(e, g_), max(e, g_), min(f, h), max(f, h)
+            b, c, f, g_ = min(b, c), max(b, c), min(f, g_), max(f, g_)
+            a, e, b, f = min(a, e), max(a, e), min(b, f), max(b, f)
+            c, g_, d, h = min(c, g_), max(c, g_), min(d, h), max(d, h)
+            c, e, d, f = min(c, e), max(c, e), min(d, f), max(d, f)
+            b, c, d, e, f, g_ = min(b, c), max(b, c), min(d, e), max(d, e), min(f, g_), max(f, g_)
+            flat[k], flat[k + SORT_WIDTH], flat[k + 2 * SORT_WIDTH], flat[k + 3 * SORT_WIDTH] = a, b, c, d
+            flat[k + 4 * SORT_WIDTH], flat[k + 5 * SORT_WIDTH] = e, f
+            flat[k + 6 * SORT_WIDTH], flat[k + 7 * SORT_WIDTH] = g_, h
 
 
 @_jit
@@ -541,14 +626,14 @@ def _mix_row(x, columns, weights, start, width, total, target):  # type: ignore[
 @_jit
 def _walk(block, left, right, bits, start, stop):  # type: ignore[no-untyped-def]
     """Runs the network over a block while asking for the source of the next one, start..stop."""
-    n, width = bits.shape[0], block.shape[1]
+    n = bits.shape[0]
     step = 64 // bits.itemsize
     lines = n * ((stop - start + step - 1) // step) if stop > start else 0
     each = (lines + left.size - 1) // left.size if left.size else 0
     row, column = 0, start
     for c in range(left.size):
         low, high = block[left[c]], block[right[c]]
-        for k in range(width):
+        for k in range(SORT_WIDTH):
             a, b = low[k], high[k]
             low[k] = min(a, b)
             high[k] = max(a, b)
@@ -568,23 +653,32 @@ def _closest(values, window, width, center, chosen):  # type: ignore[no-untyped-
     leaves, so ties keep the lower value. Halves avoid overflow.
     """
     m = values.shape[0]
-    drop = m - window
-    slid = chosen[0]
+    drop, share = m - window, 1.0 / window
+    slid, total = chosen[0], chosen[1]
     slid[:width] = 0
-    total = chosen[1]
     total[:width] = 0
     for s in range(drop):
         low, high = values[s], values[s + window]
-        for k in range(width):
-            half = 0.5 * center[k]
-            if half - 0.5 * np.float64(low[k]) > 0.5 * np.float64(high[k]) - half:
-                slid[k] += 1.0
-    for r in range(m):
-        row = values[r]
-        for k in range(width):
-            if slid[k] <= r and r < slid[k] + window:
-                total[k] += np.float64(row[k]) / window
-    center[:width] = total[:width]
+        if window >= drop:  # then one of the two is in the window, and what lies between them too
+            for k in range(width):
+                a, b, half = np.float64(low[k]), np.float64(high[k]), 0.5 * center[k]
+                total[k] += share * (b if half - 0.5 * a > 0.5 * b - half else a)
+        else:
+            for k in range(width):
+                half = 0.5 * center[k]
+                slid[k] += 1.0 if half - 0.5 * np.float64(low[k]) > 0.5 * np.float64(high[k]) - half else 0.0
+    if window >= drop:
+        for r in range(drop, window):
+            row = values[r]
+            for k in range(width):
+                total[k] += share * row[k]
+    else:
+        for r in range(m):
+            row = values[r]
+            for k in range(width):
+                total[k] += share * row[k] if slid[k] <= r and r < slid[k] + window else 0.0
+    for k in range(width):  # copying a slice would compile the message of a shape error, for seconds
+        center[k] = total[k]
 
 
 @_jit
@@ -606,12 +700,14 @@ def _columns(
                 most = _load_keys(block[i, :width], block[i], shift, mask, infinity)
             if most >= infinity:
                 bad[i] = 1
+        _sort_eights(block)
         _walk(block, left, right, bits, s + size, min(stop, s + 2 * size))
         first_row, last_row = (0, m) if window > 0 else (low, high)
         for r in range(first_row, last_row):
             _to_bits(block[r], shift, mask)
         if high - low == 1 and window == 0:
-            out[s : s + width] = values[low, :width]
+            for k in range(width):
+                out[s + k] = values[low, k]
             continue
         scale = 1.0 / (high - low)
         center[:width] = 0
@@ -641,7 +737,7 @@ def _column_statistic(
     used = table != 0
     offsets = np.concatenate([[0], np.cumsum(used.sum(1))]).astype(np.int64)
     rows, weights = np.nonzero(used)[1], table[used].astype(np.float64)
-    left, right = network(m, (0, m) if window else (low, high))
+    left, right = network(m, (0, m) if window else (low, high), eights=True)
     size, count = _chunks(d, SORT_WIDTH, 16)
     bad, out, bits = np.zeros((count, m), np.uint8), np.empty(d, x.dtype), x.view(integer)
 

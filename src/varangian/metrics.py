@@ -70,6 +70,7 @@ class Meter:
         self.previous: Tensor | None = None
         self.decayed = torch.zeros_like(initial)
 
+    @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are answers here
     def measure(
         self,
         base: Measures,
@@ -129,7 +130,7 @@ def _norm(x: Tensor) -> float:
 
 
 def _cosine(products: np.ndarray, i: int, j: int) -> float | None:
-    norms = np.sqrt(products[i, i] * products[j, j])
+    norms = np.sqrt(products[i, i]) * np.sqrt(products[j, j])
     return float(products[i, j] / norms) if norms > 0 or np.isnan(norms) else None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import kernels
 from .checks import require
-from .geometry import Geometry
+from .geometry import TIE, Geometry, mean_weights
 from .randomness import generator
 from .rules.core import as_matrix, refuse_faulty
 
@@ -102,10 +102,13 @@ class NearestNeighborMixing(Mixing):
     def weights(self, geometry: Geometry) -> np.ndarray:
         refuse_faulty(self, self.f, geometry.faulty)
         n = geometry.n
-        table = np.eye(n)
-        for i in np.flatnonzero(geometry.finite):
-            table[i] = 0
-            table[i, geometry.smallest(geometry.distances[i], n - self.f)] = 1 / (n - self.f)
+        count, finite = n - self.f, geometry.finite
+        ordered = np.sort(geometry.distances, axis=1)
+        last, next_ = ordered[:, count - 1], ordered[:, min(count, n - 1)]
+        table = np.where(finite[:, None], (geometry.distances <= last[:, None]) / count, np.eye(n))
+        if count < n:
+            for i in np.flatnonzero(finite & (next_ <= last * (1 + TIE))):
+                table[i] = mean_weights(geometry.smallest(geometry.distances[i], count), n)
         return table
 
 

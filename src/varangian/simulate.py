@@ -7,6 +7,7 @@ the algorithm's momenta, the model's buffers and the meter's two vectors, and no
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,11 +16,10 @@ from torch import Tensor
 
 from . import kernels, randomness
 from .algorithm import Algorithm
-from .attacks import Attack, Knowledge
+from .attacks import Attack, ComposedDefence, Knowledge
 from .data import Dataset, Partition, Split, partition
 from .gradients import Batch, WorkerGradients
 from .metrics import Measures, Meter
-from .rules.core import decide
 
 Profile = Literal["described", "published"]
 CHUNK = 1000  # test images evaluated at a time
@@ -145,6 +145,7 @@ class Simulation:
         algorithm: both halves.
         workers: n.
         real_byzantine: how many of them attack; 0 without an attack.
+        classes: C, for attacks whose workers learn from labels C - 1 - c; ``batches`` then samples for all n workers.
         attack: what these send.
         learning_rate: a function of the step.
         momentum: mu of the composite curvature, for the measures only.
@@ -171,35 +172,50 @@ class Simulation:
         profile: Profile = "described",
         seed: int = 0,
         measure: bool = True,
+        classes: int = 0,
     ) -> None:
         self.gradients, self.batches, self.algorithm, self.attack = gradients, batches, algorithm, attack
         self.workers, self.real_byzantine, self.h = workers, real_byzantine, workers - real_byzantine
         self.learning_rate, self.l2, self.profile, self.seed = learning_rate, l2, profile, seed
+        self.classes = classes
+        # Workers that compute gradients: the honest ones, and those of a data attack.
+        self.active = workers if attack is not None and attack.uses_flipped else self.h
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
-        self.state = algorithm.init(self.h, gradients.d, **options)
+        self.state = algorithm.init(self.active, gradients.d, **options)
         self.meter = Meter(self.parameters, momentum) if measure else None
+        self.previous: Tensor | None = None  # the last aggregate, where the attack looks at it
         self.steps_done = 0
         self.points = 0
-        self.vectors = torch.empty(workers, gradients.d, **options)
+        self.vectors = torch.zeros(workers, gradients.d, **options)
+        if algorithm.worker and algorithm.worker[-1].remembers:
+            # What the last stage sends is what it remembers: it lives in the matrix of all vectors from the start.
+            memories = (*self.state.worker[:-1], self.vectors[: self.active])
+            self.state = replace(self.state, worker=memories)
         separate = any(stage.remembers for stage in algorithm.worker)
-        self.sampled = torch.empty(self.h, gradients.d, **options) if separate else self.vectors[: self.h]
+        self.sampled = torch.empty(self.active, gradients.d, **options) if separate else self.vectors[: self.active]
 
     def step(self) -> Measures:
         """One step of every worker and of the server; the measures are those of before the update."""
         step, h = self.steps_done, self.h
         lr = self.learning_rate(step)
         batch = self.batches(step)
+        if self.active > h:
+            labels = batch.labels.clone()
+            labels[h:] = self.classes - 1 - labels[h:]
+            batch = replace(batch, labels=labels)
         point = self.algorithm.point(self.parameters, self.state, lr)
         losses = self.gradients(point, batch, self.sampled, step)
         self._regularize(point)
-        honest, state = self.algorithm.send(self.sampled, self.state, out=self.vectors[:h])
+        sent, state = self.algorithm.send(self.sampled, self.state, out=self.vectors[: self.active])
+        honest = sent[:h]
         seen = Knowledge(
             honest,
             self.real_byzantine,
-            lambda x: decide(x, self.algorithm.pre, self.algorithm.rule, state.previous).aggregate,
-            state.previous,
+            ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous),
+            self.previous,
             randomness.generator(self.seed, "attack", step),
+            sent[h:] if self.active > h else None,
         )
         crafted = None
         if self.attack is not None and self.real_byzantine:
@@ -207,14 +223,16 @@ class Simulation:
             self.vectors[h:] = crafted
         decision = self.algorithm.decide(self.vectors, state)
         update, self.state = self.algorithm.finish(decision, state)
-        row = Measures(step, self.points, lr, float(losses.mean()))
+        if self.attack is not None and self.attack.uses_previous:
+            self.previous = decision.aggregate.clone()
+        row = Measures(step, self.points, lr, float(losses[:h].mean()))
         if self.meter is not None:
             same = self.sampled.data_ptr() == honest.data_ptr()
-            sampled = seen.moments if same else kernels.mean_and_std(self.sampled)
+            sampled = seen.moments if same else kernels.mean_and_std(self.sampled[:h])
             share = decision.weight_of(slice(h, self.workers)) if self.real_byzantine else None
             row = self.meter.measure(row, self.parameters, sampled, seen.moments, crafted, decision.aggregate, share, h)
         self.parameters.add_(update, alpha=-lr)
-        self.points += batch.points
+        self.points += batch.points(h)
         self.steps_done += 1
         return row
 

@@ -32,10 +32,12 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
         raise ValueError(unknown(kind, name, table))
     try:
         call = ast.parse(f"f({inside or ''})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        assert not call.args
-        options = {str(k.arg): _value(k.value) for k in call.keywords}
-    except (SyntaxError, AssertionError, ValueError):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
+            raise ValueError("not one pair of parentheses that holds options only")
+        options = {k.arg: _value(k.value) for k in call.keywords if k.arg is not None}
+        if len(options) < len(call.keywords):
+            raise ValueError("an option twice, or **")
+    except (SyntaxError, ValueError):
         raise ValueError(
             f"{kind} {text!r}: options are written name(option=value, ...), values as in Python."
         ) from None
@@ -53,30 +55,44 @@ def _value(node: ast.expr) -> Any:
         return text
 
 
+def check(kind: str, text: str, table: Mapping[str, Callable[..., Any]], *given: str) -> tuple[str, dict[str, Any]]:
+    """As :func:`parse`, and every option is one that the object has; ``given`` are not for the user to set.
+
+    Raises:
+        ValueError: as for :func:`parse`, or an unknown option.
+    """
+    name, options = parse(kind, text, table)
+    known = inspect.signature(table[name]).parameters
+    for option in options:
+        if option not in known:
+            free = [other for other in known if other not in given]
+            raise ValueError(f"{name}: " + unknown("option", option, free) if free else f"{name} takes no options.")
+    return name, options
+
+
 def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: Any) -> T:
     """The object that a spec names; ``given`` fills the parameters that the spec leaves open.
 
     Raises:
         ValueError: as for :func:`parse`, an option that the object does not have, or a value that it refuses.
     """
-    name, options = parse(kind, text, table)
+    name, options = check(kind, text, table, *given)
     factory = table[name]
     known = inspect.signature(factory).parameters
-    for option in options:
-        if option not in known:
-            raise ValueError(f"{name}: " + unknown("option", option, known))
     given = {key: value for key, value in given.items() if key in known}
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in options and p.name not in given]
     if missing:
         raise ValueError(f"{name} needs {', '.join(missing)}: write {name}({', '.join(f'{m}=...' for m in missing)}).")
     try:
         return factory(**(given | options))
-    except TypeError as error:
-        raise ValueError(f"{kind} {text!r}: {error}.") from None
+    except (TypeError, RuntimeError) as error:  # torch's own, of a size that is none
+        raise ValueError(f"{kind} {text!r}: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 
-def describe(value: Any) -> str:
-    """The spec of a rule, a mixing or an attack: its name and the options that differ from the defaults, f aside.
+def describe(value: Any, f: int | None = None) -> str:
+    """The spec of a rule, a mixing or an attack: its name and the options that differ from the defaults.
+
+    What a rule or a mixing tolerates is among them, unless it is the given f.
 
     Raises:
         ValueError: its class is in none of the dictionaries.
@@ -88,9 +104,8 @@ def describe(value: Any) -> str:
     names = {kind: name for table in (RULES, MIXINGS, ATTACKS) for name, kind in table.items()}
     if type(value) not in names:
         raise ValueError(f"{value} has no name: put its class into RULES, MIXINGS or ATTACKS first.")
-    options = [
-        f"{f.name}={getattr(value, f.name)!r}"
-        for f in fields(value)
-        if f.name != "f" and (f.default is MISSING or getattr(value, f.name) != f.default)
-    ]
+    values = {option.name: (getattr(value, option.name), option.default) for option in fields(value)}
+    if "f" in values:
+        values["f"] = (values["f"][0], MISSING if f is None else f)
+    options = [f"{name}={now!r}" for name, (now, default) in values.items() if default is MISSING or now != default]
     return names[type(value)] + (f"({', '.join(options)})" if options else "")

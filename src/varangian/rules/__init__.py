@@ -6,7 +6,7 @@ from ..checks import unknown
 from .bulyan import Bulyan
 from .central import Aksel, CenteredClipping, GeometricMedian, Medoid, MoNNA
 from .coordinatewise import MeaMed, Median, Phocas, TrimmedMean
-from .core import Coordinatewise, General, Rule, Selecting
+from .core import Coordinatewise, General, Nearest, Rule, Selecting
 from .federated import FLAME, LASA, ClippedClustering, FLTrust, FoolsGold, SignGuard
 from .selecting import Average, ComparativeGradientElimination, Krum, MinimumDiameterAveraging, MultiKrum
 from .spectral import CAF, SMEA, DivideAndConquer
@@ -42,8 +42,9 @@ RULES: dict[str, type[Rule]] = {
 def published(name: str, f: int) -> Rule:
     """The rule with the conventions of the published code of the distributed-momentum paper.
 
-    That code's "krum" averaged n - f - 2 vectors: it is "multi-krum" here, and "krum" is the same with one. Its
-    "brute" and "trmean" are "mda" and "trimmed-mean"; either name will do.
+    Both its own names and ours will do: its "krum" averaged n - f - 2 vectors and is our "multi-krum", its "trmean" is
+    "trimmed-mean", its "brute" is "mda". For its Krum of a single vector: MultiKrum(f, m=1, neighbours="n-f-1",
+    distance="plain", ties="position").
 
     Raises:
         ValueError: a name that the published code did not have.
@@ -54,18 +55,17 @@ def published(name: str, f: int) -> Rule:
     """
     rules: dict[str, Rule] = {
         "average": Average(f),
-        "krum": Krum(f, neighbours="n-f-1", distance="plain"),
-        "multi-krum": MultiKrum(f, neighbours="n-f-1", distance="plain"),
+        "multi-krum": MultiKrum(f, neighbours="n-f-1", distance="plain", ties="position"),
         "median": Median(f, even="lower"),
         "trimmed-mean": TrimmedMean(f),
         "phocas": Phocas(f),
         "meamed": MeaMed(f, even="lower"),
-        "bulyan": Bulyan(f, base="multi-krum", selection="frozen", distance="plain", even="lower"),
-        "mda": MinimumDiameterAveraging(f),
+        "bulyan": Bulyan(f, base="multi-krum", selection="frozen", distance="plain", even="lower", ties="position"),
+        "mda": MinimumDiameterAveraging(f, ties="position"),
         "cge": ComparativeGradientElimination(f),
         "aksel": Aksel(f, even="lower"),
     }
-    rules |= {"trmean": rules["trimmed-mean"], "brute": rules["mda"]}
+    rules |= {"krum": rules["multi-krum"], "trmean": rules["trimmed-mean"], "brute": rules["mda"]}
     if name not in rules:
         raise ValueError(unknown("rule with published conventions", name, rules))
     return rules[name]
@@ -74,6 +74,6 @@ def published(name: str, f: int) -> Rule:
 __all__ = [
     "CAF", "FLAME", "LASA", "RULES", "SMEA", "Aksel", "Average", "Bulyan", "CenteredClipping", "ClippedClustering",
     "ComparativeGradientElimination", "Coordinatewise", "DivideAndConquer", "FLTrust", "FoolsGold", "General",
-    "GeometricMedian", "Krum", "MeaMed", "Median", "Medoid", "MinimumDiameterAveraging", "MoNNA", "MultiKrum", "Phocas",
-    "Rule", "Selecting", "SignGuard", "TrimmedMean", "published",
+    "GeometricMedian", "Krum", "MeaMed", "Median", "Medoid", "MinimumDiameterAveraging", "MoNNA", "MultiKrum",
+    "Nearest", "Phocas", "Rule", "Selecting", "SignGuard", "TrimmedMean", "published",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..checks import require
-from ..geometry import Geometry, mean_weights
+from ..geometry import Geometry, Ties, mean_weights
 from .coordinatewise import Even, median_ranks
 from .core import Bound, Rule, column_statistic
 from .selecting import krum_scores, krum_variance
@@ -31,13 +31,15 @@ class Bulyan(Rule):
         m: with base="multi-krum", how many a round averages; by default n' - f - 2 of the n' that remain.
         distance: what the scores sum.
         even: which median, for an even number of selected vectors.
+        ties: of equal scores the lexicographically smaller vector's is taken ("value"), or that of the one that stands
+            first ("position", which does not follow the vectors when they are permuted).
 
     Shape: [n, d] -> [d].
     Tolerates: f <= (n - 3) / 4.
     Cost: one pass for n x n distances, one that mixes and sorts columns; the selected vectors are never stored.
     Convention: the scores of n' remaining vectors sum their n' - f - 2 nearest, and one at least. The paper of
-        distributed momentum ran base="multi-krum", selection="frozen", distance="plain", even="lower"
-        (``published("bulyan", f)``). Of two values equally close the lower is taken.
+        distributed momentum ran base="multi-krum", selection="frozen", distance="plain", even="lower",
+        ties="position" (``published("bulyan", f)``). Of two values equally close the lower is taken.
 
     Example:
         >>> import torch
@@ -54,6 +56,7 @@ class Bulyan(Rule):
     m: int | None = None
     distance: Literal["squared", "plain"] = "squared"
     even: Even = "mid"
+    ties: Ties = "value"
 
     needs_geometry: ClassVar[bool] = True
     variance: ClassVar[Bound | None] = staticmethod(krum_variance)
@@ -62,10 +65,11 @@ class Bulyan(Rule):
         super().__post_init__()
         require(self, self.base in ("krum", "multi-krum"), 'base "krum" or "multi-krum"', self.base)
         require(self, self.selection in ("rescored", "frozen"), 'selection "rescored" or "frozen"', self.selection)
-        require(self, self.m is None or self.m >= 1, "m >= 1 (or None)", self.m)
+        require(self, self.m is None or self.m in range(1, 2**31), "an integer m >= 1 (or None)", self.m)
         require(self, self.m is None or self.base == "multi-krum", 'base="multi-krum" for m to mean anything', self.m)
         require(self, self.distance in ("squared", "plain"), 'distance "squared" or "plain"', self.distance)
         require(self, self.even in ("mid", "lower", "upper"), 'even "mid", "lower" or "upper"', self.even)
+        require(self, self.ties in ("value", "position"), 'ties "value" or "position"', self.ties)
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -77,12 +81,12 @@ class Bulyan(Rule):
         f = self.f
         rounds = n - 2 * f if self.base == "krum" else n - 2 * f - 2
         remaining = np.arange(n)
-        ranking = geometry.smallest(krum_scores(geometry, f, distance=self.distance), n)
+        ranking = geometry.smallest(krum_scores(geometry, f, distance=self.distance), n, ties=self.ties)
         rows = []
         for _ in range(rounds):
             if self.selection == "rescored":
                 scores = krum_scores(geometry, f, distance=self.distance, among=remaining)
-                ranking = geometry.smallest(scores, remaining.size, among=remaining)
+                ranking = geometry.smallest(scores, remaining.size, remaining, self.ties)
             if self.base == "krum":
                 count = 1
             elif self.m is not None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require
-from ..geometry import Geometry, mean_weights
+from ..geometry import FAR, Geometry, mean_weights, middle
 from .coordinatewise import Even, median_ranks
-from .core import Bound, General, Selecting, column_statistic
+from .core import Bound, General, Nearest, Selecting, column_statistic
 
 SETTLED = 1e-9  # relative to a usual distance: a walk whose remaining way is shorter has arrived
 CLOSE = 0.03  # so near to a point, float32 distances would show in the answer: they are measured again in float64
@@ -73,7 +73,7 @@ def ranked(x: Tensor, scores: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class MoNNA(Selecting):
+class MoNNA(Nearest):
     """The mean of the n - f vectors nearest to a trusted one.
 
     F = mean of x_i over the n - f least ||x_i - pivot||
@@ -84,7 +84,7 @@ class MoNNA(Selecting):
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2, provided that the pivot is honest: with a Byzantine pivot it tolerates nothing.
-    Cost: one pass for distances, one over the selected rows.
+    Cost: two passes for norms and for distances to the pivot, one over the selected rows.
     Convention: follows the pivot's position, so only permutations that leave it in place leave the answer. Ties go to
         the lexicographically smaller vector.
 
@@ -108,10 +108,9 @@ class MoNNA(Selecting):
         least = 2 * self.f + 1
         return ("2f + 1", least) if self.pivot < least else ("pivot + 1", self.pivot + 1)
 
-    def weights(self, geometry: Geometry) -> np.ndarray:
-        require(self, bool(geometry.finite[self.pivot]), "a finite pivot", "one with NaN or infinity")
-        nearest = geometry.smallest(geometry.distances[self.pivot], geometry.n - self.f)
-        return mean_weights(nearest, geometry.n)
+    @property
+    def center(self) -> int:
+        return self.pivot
 
 
 @dataclass(frozen=True)
@@ -147,15 +146,16 @@ def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np
     """
     good = geometry.finite
     plain = np.sqrt(geometry.distances)
-    usual = np.median(plain[np.ix_(good, good)], axis=1)
-    if positions is None and not (plain[np.ix_(good, good)] > 100 * np.median(usual)).any():
+    known = plain[np.ix_(good, good)]
+    usual = middle(middle(known)[None])[0]
+    if not (known > FAR * usual).any():
         return np.where(good, np.sort(np.where(good, plain, 0), axis=1).sum(1), np.inf)
     at = (geometry.positions() if positions is None else positions)[: geometry.n]
     at = np.where(good[:, None], at, 0)
     squares = (at * at).sum(1)
     with np.errstate(invalid="ignore"):
         less = (squares[:, None] - 2 * at @ at.T) / (plain + np.sqrt(squares)[None, :])
-    near = np.sqrt(squares) <= 10 * np.median(usual)
+    near = np.sqrt(squares) <= FAR * usual
     less[:, near] = plain[:, near] - np.sqrt(squares)[near]
     np.fill_diagonal(less, -np.sqrt(squares))
     return np.where(good, np.where(good, less, 0).sum(1), np.inf)
@@ -198,35 +198,35 @@ class GeometricMedian(Selecting):
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         good = np.flatnonzero(geometry.finite)
-        weights, nearest = _geometric_median(geometry, good, geometry.positions())
-        if nearest < CLOSE:
-            weights, _ = _geometric_median(geometry, good, geometry.positions(anew=True))
+        weights, nearest = _geometric_median(geometry.measured() if geometry.is_small else geometry, good)
+        if nearest < CLOSE and not geometry.is_small:
+            weights, _ = _geometric_median(geometry.measured(), good)
         result = np.zeros(geometry.n)
         result[good] = weights
         return result
 
 
-def _geometric_median(geometry: Geometry, good: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, float]:
+def _geometric_median(geometry: Geometry, good: np.ndarray) -> tuple[np.ndarray, float]:
     """Weights of the finite points, and how near the nearest is, relative to a usual distance."""
-    x, squared = positions[good], geometry.distances[np.ix_(good, good)]
-    sums = distance_sums(geometry, positions)[good]
-    size = np.median(np.sqrt(squared), axis=1).min()
+    positions = geometry.positions()
+    x, sums = positions[good], distance_sums(geometry, positions)[good]
     medoid = int(np.argmin(sums))
-    pull, target = _pull(x, squared, medoid)
-    multiplicity = int((squared[medoid] == 0).sum())
+    size, pull, multiplicity, target = _pull(x, medoid)
     if pull <= multiplicity + OPTIMAL:
         # The medoid is optimal, and perhaps others that differ: average one of each.
         chosen = [medoid]
-        for k in np.flatnonzero(sums <= sums[medoid] + OPTIMAL * max(size, np.finfo(float).tiny)):
-            if squared[k, chosen].all() and _pull(x, squared, k)[0] <= (squared[k] == 0).sum() + OPTIMAL:
-                chosen.append(int(k))
+        for k in np.flatnonzero(sums <= sums[medoid] + OPTIMAL * size).tolist():
+            _, other_pull, other_multiplicity, _ = _pull(x, k)
+            if (x[k] != x[chosen]).any(1).all() and other_pull <= other_multiplicity + OPTIMAL:
+                chosen.append(k)
         return mean_weights(chosen, good.size), np.inf
     at = x[medoid] + (1 - multiplicity / pull) * (target - x[medoid])
-    before = np.inf
+    before, weights = np.inf, np.ones(good.size)
     for iteration in range(1000):
         away = x - at
-        weights = 1 / np.sqrt((away * away).sum(1))
-        size = 1 / np.median(weights)
+        lengths = np.sqrt((away * away).sum(1))
+        size = np.median(lengths)
+        weights = 1 / np.maximum(lengths, 1e-15 * size)
         step = weights @ away / weights.sum()
         length = float(np.sqrt(step @ step))
         rate = min(length / before, 0.999)  # of a convergence that is linear; unknown at first
@@ -242,15 +242,15 @@ def _geometric_median(geometry: Geometry, good: np.ndarray, positions: np.ndarra
     return weights / weights.sum(), 1 / (weights.max() * size)
 
 
-def _pull(x: np.ndarray, squared: np.ndarray, k: int) -> tuple[float, np.ndarray]:
-    """The length of the sum of unit vectors from point k to those that differ, and their inverse-distance mean."""
-    others = squared[k] > 0
-    if not others.any():
-        return 0.0, x[k]
-    away = x[others] - x[k]
-    weights = 1 / np.sqrt((away * away).sum(1))
+def _pull(x: np.ndarray, k: int) -> tuple[float, float, int, np.ndarray]:
+    """Seen from point k: the median distance, the length of the sum of unit vectors to the points that differ, how many
+    do not, and the inverse-distance mean of those that do."""
+    away = x - x[k]
+    lengths = np.sqrt((away * away).sum(1))
+    weights = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     total = weights @ away
-    return float(np.sqrt(total @ total)), x[k] + total / weights.sum()
+    target = x[k] + total / max(weights.sum(), np.finfo(float).tiny)
+    return float(np.median(lengths)), float(np.sqrt(total @ total)), int((lengths == 0).sum()), target
 
 
 def _newton(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require
-from ..geometry import Geometry
+from ..geometry import Geometry, mean_weights
 
 if TYPE_CHECKING:
     from ..mixing import Mixing
@@ -38,6 +38,7 @@ class Rule(ABC):
     f: int = 0
 
     uses_previous: ClassVar[bool] = False
+    needs_root: ClassVar[bool] = False  # previous must be a vector that is trusted: the last aggregate will not do
     needs_geometry: ClassVar[bool] = False
     robust: ClassVar[bool] = True  # False for the average alone, which has an f but tolerates nothing
     kappa: ClassVar[Bound | None] = None
@@ -99,7 +100,8 @@ class Rule(ABC):
 
         Args:
             x: the vectors; only read.
-            previous: [d], the last aggregate, for the rules that use it (``uses_previous``); the origin if None.
+            previous: [d], for the rules that use it (``uses_previous``) the last aggregate, or the root vector
+                (``needs_root``); the origin if None.
 
         Raises:
             ValueError: fewer than ``min_n`` vectors, more than f that are not finite, or something that is not [n, d].
@@ -139,6 +141,20 @@ class Selecting(Rule):
     def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
         assert table is not None
         return kernels.weighted_rows(x, table, None if previous is None else previous.unsqueeze(0))
+
+
+class Nearest(Selecting):
+    """The mean of the n - f vectors nearest to one point: no other distances are needed, and alone none is measured."""
+
+    @property
+    @abstractmethod
+    def center(self) -> int:
+        """Which vector is that point; -1 is the origin."""
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        n, center = geometry.n, self.center
+        require(self, center < 0 or bool(geometry.finite[center]), "a finite pivot", "one with NaN or infinity")
+        return mean_weights(geometry.smallest(geometry.squared[center, :n], n - self.f), n)
 
 
 class Coordinatewise(Rule):
@@ -236,7 +252,10 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
         require(rule, bool(torch.isfinite(kernels.squared_norms(previous))), "a finite previous", "one that is not")
     geometry = table = None
     if pre or rule.needs_geometry:
-        geometry = Geometry.of(x, None if previous is None else previous.unsqueeze(0))
+        if isinstance(rule, Nearest) and not pre:
+            geometry = Geometry.around(x, rule.center)
+        else:
+            geometry = Geometry.of(x, None if previous is None else previous.unsqueeze(0))
         refuse_faulty(rule, rule.f, geometry.faulty)
         for mixing in pre:
             geometry = geometry.mix(mixing.weights(geometry))
@@ -262,7 +281,7 @@ def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(x, np.ndarray):
         if x.dtype.kind != "f" or x.dtype.itemsize > 8:
             raise ValueError(f"{name} needs floating-point vectors (float16, float32, float64), got {x.dtype}.")
-        matrix, restore = torch.from_numpy(np.ascontiguousarray(x).view()), Tensor.numpy
+        matrix, restore = torch.from_numpy(np.require(x, requirements=["C", "W"])), Tensor.numpy
     elif isinstance(x, Tensor):
         if not x.is_floating_point():
             raise ValueError(f"{name} needs floating-point vectors, got {x.dtype}.")

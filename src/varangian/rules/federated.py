@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from .. import kernels
@@ -38,7 +39,8 @@ class FLTrust(Selecting):
     Tolerates: any f < n, as far as the root vector can be trusted.
     Cost: one pass for distances, one over the trusted rows.
     Convention: where the paper divides by zero (nobody is trusted, or no root vector is given) the null vector: no
-        step. Null vectors and those that are not finite are not trusted.
+        step. Null vectors and those that are not finite are not trusted. An Algorithm keeps the last aggregate, which
+        is no root vector, and refuses this rule.
 
     Example:
         >>> import torch
@@ -49,6 +51,7 @@ class FLTrust(Selecting):
     """
 
     uses_previous: ClassVar[bool] = True
+    needs_root: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -101,7 +104,7 @@ class FoolsGold(Selecting):
         with np.errstate(divide="ignore", invalid="ignore"):
             pardon = np.where((most[None, :] > most[:, None]) & (most != 0)[None, :], most[:, None] / most[None, :], 1)
             odd = np.clip(1 - np.where(np.isinf(similar), similar, similar * pardon).max(1, initial=-1), 0, 1)
-            odd[odd < 1e-6] = 0  # rounding of a cosine of 1
+            odd[odd < 1e-12] = 0  # rounding of a cosine of 1
             odd = odd / odd.max() if odd.any() else odd
             share = np.clip(np.log(odd) - np.log(1 - odd) + 0.5, 0, 1)
         result = np.zeros(geometry.n)
@@ -191,8 +194,8 @@ class FLAME(Selecting):
     Tolerates: f < n / 2.
     Cost: one pass for n x n distances, one over the selected rows.
     Convention: the paper clusters with HDBSCAN of more than n / 2 points a cluster and one sample, whose only cluster
-        is this component (fairly certain). The noise that the paper adds at the end against backdoors is left out. Vectors
-        that are not finite are left out.
+        is this component (fairly certain). The noise that the paper adds at the end against backdoors is left out.
+        Vectors that are not finite are left out. Of edges equally long all are added at once.
 
     Example:
         >>> import torch
@@ -225,13 +228,12 @@ def first_majority(apart: np.ndarray, count: int) -> np.ndarray:
         outside[j] = False
         closer = outside & (apart[j] < nearest)
         nearest[closer], parent[closer] = apart[j, closer], j
-    label = np.arange(n)
-    for _, i, j in sorted(edges, key=lambda edge: edge[0]):
-        label[label == label[j]] = label[i]
-        members = np.flatnonzero(label == label[i])
-        if members.size >= count:
-            return members
-    return np.arange(n)
+    label, length = np.arange(n), -np.inf
+    for longer, i, j in sorted(edges, key=lambda edge: edge[0]):
+        if longer > length + 1e-12 and np.bincount(label).max() >= count:
+            break
+        label[label == label[j]], length = label[i], longer
+    return np.flatnonzero(label == np.argmax(np.bincount(label)))
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ class SignGuard(General):
 
         columns, counts = self.coordinates(x.shape[1]), np.zeros((n, 2))
         for start in range(0, columns.size, PANEL):
-            panel = x[:, torch.from_numpy(columns[start : start + PANEL]).to(x.device)]
+            panel = x.index_select(1, torch.from_numpy(columns[start : start + PANEL]).to(x.device))
             counts += torch.stack([(panel > 0).sum(1), (panel < 0).sum(1)], 1).cpu().numpy()
         shares = counts[good] / columns.size
         usual = largest_cluster(np.column_stack([shares, 1 - shares.sum(1)]))
@@ -348,8 +350,8 @@ class LASA(General):
     """Sparsifies each vector, then filters layer by layer by norm and by how pure the signs are.
 
     1. clip to the median norm;  2. keep the greatest (1 - sparsity) of each vector's values;  3. per layer a vector
-    passes when its norm and its sign purity (1 + sum sgn / sum |sgn|) / 2 lie within lambda_norm and lambda_sign standard
-    deviations of the median;  F = per layer, the mean of the sparsified vectors that pass
+    passes when its norm and its sign purity (1 + sum sgn / sum |sgn|) / 2 lie within lambda_norm and lambda_sign
+    standard deviations of the median;  F = per layer, the mean of the sparsified vectors that pass
 
     Args:
         f: Byzantine vectors tolerated; the definition does not depend on it.
@@ -362,8 +364,8 @@ class LASA(General):
     Tolerates: f < n / 2.
     Cost: one pass for norms, one that ranks each vector's values (a copy of one row), two over the layers.
     Convention: less certain than the others in this file: from memory of the paper, the mean is of sparsified (not
-        merely clipped) vectors and the deviation is the population's. Of equal values the first coordinates are kept. A layer
-        that nobody passes is null. Vectors that are not finite are left out.
+        merely clipped) vectors and the deviation is the population's. Of equal values the first coordinates are kept.
+        A layer that nobody passes is null. Vectors that are not finite are left out.
 
     Example:
         >>> import torch
@@ -398,10 +400,10 @@ class LASA(General):
         radius = np.median(norms[good])
         scales = np.divide(radius, norms[good], out=np.ones(good.size), where=norms[good] > radius)
         bounds, rows = (0, *self.layers, d), good.tolist()
-        least, ties = self._thresholds(x, rows)
+        least, spared = self._thresholds(x, rows)
 
         squares, signs, counts = (np.zeros((len(bounds) - 1, good.size)) for _ in range(3))
-        for layer, _, part in _sparsified(x, rows, least, ties, bounds):
+        for layer, _, part in _sparsified(x, rows, least, spared, bounds):
             squares[layer] += part.double().square().sum(1).cpu().numpy()
             signs[layer] += part.sign().sum(1, dtype=torch.float64).cpu().numpy()
             counts[layer] += (part != 0).sum(1).cpu().numpy()
@@ -410,34 +412,69 @@ class LASA(General):
 
         weights = passing * scales / np.maximum(passing.sum(1, keepdims=True), 1)
         result = x.new_zeros(d)
-        for layer, start, part in _sparsified(x, rows, least, ties, bounds):
+        for layer, start, part in _sparsified(x, rows, least, spared, bounds):
             factors = torch.from_numpy(weights[layer]).to(x.device)
             result[start : start + part.shape[1]] = (factors @ part.double()).to(x.dtype)
         return result
 
-    def _thresholds(self, x: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The least size that a row keeps, and how many values of that very size."""
+    def _thresholds(self, x: Tensor, rows: list[int]) -> tuple[Tensor, dict[int, int]]:
+        """[k, 1] the least size that each row keeps; for rows that drop some values of that very size, how many they
+        keep."""
         dropped = floor(self.sparsity * x.shape[1])
-        least, ties = [], []
-        for row in rows:
-            sizes = x[row].abs()
-            smallest = sizes.kthvalue(dropped + 1).values
-            least.append(smallest)
-            ties.append(x.shape[1] - dropped - int((sizes > smallest).sum()))
-        return torch.stack(least).unsqueeze(1), torch.tensor(ties, device=x.device).unsqueeze(1)
+        found: list[tuple[float, int, int]] = [(0.0, 0, 0)] * len(rows)
+
+        def rank(i: int) -> None:
+            found[i] = _order_statistic(x[rows[i]].abs(), dropped)
+
+        kernels.share(rank, len(rows), len(rows) * x.shape[1])
+        least = torch.tensor([[size] for size, _, _ in found], dtype=x.dtype, device=x.device)
+        return least, {i: below + equal - dropped for i, (_, below, equal) in enumerate(found) if below < dropped}
+
+
+def _order_statistic(sizes: Tensor, k: int) -> tuple[float, int, int]:
+    """Of values >= 0 the (k + 1)-th least, how many are less, and how many are equal."""
+    if sizes.device.type != "cpu":
+        value = sizes.kthvalue(k + 1).values
+        return float(value), int((sizes < value).sum()), int((sizes == value).sum())
+    wide = (sizes if sizes.dtype == torch.float64 else sizes.float()).contiguous().numpy()
+    bits, below, equal = _select(wide.view(np.uint64 if wide.itemsize == 8 else np.uint32), k)
+    return float(np.array([bits]).astype(f"u{wide.itemsize}").view(wide.dtype)[0]), below, equal
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _select(bits, k):  # type: ignore[no-untyped-def]
+    """The same for unsigned integers, which the floats >= 0 sort like: their digits one after another, by counting."""
+    counts = np.zeros(1 << 16, np.int64)
+    prefix, below, equal = np.uint64(0), 0, bits.size
+    for shift in range(8 * bits.itemsize - 16, -1, -16):
+        counts[:] = 0
+        for i in range(bits.size):
+            digits = np.uint64(bits[i]) >> np.uint64(shift)
+            if digits >> np.uint64(16) == prefix:
+                counts[digits & np.uint64(0xFFFF)] += 1
+        digit = 0
+        while below + counts[digit] <= k:
+            below += counts[digit]
+            digit += 1
+        prefix, equal = (prefix << np.uint64(16)) | np.uint64(digit), counts[digit]
+    return prefix, below, equal
 
 
 def _sparsified(
-    x: Tensor, rows: list[int], least: Tensor, ties: Tensor, bounds: tuple[int, ...]
+    x: Tensor, rows: list[int], least: Tensor, spared: dict[int, int], bounds: tuple[int, ...]
 ) -> Iterator[tuple[int, int, Tensor]]:
     """(layer, first column, panel of the sparsified rows), panel by panel."""
+    spared = dict(spared)
     for layer, (first, last) in enumerate(pairwise(bounds)):
         for start in range(first, last, PANEL):
             panel = x[rows, start : min(start + PANEL, last)]
-            equal = panel.abs() == least
-            allowed = equal & (equal.cumsum(1) <= ties)
-            ties = ties - allowed.sum(1, keepdim=True)
-            yield layer, start, torch.where((panel.abs() > least) | allowed, panel, 0)
+            sizes = panel.abs()
+            kept = sizes >= least
+            for i, left in spared.items():
+                equal = (sizes[i] == least[i]).nonzero()[:, 0]
+                kept[i, equal[left:]] = False
+                spared[i] = max(left - equal.numel(), 0)
+            yield layer, start, torch.where(kept, panel, 0)
 
 
 def _oddness(values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ..geometry import TIE
+
 _jit = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
 
 NODES = 5_000_000  # of a search for a diameter, before it gives up
@@ -172,6 +174,7 @@ def _tightest(squared, conflict, f, nodes, best, found):  # type: ignore[no-unty
                 for k in range(left):
                     bound -= chosen[free - 1 - k]
                 dead = bound > best * (1 + 1e-12)
+        top = 0
         if not dead:
             edges, top = _degrees(conflict, state, degrees)
             if edges > 2 * left * max(degrees[top], 0):
@@ -208,12 +211,63 @@ def _tightest(squared, conflict, f, nodes, best, found):  # type: ignore[no-unty
     return count
 
 
+def _threshold(squared: np.ndarray, size: int) -> float:
+    """The least diameter, squared, of ``size`` of the points.
+
+    It is exact: whether n - f points can be kept within a diameter is whether f points cover all pairs beyond it, which
+    takes few branches since far points must go.
+
+    Raises:
+        ValueError: the search takes more than :data:`NODES` steps.
+    """
+    n = squared.shape[0]
+    values = np.unique(np.append(squared[np.triu_indices(n, 1)], 0.0))
+    low, high = 0, values.size - 1
+    while low < high:
+        middle = (low + high) // 2
+        answer = _coverable(squared > values[middle], n - size, NODES)
+        if answer < 0:
+            raise _too_long(size, n)
+        low, high = (low, middle) if answer else (middle + 1, high)
+    return values[low]
+
+
+def _too_long(size: int, n: int) -> ValueError:
+    return ValueError(f"the least diameter of {size} among {n} vectors takes more than {NODES:,} steps to find.")
+
+
+def first_of_least_diameter(squared: np.ndarray, size: int) -> np.ndarray:
+    """[size] the points of the subset of least diameter that comes first in the lexicographic order of indices.
+
+    Point after point is kept wherever those behind it can still complete the subset.
+
+    Raises:
+        ValueError: a search takes more than :data:`NODES` steps.
+    """
+    n = squared.shape[0]
+    conflict = squared > (_threshold(squared, size) if size < n else np.inf)
+    kept: list[int] = []
+    free = np.arange(n)  # in conflict with nothing kept
+    while len(kept) < size:
+        point, free = int(free[0]), free[1:]
+        behind = free[~conflict[point, free]]
+        spare = behind.size - (size - len(kept) - 1)
+        answer = spare >= 0
+        if spare >= 0 and behind.size:
+            answer = _coverable(conflict[np.ix_(behind, behind)], spare, NODES)
+        if answer < 0:
+            raise _too_long(size, n)
+        if answer:
+            kept.append(point)
+            free = behind
+    return np.array(kept)
+
+
 def least_diameter(squared: np.ndarray, size: int) -> np.ndarray:
     """[k, n] masks of the subsets of ``size`` points with the least diameter and, of these, the least sum of squares.
 
-    The least diameter is exact: whether n - f points can be kept within a diameter is whether f points cover all
-    pairs beyond it, which takes few branches since far points must go. Among very many subsets of that diameter the
-    search for the least sum stops after :data:`TIE_NODES` steps (fewer where n is large).
+    The least diameter is exact. Among very many subsets of that diameter the search for the least sum stops after
+    :data:`TIE_NODES` steps (fewer where n is large).
 
     Raises:
         ValueError: the search takes more than :data:`NODES` steps.
@@ -221,16 +275,9 @@ def least_diameter(squared: np.ndarray, size: int) -> np.ndarray:
     n = squared.shape[0]
     if n == size:
         return np.ones((1, n), bool)
-    values = np.unique(np.append(squared[np.triu_indices(n, 1)], 0.0))
-    low, high = 0, values.size - 1
-    while low < high:
-        middle = (low + high) // 2
-        answer = _coverable(squared > values[middle], n - size, NODES)
-        if answer < 0:
-            raise ValueError(f"the least diameter of {size} among {n} vectors takes more than {NODES:,} steps to find.")
-        low, high = (low, middle) if answer else (middle + 1, high)
+    conflict = squared > _threshold(squared, size) * (1 + TIE)
     found = np.zeros((TIES, n), bool)
-    count = _tightest(squared, squared > values[low], n - size, TIE_NODES * 2500 // (2500 + n * n), np.inf, found)
+    count = _tightest(squared, conflict, n - size, TIE_NODES * 2500 // (2500 + n * n), np.inf, found)
     return found[:count]
 
 

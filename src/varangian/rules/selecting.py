@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require
-from ..geometry import Geometry, mean_weights, sum_of_smallest
-from .core import Bound, Rule, Selecting
-from .search import least_diameter
+from ..geometry import Geometry, Ties, mean_weights, sum_of_smallest
+from .core import Bound, Nearest, Rule, Selecting
+from .search import first_of_least_diameter, least_diameter
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def krum_scores(
 
 
 def krum_variance(n: int, f: int) -> float:
-    """The greatest deviation / norm under which Krum and what is built on it are proved resilient (eta of its paper)."""
+    """The greatest deviation / norm under which Krum and what is built on it are proved resilient: 1 / eta(n, f)."""
     return 1 / sqrt(2 * (n - f + f * (n + f * (n - f - 2) - 2) / (n - 2 * f - 2)))
 
 
@@ -81,12 +81,14 @@ class MultiKrum(Selecting):
         m: how many to average, 1 <= m <= n; n - f - 2 by default, Krum is m = 1.
         neighbours: how many neighbours a score sums.
         distance: what it sums, squared distances or plain ones.
+        ties: of equal scores the lexicographically smaller vector's is taken ("value"), or that of the one that stands
+            first ("position", which does not follow the vectors when they are permuted).
 
     Shape: [n, d] -> [d].
     Tolerates: f < (n - 2) / 2.
     Cost: one pass for n x n distances, one over the selected rows.
-    Convention: the paper of distributed momentum ran neighbours="n-f-1", distance="plain"
-        (``published("multi-krum", f)``). Ties go to the lexicographically smaller vector.
+    Convention: the paper of distributed momentum ran neighbours="n-f-1", distance="plain",
+        ties="position" (``published("multi-krum", f)``).
 
     Example:
         >>> import torch
@@ -101,14 +103,14 @@ class MultiKrum(Selecting):
     m: int | None = None
     neighbours: Literal["n-f-2", "n-f-1"] = "n-f-2"
     distance: Literal["squared", "plain"] = "squared"
+    ties: Ties = "value"
 
     variance: ClassVar[Bound | None] = staticmethod(krum_variance)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, self.m is None or self.m >= 1, "m >= 1 (or None, for n - f - 2)", self.m)
-        require(self, self.neighbours in ("n-f-2", "n-f-1"), 'neighbours "n-f-2" or "n-f-1"', self.neighbours)
-        require(self, self.distance in ("squared", "plain"), 'distance "squared" or "plain"', self.distance)
+        require(self, self.m is None or self.m in range(1, 2**31), "an integer m >= 1 (or None)", self.m)
+        check_conventions(self)
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -119,7 +121,7 @@ class MultiKrum(Selecting):
     def weights(self, geometry: Geometry) -> np.ndarray:
         scores = krum_scores(geometry, self.f, self.neighbours, self.distance)
         m = geometry.n - self.f - 2 if self.m is None else self.m
-        return mean_weights(geometry.smallest(scores, m), geometry.n)
+        return mean_weights(geometry.smallest(scores, m, ties=self.ties), geometry.n)
 
 
 @dataclass(frozen=True)
@@ -144,16 +146,27 @@ class Krum(Selecting):
 
     neighbours: Literal["n-f-2", "n-f-1"] = "n-f-2"
     distance: Literal["squared", "plain"] = "squared"
+    ties: Ties = "value"
 
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 6 * (1 + f / (n - 2 * f)))
     variance: ClassVar[Bound | None] = staticmethod(krum_variance)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_conventions(self)
 
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 3", 2 * self.f + 3
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        return MultiKrum(self.f, 1, self.neighbours, self.distance).weights(geometry)
+        return MultiKrum(self.f, 1, self.neighbours, self.distance, self.ties).weights(geometry)
+
+
+def check_conventions(rule: Krum | MultiKrum) -> None:
+    require(rule, rule.neighbours in ("n-f-2", "n-f-1"), 'neighbours "n-f-2" or "n-f-1"', rule.neighbours)
+    require(rule, rule.distance in ("squared", "plain"), 'distance "squared" or "plain"', rule.distance)
+    require(rule, rule.ties in ("value", "position"), 'ties "value" or "position"', rule.ties)
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,9 @@ class MinimumDiameterAveraging(Selecting):
 
     Args:
         f: Byzantine vectors tolerated.
+        ties: of subsets that share the least diameter, which they often do, the most compact ("value", see below), or
+            the one that comes first in the lexicographic order of indices ("position", which does not follow the
+            vectors when they are permuted).
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
@@ -183,13 +199,23 @@ class MinimumDiameterAveraging(Selecting):
     "The Hidden Vulnerability of Distributed Learning in Byzantium", ICML 2018.
     """
 
+    ties: Ties = "value"
+
     variance: ClassVar[Bound | None] = staticmethod(lambda n, f: (n - f) / (sqrt(8) * f) if f else inf)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, self.ties in ("value", "position"), 'ties "value" or "position"', self.ties)
 
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
     def weights(self, geometry: Geometry) -> np.ndarray:
+        if self.ties == "position":
+            order = np.flatnonzero(geometry.finite)
+            squared = geometry.distances[np.ix_(order, order)]
+            return mean_weights(order[first_of_least_diameter(squared, geometry.n - self.f)], geometry.n)
         order = geometry.by_centrality()
         squared = geometry.distances[np.ix_(order, order)]
         return subset_weights(geometry, order, least_diameter(squared, geometry.n - self.f))
@@ -203,7 +229,7 @@ def subset_weights(geometry: Geometry, order: np.ndarray, masks: np.ndarray) -> 
 
 
 @dataclass(frozen=True)
-class ComparativeGradientElimination(Selecting):
+class ComparativeGradientElimination(Nearest):
     """The mean of the n - f vectors of least norm.
 
     F = mean of x_i over the n - f least ||x_i||
@@ -213,7 +239,7 @@ class ComparativeGradientElimination(Selecting):
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2, under the assumptions of its paper; a Byzantine vector shorter than the honest ones is kept.
-    Cost: one pass for distances, one over the selected rows.
+    Cost: one pass for norms, one over the selected rows.
     Convention: the mean, where the paper writes the sum. Ties go to the lexicographically smaller vector.
 
     Example:
@@ -229,5 +255,6 @@ class ComparativeGradientElimination(Selecting):
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
-    def weights(self, geometry: Geometry) -> np.ndarray:
-        return mean_weights(geometry.smallest(geometry.norms, geometry.n - self.f), geometry.n)
+    @property
+    def center(self) -> int:
+        return -1

@@ -89,6 +89,7 @@ class CAF(Selecting):
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         n, good = geometry.n, np.flatnonzero(geometry.finite)
+        geometry = geometry.measured() if geometry.is_small else geometry
         x, c = geometry.positions()[good], np.ones(good.size)
         answer, least = c / c.size, np.inf
         while c.sum() > n - 2 * self.f:
@@ -125,8 +126,8 @@ class DivideAndConquer(General):
     Tolerates: f < n / 2, of vectors that stick out.
     Cost: one pass for norms (who is finite), the sampled columns, one pass over the rows kept.
     Convention: stateless: the samples are the same at each step. Vectors that are not finite are dropped first. Where
-        no vector is kept in all rounds, which the paper leaves open, those kept in most. Ties go to the lexicographically
-        smaller vector.
+        no vector is kept in all rounds, which the paper leaves open, those kept in most. Ties go to the
+        lexicographically smaller vector.
 
     Example:
         >>> import torch
@@ -169,11 +170,11 @@ class DivideAndConquer(General):
         times_kept = np.zeros(n, int)
         for round_ in range(self.rounds):
             columns = torch.from_numpy(self.coordinates(x.shape[1], round_)).to(x.device)
-            part = x[:, columns].double().cpu().numpy()[order]
+            part = x.index_select(1, columns)[order.tolist()].double()
             centred = part - part.mean(0)
-            heaviest = np.linalg.eigh(centred @ centred.T)[1][:, -1]
-            direction = heaviest @ centred
+            direction = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1] @ centred
+            along = centred @ direction / direction.norm().clamp_min(torch.finfo(torch.float64).tiny)
             scores = np.full(n, np.inf)
-            scores[order] = np.square(centred @ direction / max(np.linalg.norm(direction), np.finfo(float).tiny))
+            scores[order] = along.square().cpu().numpy()
             times_kept[ranked(x, scores)[: n - floor(self.c * self.f)]] += 1
         return kernels.weighted_rows(x, mean_weights(np.flatnonzero(times_kept == times_kept.max()), n))

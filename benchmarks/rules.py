@@ -1,0 +1,231 @@
+"""What each rule costs beside torch's own operations on the same data, in one run, and how cost grows with n and d.
+
+    python benchmarks/rules.py                    all shapes; (11, 36,489,290) needs 6 GiB
+    python benchmarks/rules.py --shape 51x79510 --repeats 15
+    python benchmarks/rules.py --targets          only what the targets compare
+    python benchmarks/rules.py --growth FIGURE    cost against n and against d, as a plot
+
+Each round times every entry once, so that a drift of the machine's speed hits all alike; printed are the median over
+the rounds and the median of the round-by-round ratio to mean(0). Memory is the peak beyond input and output, measured
+in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+import varangian as vg
+
+SHAPES = ((51, 79_510), (25, 1_310_922), (11, 36_489_290), (200, 1_000_000))
+Call = Callable[[Tensor], object]
+
+
+def entries(n: int, targets: bool) -> dict[str, Call]:
+    """What is timed at n vectors: torch's operations, then rules at their largest f, then usual compositions."""
+    f, quarter = (n - 3) // 2, (n - 3) // 4
+    half = n // 2
+    compositions = {
+        "nnm, multi-krum": vg.Algorithm(pre=(vg.NearestNeighborMixing(f),), rule=vg.MultiKrum(f)),
+        "arc, nnm, multi-krum": vg.Algorithm(
+            pre=(vg.AdaptiveClipping(f), vg.NearestNeighborMixing(f)), rule=vg.MultiKrum(f)
+        ),
+        "nnm, median": vg.Algorithm(pre=(vg.NearestNeighborMixing(f),), rule=vg.Median(f)),
+        "nnm, trimmed-mean": vg.Algorithm(pre=(vg.NearestNeighborMixing(f),), rule=vg.TrimmedMean(f)),
+    }
+    result: dict[str, Call] = {
+        "torch mean(0)": lambda x: x.mean(0),
+        "torch x @ x.T + mean of half": lambda x: (x @ x.T, x[:half].mean(0)),
+        "median": vg.Median(f),
+        "median, f quarter": vg.Median(quarter),
+        "trimmed-mean": vg.TrimmedMean(f),
+        "phocas": vg.Phocas(f),
+        "meamed": vg.MeaMed(f),
+        "multi-krum": vg.MultiKrum(f),
+        "multi-krum, f quarter": vg.MultiKrum(quarter),
+        "bulyan": vg.Bulyan(quarter),
+        "geometric-median": vg.GeometricMedian(f),
+    }
+    for name, algorithm in compositions.items():
+        if targets and "multi-krum" not in name:
+            continue
+        result[name] = lambda x, a=algorithm: a.aggregate(x, a.init(1, 1))
+    if targets:
+        return result
+    result |= {
+        "torch median(0)": lambda x: x.median(0),
+        "torch sort(0)": lambda x: x.sort(0),
+        "bulyan of multi-krum": vg.Bulyan(quarter, base="multi-krum"),
+    }
+    done = {type(rule) for rule in result.values()}
+    for name, kind in vg.RULES.items():
+        if kind not in done and name not in ("smea", "mda"):
+            rule = kind(f) if kind is not vg.CenteredClipping else vg.CenteredClipping(f=f, tau=1.0)
+            if rule.min_n <= n:
+                result[name] = rule
+    result["nnm (as a matrix)"] = vg.NearestNeighborMixing(f)
+    return result
+
+
+def data(n: int, d: int) -> Tensor:
+    x = torch.empty(n, d)
+    for row in x:
+        row.normal_(generator=torch.Generator().manual_seed(n))
+    return x + torch.randn(n, 1, generator=torch.Generator().manual_seed(1)) * 0.1 if d < 1e7 else x
+
+
+def time_all(calls: dict[str, Call], x: Tensor, repeats: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call(x)
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(x)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def ratio(times: dict[str, list[float]], above: list[str], below: list[str]) -> float:
+    """Median over rounds of the sum of some entries over the sum of others."""
+    rounds = zip(*(times[name] for name in above), strict=True), zip(*(times[name] for name in below), strict=True)
+    return statistics.median(sum(a) / sum(b) for a, b in zip(*rounds, strict=True))
+
+
+TARGETS = (
+    ("median / torch mean(0)", ["median"], ["torch mean(0)"], (2.2, 1.0, 0.8)),
+    ("trimmed-mean / median", ["trimmed-mean"], ["median"], (1.6, 1.6, 1.6)),
+    ("phocas / median", ["phocas"], ["median"], (1.6, 1.6, 1.6)),
+    ("meamed / median", ["meamed"], ["median"], (1.6, 1.6, 1.6)),
+    ("multi-krum / (x @ x.T + mean of half)", ["multi-krum"], ["torch x @ x.T + mean of half"], (1.3, 1.0, 0.5)),
+    ("nnm, multi-krum / multi-krum", ["nnm, multi-krum"], ["multi-krum"], (1.15, 1.25, 1.3)),
+    ("arc, nnm, multi-krum / multi-krum", ["arc, nnm, multi-krum"], ["multi-krum"], (1.15, 1.25, 1.3)),
+    ("geometric-median / multi-krum", ["geometric-median"], ["multi-krum"], (1.5, 1.5, 1.5)),
+    ("bulyan / (multi-krum + median), f quarter", ["bulyan"], ["multi-krum, f quarter", "median, f quarter"],
+     (1.6, 1.6, 1.6)),
+)  # fmt: skip
+
+
+def extra_memory(n: int, d: int, name: str, queue: multiprocessing.Queue) -> None:
+    """Peak resident memory that a call adds to input and output."""
+    calls = entries(n, targets=False)
+    calls[name](data(n, 2048))  # compiles
+    x = data(n, d)
+    out = torch.ones(d)  # as large as the output, touched
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    del out
+    calls[name](x)
+    queue.put(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def measured_memory(n: int, d: int, name: str) -> float | None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=extra_memory, args=(n, d, name, queue))
+    process.start()
+    process.join()
+    return None if process.exitcode else queue.get() / (4 * n * d)
+
+
+def table(n: int, d: int, repeats: int, targets: bool, memory: bool) -> None:
+    x = data(n, d)
+    times = time_all(entries(n, targets), x, repeats)
+    del x
+    print(f"\n({n}, {d:,}): {4e-6 * n * d:,.0f} MB", flush=True)
+    for name, values in times.items():
+        ms, relative = statistics.median(values), ratio(times, [name], ["torch mean(0)"])
+        line = f"  {name:32} {ms:10.2f} ms {relative:8.2f} x mean(0) {4e-6 * n * d / ms:8.1f} GB/s"
+        if memory and not name.startswith("torch"):
+            share = measured_memory(n, d, name)
+            line += "" if share is None else f"   + {100 * share:5.1f} % memory"
+        print(line, flush=True)
+    place = SHAPES.index((n, d)) if (n, d) in SHAPES[:3] else None
+    if place is not None:
+        for title, above, below, limits in TARGETS:
+            value = ratio(times, above, below)
+            verdict = "met" if value <= limits[place] else "MISSED"
+            print(f"  {title:46} {value:6.2f}   target {limits[place]:4.2f}  {verdict}", flush=True)
+
+
+def growth(path: Path) -> None:
+    """Milliseconds against n at d = 100,000 and against d at n = 25."""
+    from matplotlib.figure import Figure
+
+    names = ("torch mean(0)", "median", "trimmed-mean", "phocas", "multi-krum", "bulyan", "nnm, multi-krum")
+    figure = Figure(figsize=(10, 4.5), layout="constrained", dpi=130)
+    panels = figure.subplots(1, 2)
+    grids = ([(n, 100_000) for n in (7, 11, 25, 51, 100, 200, 400)], [(25, 10**k) for k in (2, 3, 4, 5, 6, 7)])
+    for panel, grid, along in zip(panels, grids, ("n (d = 100,000)", "d (n = 25)"), strict=True):
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for n, d in grid:
+            calls = {k: v for k, v in entries(n, targets=True).items() if k in names}
+            times = time_all(calls, data(n, d), 5)
+            for name in names:
+                found[name].append(statistics.median(times[name]))
+        where = [n if "n (" in along else d for n, d in grid]
+        for name, values in found.items():
+            panel.loglog(
+                where, values, marker="o", markersize=4, label=name, linestyle="--" if "torch" in name else "-"
+            )
+        panel.set_xlabel(along)
+        panel.set_ylabel("ms")
+        panel.grid(alpha=0.3, which="both")
+    panels[0].legend()
+    figure.savefig(path)
+    print(f"Figure: {path}")
+
+
+def numpy_partition(n: int, d: int, repeats: int) -> None:
+    """Above the sizes of the study: our median beside numpy's partition."""
+    x = data(n, d)
+    array = x.numpy()
+    times = time_all(
+        {"median": vg.Median((n - 1) // 2), "numpy partition": lambda _: np.partition(array, n // 2, axis=0)},
+        x,
+        repeats,
+    )
+    print(f"({n}, {d:,}): median / numpy.partition {ratio(times, ['median'], ['numpy partition']):.3f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", action="append", help="as 51x79510; several times for several")
+    parser.add_argument("--repeats", type=int, default=0, help="rounds; by default as many as the size suggests")
+    parser.add_argument("--targets", action="store_true", help="only what the targets compare")
+    parser.add_argument("--memory", action="store_true", help="measure memory too")
+    parser.add_argument("--growth", type=Path, help="draw cost against n and d into this file, and nothing else")
+    parser.add_argument("--partition", action="store_true", help="compare with numpy's partition for large n")
+    options = parser.parse_args()
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}, "
+        f"numba {numba.__version__}"
+    )
+    if options.growth:
+        growth(options.growth)
+        return
+    if options.partition:
+        for n in (64, 128, 200, 400, 1000):
+            numpy_partition(n, 20_000, options.repeats or 5)
+        return
+    shapes = SHAPES
+    if options.shape:
+        shapes = tuple((int(n), int(d)) for n, d in (s.split("x") for s in options.shape))
+    for n, d in shapes:
+        repeats = options.repeats or max(3, min(21, math.ceil(3e8 / (n * d))))
+        table(n, d, repeats, options.targets, options.memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""What many runs gave: a row a run, its learning curve, and the CSV files that hold both."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shlex
+import statistics
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from .experiment import Experiment, Result
+
+Source = Literal["varangian", "imported"]
+SETTINGS = [field.name for field in fields(Experiment)]
+RESULTS = ["steps_done", "max_accuracy", "final_accuracy", "final_loss", "ratio", "ratio_within", "stopped"]
+MAX_BYTES = 2**30  # of a CSV file that is read
+csv.field_size_limit(2**20)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: the accuracy in [0, 1], and the variance-norm ratio of the step that follows, if measured."""
+
+    step: int
+    accuracy: float
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One complete run.
+
+    Attributes:
+        experiment: what was run.
+        max_accuracy, final_accuracy: on the test set, in [0, 1].
+        final_loss: None where it is not finite.
+        steps: how many were done.
+        stopped: why it ended early, or None.
+        ratio: median over the steps of the variance-norm ratio of what honest workers sent; None if not measured.
+        ratio_within: share of the steps at which that ratio satisfies the rule's condition; None for rules without one.
+        seconds: how long it took, or None where nobody knows.
+        curve: its evaluations, in the order of steps; empty where only the row is known.
+        source: "imported" for runs of the paper's own code.
+    """
+
+    experiment: Experiment
+    max_accuracy: float
+    final_accuracy: float
+    final_loss: float | None = None
+    steps: int = 0
+    stopped: str | None = None
+    ratio: float | None = None
+    ratio_within: float | None = None
+    seconds: float | None = None
+    curve: tuple[Point, ...] = ()
+    source: Source = "varangian"
+
+    @property
+    def study(self) -> str:
+        """The kind of run that it may be compared with: its profile, or "imported"."""
+        return "imported" if self.source == "imported" else self.experiment.profile
+
+
+def rule_name(experiment: Experiment) -> str:
+    """The rule without options, mixings before it: "nnm + median"."""
+    return " + ".join([*experiment.pre, experiment.rule.split("(")[0].strip()])
+
+
+def attack_name(experiment: Experiment) -> str:
+    """The attack, with options where they are not the defaults; "none" without."""
+    return experiment.attack or "none"
+
+
+def rate_text(experiment: Experiment) -> str:
+    """The learning rate as the command line takes it.
+
+    Example:
+        >>> rate_text(Experiment(learning_rate=((0, 0.01), (150, 0.001))))
+        '0.01,150:0.001'
+    """
+    rate = experiment.learning_rate
+    if not isinstance(rate, tuple):
+        return f"{rate!r}"
+    return ",".join(f"{start}:{value!r}" if start else f"{value!r}" for start, value in rate)
+
+
+def command(experiment: Experiment) -> str:
+    """The command that redoes a run.
+
+    Example:
+        >>> command(Experiment(rule="median", nesterov=True))
+        'varangian run --rule median --nesterov --threads 1'
+    """
+    words = ["varangian", "run"]
+    for field in fields(Experiment):
+        value = getattr(experiment, field.name)
+        if value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, _text(experiment, field.name)]
+    return shlex.join([*words, "--threads", "1"])
+
+
+def _text(experiment: Experiment, name: str) -> str:
+    """A setting as one cell; empty for None. Experiment reads it back."""
+    value = getattr(experiment, name)
+    if name == "learning_rate":
+        return rate_text(experiment)
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return "" if value is None else str(value)
+
+
+def condition(experiment: Experiment) -> float | None:
+    """What the variance-norm ratio must stay below for the rule to be proved resilient; None where nothing is proved.
+
+    Example:
+        >>> round(condition(Experiment(rule="median", workers=51, byzantine=24)), 4)
+        0.037
+    """
+    if experiment.pre:
+        return None
+    bound = experiment.make_rule().variance_bound(experiment.workers, 1)
+    return None if bound is None else bound**2
+
+
+# ------------------------------------------------------------------------------------------------ run folders -> rows
+
+
+def from_result(result: Result) -> Outcome:
+    """The outcome of a run that is at hand."""
+    ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None]
+    evaluations = [(e.step, e.accuracy) for e in result.evaluations]
+    summary = result.summary()
+    return _outcome(result.experiment, summary, evaluations, ratios)
+
+
+def _outcome(
+    experiment: Experiment,
+    summary: dict[str, Any],
+    evaluations: Sequence[tuple[int, float]],
+    ratios: Sequence[tuple[int, float]],
+    source: Source = "varangian",
+) -> Outcome:
+    at, limit = dict(ratios), condition(experiment) if experiment.attack else None
+    within = None if limit is None or not ratios else sum(r < limit for _, r in ratios) / len(ratios)
+    seconds, loss = summary.get("seconds"), summary.get("final_loss")
+    return Outcome(
+        experiment,
+        float(summary["max_accuracy"]),
+        float(summary["final_accuracy"]),
+        None if loss is None else float(loss),
+        int(summary["steps"]),
+        None if summary.get("stopped") is None else str(summary["stopped"]),
+        statistics.median(r for _, r in ratios) if ratios else None,
+        within,
+        None if seconds is None else float(seconds),
+        tuple(Point(step, accuracy, at.get(step)) for step, accuracy in evaluations),
+        source,
+    )
+
+
+def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
+    """The complete run in a folder.
+
+    Raises:
+        ValueError: it cannot be read as one.
+    """
+    try:
+        summary = json.loads(_read(folder / "result.json"))
+        experiment = Experiment.from_json(_read(folder / "experiment.json"))
+        evaluations = [(int(step), float(a)) for step, a in _columns(folder / "evaluations.csv", "step", "accuracy")]
+        ratios = []
+        if (folder / "metrics.csv").is_file():
+            pairs = ((int(s), float(r)) for s, r in _columns(folder / "metrics.csv", "step", "ratio") if r)
+            ratios = [(step, ratio) for step, ratio in pairs if math.isfinite(ratio)]
+        outcome = _outcome(experiment, summary, evaluations, ratios, source)
+        _check_accuracies(outcome.max_accuracy, outcome.final_accuracy, *(a for _, a in evaluations))
+        return outcome
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} cannot be read as a run: {_first_line(error)}") from None
+
+
+def _check_accuracies(*values: float) -> None:
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"an accuracy lies between 0 and 1, got {value}")
+
+
+def _read(path: Path) -> str:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_BYTES:,} bytes")
+    return path.read_text()
+
+
+def _columns(path: Path, *names: str) -> Iterator[list[str]]:
+    """Some columns of one of our own CSV files, whose cells hold no commas: several times as fast as csv.DictReader."""
+    lines = _read(path).splitlines()
+    header = lines[0].split(",") if lines else []
+    places = [header.index(name) for name in names]
+    for line in lines[1:]:
+        cells = line.split(",")
+        yield [cells[place] for place in places]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def complete(folder: Path) -> bool:
+    """Whether a run folder holds a complete run."""
+    return (folder / "result.json").is_file()
+
+
+def run_folders(folder: Path) -> list[tuple[Path, Source]]:
+    """The complete runs under a folder of runs, of a sweep, or of imported runs, in a fixed order."""
+    places: list[tuple[Path, Source]] = [(folder, "varangian"), (folder / "runs", "varangian")]
+    places.append((folder / "imported", "imported"))
+    return [
+        (run, source)
+        for place, source in places
+        if place.is_dir()
+        for run in sorted(place.iterdir())
+        if run.is_dir() and complete(run)
+    ]
+
+
+def gather(folder: str | Path) -> list[Outcome]:
+    """All complete runs of a folder, or the rows of a CSV file, in a fixed order.
+
+    Args:
+        folder: of run folders (`varangian run --out`), of a sweep, or holding runs.csv only; or such a file itself.
+
+    Raises:
+        ValueError: there is nothing of the kind. Single folders that cannot be read are left out with a warning.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return read_runs(folder)
+    found = []
+    for run, source in run_folders(folder):
+        try:
+            found.append(read_outcome(run, source))
+        except ValueError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    ours = [o for o in found if o.source == "varangian"]
+    if not ours and (folder / "runs.csv").is_file():
+        found += read_runs(folder / "runs.csv")
+    if not found:
+        raise ValueError(f"{folder} holds no complete runs and no runs.csv.")
+    return sorted(found, key=order)
+
+
+def order(outcome: Outcome) -> tuple[object, ...]:
+    """The order of rows: by configuration, so that it depends on nothing that happened."""
+    e = outcome.experiment
+    return (
+        *(
+            outcome.source == "imported",
+            e.dataset,
+            e.model,
+            e.profile,
+            e.workers,
+            e.byzantine,
+            rate_text(e),
+            e.nesterov,
+        ),
+        *(rule_name(e), attack_name(e), e.momentum_at, e.seed, e.digest),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ rows <-> files
+
+
+def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
+    """runs.csv (a row a run) and curves.csv (a row an evaluation), the same bytes for the same runs; timings.csv."""
+    outcomes = sorted(outcomes, key=order)
+    runs = [
+        [o.experiment.name, o.experiment.digest, o.source]
+        + [_text(o.experiment, name) for name in SETTINGS]
+        + [_cell(v) for v in (o.steps, o.max_accuracy, o.final_accuracy, o.final_loss)]
+        + [_cell(v) for v in (o.ratio, o.ratio_within, o.stopped)]
+        for o in outcomes
+    ]
+    curves = [
+        [o.experiment.digest, o.source, _cell(p.step), _cell(p.accuracy), _cell(p.ratio)]
+        for o in outcomes
+        for p in o.curve
+    ]
+    timings = [[o.experiment.digest, o.source, _cell(o.seconds)] for o in outcomes if o.seconds is not None]
+    write_csv(folder / "runs.csv", ["name", "digest", "source", *SETTINGS, *RESULTS], runs)
+    write_csv(folder / "curves.csv", ["digest", "source", "step", "accuracy", "ratio"], curves)
+    write_csv(folder / "timings.csv", ["digest", "source", "seconds"], timings)
+
+
+def _cell(value: float | str | None) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """The file appears whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_runs(path: Path) -> list[Outcome]:
+    """The rows of runs.csv, with the curves and timings beside it if they are there.
+
+    Raises:
+        ValueError: it is no such file; the message names the line.
+    """
+    curves: dict[tuple[str, str], list[Point]] = {}
+    for row in _rows(path.with_name("curves.csv"), ("digest", "source", "step", "accuracy", "ratio"), missing_ok=True):
+        point = Point(int(row["step"]), float(row["accuracy"]), float(row["ratio"]) if row["ratio"] else None)
+        curves.setdefault((row["digest"], row["source"]), []).append(point)
+    timings = {
+        (row["digest"], row["source"]): float(row["seconds"])
+        for row in _rows(path.with_name("timings.csv"), ("digest", "source", "seconds"), missing_ok=True)
+    }
+    found = []
+    for number, row in enumerate(_rows(path, ("name", "digest", "source", "max_accuracy", "final_accuracy")), start=2):
+        try:
+            # Columns that Experiment does not know would be settings of a later version.
+            settings = {k: v for k, v in row.items() if k not in ("name", "digest", "source", *RESULTS)}
+            experiment = Experiment.from_dict({k: v for k, v in settings.items() if v != "" or k == "pre"})
+            if row["source"] not in ("varangian", "imported"):
+                raise ValueError(f"source: must be varangian or imported, got {row['source']!r}")
+            source: Source = "imported" if row["source"] == "imported" else "varangian"
+            key = row["digest"], source
+            best, final = float(row["max_accuracy"]), float(row["final_accuracy"])
+            _check_accuracies(best, final)
+            loss, ratio, within = (
+                float(row[k]) if row.get(k) else None for k in ("final_loss", "ratio", "ratio_within")
+            )
+            outcome = Outcome(
+                experiment,
+                best,
+                final,
+                loss,
+                int(row.get("steps_done") or 0),
+                row.get("stopped") or None,
+                ratio,
+                within,
+                timings.get(key),
+                tuple(curves.get(key, ())),
+                source,
+            )
+            found.append(outcome)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    if not found:
+        raise ValueError(f"{path} holds no runs.")
+    return sorted(found, key=order)
+
+
+def _rows(path: Path, needed: Sequence[str], missing_ok: bool = False) -> Iterator[dict[str, str]]:
+    if missing_ok and not path.is_file():
+        return
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes.")
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            lacking = [name for name in needed if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise ValueError(f"{path} lacks the columns {', '.join(lacking)}.")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"{path}, line {reader.line_num}: another number of cells than the header has.")
+                yield row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV file: {error}.") from None

@@ -1,0 +1,353 @@
+"""The page: one HTML file with everything in it. Text comes from runs of anybody, so all of it is escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib import resources
+from typing import Any
+
+from ..outcomes import Outcome, command, condition, rate_text, rule_name
+from ..paper import MEASURES, Pair, Verdict, of_the_paper
+from .figures import band
+from .layout import ATTACKS, RULES, Group, attack_title, column_of, rule_title
+from .statistics import Summary, summarize
+
+POINTS = 80  # of a curve on the page
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What made some of the runs."""
+
+    command: str
+    started: str = ""
+    seconds: float = 0.0
+    jobs: int = 0
+    threads: int = 0
+    cores: int = 0
+    done: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def render(
+    found: Sequence[Group],
+    judged: Mapping[str, Sequence[Verdict]],
+    records: Sequence[SweepRecord],
+    counted: Mapping[str, tuple[int, int]],
+    pictures: Sequence[tuple[str, bytes]],
+) -> str:
+    """The whole page."""
+    pairs = [p for group in found for p in group.pairs]
+    paper = of_the_paper(pairs)
+    body = [
+        _heading(found, paper),
+        _cards(pairs),
+        _missing(counted, found),
+        _filters(),
+        _LEGEND,
+        "<h2>The poster's figure</h2>",
+        "<p class=soft>Accuracy on the test set, in per cent. A box holds all rules and seeds, a point is a run; "
+        "dotted: "
+        "the median of the runs without attack.</p>",
+        '<div id="boxes"></div>',
+        *(f"<noscript>{_image(title, png)}</noscript>" for title, png in pictures),
+        _claims(judged, paper),
+        "<h2>Who gains and who loses, pair by pair</h2>",
+        '<p class="soft" id="pair-note"></p>',
+        '<div class="pairs"><div id="scatter"></div><div id="table"></div></div>',
+        _statistics(found),
+        "<h2>Learning curves</h2>",
+        "<p class=soft>Top-1 accuracy over the steps: median of the seeds, bands from the least to the greatest; "
+        "dotted: "
+        "without attack.</p>",
+        '<div id="curves"></div>',
+        "<h2>Variance-norm ratio and what the proofs ask</h2>",
+        "<p class=soft>(Deviation / norm of the average)² of what honest workers send, median of the seeds, "
+        "logarithmic. "
+        "A rule is proved resilient only while it stays below the dotted line; nothing is proved for the other "
+        "rules.</p>",
+        _within(found),
+        '<div id="ratios"></div>',
+        _origin(found, records),
+    ]
+    script = resources.files("varangian.report").joinpath("page.js").read_text(encoding="utf-8")
+    style = resources.files("varangian.report").joinpath("page.css").read_text(encoding="utf-8")
+    content = json.dumps(_data(found), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        # Nothing may be fetched: the page is complete, and stays so wherever it is sent.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        "script-src 'unsafe-inline'; img-src data:\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Where should momentum stand? A report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + '\n<script type="application/json" '
+        + f'id="data">{content}</script>\n<script>\n{script}</script>\n</body>\n</html>\n'
+    )
+
+
+_LEGEND = (
+    '<div class="legend">'
+    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="#D55E00" stroke-width="2"/>'
+    '<circle cx="12" cy="6" r="3" fill="#fff" stroke="#D55E00" stroke-width="1.5"/></svg>'
+    "momentum at the server: the usual formulation</span>"
+    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="#0072B2" stroke-width="2" '
+    'stroke-dasharray="5 3"/>'
+    '<path d="M12 2l4 4-4 4-4-4z" fill="#0072B2"/></svg>momentum at the workers: the paper\'s</span>'
+    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="#000" stroke-width="1.5" '
+    'stroke-dasharray="2 3"/>'
+    "</svg>without attack</span></div>"
+)
+
+
+def _heading(found: Sequence[Group], paper: bool) -> str:
+    outcomes = [o for g in found for o in g.outcomes]
+    titles = "; ".join(f"{escape(g.title)} ({escape(g.study)}): {len(g.outcomes)} runs" for g in found)
+    seeds = sorted({o.experiment.seed for o in outcomes})
+    shown = ", ".join(map(str, seeds)) if len(seeds) <= 10 else f"{len(seeds)} of them"
+    note = (
+        ""
+        if paper
+        else "<p><b>These runs are not the paper's:</b> they put its question to a smaller task, and say nothing about "
+        "its numbers.</p>"
+    )
+    return (
+        "<h1>Where should momentum stand: at the server, or at the workers?</h1>"
+        "<p>Byzantine workers attack distributed SGD; a robust rule F aggregates what all workers send. Usually "
+        "momentum is "
+        "applied to what F answers. The paper (El-Mhamdi, Guerraoui, Rouault, ICLR 2021) lets each worker apply it "
+        "before "
+        f'F.</p><p class="soft">{titles}. Seeds: {shown}.</p>{note}'
+    )
+
+
+def _cards(pairs: Sequence[Pair]) -> str:
+    if not pairs:
+        return "<p>No run has its twin yet: the same run with momentum at the other place.</p>"
+    s = summarize(pairs)
+    p = "&lt; 0.001" if s.p < 0.001 else f"{s.p:.3f}"
+    cells = [
+        (f"{s.pairs:,}", "pairs: one run at the server, its twin at the workers"),
+        (
+            f"{_signed(s.mean)} points",
+            f"mean gain in maximum accuracy (95 % interval {_signed(s.low)} to {_signed(s.high)})",
+        ),
+        (
+            f"{100 * s.raised / s.pairs:.1f} %",
+            f"of pairs are better with momentum at the workers; {s.lowered} are worse",
+        ),
+        (f"p {p}" if p.startswith("&") else f"p = {p}", "sign test: as uneven a split by chance"),
+    ]
+    return (
+        '<div class="cards">'
+        + "".join(f'<div class="card"><b>{b}</b><span>{t}</span></div>' for b, t in cells)
+        + "</div>"
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def _missing(counted: Mapping[str, tuple[int, int]], found: Sequence[Group]) -> str:
+    lacking = [f"{escape(name)}: {done:,} of {total:,} runs" for name, (done, total) in counted.items() if done < total]
+    unpaired = sum(len(g.attacked) - 2 * len(g.pairs) for g in found)
+    if unpaired > 0:
+        lacking.append(f"{unpaired} attacked runs without their twin are in no pair")
+    return f'<p class="soft">Incomplete: {"; ".join(lacking)}.</p>' if lacking else ""
+
+
+def _filters() -> str:
+    chosen = [("group", "runs", " class=first"), ("rate", "learning rate", ""), ("kind", "momentum", ""),
+              ("rule", "rule", ""), ("attack", "attack", ""), ("share", "f", "")]  # fmt: skip
+    labels = [f'<label{extra}>{text}<select name="{name}"></select></label>' for name, text, extra in chosen]
+    labels.append(
+        '<label>accuracy<select name="measure"><option value="max">maximum</option>'
+        '<option value="final">final</option></select></label>'
+    )
+    return f'<div class="filters">{"".join(labels)}<button type="button">reset</button></div>'
+
+
+def _image(title: str, png: bytes) -> str:
+    return f'<p><img alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
+
+
+_CLASSES = {"holds": "holds", "does not hold": "fails", "not tested": "untested"}
+
+
+def _claims(judged: Mapping[str, Sequence[Verdict]], paper: bool) -> str:
+    parts = ["<h2>The paper's claims</h2>"]
+    if not paper:
+        parts.append("<p class=soft>Asked of these runs, which are not the paper's.</p>")
+    for study, everything in judged.items():
+        found = [v for v in everything if paper or v.finding is not None]
+        rows = "".join(
+            f"<tr><td>{v.claim.id}</td><td>{escape(v.claim.text)}</td>"
+            f'<td data-name="ours">{escape(v.finding.ours) if v.finding else "none"}</td>'
+            f'<td data-name="theirs">{escape(v.claim.theirs)}</td>'
+            f'<td data-name="holds if">{escape(v.claim.criterion)}</td>'
+            f'<td class=n data-name="pairs, ours of theirs">{v.pairs:,} of {v.claim.total:,}</td>'
+            f'<td><span class="verdict {_CLASSES[v.word]}">{v.word}</span></td></tr>'
+            for v in found
+        )
+        parts.append(
+            f"<h3>{_STUDIES.get(study, escape(study))}</h3>"
+            "<div class=wide><table class=stack><thead><tr><th></th><th>claim</th><th>our number</th><th>the "
+            "paper's</th>"
+            f"<th>holds if</th><th class=n>pairs</th><th>verdict</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+    parts.append(
+        '<p class="soft small">Verdicts are computed from the runs. A pair is one configuration and seed with '
+        "momentum at "
+        "the server and at the workers; where fewer pairs are at hand than the paper had, the verdict is about "
+        "those.</p>"
+    )
+    return "".join(parts)
+
+
+_STUDIES = {
+    "described": "Profile “described”: as the paper's text says",
+    "published": "Profile “published”: as the paper's code computed",
+    "imported": "Imported: run by the paper's code",
+}
+
+
+def _statistics(found: Sequence[Group]) -> str:
+    lines: list[tuple[str, list[Pair]]] = []
+    for group in found:
+        if not group.pairs:
+            continue
+        lines.append((f"<b>{escape(group.title)}</b> ({escape(group.study)}), all", group.pairs))
+        lines += [
+            (escape(column.title), [p for p in group.pairs if column_of(p.experiment) == column])
+            for column in group.columns
+        ]
+        lines += [
+            (escape(rule_title(rule)), [p for p in group.pairs if rule_name(p.experiment) == rule])
+            for rule in group.rules
+        ]
+    rows = []
+    for label, pairs in lines:
+        if pairs:
+            cells = "".join(_summary_cells(summarize(pairs, m), "maximum" if m == "max" else "final") for m in MEASURES)
+            rows.append(f"<tr><td>{label}</td><td class=n data-name=pairs>{len(pairs):,}</td>{cells}</tr>")
+    if not rows:
+        return ""
+    head = "<th class=n>mean gain (95 % interval)</th><th class=n>better / worse (p)</th>"
+    return (
+        "<h2>Paired statistics</h2><p class=soft>Gains in points of accuracy. Intervals by bootstrap over "
+        "configurations, with "
+        "all seeds of each (2,000 draws); two-sided sign tests over pairs, ties left out.</p>"
+        "<div class=wide><table class=stack><thead><tr><th></th><th></th><th class=n colspan=2>maximum accuracy</th>"
+        f"<th class=n colspan=2>final accuracy</th></tr><tr><th></th><th class=n>pairs</th>{head}{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _summary_cells(s: Summary, name: str) -> str:
+    p = "&lt; 0.001" if s.p < 0.001 else f"= {s.p:.3f}"
+    return (
+        f'<td class=n data-name="{name}, mean gain"><b>{_signed(s.mean)}</b> ({_signed(s.low)} to '
+        f"{_signed(s.high)})</td>"
+        f'<td class=n data-name="{name}, better / worse">{s.raised} / {s.lowered} (p {p})</td>'
+    )
+
+
+def _within(found: Sequence[Group]) -> str:
+    rows = []
+    for group in found:
+        for rule in group.rules:
+            for place, title in (("server", "server"), ("worker", "workers")):
+                shares = [
+                    o.ratio_within
+                    for o in group.attacked
+                    if rule_name(o.experiment) == rule
+                    and o.experiment.momentum_at == place
+                    and o.ratio_within is not None
+                ]
+                if shares:
+                    rows.append(f"{escape(rule_title(rule))}, {title}: {100 * sum(shares) / len(shares):.1f} %")
+    return f"<p>Share of steps that satisfy the condition: {'; '.join(rows)}.</p>" if rows else ""
+
+
+def _origin(found: Sequence[Group], records: Sequence[SweepRecord]) -> str:
+    outcomes = [o for g in found for o in g.outcomes]
+    parts = ["<h2>Where these numbers come from</h2>"]
+    parts += [f"<pre>{escape(text)}</pre>" for text in dict.fromkeys(r.command for r in records)]
+    timed = [r for r in records if r.done]
+    if timed:
+        total = sum(r.seconds for r in timed)
+        last = timed[-1]
+        parts.append(
+            f"<p>{sum(r.done for r in timed):,} runs in {total / 3600:.2f} h of sweeping ({last.jobs} processes of "
+            f"{last.threads} thread(s), {last.cores} cores).</p>"
+        )
+    known = dict.fromkeys(", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in records if r.versions)
+    parts += [f"<p>Versions: {escape(text)}.</p>" for text in known]
+    stopped = [o for o in outcomes if o.stopped]
+    if stopped:
+        items = "".join(f"<li>{escape(o.experiment.name)}: {escape(o.stopped or '')}</li>" for o in stopped[:20])
+        more = f"<li>and {len(stopped) - 20} more</li>" if len(stopped) > 20 else ""
+        parts.append(f"<p>{len(stopped)} runs ended early:</p><ul class=small>{items}{more}</ul>")
+    attacked = [o for o in outcomes if o.experiment.attack and o.source == "varangian"]
+    if attacked:
+        e = attacked[0].experiment
+        parts.append(
+            "<p>Any one run can be redone, bit for bit on the same versions and number of threads; for instance "
+            f"{escape(rule_title(rule_name(e)))} under "
+            f"{escape(attack_title(e.attack or ''))}:</p><pre>{escape(command(e))}</pre>"
+        )
+    return "".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------------- for the script
+
+
+def _data(found: Sequence[Group]) -> dict[str, Any]:
+    """What page.js draws; see there."""
+    runs, curves, conditions = [], [], {}
+    for number, group in enumerate(found):
+        bundles: dict[tuple[Any, ...], list[Outcome]] = {}
+        for o in group.outcomes:
+            e = o.experiment
+            key = (
+                *(number, rule_name(e), e.attack or "", e.workers, e.byzantine, e.attackers, e.nesterov, rate_text(e)),
+                e.momentum_at,
+            )
+            runs.append([*key, e.seed, round(100 * o.max_accuracy, 4), round(100 * o.final_accuracy, 4)])
+            bundles.setdefault(key, []).append(o)
+            if e.attack and (limit := condition(e)) is not None:
+                conditions[f"{rule_name(e)}/{e.workers}/{e.byzantine}"] = float(f"{limit:.4g}")
+        for key, members in bundles.items():
+            steps, middles, lows, highs = band(members)
+            if not steps:
+                continue
+            ratio = dict(zip(*band(members, ratios=True)[:2], strict=True))
+            every = -(-len(steps) // POINTS)
+            kept = [i for i in range(len(steps)) if i % every == 0 or i == len(steps) - 1]
+            values = [[round(v[i], 2) for i in kept] for v in (middles, lows, highs)]
+            ratios = [float(f"{ratio[steps[i]]:.3g}") if steps[i] in ratio else None for i in kept]
+            curves.append([*key, [steps[i] for i in kept], *values, ratios])
+    described = [
+        {
+            "title": g.title,
+            "study": g.study,
+            "rates": g.rates,
+            "kinds": g.kinds,
+            "rules": g.rules,
+            "columns": [[c.workers, c.byzantine, c.attackers, c.attack] for c in g.columns],
+        }
+        for g in found
+    ]
+    return {
+        "groups": described,
+        "runs": runs,
+        "curves": curves,
+        "conditions": conditions,
+        "rules": RULES,
+        "attacks": ATTACKS,
+    }

@@ -1,0 +1,996 @@
+"""The contract of rules, mixings and attacks, point by point, for ours and for yours.
+
+    from varangian.testing import check_rule
+    check_rule(MyRule)          # a class or a function of f, or check_rule(MyRule(f=2, option=3)) for other settings
+
+Each point of the contract is a :class:`Check`. All are tried; one :class:`ContractError` lists those that failed, each
+with the smallest example found. What a rule does not claim is left out by name, in sight: ``without=(Check.SCALE,)``,
+or in :data:`EXEMPT` for the rules of this library, with the reason. Plain loops over fixed examples: seconds per rule,
+the same every time, no package beyond those that the library needs.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random as python_random
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import rules
+from .attacks import Attack, Gaussian, Inf, NaN
+from .mixing import AdaptiveClipping, Bucketing, Mixing, NearestNeighborMixing, StaticClipping
+from .randomness import generator
+from .rules import Median, Rule
+
+Stage = TypeVar("Stage", Rule, Mixing)
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class Check(Enum):
+    """One point of the contract. The value says what is promised."""
+
+    NEEDS = "min_n vectors are enough, with fewer a ValueError says what is needed and what came"
+    INPUT = "the input is never written"
+    OWNERSHIP = "the output is memory of its own, never a view"
+    KIND = "tensor in, tensor out; array in, array out; lists of either too; dtype, device and values kept"
+    REPEATABLE = "same input, same output; the global random numbers are neither used nor moved"
+    STATELESS = "what was asked before does not matter"
+    LAYOUT = "how the input lies in memory does not matter"
+    SIZES = "any d from 1 and any number of vectors gives the right shape, finite where the input is"
+    NO_F = "f = 0 is allowed"
+    PRECISION = "half, single and double precision agree within rounding"
+    PERMUTATION = "the order of the vectors does not matter, ties included"
+    TRANSLATION = "moving all vectors moves the answer"
+    SCALE = "scaling all vectors by a positive number scales the answer"
+    UNANIMITY = "vectors that agree are the answer"
+    ROBUST = "at most f vectors of any value leave the answer finite and within what the definition allows"
+    REFUSAL = "more than f vectors with NaN or infinity: a ValueError"
+    ROWS = "rows(n) vectors come out of n, and rows_for(m) is the least n that gives m"
+    FINITE = "finite vectors are answered by finite ones"
+
+
+RULE_CHECKS = tuple(c for c in Check if c not in (Check.ROWS, Check.FINITE))
+MIXING_CHECKS = tuple(c for c in Check if c is not Check.FINITE)
+ATTACK_CHECKS = (
+    Check.INPUT, Check.OWNERSHIP, Check.KIND, Check.REPEATABLE, Check.STATELESS, Check.LAYOUT, Check.SIZES,
+    Check.PRECISION, Check.FINITE,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """A point that does not hold, with the smallest example found.
+
+    Attributes:
+        check: the point.
+        message: what happened.
+        x: the vectors for which it happened.
+        f: how many may be, or are, Byzantine.
+    """
+
+    check: Check
+    message: str
+    x: Tensor
+    f: int
+
+    def __str__(self) -> str:
+        n, d = self.x.shape
+        text = f"{self.check.name} ({self.check.value}): n = {n}, f = {self.f}, d = {d}, {self.x.dtype}: {self.message}"
+        if 0 < n * d <= 60:
+            rows = np.array2string(self.x.double().numpy(), precision=9, max_line_width=110)
+            text += f"\n    x = {rows}".replace("\n", "\n    ")
+        return text
+
+
+class ContractError(AssertionError):
+    """The checks that failed: ``.failures``, one for each."""
+
+    def __init__(self, subject: object, failures: list[Failure]) -> None:
+        self.failures = failures
+        points = "".join(f"\n  {failure}" for failure in failures)
+        super().__init__(f"{subject} breaks the contract in {len(failures)} point(s):{points}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked.
+
+    Attributes:
+        passed: points that hold.
+        left_out: points that were not tried, and why.
+    """
+
+    passed: tuple[Check, ...]
+    left_out: Mapping[Check, str]
+
+
+# ---------------------------------------------------------------------------------------- what is and is not claimed
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """How far at most f hostile vectors may move an answer.
+
+    Attributes:
+        text: in words.
+        ball: (rule or mixing, honest [h, d], last aggregate [d]) to the centre and radius that the answer stays in.
+        box: whether it also stays in the range of the honest values, coordinate by coordinate.
+    """
+
+    text: str
+    ball: Callable[[Any, np.ndarray, np.ndarray], tuple[np.ndarray, float]] | None = None
+    box: bool = False
+
+
+def spread(honest: np.ndarray) -> float:
+    """Root mean square distance of the honest vectors to their mean."""
+    return float(np.sqrt(np.square(honest - honest.mean(0)).sum(1).mean()))
+
+
+def _near(stage: Any, honest: np.ndarray, previous: np.ndarray) -> tuple[np.ndarray, float]:
+    n = honest.shape[0] + stage.f
+    ratio = 1 + stage.f / max(n - 2 * stage.f, 1)
+    proved = stage.kappa_bound(n) if isinstance(stage, Rule) else None
+    return honest.mean(0), (4 * ratio * np.sqrt(n) if proved is None else np.sqrt(proved)) * spread(honest)
+
+
+def _longest(honest: np.ndarray, previous: np.ndarray) -> float:
+    return float(np.sqrt(np.square(np.concatenate([honest, previous[None]])).sum(1)).max())
+
+
+NEAR = Guarantee(
+    "within sqrt(kappa) spreads of the honest mean where kappa is proved, otherwise a generous 4 sqrt(n) n' of them,"
+    " n' = (n - f) / (n - 2f)",
+    _near,
+)
+WITHIN = Guarantee("within the range of the honest values, coordinate by coordinate, and near", _near, box=True)
+NO_LONGER = Guarantee(
+    "no longer than the longest honest vector or the last aggregate",
+    lambda stage, honest, previous: (np.zeros_like(previous), _longest(honest, previous)),
+)
+FINITE = Guarantee("finite")
+
+GUARANTEES: dict[type[Rule] | type[Mixing], Guarantee] = {
+    rules.Median: WITHIN,
+    rules.TrimmedMean: WITHIN,
+    rules.ComparativeGradientElimination: NO_LONGER,
+    rules.FLTrust: NO_LONGER,
+    rules.ClippedClustering: NO_LONGER,
+    rules.FLAME: NO_LONGER,
+    rules.SignGuard: NO_LONGER,
+    rules.LASA: NO_LONGER,
+    rules.FoolsGold: FINITE,
+    rules.DivideAndConquer: FINITE,
+    rules.CenteredClipping: Guarantee(
+        "within tau a step of the last aggregate",
+        lambda rule, honest, previous: (previous, rule.tau * rule.iterations),
+    ),
+    NearestNeighborMixing: NEAR,
+    AdaptiveClipping: NO_LONGER,
+    StaticClipping: FINITE,
+    Bucketing: FINITE,
+}
+"""What hostile vectors cannot do, for rules and mixings of which less or more than :data:`NEAR` is known."""
+
+_NORMS = "looks at norms or angles, which a translation changes"
+EXEMPT: dict[type[Rule] | type[Mixing] | type[Attack], dict[Check, str]] = {
+    rules.Average: {
+        Check.ROBUST: "tolerates nothing",
+        Check.REFUSAL: "NaN in, NaN out: there is no defence to fail closed",
+    },
+    rules.ComparativeGradientElimination: {Check.TRANSLATION: _NORMS},
+    rules.CenteredClipping: {Check.SCALE: "tau is a length"},
+    rules.MoNNA: {Check.PERMUTATION: "trusts the vector at the pivot's place"},
+    rules.FLTrust: {Check.TRANSLATION: _NORMS},
+    rules.FoolsGold: {
+        Check.TRANSLATION: _NORMS,
+        Check.UNANIMITY: "vectors that are alike are Sybils to it: the answer is null",
+    },
+    rules.ClippedClustering: {Check.TRANSLATION: _NORMS},
+    rules.FLAME: {Check.TRANSLATION: _NORMS},
+    rules.SignGuard: {Check.TRANSLATION: _NORMS},
+    rules.LASA: {Check.TRANSLATION: _NORMS, Check.UNANIMITY: "sparsifies what it averages"},
+    Bucketing: {
+        Check.TRANSLATION: "shuffles by norms",
+        Check.REFUSAL: "declares no f",
+    },
+    AdaptiveClipping: {Check.TRANSLATION: _NORMS},
+    StaticClipping: {
+        Check.TRANSLATION: _NORMS,
+        Check.SCALE: "c is a length",
+        Check.UNANIMITY: "shortens long vectors even where they agree",
+        Check.REFUSAL: "declares no f",
+    },
+    NaN: {Check.FINITE: "not finite on purpose"},
+    Inf: {Check.FINITE: "not finite on purpose"},
+    Gaussian: {Check.FINITE: "its noise exceeds the range of half precision where std is large"},
+}
+"""What the rules, mixings and attacks of this library do not claim, each with the reason."""
+
+
+# ---------------------------------------------------------------------------------------------------- the examples
+
+
+def vectors(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[n, d] a cloud around a point that is not the origin."""
+    random = generator(seed, "testing")
+    return torch.from_numpy(random.standard_normal((n, d)) + random.standard_normal(d)).to(dtype)
+
+
+def lattice(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[n, d] of -1, 0 and 1: ties and duplicates all over."""
+    return torch.from_numpy(generator(seed, "testing").integers(-1, 2, (n, d))).to(dtype)
+
+
+def eighths(n: int, d: int, seed: int = 0) -> Tensor:
+    """[n, d] multiples of 1/8: moved and scaled by powers of two without rounding."""
+    return (vectors(n, d, seed) * 8).round() / 8
+
+
+def hostile(kind: int, rows: int, d: int, dtype: torch.dtype, seed: int, honest: Tensor | None = None) -> Tensor:
+    """[rows, d] of values that break careless code: one of ``len(HOSTILE)`` kinds."""
+    if not rows:
+        return torch.empty(0, d, dtype=dtype)
+    random = generator(seed, "hostile")
+    limit = torch.finfo(dtype)
+    named = HOSTILE[kind]
+    if named == "copies of an honest vector" and honest is not None:
+        return honest[:1].expand(rows, d).clone()
+    if named == "rows of different kinds":
+        parts = [
+            hostile(i % (len(HOSTILE) - 1), 1, d, dtype, seed + i, honest)
+            for i in range(kind + seed, kind + seed + rows)
+        ]
+        return torch.cat(parts)
+    big, tiny = min(1e38, limit.max / 4), float(np.finfo(np.float32).smallest_subnormal)
+    pool = {
+        "NaN": [np.nan],
+        "+infinity": [np.inf],
+        "-infinity": [-np.inf],
+        "both infinities": [np.inf, -np.inf],
+        "one NaN": [0.0],
+        "one infinity": [1.0],
+        "+1e38": [big],
+        "-1e38": [-big],
+        "+-1e38": [big, -big],
+        "the greatest number": [limit.max, limit.min],
+        "+-1e30": [min(1e30, big), -min(1e30, big)],
+        "1e6": [min(1e6, big)],
+        "denormal": [tiny, -tiny],
+        "null": [0.0],
+        "huge and tiny": [big, tiny, -big, 0.0, 1.0],
+        "anything": [np.nan, np.inf, -np.inf, big, -big, tiny, 0.0, 1.0],
+        "copies of an honest vector": [1.0],
+        "a little off": [3.0, -3.0],
+    }[named]
+    values = random.choice(pool, (rows, d))
+    if named in ("one NaN", "one infinity"):
+        values[:, int(random.integers(d))] = np.nan if named == "one NaN" else -np.inf
+    return torch.from_numpy(values).to(dtype)
+
+
+HOSTILE = (
+    "NaN", "+infinity", "-infinity", "both infinities", "one NaN", "one infinity", "+1e38", "-1e38", "+-1e38",
+    "the greatest number", "+-1e30", "1e6", "denormal", "null", "huge and tiny", "anything",
+    "copies of an honest vector", "a little off", "rows of different kinds",
+)  # fmt: skip
+"""Kinds of hostile vectors."""
+
+Found = Iterator[tuple[str, Tensor, int]]  # what went wrong, for which vectors, with which f; the smallest first
+
+
+# ----------------------------------------------------------------------------------------------- rules and mixings
+
+
+def check_rule(
+    rule: Rule | Callable[[int], Rule],
+    without: Collection[Check] = (),
+    guarantee: Guarantee | None = None,
+) -> Report:
+    """Checks that a rule keeps the contract.
+
+    Args:
+        rule: a rule, whose other settings are kept while f varies; or its class, or any function of f.
+        without: points that the rule does not claim.
+        guarantee: what hostile vectors cannot do; by default :data:`NEAR`, for rules of this library what
+            :data:`GUARANTEES` says.
+
+    Raises:
+        ContractError: with all points that do not hold.
+
+    Example:
+        >>> import varangian as vg
+        >>> len(check_rule(vg.Median).passed)
+        16
+    """
+    make = _family(rule)
+    kind = type(_any_of(make))
+    exempt = dict.fromkeys(without, "left out by the caller") | EXEMPT.get(kind, {})
+    promise = GUARANTEES.get(kind, NEAR) if guarantee is None else guarantee
+    return _run(rule, RULE_CHECKS, exempt, lambda check: _STAGE_CHECKS[check](make, promise))
+
+
+def check_mixing(
+    mixing: Mixing | Callable[[int], Mixing],
+    without: Collection[Check] = (),
+    guarantee: Guarantee | None = None,
+) -> Report:
+    """Checks that a mixing keeps the contract; arguments as for :func:`check_rule`.
+
+    Where vector i becomes vector i, the guarantee is about those that were honest.
+
+    Example:
+        >>> import varangian as vg
+        >>> sorted(check.name for check in check_mixing(vg.AdaptiveClipping).left_out)
+        ['TRANSLATION']
+    """
+    make = _family(mixing)
+    kind = type(_any_of(make))
+    exempt = dict.fromkeys(without, "left out by the caller") | EXEMPT.get(kind, {})
+    promise = GUARANTEES.get(kind, NEAR) if guarantee is None else guarantee
+    return _run(mixing, MIXING_CHECKS, exempt, lambda check: _STAGE_CHECKS[check](make, promise))
+
+
+def _run(
+    subject: object, checks: Iterable[Check], exempt: Mapping[Check, str], examples: Callable[[Check], Found]
+) -> Report:
+    passed, failures = [], []
+    for check in checks:
+        if check in exempt:
+            continue
+        failure = next(_failures(check, examples(check)), None)
+        if failure is None:
+            passed.append(check)
+        else:
+            failures.append(failure)
+    if failures:
+        raise ContractError(subject, failures)
+    return Report(tuple(passed), dict(exempt))
+
+
+def _failures(check: Check, examples: Found) -> Iterator[Failure]:
+    try:
+        for message, x, f in examples:
+            yield Failure(check, message, x, f)
+    except _Raised as error:
+        yield Failure(check, f"raised {type(error.cause).__name__}: {error.cause}", error.x, error.f)
+
+
+class _Raised(Exception):
+    """An object under test raised where it must answer."""
+
+    def __init__(self, cause: Exception, x: Tensor, f: int) -> None:
+        super().__init__(str(cause))
+        self.cause, self.x, self.f = cause, x, f
+
+
+def _family(stage: Stage | Callable[[int], Stage]) -> Callable[[int], Stage]:
+    """f to a rule or mixing; a mixing without f is what it is whatever f."""
+    if isinstance(stage, (Rule, Mixing)):
+        known = [field.name for field in fields(stage)]
+        return (lambda f: replace(stage, f=f)) if "f" in known else lambda f: stage  # type: ignore[return-value]
+    if isinstance(stage, type) and "f" not in [field.name for field in fields(stage)]:  # type: ignore[arg-type]
+        return lambda f: stage()  # type: ignore[misc, return-value]
+    return stage  # type: ignore[return-value]
+
+
+def _any_of(make: Callable[[int], Stage]) -> Stage:
+    for f in (1, 2):
+        try:
+            return make(f)
+        except ValueError:  # perhaps options that ask for another f
+            continue
+    return make(3)
+
+
+def _members(
+    make: Callable[[int], Stage], least: int = 1, extra: tuple[int, ...] = (0, 5)
+) -> Iterator[tuple[Stage, int, int]]:
+    """(rule, n, f), small ones first."""
+    for f in range(least, 4):
+        try:
+            stage = make(f)
+        except ValueError:  # whether f = 0 is allowed is a check of its own
+            continue
+        for more in extra:
+            yield stage, stage.min_n + more if isinstance(stage, Rule) else max(stage.min_n, 3) + more, f
+
+
+def _previous(stage: Rule | Mixing, x: Tensor) -> Tensor | None:
+    """A last aggregate, for rules that use it: near the first vectors, which are honest."""
+    if isinstance(stage, Rule) and stage.uses_previous:
+        return (0.75 * x[: max(x.shape[0] - stage.f, 1)].double().mean(0)).to(x.dtype)
+    return None
+
+
+def _ask(stage: Rule | Mixing, x: Any, previous: Any = None) -> Any:
+    return stage(x) if previous is None else stage(x, previous=previous)  # type: ignore[call-arg]
+
+
+def _must(stage: Rule | Mixing, given: Any, previous: Tensor | None, x: Tensor, f: int) -> Any:
+    """The answer to x, given in whatever kind, where there must be one."""
+    try:
+        return _ask(stage, given, previous)
+    except Exception as error:
+        raise _Raised(error, x, f) from error
+
+
+def _answer(stage: Rule | Mixing, x: Tensor, f: int, previous: Tensor | None = None) -> Tensor:
+    """The answer to a tensor: [d] for a rule, [m, d] for a mixing."""
+    out = _must(stage, x.clone(), previous, x, f)
+    if not isinstance(out, Tensor):
+        raise _Raised(TypeError(f"{type(out).__name__} came out of a tensor"), x, f)
+    return out
+
+
+def _differ(a: Tensor, b: Tensor, tolerance: float) -> str | None:
+    """In words how two answers differ; None where they do not."""
+    if a.shape != b.shape:
+        return f"shape {list(a.shape)} instead of {list(b.shape)}"
+    a, b = a.double(), b.double()
+    gap = (a - b).abs()
+    gap[(a == b) | (a.isnan() & b.isnan())] = 0
+    if bool((gap <= tolerance).all()):
+        return None
+    return f"{_short(a)} instead of {_short(b)}"
+
+
+def _short(v: Tensor) -> str:
+    return np.array2string(v.double().numpy(), precision=6, threshold=8, max_line_width=200).replace("\n", " ")
+
+
+def _size(x: Tensor) -> float:
+    finite = x[x.isfinite()]
+    return float(finite.double().abs().max()) if finite.numel() else 1.0
+
+
+Make = Callable[[int], Any]
+
+
+def _check_needs(make: Make, promise: Guarantee) -> Found:
+    for f in range(4):
+        try:
+            stage = make(f)
+        except ValueError:
+            continue
+        least = stage.min_n
+        for n in sorted({0, 1, least - 1} - {least} - set(range(least + 1, 2))):
+            x = vectors(n, 2)
+            form = rf"{re.escape(str(stage))} needs n >= (.+ = )?{least} vectors, got {n}\."
+            try:
+                stage(x)
+            except ValueError as error:
+                if n and not re.fullmatch(form, str(error)):
+                    wanted = f"{stage} needs n >= [formula = ]{least} vectors, got {n}."
+                    yield f"the message should be {wanted!r}, not {str(error)!r}", x, f
+            except Exception as error:
+                yield f"raised {type(error).__name__} ({error}) instead of ValueError", x, f
+            else:
+                yield f"answered although min_n = {least}", x, f
+        x = vectors(least, 2)
+        _answer(stage, x, f, _previous(stage, x))
+
+
+def _inputs(x: Tensor) -> Iterator[tuple[str, Any]]:
+    """The same vectors in each kind that is accepted; memory of their own."""
+    yield "tensor", x.clone()
+    yield "list of tensors", list(x.clone())
+    if x.dtype != torch.bfloat16:
+        yield "array", x.numpy().copy()
+        yield "list of arrays", list(x.numpy().copy())
+
+
+def _stacked(x: Any) -> Tensor:
+    if isinstance(x, list):
+        return torch.stack([torch.as_tensor(v) for v in x])
+    return torch.as_tensor(x)
+
+
+def _check_input(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make, extra=(0, 4)):
+        for x in (vectors(n, 4, n), lattice(n, 4, n, torch.float32), vectors(n, 3, n, torch.float16)):
+            for name, given in _inputs(x):
+                previous = _previous(stage, x)
+                kept = None if previous is None else previous.clone()
+                _must(stage, given, previous, x, f)
+                if not torch.equal(_stacked(given), x):
+                    yield f"the {name} given was written to", x, f
+                if previous is not None and kept is not None and not torch.equal(previous, kept):
+                    yield "the last aggregate was written to", x, f
+
+
+def _check_ownership(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make):
+        for x in (vectors(n, 3), vectors(n, 1), vectors(1, 3).expand(n, 3).clone(), lattice(n, 2, n)):
+            for name, given in _inputs(x):
+                previous = _previous(stage, x)
+                out = _must(stage, given, previous, x, f)
+                before = None if previous is None else previous.clone()
+                out[...] = 99.0
+                if not torch.equal(_stacked(given), x):
+                    yield f"writing to the answer changed the {name} given", x, f
+                if previous is not None and before is not None and not torch.equal(previous, before):
+                    yield "writing to the answer changed the last aggregate", x, f
+
+
+def _check_kind(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make, extra=(0, 3)):
+        for dtype in DTYPES:
+            x = vectors(n, 5, n, dtype)
+            previous = _previous(stage, x)
+            expected = _answer(stage, x, f, previous)
+            if expected.dtype != dtype or expected.device != x.device:
+                yield f"{expected.dtype} on {expected.device} came out", x, f
+            for name, given in _inputs(x):
+                out = _must(stage, given, previous, x, f)
+                wanted = np.ndarray if name.endswith(("array", "arrays")) else Tensor
+                if not isinstance(out, wanted):
+                    yield f"{type(out).__name__} came out of a {name}", x, f
+                elif torch.as_tensor(out).dtype != dtype:
+                    yield f"{out.dtype} came out of a {name} of {dtype}", x, f
+                elif problem := _differ(torch.as_tensor(out), expected, 0.0):
+                    yield f"a {name} gives {problem}, which a tensor gives", x, f
+
+
+def _global_state() -> tuple[bytes, bytes, str]:
+    legacy = pickle.dumps(np.random.get_state())  # noqa: NPY002  the point is whether somebody moved it
+    return bytes(torch.get_rng_state().numpy()), legacy, repr(python_random.getstate())
+
+
+def _seeded(seed: int, call: Callable[[], Any]) -> Any:
+    """The answer with the global random numbers set, which are put back."""
+    kept = torch.get_rng_state(), np.random.get_state(), python_random.getstate()  # noqa: NPY002
+    try:
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        python_random.seed(seed)
+        return call()
+    finally:
+        torch.set_rng_state(kept[0])
+        np.random.set_state(kept[1])  # noqa: NPY002
+        python_random.setstate(kept[2])
+
+
+def _check_repeatable(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make):
+        for x in (vectors(n, 4, n), lattice(n, 4, n)):
+            previous = _previous(stage, x)
+            before = _global_state()
+            first = _answer(stage, x, f, previous)
+            if _global_state() != before:
+                yield "the global random numbers were moved", x, f
+            for seed in (1, 2):
+                again = _seeded(seed, lambda: _answer(stage, x, f, previous))  # noqa: B023  called at once
+                if problem := _differ(again, first, 0.0):
+                    yield f"a second call gives {problem}", x, f
+
+
+def _check_stateless(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make):
+        x, other = vectors(n, 4, n), 10 * vectors(n, 4, n + 1)
+        previous = _previous(stage, x)
+        first = _answer(stage, x, f, previous)
+        kept = first.clone()
+        _answer(stage, other, f, previous)
+        if problem := _differ(first, kept, 0.0):
+            yield f"a later call changed an earlier answer: {problem}", x, f
+        first[...] = 99.0
+        if problem := _differ(_answer(stage, x, f, previous), kept, 0.0):
+            yield f"after a call with other vectors the answer is {problem}", x, f
+        _answer(stage, vectors(n, 7), f, _previous(stage, vectors(n, 7)))
+
+
+def _layouts(x: Tensor) -> Iterator[tuple[str, Any]]:
+    n, d = x.shape
+    yield "by columns", x.t().contiguous().t()
+    wide = torch.full((n, 3 * d), torch.nan, dtype=x.dtype)
+    wide[:, ::3] = x
+    yield "every third column", wide[:, ::3]
+    tall = torch.full((2 * n, d), torch.nan, dtype=x.dtype)
+    tall[::2] = x
+    yield "every other row", tall[::2]
+    yield "reversed array", x.numpy()[::-1].copy()[::-1]
+    yield "array by columns", np.asfortranarray(x.numpy())
+
+
+def _check_layout(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make, extra=(0, 2)):
+        for d, dtype in ((1, torch.float64), (5, torch.float32), (5, torch.float16)):
+            x = vectors(n, d, n, dtype)
+            previous = _previous(stage, x)
+            expected = _answer(stage, x, f, previous)
+            tolerance = 4 * torch.finfo(dtype).eps * _size(x)
+            for name, given in _layouts(x):
+                out = torch.as_tensor(_must(stage, given, previous, x, f))
+                if problem := _differ(out, expected, tolerance):
+                    yield f"{name} it gives {problem}", x, f
+
+
+def _check_sizes(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in [*_members(make), *_members(lambda f: make(1), 3, (40,))]:
+        for d in (1, 2, 17, 20_000) if n < 10 else (1, 3):
+            for x in (vectors(n, d, n, torch.float32), lattice(n, d, n))[: 1 if d > 100 else 2]:
+                out = _answer(stage, x, f, _previous(stage, x))
+                wanted = [d] if isinstance(stage, Rule) else [stage.rows(n), d]
+                if list(out.shape) != wanted:
+                    yield f"shape {list(out.shape)} came out instead of {wanted}", x, f
+                elif not bool(out.isfinite().all()):
+                    yield f"{_short(out)} came out of finite vectors", x, f
+
+
+def _check_no_f(make: Make, promise: Guarantee) -> Found:
+    try:
+        stage = make(0)
+    except Exception as error:
+        yield f"f = 0 raised {type(error).__name__}: {error}", vectors(0, 1), 0
+        return
+    for n in (stage.min_n, stage.min_n + 1, stage.min_n + 5):
+        for d in (1, 4):
+            for x in (vectors(n, d, n), lattice(n, d, n)):
+                out = _answer(stage, x, 0, _previous(stage, x))
+                if not bool(out.isfinite().all()):
+                    yield f"{_short(out)} came out of finite vectors", x, 0
+
+
+def _check_precision(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make):
+        for d in (2, 6, 300):  # on a line the sums of distances to two middle vectors are equal, but for rounding
+            for dtype in DTYPES[1:]:
+                x = vectors(n, d, n + d, dtype)
+                previous = _previous(stage, x)
+                wide = _answer(stage, x.double(), f, None if previous is None else previous.double())
+                tolerance = 16 * torch.finfo(dtype).eps * _size(x)
+                if problem := _differ(_answer(stage, x, f, previous), wide, tolerance):
+                    yield f"{problem} in double precision", x, f
+
+
+def _in_order(y: Tensor) -> Tensor:
+    """The rows of a mixing's answer in an order that does not depend on theirs."""
+    if y.ndim == 1:
+        return y
+    along = y.double() @ torch.from_numpy(generator(0, "order").random(y.shape[1]) + 1)
+    return y[along.argsort()]
+
+
+def _check_permutation(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make, least=0, extra=(0, 1)):
+        for d in (1, 3):
+            few = min(f, n - 1)
+            with_duplicates = vectors(n, d, n)[torch.arange(n) // 2]
+            attacked = torch.cat([vectors(n - few, d, n), vectors(1, d, 7).expand(few, d)])
+            mirrored = torch.cat([vectors(n // 2, d, n), -vectors(n // 2, d, n), torch.zeros(n % 2, d).double()])
+            for x in (vectors(n, d, n), lattice(n, d, n), with_duplicates, attacked, mirrored):
+                previous = _previous(stage, x)
+                expected = _in_order(_answer(stage, x, f, previous))
+                for seed in range(2):
+                    moved = x[torch.from_numpy(generator(seed, "order").permutation(n))]
+                    out = _in_order(_answer(stage, moved, f, previous))
+                    if problem := _differ(out, expected, 1e-6 * _size(x)):
+                        yield f"{problem} once the vectors are in another order", x, f
+
+
+def _check_translation(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make, least=0):
+        for d in (1, 2, 5):
+            offset = torch.arange(d).double() * 8 - 64
+            # No ties: a trimmed mean is rounded, so which of two values is nearer to it may change with their place.
+            x = vectors(n, d, n)
+            previous = _previous(stage, x)
+            expected = _in_order(_answer(stage, x, f, previous)) + offset
+            out = _answer(stage, x + offset, f, None if previous is None else previous + offset)
+            if problem := _differ(_in_order(out), expected, 1e-6 * _size(x + offset)):
+                yield f"{problem} once all vectors move by {_short(offset)}", x, f
+
+
+def _check_scale(make: Make, promise: Guarantee) -> Found:
+    single, double = torch.float32, torch.float64
+    for stage, n, f in _members(make, least=0, extra=(0, 6)):
+        for d in (1, 4):
+            for x in (eighths(n, d, n), lattice(n, d, n)):
+                previous = _previous(stage, x)
+                expected = _in_order(_answer(stage, x, f, previous))
+                for factor, dtype in ((2.0, double), (2.0**40, single), (2.0**-20, double), (2.0**-30, single)):
+                    scaled = (x * factor).to(dtype)
+                    before = None if previous is None else (previous * factor).to(dtype)
+                    out = _in_order(_answer(stage, scaled, f, before)).double() / factor
+                    if problem := _differ(out, expected, 1e-6 * _size(x)):
+                        yield f"{problem} once all vectors are scaled by {factor:g} (and the answer back)", x, f
+
+
+def _check_unanimity(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make, least=0, extra=(0, 5)):
+        for d in (1, 3):
+            tiny = float(np.finfo(np.float32).smallest_subnormal)
+            cases = [(factor, torch.float64) for factor in (1.0, 0.0, 1e30)]
+            cases += [(factor, torch.float32) for factor in (1e-3, 1e30, 1e-30, 3 * tiny)]
+            for factor, dtype in cases:
+                v = (vectors(1, d, 5) * factor).to(dtype)
+                x = v.expand(n, d).clone()
+                previous = v[0].clone() if isinstance(stage, Rule) and stage.uses_previous else None
+                for row in _answer(stage, x, f, previous).reshape(-1, d):
+                    if problem := _differ(row, v[0], 1e-6 * _size(v)):
+                        yield problem, x, f
+
+
+def _check_robust(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in _members(make, extra=(0, 5)):
+        rows = min(f, n - 1)
+        for kind, name in enumerate(HOSTILE):
+            for d, dtype, size in _SETTINGS[f] if f < 3 else (_SETTINGS[3][(kind + n) % 3],):
+                honest = (vectors(n - rows, d, n + kind) * size).to(dtype)
+                x = torch.cat([honest, hostile(kind, rows, d, dtype, n + d, honest)])
+                previous = _previous(stage, x)
+                out = _answer(stage, x, f, previous)
+                if problem := broken_promise(stage, honest, out, previous, promise, x):
+                    yield f"{name}: {problem}", x, f
+
+
+_SETTINGS: dict[int, tuple[tuple[int, torch.dtype, float], ...]] = {
+    1: ((1, torch.float64, 1.0), (1, torch.float32, 1.0), (5, torch.float32, 1.0), (2, torch.float16, 1.0)),
+    2: ((3, torch.float64, 1e-12), (2, torch.float32, 1e-12)),
+    3: ((2, torch.float64, 1.0), (4, torch.float32, 1.0), (1, torch.bfloat16, 1.0)),
+}
+"""d, data type and size of the honest vectors, for each f."""
+
+
+def broken_promise(
+    stage: Rule | Mixing, honest: Tensor, out: Tensor, previous: Tensor | None, promise: Guarantee, x: Tensor
+) -> str | None:
+    """In words how an answer to hostile vectors breaks a guarantee; None where it does not."""
+    if isinstance(stage, Mixing):
+        spoilt = int((~out.isfinite().all(1)).sum())
+        faulty = int((~x.isfinite().all(1)).sum())
+        if spoilt > faulty:
+            return f"{faulty} vectors that are not finite spoilt {spoilt}"
+        if out.shape[0] != x.shape[0]:
+            return None
+        out = out[: honest.shape[0]]
+    if not bool(out.isfinite().all()):
+        return f"{_short(out)} came out"
+    good, wide = honest.double().numpy(), out.double().numpy()
+    rounding = 8 * torch.finfo(out.dtype).eps * max(_size(honest), 0.0 if previous is None else _size(previous))
+    rounding += float(np.finfo(np.float32).smallest_subnormal) if out.dtype != torch.float16 else 1e-7
+    if promise.box and not ((good.min(0) - rounding <= wide) & (wide <= good.max(0) + rounding)).all():
+        return f"{_short(out)} is out of the range of the honest values"
+    if promise.ball is not None:
+        last = np.zeros(good.shape[1]) if previous is None else previous.double().numpy()
+        centre, radius = promise.ball(stage, good, last)
+        gap = float(np.sqrt(np.square(wide - centre).sum(-1)).max())
+        if gap > radius * (1 + 1e-5) + rounding * np.sqrt(good.shape[1]):
+            return (
+                f"{_short(out)} is {gap:.6g} from {_short(torch.from_numpy(centre))}, not {promise.text}: {radius:.6g}"
+            )
+    return None
+
+
+def _check_refusal(make: Make, promise: Guarantee) -> Found:
+    values = ((torch.nan, torch.float64), (torch.inf, torch.float32), (-torch.inf, torch.float16))
+    for stage, n, f in _members(make, least=0):
+        for faulty in sorted({min(f + 1, n), n}):
+            for value, dtype in values:
+                for columns in (slice(None), 1):
+                    x = vectors(n, 3, n, dtype)
+                    x[n - faulty :, columns] = value
+                    try:
+                        out = _ask(stage, x, _previous(stage, vectors(n, 3, n, dtype)))
+                    except ValueError:
+                        continue
+                    except Exception as error:
+                        yield f"raised {type(error).__name__} ({error}) instead of ValueError", x, f
+                    else:
+                        yield f"{faulty} vectors are not finite and the answer is {_short(out)}", x, f
+
+
+def _check_rows(make: Make, promise: Guarantee) -> Found:
+    for mixing, n, f in _members(make, least=0):
+        x = vectors(n, 2, n)
+        rows = mixing.rows(n)
+        if _answer(mixing, x, f).shape[0] != rows:
+            yield f"rows({n}) is {rows} and {_answer(mixing, x, f).shape[0]} came out", x, f
+        least = mixing.rows_for(rows)
+        if mixing.rows(least) != rows or (least > 1 and mixing.rows(least - 1) == rows):
+            yield f"rows_for({rows}) = {least} is not the least n that gives {rows}", x, f
+
+
+_STAGE_CHECKS: dict[Check, Callable[[Make, Guarantee], Found]] = {
+    Check.NEEDS: _check_needs,
+    Check.INPUT: _check_input,
+    Check.OWNERSHIP: _check_ownership,
+    Check.KIND: _check_kind,
+    Check.REPEATABLE: _check_repeatable,
+    Check.STATELESS: _check_stateless,
+    Check.LAYOUT: _check_layout,
+    Check.SIZES: _check_sizes,
+    Check.NO_F: _check_no_f,
+    Check.PRECISION: _check_precision,
+    Check.PERMUTATION: _check_permutation,
+    Check.TRANSLATION: _check_translation,
+    Check.SCALE: _check_scale,
+    Check.UNANIMITY: _check_unanimity,
+    Check.ROBUST: _check_robust,
+    Check.REFUSAL: _check_refusal,
+    Check.ROWS: _check_rows,
+}
+
+
+# --------------------------------------------------------------------------------------------------------- attacks
+
+
+def check_attack(attack: Attack | Callable[[], Attack], without: Collection[Check] = ()) -> Report:
+    """Checks that an attack keeps the contract: honest vectors [h, d] and any f to new vectors [f, d].
+
+    Attacks that need a defence, a last aggregate or vectors learnt from flipped labels are given them.
+
+    Example:
+        >>> import varangian as vg
+        >>> check_attack(vg.NaN).left_out
+        {<Check.FINITE: 'finite vectors are answered by finite ones'>: 'not finite on purpose'}
+    """
+    subject = attack if isinstance(attack, Attack) else attack()
+    exempt = dict.fromkeys(without, "left out by the caller") | EXEMPT.get(type(subject), {})
+    return _run(attack, ATTACK_CHECKS, exempt, lambda check: _ATTACK_CHECKS[check](subject))
+
+
+def _attacked(attack: Attack, given: Any, f: int, x: Tensor) -> Any:
+    """What an attack sends, given all that it may know; the f in the defence is another than the one that attack."""
+    h, d = x.shape
+    defence = Median(f=min(f, (h + f - 1) // 2))
+    flipped = -x[torch.arange(f) % h]
+    try:
+        return attack(given, f, defence, x.double().mean(0).to(x.dtype), generator(h * d, "attack"), flipped)
+    except Exception as error:
+        raise _Raised(error, x, f) from error
+
+
+def _sent(attack: Attack, x: Tensor, f: int) -> Tensor:
+    out = _attacked(attack, x.clone(), f, x)
+    if not isinstance(out, Tensor):
+        raise _Raised(TypeError(f"{type(out).__name__} came out of a tensor"), x, f)
+    return out
+
+
+def _crowds() -> Iterator[tuple[int, int, int]]:
+    """(h, f, d), with h > f + 2 since some attacks imitate a majority."""
+    for h, f in ((4, 1), (5, 2), (9, 4)):
+        for d in (1, 2, 20):
+            yield h, f, d
+
+
+def _attack_input(attack: Attack) -> Found:
+    for h, f, d in _crowds():
+        x = vectors(h, d, h)
+        for name, given in _inputs(x):
+            _attacked(attack, given, f, x)
+            if not torch.equal(_stacked(given), x):
+                yield f"the {name} given was written to", x, f
+
+
+def _attack_ownership(attack: Attack) -> Found:
+    for h, f, d in _crowds():
+        x = vectors(h, d, h)
+        for name, given in _inputs(x):
+            out = _attacked(attack, given, f, x)
+            out[...] = 9.0
+            out[0] = 1.0
+            if not torch.equal(_stacked(given), x):
+                yield f"writing to what is sent changed the {name} given", x, f
+            if f > 1 and not bool((torch.as_tensor(out)[1:] == 9.0).all()):
+                yield "writing to one of the vectors sent changed another", x, f
+
+
+def _attack_kind(attack: Attack) -> Found:
+    for h, f, d in _crowds():
+        for dtype in DTYPES:
+            x = vectors(h, d, h, dtype)
+            expected = _sent(attack, x, f)
+            if expected.dtype != dtype or expected.device != x.device:
+                yield f"{expected.dtype} on {expected.device} came out", x, f
+            for name, given in _inputs(x):
+                out = _attacked(attack, given, f, x)
+                if not isinstance(out, np.ndarray if name.endswith(("array", "arrays")) else Tensor):
+                    yield f"{type(out).__name__} came out of a {name}", x, f
+                elif torch.as_tensor(out).dtype != dtype:
+                    yield f"{out.dtype} came out of a {name} of {dtype}", x, f
+                elif problem := _differ(torch.as_tensor(out), expected, 0.0):
+                    yield f"a {name} gives {problem}, which a tensor gives", x, f
+
+
+def _attack_repeatable(attack: Attack) -> Found:
+    for h, f, d in _crowds():
+        x = vectors(h, d, h)
+        before = _global_state()
+        first = _sent(attack, x, f)
+        if _global_state() != before:
+            yield "the global random numbers were moved", x, f
+        for seed in (1, 2):
+            again = _seeded(seed, lambda: _sent(attack, x, f))  # noqa: B023  called at once
+            if problem := _differ(again, first, 0.0):
+                yield f"a second call gives {problem}", x, f
+
+
+def _attack_stateless(attack: Attack) -> Found:
+    for h, f, d in _crowds():
+        x = vectors(h, d, h)
+        first = _sent(attack, x, f)
+        kept = first.clone()
+        _sent(attack, -3 * x, f)
+        if problem := _differ(first, kept, 0.0):
+            yield f"a later call changed what was sent: {problem}", x, f
+        first[...] = 99.0
+        if problem := _differ(_sent(attack, x, f), kept, 0.0):
+            yield f"after a call with other vectors it sends {problem}", x, f
+
+
+def _attack_layout(attack: Attack) -> Found:
+    for h, f, d in _crowds():
+        x = vectors(h, d, h)
+        expected = _sent(attack, x, f)
+        for name, given in _layouts(x):
+            out = torch.as_tensor(_attacked(attack, given, f, x))
+            if problem := _differ(out, expected, 1e-12 * _size(expected)):
+                yield f"{name} it sends {problem}", x, f
+
+
+def _attack_sizes(attack: Attack) -> Found:
+    for h, f, d in [(h, f, d) for h, most, d in _crowds() for f in sorted({0, 1, most})]:
+        x = vectors(h, d, h)
+        out = _sent(attack, x, f)
+        if list(out.shape) != [f, d]:
+            yield f"shape {list(out.shape)} came out instead of {[f, d]}", x, f
+
+
+def _attack_precision(attack: Attack) -> Found:
+    for h, f, d in _crowds():
+        if d < 5:  # in few dimensions a search may well prefer one side in one precision, the other in another
+            continue
+        for dtype in DTYPES[1:]:
+            x = vectors(h, d, h, dtype)
+            wide = _sent(attack, x.double(), f)
+            out = _sent(attack, x, f)
+            if attack.uses_defence:  # what is found may lie elsewhere; it must be of the same size
+                size, wanted = float(out.double().norm()), float(wide.norm())
+                if not 0.1 * wanted <= size <= 10 * wanted:
+                    yield f"vectors of norm {size:.3g} instead of {wanted:.3g} in double precision", x, f
+            elif problem := _differ(out, wide, 64 * torch.finfo(dtype).eps * max(_size(x), _size(wide))):
+                yield f"{problem} in double precision", x, f
+
+
+def _attack_finite(attack: Attack) -> Found:
+    for h, f, d in _crowds():
+        for x in (
+            vectors(h, d, h),
+            vectors(h, d, h, torch.float16),
+            lattice(h, d, h),
+            torch.zeros(h, d).double(),
+            vectors(1, d).expand(h, d).clone(),
+            1e-30 * vectors(h, d, h, torch.float32),
+            1e30 * vectors(h, d, h, torch.float32),
+        ):
+            out = _sent(attack, x, f)
+            if not bool(out.isfinite().all()):
+                yield f"{_short(out)} is sent", x, f
+
+
+_ATTACK_CHECKS: dict[Check, Callable[[Attack], Found]] = {
+    Check.INPUT: _attack_input,
+    Check.OWNERSHIP: _attack_ownership,
+    Check.KIND: _attack_kind,
+    Check.REPEATABLE: _attack_repeatable,
+    Check.STATELESS: _attack_stateless,
+    Check.LAYOUT: _attack_layout,
+    Check.SIZES: _attack_sizes,
+    Check.PRECISION: _attack_precision,
+    Check.FINITE: _attack_finite,
+}
+
+__all__ = [
+    "EXEMPT", "FINITE", "GUARANTEES", "NEAR", "NO_LONGER", "WITHIN", "Check", "ContractError", "Failure", "Guarantee",
+    "Report", "check_attack", "check_mixing", "check_rule",
+]  # fmt: skip

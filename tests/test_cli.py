@@ -1,0 +1,313 @@
+"""The command line: exit status, one clear message, output that a machine may read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+import varangian as vg
+from varangian import cli, data
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["run", "--workers", "11", "--byzantine", "2", "--steps", "2", "--batch-size", "2", "--quiet"]
+
+
+class Ended:
+    """How the program ended: status, and what it wrote."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def varangian(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Runs the program in this process, in an empty folder and without the network; gives the threads back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VARANGIAN_DATA", raising=False)
+    monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, "http://127.0.0.1:9/"))
+    threads = torch.get_num_threads()
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["varangian", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        written = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        assert "Traceback" not in written.out + written.err
+        return Ended(end.value.code, written.out, written.err)
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def left(folder: Path) -> list[str]:
+    """What lies below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# -------------------------------------------------------------------------------------------------- the plain uses
+
+
+def test_run(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    end = varangian(*SMALL, "--rule", "median", "--attack", "little", "--momentum-at", "server", "--nesterov")
+    assert (end.status, end.err) == (0, "")
+    [folder] = (tmp_path / "runs").iterdir()
+    result = vg.read(folder)
+    assert result.experiment == vg.Experiment(
+        workers=11,
+        byzantine=2,
+        steps=2,
+        batch_size=2,
+        rule="median",
+        attack="little",
+        momentum_at="server",
+        nesterov=True,
+    )
+    assert f"{result.max_accuracy:.2%}" in end.out
+    assert str(Path("runs") / folder.name) in end.out
+    again = varangian(*SMALL, "--rule", "median", "--attack", "little", "--momentum-at", "server", "--nesterov")
+    assert again.status == 0
+
+
+def test_every_setting_has_an_option(varangian) -> None:  # type: ignore[no-untyped-def]
+    text = varangian("run", "--help").out
+    for knob in fields(vg.Experiment):
+        assert f"--{knob.name.replace('_', '-')}" in text
+        assert knob.metadata["help"].split()[0] in text
+
+
+def test_run_as_json(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    end = varangian(*SMALL, "--json", "--out", "here", "--no-measure", "--learning-rate", "0.1,1:0.05", "--pre", "nnm")
+    assert end.status == 0
+    found = json.loads(end.out)
+    assert Path(found["folder"]).parts[0] == "here"
+    e = vg.Experiment.from_dict(found["experiment"])
+    assert (e.measure, e.learning_rate, e.pre, e.steps) == (False, ((0, 0.1), (1, 0.05)), ("nnm",), 2)
+    assert (found["digest"], found["steps"], found["stopped"]) == (e.digest, 2, None)
+
+
+def test_a_run_that_stops_says_why_and_is_still_a_result(varangian) -> None:  # type: ignore[no-untyped-def]
+    end = varangian(*SMALL, "--rule", "average", "--attack", "nan")
+    assert end.status == 0
+    assert "no longer finite" in " ".join(end.out.split())
+    found = json.loads(
+        varangian(*SMALL, "--rule", "average", "--attack", "nan", "--json").out, parse_constant=pytest.fail
+    )
+    assert found["stopped"] == "step 0: the parameters are no longer finite."
+
+
+def test_a_progress_bar_goes_to_stderr_alone(varangian) -> None:  # type: ignore[no-untyped-def]
+    loud = [argument for argument in SMALL if argument != "--quiet"]
+    assert json.loads(varangian(*loud, "--json").out)["steps"] == 2
+
+
+@pytest.mark.parametrize("suffix", ["json", "toml"])
+def test_configuration_files_and_what_overrides_them(varangian, tmp_path: Path, suffix: str) -> None:  # type: ignore[no-untyped-def]
+    e = vg.Experiment(workers=11, byzantine=2, steps=2, batch_size=2, rule="median", attack="empire", clip=2.0)
+    file = tmp_path / f"e.{suffix}"
+    file.write_text(e.to_json() if suffix == "json" else e.to_toml())
+    plain = json.loads(varangian("run", "--config", str(file), "--quiet", "--json").out)
+    assert vg.Experiment.from_dict(plain["experiment"]) == e
+    other = varangian(
+        "run", "--config", str(file), "--quiet", "--json", "--rule", "krum", "--clip", "none", "--steps", "1"
+    )
+    found = vg.Experiment.from_dict(json.loads(other.out)["experiment"])
+    assert (found.rule, found.clip, found.steps, found.attack) == ("krum", None, 1, "empire")
+
+
+def test_what_is_overridden_need_not_be_right_in_the_file(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "e.json").write_text('{"rule": "medain", "steps": 1}')
+    assert varangian("run", "--config", "e.json", "--quiet").status == 2
+    assert varangian("run", "--config", "e.json", "--quiet", "--rule", "median").status == 0
+
+
+def test_threads(varangian) -> None:  # type: ignore[no-untyped-def]
+    one = json.loads(varangian(*SMALL, "--json", "--threads", "1", "--out", "one").out)
+    assert torch.get_num_threads() == 1
+    two = json.loads(varangian(*SMALL, "--json", "--threads", "2", "--out", "two").out)
+    assert torch.get_num_threads() == 2
+    assert two["final_loss"] == pytest.approx(one["final_loss"], rel=1e-5)
+
+
+def test_list(varangian) -> None:  # type: ignore[no-untyped-def]
+    end = varangian("list")
+    assert end.status == 0
+    everything = json.loads(varangian("list", "--json").out)
+    assert {*vg.RULES} == {*everything["rules"]}
+    assert {*everything} >= {"rules", "mixings", "attacks", "datasets", "models", "partitions"}
+    for names in everything.values():
+        for name, summary in names.items():
+            assert name in end.out
+            assert summary
+            assert not summary.endswith(".")
+    assert json.loads(varangian("list", "attacks", "--json").out) == {"attacks": everything["attacks"]}
+    assert "multi-krum" not in varangian("list", "attacks").out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "-h"], ["list", "--help"], ["demo", "--help"]])
+def test_help(varangian, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+    end = varangian(*arguments)
+    assert (end.status, end.err) == (0, "")
+    assert end.out.startswith("Usage: varangian")
+
+
+def test_version(varangian) -> None:  # type: ignore[no-untyped-def]
+    end = varangian("--version")
+    assert end.status == 0
+    assert vg.__version__ in end.out
+    assert f'\nversion = "{vg.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+# ------------------------------------------------------------------------------------------------- the user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rule", "medain"], "varangian: rule: unknown rule 'medain'. Did you mean 'median'?"),
+        (["--attack", "litle"], "varangian: attack: unknown attack 'litle'. Did you mean 'little'?"),
+        (["--dataset", "digit"], "varangian: dataset: unknown dataset 'digit'. Did you mean 'digits'?"),
+        (["--model", "cnnn"], "varangian: model: unknown model 'cnnn'. Did you mean 'cnn'?"),
+        (["--byzantine", "5"], "varangian: workers: MultiKrum(f=5"),
+        (["--attack", "little", "--real-byzantine", "12"], "varangian: real_byzantine: at least one of the 11 workers"),
+        (["--steps", "-1"], "varangian: steps: must be greater than or equal to 0, got '-1'."),
+        (["--learning-rate", "nan"], "varangian: learning_rate: must be a finite number"),
+        (["--learning-rate", "fast"], "varangian: learning_rate: must be a valid number"),
+        (["--seed", "one"], "varangian: seed: must be a valid integer"),
+        (["--device", "cup"], "varangian: device: 'cup' cannot be used here"),
+        (["--model", "fully-connected(hidden=-5)"], "varangian: model 'fully-connected(hidden=-5)': "),
+        (["--model", "wide-resnet(depth=27)"], "varangian: wide_resnet: depth must be 6k + 4"),
+        (["--batch-size", "100000000000"], "varangian: not enough memory: "),
+    ],
+)  # fmt: skip
+def test_wrong_settings(varangian, tmp_path: Path, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    """Status 2, one line on stderr, nothing on stdout, no folder."""
+    end = varangian(*SMALL, *arguments)
+    assert (end.status, end.out) == (2, "")
+    assert end.err.startswith(message)
+    assert end.err.count("\n") == 1
+    assert left(tmp_path) == []
+
+
+def test_all_that_is_wrong_at_once(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "e.toml").write_text('rules = "median"\nl2 = -1\n')
+    end = varangian(
+        "run", "--config", "e.toml", "--rule", "medain", "--steps", "-1", "--learning-rate", "nan", "--quiet"
+    )
+    assert (end.status, end.out) == (2, "")
+    lines = end.err.splitlines()
+    assert lines[0] == "varangian: 5 faults:"
+    starts = [
+        "unknown setting 'rules'. Did you mean 'rule'?",
+        "steps: ",
+        "learning_rate: ",
+        "l2: ",
+        "rule: unknown rule",
+    ]
+    assert [line.removeprefix("  - ").startswith(start) for line, start in zip(lines[1:], starts, strict=True)] == [
+        True
+    ] * 5
+    assert left(tmp_path) == ["e.toml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--rul", "median", "--rool", "x"], "No such option"),
+        (["run", "--rule"], "requires an argument"),
+        (["run", "--threads", "0"], "0 is not in the range"),
+        (["run", "--config", "nowhere.json"], "'nowhere.json' does not exist"),
+        (["run", "surplus"], "unexpected extra argument"),
+        (["list", "rulez"], "'rulez' is not one of 'rules'"),
+        (["trian"], "No such command 'trian'"),
+    ],
+)
+def test_wrong_use(varangian, tmp_path: Path, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    end = varangian(*arguments)
+    assert (end.status, end.out) == (2, "")
+    assert message.lower() in end.err.lower()
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("e.json", b"{", "not JSON: "),
+        ("e.json", b"[]", "an experiment is a JSON object, got list."),
+        ("e.toml", b"steps = ", "not TOML: "),
+        ("e.json", b"\xff\xfe\x00", "is not a text file."),
+        ("e.json", b'{"steps": null}', "steps: must be a valid integer, got None."),
+    ],
+)
+def test_wrong_configuration_files(varangian, tmp_path: Path, name: str, content: bytes, message: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / name).write_bytes(content)
+    end = varangian("run", "--config", name, "--quiet")
+    assert (end.status, end.out) == (2, "")
+    assert message in end.err
+    assert end.err.startswith("varangian: ")
+    assert end.err.count("\n") == 1
+    assert left(tmp_path) == [name]
+
+
+def test_a_folder_that_cannot_be_written(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").write_text("mine")
+    places = [str(tmp_path / "file"), str(tmp_path / "file" / "deeper")] + ["/proc/runs"] * Path("/proc").is_dir()
+    for place in places:
+        end = varangian(*SMALL, "--out", place)
+        assert (end.status, end.out) == (2, "")
+        assert end.err.startswith(f"varangian: {place}")
+        assert end.err.count("\n") == 1
+    assert left(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "garbage", "missing"])
+def test_a_bad_data_file(varangian, tmp_path: Path, kind: str) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    names = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+    content = {
+        "truncated": b"\0\0\x08\x03\0\0\0\x0a\0\0\0\x1c\0\0\0\x1c" + bytes(100),
+        "empty": b"",
+        "garbage": b"no images at all" * 9,
+    }
+    if kind != "missing":
+        for name in names:
+            (folder / name).write_bytes(content[kind])
+    before = left(tmp_path)
+    end = varangian(*SMALL, "--dataset", "mnist", "--data", str(folder))
+    assert (end.status, end.out) == (2, "")
+    lines = [line for line in end.err.splitlines() if line.startswith("varangian: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("varangian: mnist: ")
+    assert "train-images-idx3-ubyte" in lines[0]
+    assert str(folder) in lines[0]
+    assert left(tmp_path) == before
+
+
+def test_an_interrupt_ends_with_a_message(varangian, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_experiment", interrupt)
+    end = varangian(*SMALL)
+    assert (end.status, end.out) == (130, "")
+    assert end.err.strip() == "varangian: interrupted; what is complete is kept."
+
+
+def test_as_a_program_of_its_own(tmp_path: Path) -> None:
+    """Once for real: `python -m varangian`, warnings on, nothing but the message on stderr."""
+    command = [sys.executable, "-W", "error", "-m", "varangian", *SMALL, "--rule", "medain"]
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "", "OMP_NUM_THREADS": "1"}
+    end = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert end.stderr.startswith("varangian: rule: unknown rule 'medain'. Did you mean 'median'?")
+    assert end.stderr.count("\n") == 1
+    assert left(tmp_path) == []

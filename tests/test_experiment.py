@@ -1,0 +1,637 @@
+"""One training run: its configuration, what is refused, and the folder that it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import varangian as vg
+from varangian import data, kernels
+from varangian import experiment as module
+from varangian.metrics import COLUMNS
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+SMALL = vg.Experiment(workers=11, byzantine=2, steps=3, batch_size=2, evaluate_every=2)
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.Dataset:
+    return data.digits()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that lies below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def faults_of(**settings: Any) -> list[str]:
+    with pytest.raises(vg.ConfigurationError) as error:
+        vg.Experiment(**settings)
+    return error.value.faults
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+rates = st.floats(0, 10, allow_nan=False)
+experiments = st.builds(
+    vg.Experiment,
+    dataset=st.sampled_from(["digits", "fashion-mnist", "synthetic(shape=(3, 32, 32), classes=10)"]),
+    model=st.sampled_from(["linear", "fully-connected", "cnn", "wide-resnet(depth=10, width=1)"]),
+    workers=st.integers(11, 60),
+    byzantine=st.integers(0, 2),
+    real_byzantine=st.none() | st.integers(0, 5),
+    rule=st.sampled_from(
+        ["average", "median", "bulyan", "multi-krum(m=5)", vg.MultiKrum(m=4), vg.Median(even="upper")]
+    ),
+    pre=st.sampled_from([(), ("nnm",), ("clipping(c=2.0)", "nnm"), (vg.NearestNeighborMixing(),), "nnm,arc"]),
+    attack=st.sampled_from(["little", "empire(factor=2.5)", vg.Gaussian(3.0), vg.Inf("mixed")]),
+    momentum=st.floats(0, 1, exclude_max=True),
+    dampening=st.floats(0, 1, exclude_max=True),
+    nesterov=st.booleans(),
+    momentum_at=st.sampled_from(["worker", "server", "shared"]),
+    clip=st.none() | st.floats(1e-6, 1e6),
+    clip_mode=st.sampled_from([None, "norm", "unit"]),
+    batch_size=st.integers(1, 1000),
+    steps=st.integers(0, 10**6),
+    learning_rate=rates
+    | st.lists(st.tuples(st.integers(1, 9999), rates), max_size=3, unique_by=lambda piece: piece[0]).map(
+        lambda pieces: ((0, 0.5), *sorted(pieces))
+    ),
+    l2=rates,
+    evaluate_every=st.integers(0, 100),
+    seed=st.integers(0, 2**63 - 1),
+    partition=st.sampled_from(["iid", "extreme", "dirichlet(alpha=0.1)", "similarity"]),
+    profile=st.sampled_from(["described", "published"]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    measure=st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(experiments)
+def test_round_trips(e: vg.Experiment) -> None:
+    for again in (
+        vg.Experiment.from_json(e.to_json()),
+        vg.Experiment.from_toml(e.to_toml()),
+        vg.Experiment.from_dict(e.to_dict()),
+        replace(e),
+    ):
+        assert again == e
+        assert hash(again) == hash(e)
+        assert (again.digest, again.name) == (e.digest, e.name)
+        assert again.make_algorithm() == e.make_algorithm()
+        assert again.make_attack() == e.make_attack()
+    assert json.loads(e.to_json()) == e.to_dict()  # plain values only
+    assert len(e.digest) == 10
+    assert "/" not in e.name
+    assert len(os.fsencode(f"{e.name}-{e.digest}")) < 255
+
+
+def test_the_digest_of_the_first_release() -> None:
+    """Folders of runs go by it: where it changes, nobody's runs are found again."""
+    assert vg.Experiment(rule="average", byzantine=0, momentum=0).digest == "6cb8fad805"
+    assert vg.Experiment().name == "digits-fully-connected-multi-krum-no-attack-n15-f3-worker0.9-lr0.1-seed1"
+
+
+BASE = vg.Experiment(workers=11, byzantine=2, attack="little", clip=2.0)
+CHANGES: dict[str, Any] = {
+    "dataset": "synthetic",
+    "model": "linear",
+    "workers": 12,
+    "byzantine": 1,
+    "real_byzantine": 1,
+    "rule": "median",
+    "pre": ("nnm",),
+    "attack": "empire",
+    "momentum": 0.8,
+    "dampening": 0.1,
+    "nesterov": True,
+    "momentum_at": "server",
+    "clip": 3.0,
+    "clip_mode": "unit",
+    "batch_size": 31,
+    "steps": 299,
+    "learning_rate": 0.2,
+    "l2": 0.1,
+    "evaluate_every": 9,
+    "seed": 2,
+    "device": "cpu:0",
+    "partition": "extreme",
+    "profile": "published",
+    "dtype": "float64",
+    "measure": False,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(vg.Experiment)])
+def test_every_setting_changes_the_digest(name: str) -> None:
+    assert replace(BASE, **{name: CHANGES[name]}).digest != BASE.digest
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (replace(BASE, clip=None), {"clip_mode": "unit"}),  # nothing is clipped
+        (replace(BASE, momentum=0), {"nesterov": True, "dampening": 0.5, "momentum_at": "server"}),  # nothing moves
+        (BASE, {"clip_mode": "norm"}),  # the default, said
+        (BASE, {"real_byzantine": 2}),
+        (BASE, {"attack": "little(factor=1.5, sign=-1)"}),
+        (BASE, {"rule": "multi-krum(m=None)"}),
+        (BASE, {"rule": vg.MultiKrum(f=BASE.byzantine)}),
+        (replace(BASE, rule="median(even=lower)"), {"profile": "described", "rule": "median(even='lower')"}),
+    ],
+)
+def test_settings_that_mean_the_same_run_have_the_same_digest(one: vg.Experiment, other: dict[str, Any]) -> None:
+    assert replace(one, **other).digest == one.digest
+
+
+def test_the_name_says_what_it_is() -> None:
+    e = vg.Experiment(
+        dataset="fashion-mnist", workers=51, byzantine=24, real_byzantine=10, rule="median(even='lower')", pre="nnm",
+        attack="empire(factor=2.5)", momentum=0.99, momentum_at="server", nesterov=True, seed=7, profile="published",
+        learning_rate=((0, 0.02), (8000, 0.004)), partition="dirichlet(alpha=0.1)",
+    )  # fmt: skip
+    assert e.name == (
+        "fashion-mnist-fully-connected-nnm-median_even=_lower-empire_factor=2.5-n51-f24-real10-server0.99-nesterov-"
+        "lr0.02...-dirichlet_alpha=0.1-published-seed7"
+    )
+    assert "no-momentum" in vg.Experiment(momentum=0).name
+
+
+def test_the_algorithm_of_the_settings() -> None:
+    base: dict[str, Any] = {"workers": 11, "byzantine": 2, "clip": 2.0, "momentum": 0.9, "rule": "median"}
+    clip, momentum = vg.Clip(2.0), vg.Momentum(0.9)
+    assert vg.Experiment(**base).make_algorithm() == vg.Algorithm((clip, momentum), rule=vg.Median(2))
+    assert vg.Experiment(**base, momentum_at="server").make_algorithm() == vg.Algorithm(
+        (clip,), rule=vg.Median(2), server=(momentum,)
+    )
+    assert vg.Experiment(**base, momentum_at="shared", nesterov=True, pre="nnm").make_algorithm() == vg.Algorithm(
+        (clip, vg.SharedMomentum(0.9, nesterov=True)), (vg.NearestNeighborMixing(2),), vg.Median(2)
+    )
+    assert vg.Experiment(**base, profile="published").make_algorithm() == vg.Algorithm(
+        (vg.Clip(2.0, "unit"), momentum), rule=vg.published("median", 2)
+    )
+    assert vg.Experiment(**base | {"clip": None, "momentum": 0}).make_algorithm() == vg.Algorithm(rule=vg.Median(2))
+
+
+def test_attackers() -> None:
+    assert vg.Experiment(byzantine=3).attackers == 0  # nobody attacks without an attack
+    assert vg.Experiment(byzantine=3, attack="little").attackers == 3
+    assert vg.Experiment(byzantine=3, attack="little", real_byzantine=5).attackers == 5
+    assert vg.Experiment(byzantine=3, attack="little", real_byzantine=0).honest == 15
+
+
+def test_piecewise_learning_rates() -> None:
+    e = vg.Experiment(learning_rate="0.02,8000:0.004, 16000:0.0008")  # type: ignore[arg-type]
+    assert e.learning_rate == ((0, 0.02), (8000, 0.004), (16000, 0.0008))
+    assert [e.rate(step) for step in (0, 7999, 8000, 15999, 16000, 10**9)] == [0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008]
+    assert vg.Experiment(learning_rate=0.5).rate(10**9) == 0.5
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        ({"rule": "medain"}, "rule: unknown rule 'medain'. Did you mean 'median'? Known: average, "),
+        ({"pre": ("nmn",)}, "pre: unknown mixing 'nmn'. Did you mean 'nnm'? "),
+        ({"attack": "litle"}, "attack: unknown attack 'litle'. Did you mean 'little'? "),
+        ({"model": "cnnn"}, "model: unknown model 'cnnn'. Did you mean 'cnn'? "),
+        ({"dataset": "fashion_mnist"}, "dataset: unknown dataset 'fashion_mnist'. Did you mean 'fashion-mnist'? "),
+        ({"partition": "dirichelt"}, "partition: unknown partition 'dirichelt'. Did you mean 'dirichlet'? "),
+        ({"rule": "median(evn='mid')"}, "rule: median: unknown option 'evn'. Did you mean 'even'? "),
+        ({"model": "linear(x=1)"}, "model: linear takes no options."),
+        ({"dataset": "synthetic(clases=3)"}, "dataset: synthetic: unknown option 'clases'. Did you mean 'classes'? "),
+        ({"workers": 6, "byzantine": 3, "rule": "median"},
+         "workers: Median(f=3, even='mid') needs n >= 2f + 1 = 7 vectors, got 6."),
+        ({"workers": 8, "byzantine": 3, "rule": "average", "pre": ("nnm",), "attack": "little", "real_byzantine": 8},
+         "real_byzantine: at least one of the 8 workers must be honest, got 8 that attack."),
+        ({"real_byzantine": 3}, "attack: 3 workers are to attack (real_byzantine) and no attack is named."),
+        ({"steps": -1}, "steps: must be greater than or equal to 0, got -1."),
+        ({"steps": 1.5}, "steps: must be a valid integer"),
+        ({"workers": 0}, "workers: must be greater than or equal to 1, got 0."),
+        ({"workers": "many"}, "workers: must be a valid integer"),
+        ({"byzantine": -1}, "byzantine: must be greater than or equal to 0, got -1."),
+        ({"learning_rate": float("nan")}, "learning_rate: must be a finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate: must be a finite number"),
+        ({"learning_rate": -0.1}, "learning_rate: must be greater than or equal to 0"),
+        ({"learning_rate": "5:0.1"}, "learning_rate: pieces must start at step 0 and go up, got steps [5]."),
+        ({"learning_rate": ((0, 0.1), (9, 0.2), (3, 0.1))},
+         "learning_rate: pieces must start at step 0 and go up, got steps [0, 9, 3]."),
+        ({"learning_rate": ()}, "learning_rate: pieces must start at step 0 and go up, got steps []."),
+        ({"momentum": 1.0}, "momentum: must be less than 1, got 1.0."),
+        ({"momentum": float("nan")}, "momentum: must be"),
+        ({"dampening": 1.0}, "dampening: must be less than 1, got 1.0."),
+        ({"momentum_at": "workers"}, "momentum_at: must be 'worker', 'server' or 'shared', got 'workers'."),
+        ({"clip": 0}, "clip: must be greater than 0, got 0."),
+        ({"clip": float("inf")}, "clip: must be a finite number, got inf."),
+        ({"l2": float("nan")}, "l2: must be"),
+        ({"seed": -1}, "seed: must be greater than or equal to 0, got -1."),
+        ({"seed": 2**63}, "seed: must be less than 9223372036854775808, got 9223372036854775808."),
+        ({"device": "cup"}, "device: 'cup' cannot be used here: "),
+        ({"device": "meta"}, "device: 'meta' cannot be used here: "),
+        ({"profile": "publish"}, "profile: must be 'described' or 'published', got 'publish'."),
+        ({"profile": "published", "rule": "medoid"}, "rule: unknown rule with published conventions 'medoid'."),
+        ({"dtype": "float16"}, "dtype: must be 'float32' or 'float64', got 'float16'."),
+        ({"attack": "little(sign=2)"}, "attack: Little needs sign -1 or 1, got 2."),
+        ({"partition": "dirichlet(alpha=0)"}, "partition: Dirichlet needs a finite alpha > 0, got 0."),
+        ({"rule": 3}, "rule: must be a valid string, got 3."),
+    ],
+)  # fmt: skip
+def test_each_fault_in_one_line(settings: dict[str, Any], start: str) -> None:
+    faults = faults_of(**settings)
+    assert len(faults) == 1, faults
+    assert faults[0].startswith(start)
+    assert "\n" not in faults[0]
+
+
+def test_all_faults_at_once() -> None:
+    faults = faults_of(
+        dataset="digit", model="cnnn", workers=0, byzantine=-1, rule="medain", pre=("nmn",), attack="litle", momentum=2,
+        steps=-1, learning_rate=float("nan"), device="cup", partition="idd", profile="x", seed=-1,
+    )  # fmt: skip
+    named = [fault.split(":")[0] for fault in faults]
+    assert sorted(named) == sorted(
+        ["dataset", "model", "workers", "byzantine", "rule", "pre", "attack", "momentum", "steps", "learning_rate",
+         "device", "partition", "profile", "seed"]
+    )  # fmt: skip
+    with pytest.raises(vg.ConfigurationError) as error:
+        vg.Experiment(steps=-1, workers=0)
+    assert str(error.value).splitlines()[0] == "2 faults:"
+    assert all(line.startswith("  - ") for line in str(error.value).splitlines()[1:])
+
+
+def test_unknown_settings_are_faults_like_any_other() -> None:
+    with pytest.raises(vg.ConfigurationError) as error:
+        vg.Experiment.from_dict({"worker": 3, "zzz": 1, "steps": -1})
+    assert [fault.split("?")[0] for fault in error.value.faults[:1]] == [
+        "unknown setting 'worker'. Did you mean 'workers'"
+    ]
+    assert error.value.faults[1].startswith("unknown setting 'zzz'. Known: dataset, model, workers")
+    assert error.value.faults[2].startswith("steps: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "toml", "message"),
+    [
+        ("{", False, "^not JSON: "),
+        ("[1]", False, "^an experiment is a JSON object, got list.$"),
+        ("steps = ", True, "^not TOML: "),
+        ("steps = 1\nsteps = 2", True, "^not TOML: "),
+    ],
+)
+def test_texts_that_hold_no_experiment(text: str, toml: bool, message: str) -> None:
+    with pytest.raises(vg.ConfigurationError, match=message):
+        (vg.Experiment.from_toml if toml else vg.Experiment.from_json)(text)
+
+
+def test_an_experiment_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        BASE.steps = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        vg.Experiment("digits")  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------------------------------------- run folders
+
+
+def test_the_files_of_a_run(tmp_path: Path, digits: data.Dataset) -> None:
+    calls: list[tuple[int, Any]] = []
+
+    def progress(done: int, newest: Any) -> None:
+        calls.append((done, newest.step))
+
+    result = vg.run(SMALL, out=tmp_path, dataset=digits, progress=progress)
+    folder = tmp_path / f"{SMALL.name}-{SMALL.digest}"
+    assert result.folder == folder
+    assert sorted(files(tmp_path)) == sorted(
+        f"{folder.name}/{name}"
+        for name in ("evaluations.csv", "experiment.json", "metrics.csv", "result.json", "state.pt")
+    )
+    assert vg.Experiment.from_json((folder / "experiment.json").read_text()) == SMALL
+    metrics = (folder / "metrics.csv").read_text().splitlines()
+    assert metrics[0] == ",".join(COLUMNS)
+    assert [line.split(",")[0] for line in metrics[1:]] == ["0", "1", "2"]
+    evaluations = (folder / "evaluations.csv").read_text().splitlines()
+    assert evaluations[0] == "step,accuracy,loss"
+    assert [line.split(",")[0] for line in evaluations[1:]] == ["0", "2", "3"]  # the first, every second, the last
+    assert calls == [(1, 0), (2, 0), (3, 2)]
+
+    summary = json.loads((folder / "result.json").read_text())
+    assert summary["max_accuracy"] == max(e.accuracy for e in result.evaluations)
+    assert summary["final_accuracy"] == result.evaluations[-1].accuracy == result.final_accuracy
+    assert (summary["steps"], summary["stopped"], summary["digest"]) == (3, None, SMALL.digest)
+
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert state["step"] == 3
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 100), torch.nn.ReLU(), torch.nn.Linear(100, 10))
+    torch.nn.utils.vector_to_parameters(state["parameters"], model.parameters())
+    inputs = data.prepare(digits, digits.test.images)
+    accuracy = (model(inputs).argmax(1) == digits.test.labels).double().mean().item()
+    assert accuracy == pytest.approx(result.final_accuracy, abs=2 / len(digits.test))
+
+
+def test_a_complete_run_is_answered_without_running_again(tmp_path: Path, digits: data.Dataset) -> None:
+    first = vg.run(SMALL, out=tmp_path, dataset=digits)
+    kept = files(tmp_path)
+
+    def never(done: int, newest: Any) -> None:
+        raise AssertionError("it ran again")
+
+    again = vg.run(SMALL, out=tmp_path, dataset=digits, progress=never)
+    assert files(tmp_path) == kept
+    assert again.experiment == SMALL
+    assert again.folder == first.folder
+    assert [m.row() for m in again.measures] == [m.row() for m in first.measures]
+    assert [(e.step, round(e.accuracy, 8)) for e in again.evaluations] == [
+        (e.step, round(e.accuracy, 8)) for e in first.evaluations
+    ]
+    assert again.max_accuracy == pytest.approx(first.max_accuracy, abs=1e-8)
+
+
+def test_an_incomplete_run_is_run_again(tmp_path: Path, digits: data.Dataset) -> None:
+    folder = vg.run(SMALL, out=tmp_path, dataset=digits).folder
+    assert folder is not None
+    kept = files(folder)
+    (folder / "result.json").unlink()
+    (folder / "metrics.csv").write_text("half a li")
+    with pytest.raises(ValueError, match=r"holds no complete run: result\.json is missing"):
+        vg.read(folder)
+    vg.run(SMALL, out=tmp_path, dataset=digits)
+    again = files(folder)
+    assert {k: v for k, v in again.items() if k.endswith(".csv")} == {
+        k: v for k, v in kept.items() if k.endswith(".csv")
+    }
+
+
+@pytest.mark.parametrize("name", ["result.json", "experiment.json", "metrics.csv", "evaluations.csv"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1]", b"step,accuracy,loss\n1,a,b\n"])
+def test_a_damaged_folder_is_one_clear_error(tmp_path: Path, digits: data.Dataset, name: str, content: bytes) -> None:
+    folder = vg.run(replace(SMALL, steps=1), out=tmp_path, dataset=digits).folder
+    assert folder is not None
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder))} cannot be read as a run: "):
+        vg.read(folder)
+
+
+def test_result_json_comes_last(tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the run is cut off at any moment before, there is none."""
+    order: list[str] = []
+    plain = os.replace
+
+    def spy(source: Any, target: Any) -> None:
+        assert not Path(target).exists()
+        order.append(Path(target).name)
+        plain(source, target)
+
+    monkeypatch.setattr(module.os, "replace", spy)
+    vg.run(SMALL, out=tmp_path, dataset=digits)
+    assert order[-1] == "result.json"
+
+    def interrupt(done: int, newest: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vg.run(replace(SMALL, seed=2), out=tmp_path, dataset=digits, progress=interrupt)
+    assert len(list(tmp_path.rglob("result.json"))) == 1
+
+
+def test_the_same_command_twice_gives_the_same_bytes(tmp_path: Path, digits: data.Dataset) -> None:
+    """In two folders, on two threads, after other runs, with and without measures."""
+    e = replace(SMALL, attack="gaussian", rule="median", nesterov=True, clip=2.0, l2=1e-3)
+    former = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        one = vg.run(e, out=tmp_path / "one", dataset=digits).folder
+        vg.run(replace(e, seed=9), dataset=digits)
+        torch.manual_seed(123)
+        two = vg.run(e, out=tmp_path / "two", dataset=digits).folder
+        unmeasured = vg.run(replace(e, measure=False), out=tmp_path / "three", dataset=digits)
+    finally:
+        torch.set_num_threads(former)
+    assert one is not None
+    assert two is not None
+    assert unmeasured.folder is not None
+    for name in ("metrics.csv", "evaluations.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert (one / "evaluations.csv").read_bytes() == (unmeasured.folder / "evaluations.csv").read_bytes()
+    assert all(row.honest_norm is None for row in unmeasured.measures)
+    assert kernels.own_threads() == 1  # and the threads were given back
+
+
+def test_evaluations_do_not_depend_on_how_often_there_are_some(digits: data.Dataset) -> None:
+    often = {e.step: e.accuracy for e in vg.run(replace(SMALL, evaluate_every=1), dataset=digits).evaluations}
+    rare = {e.step: e.accuracy for e in vg.run(replace(SMALL, evaluate_every=0), dataset=digits).evaluations}
+    assert list(often) == [0, 1, 2, 3]
+    assert rare == {step: often[step] for step in (0, 3)}
+
+
+def test_no_steps_is_one_evaluation(tmp_path: Path, digits: data.Dataset) -> None:
+    result = vg.run(replace(SMALL, steps=0), out=tmp_path, dataset=digits)
+    assert [e.step for e in result.evaluations] == [0]
+    assert result.measures == []
+    assert result.folder is not None
+    assert vg.read(result.folder).measures == []
+
+
+# --------------------------------------------------------------------------------------------- what training does
+
+PLACES = ("worker", "server", "shared")
+
+
+FIRST_RULES = ("average", "krum", "multi-krum", "median", "trimmed-mean", "phocas", "meamed", "bulyan")
+FIRST_ATTACKS = ("little", "empire", "sign-flip", "gaussian", "zero", "nan", "inf")
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in vg.RULES.items() if not rule.needs_root])
+def test_every_rule_under_attack_and_momentum_anywhere(rule: str, digits: data.Dataset) -> None:
+    """The rules and attacks of the core in all combinations; those that came later with two attacks."""
+    e = vg.Experiment(rule=rule, workers=11, byzantine=2, steps=3, batch_size=1, evaluate_every=0, model="linear")
+    for attack in FIRST_ATTACKS if rule in FIRST_RULES else ("little", "nan"):
+        if rule == "average" and attack in ("nan", "inf"):
+            continue  # tolerates nothing; has a test of its own
+        for place in PLACES:
+            result = vg.run(replace(e, attack=attack, momentum_at=place), dataset=digits)
+            assert result.stopped is None, (attack, place)
+            assert len(result.measures) == 3
+            assert all(m.aggregate_norm is not None and m.aggregate_norm >= 0 for m in result.measures)
+
+
+@pytest.mark.parametrize("mixing", vg.MIXINGS)
+def test_every_mixing(mixing: str, digits: data.Dataset) -> None:
+    spec = {"clipping": "clipping(c=1.0)"}.get(mixing, mixing)
+    e = vg.Experiment(pre=spec, rule="median", workers=15, byzantine=2, steps=2, batch_size=1, attack="little")  # type: ignore[arg-type]
+    assert vg.run(e, dataset=digits).stopped is None
+
+
+def test_nan_with_the_average_stops_with_a_reason(tmp_path: Path, digits: data.Dataset) -> None:
+    e = replace(SMALL, rule="average", attack="nan")
+    result = vg.run(e, out=tmp_path, dataset=digits)
+    assert result.stopped == "step 0: the parameters are no longer finite."
+    assert result.folder is not None
+    summary = json.loads((result.folder / "result.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert summary["stopped"] == result.stopped
+    assert summary["final_loss"] is None  # NaN is no JSON
+    again = vg.read(result.folder)
+    assert again.stopped == result.stopped
+    assert [e.step for e in again.evaluations] == [0, 1]
+    assert again.max_accuracy == pytest.approx(result.max_accuracy, abs=1e-8)
+    assert len(again.measures) == 1
+
+
+@pytest.mark.parametrize("attack", ["nan", "inf"])
+@pytest.mark.parametrize("rule", ["multi-krum", "median", "bulyan"])
+def test_more_faulty_vectors_than_tolerated_stop_with_a_reason(
+    tmp_path: Path, digits: data.Dataset, rule: str, attack: str
+) -> None:
+    result = vg.run(replace(SMALL, rule=rule, attack=attack, real_byzantine=3), out=tmp_path, dataset=digits)
+    assert result.stopped is not None
+    assert result.stopped.startswith("step 0: ")
+    assert "tolerates 2 vectors with NaN or infinity, got 3" in result.stopped
+    assert result.folder is not None
+    assert vg.read(result.folder).stopped == result.stopped
+    assert (result.folder / "state.pt").exists()
+    within = vg.run(replace(SMALL, rule=rule, attack=attack), dataset=digits)
+    assert within.stopped is None
+
+
+def test_training_learns_and_momentum_at_the_worker_helps(digits: data.Dataset) -> None:
+    """The paper in one assertion: under A Little Is Enough the place of momentum decides."""
+    e = vg.Experiment(
+        workers=15, byzantine=3, rule="median", attack="little", steps=100, batch_size=2, clip=2.0, measure=False
+    )
+    worker, server = (
+        vg.run(replace(e, momentum_at=place), dataset=digits).max_accuracy for place in ("worker", "server")
+    )
+    assert worker > server + 0.1
+    assert vg.run(replace(e, attack=None, rule="average"), dataset=digits).max_accuracy > 0.85
+
+
+@pytest.mark.parametrize("spec", ["iid", "extreme", "dirichlet(alpha=0.1)", "similarity(gamma=0.5)"])
+def test_partitions(spec: str, digits: data.Dataset) -> None:
+    """Each worker draws from its own part, at every step."""
+    e = replace(SMALL, partition=spec, batch_size=40)
+    simulation, _ = module.build(e, digits)
+    labels = torch.cat([simulation.batches(step).labels for step in range(4)], dim=1)
+    seen = [set(row.tolist()) for row in labels]
+    if spec == "extreme":
+        assert max(len(s) for s in seen) <= 3
+    if spec == "iid":
+        assert min(len(s) for s in seen) >= 9
+    assert len({tuple(row.tolist()) for row in labels}) == e.honest
+    assert vg.run(e, dataset=digits).stopped is None
+
+
+def test_worker_gradients_do_not_depend_on_how_many_workers_there_are(digits: data.Dataset) -> None:
+    """iid draws of worker i are those of worker i, with more beside it."""
+    few, many = (module.build(replace(SMALL, workers=n, rule="average"), digits)[0] for n in (7, 11))
+    assert torch.equal(few.batches(5).inputs, many.batches(5).inputs[:7])
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is missing")
+def test_both_profiles_on_fashion_mnist(tmp_path: Path) -> None:
+    """Real data, the paper's network; the published profile draws from one stream and mirrors test images."""
+    dataset = data.fashion_mnist(download=False)
+    found = {}
+    for profile in ("described", "published"):
+        e = vg.Experiment(
+            dataset="fashion-mnist", workers=11, byzantine=2, rule="bulyan", attack="empire", momentum_at="worker",
+            clip=2.0, l2=1e-4, batch_size=83, steps=3, learning_rate=0.5, evaluate_every=2, profile=profile,  # type: ignore[arg-type]
+        )  # fmt: skip
+        result = vg.run(e, out=tmp_path, dataset=dataset)
+        assert result.stopped is None
+        assert result.final_accuracy > result.evaluations[0].accuracy
+        assert [m.points for m in result.measures] == [0, 9 * 83, 2 * 9 * 83]
+        found[profile] = [e.accuracy for e in result.evaluations]
+    assert found["described"] != found["published"]
+
+    published = module.build(vg.Experiment(workers=8, byzantine=2, profile="published", batch_size=7000), dataset)[0]
+    first, second = published.batches(0), published.batches(1)
+    # 60,000 images are 8 batches of 7,000 and one of 4,000: at step 1 worker 0 has the short one.
+    assert first.weights is None
+    assert second.weights is not None
+    assert (second.weights > 0).sum(1).tolist() == [4000] + [7000] * 7
+    assert second.points(len(second.labels)) == 53_000
+    torch.testing.assert_close(second.weights.sum(1), torch.ones(8))
+    counts = torch.bincount(torch.cat([first.labels.reshape(-1), second.labels[0, :4000]]))
+    assert counts.tolist() == [6000] * 10  # an epoch holds every image once
+
+
+# ------------------------------------------------------------------------------------------ nothing left behind
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, digits: data.Dataset) -> None:
+    """Root may write nearly anywhere, so: below a file, and in /proc."""
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "runs", tmp_path / "file"):
+        with pytest.raises(OSError, match="is not a folder"):
+            vg.run(SMALL, out=out, dataset=digits)
+    if Path("/proc").is_dir():
+        with pytest.raises(OSError, match="cannot be written"):
+            vg.run(SMALL, out="/proc/runs", dataset=digits)
+    assert files(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize("moment", ["training", "checkpoint", "result"])
+@pytest.mark.parametrize("out", ["runs", "new/deep/runs"])
+def test_an_error_on_the_way_leaves_nothing_behind(
+    tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch, moment: str, out: str
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fail(done: int, newest: Any) -> None:
+        full()
+
+    (tmp_path / "runs").mkdir()
+    if moment == "checkpoint":
+        monkeypatch.setattr(module.torch, "save", full)
+    if moment == "result":
+        plain = os.replace
+        monkeypatch.setattr(module.os, "replace", lambda a, b: full() if Path(b).name == "result.json" else plain(a, b))
+    with pytest.raises(OSError, match="No space left"):
+        vg.run(SMALL, out=tmp_path / out, dataset=digits, progress=fail if moment == "training" else None)
+    assert [p.name for p in tmp_path.rglob("*")] == ["runs"]  # which was there before
+    assert kernels.own_threads() == 1
+
+
+def test_missing_data_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, "http://127.0.0.1:9/"))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(vg.DataError, match=r"^mnist: "):
+        vg.run(replace(SMALL, dataset="mnist"), out=tmp_path / "runs", data_folder=tmp_path / "data")
+    assert not (tmp_path / "runs").exists()
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "fully-connected(hidden=-5)"},  # torch's own complaint
+        {"model": "cnn", "dataset": "synthetic(shape=(1, 3, 3))"},  # too small to be halved twice
+        {"model": "wide-resnet(depth=27)"},
+        {"partition": "similarity(gamma=0.5)", "dataset": "synthetic(train=4, test=4)", "rule": "average"},
+    ],
+)
+def test_what_only_the_data_shows_is_refused_before_anything_is_written(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=r"hidden|depth|4 x 4|example per worker"):
+        vg.run(replace(SMALL, **settings), out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert kernels.own_threads() == 1
+
+
+def test_the_data_folder_counts_even_where_the_dataset_has_options(tmp_path: Path) -> None:
+    with pytest.raises(vg.DataError, match=re.escape(str(tmp_path))):
+        module.open_dataset(replace(SMALL, dataset="cifar-10(download=False)"), tmp_path)

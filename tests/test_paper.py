@@ -1,0 +1,183 @@
+"""The study as data: how many runs, which are paired, and verdicts that follow from results alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from varangian import Experiment, paper
+from varangian.outcomes import Outcome, command, condition, rule_name
+from varangian.paper import PANELS, grid, pairs, panel_of, quick, verdicts
+
+
+def outcomes(panels=("fashion-mnist",), seeds=(1, 2), server=0.4, worker=0.75, reference=0.85) -> list[Outcome]:
+    """A study in which every server run, worker run and reference has one accuracy each."""
+    accuracy = {None: reference, "server": server, "worker": worker}
+    found = []
+    for e in grid(panels, seeds):
+        value = accuracy[e.momentum_at if e.attack else None]
+        found.append(Outcome(e, value, value - 0.01, steps=e.steps, seconds=10.0))
+    return found
+
+
+def word(found, claim: str) -> str:
+    return next(v.word for v in found if v.claim.id == claim)
+
+
+def test_counts_of_the_study() -> None:
+    main = [name for name, panel in PANELS.items() if panel.main]
+    assert len(main) == 4
+    assert {name: len(grid([name], [1])) for name in PANELS} == dict.fromkeys(main, 184) | {"wide-resnet": 22}
+    assert len(grid(main)) == 736 * 5 == 3680
+    assert len(grid(["wide-resnet"])) == 22 * 5
+    everything = grid(seeds=[1])
+    assert len({e.digest for e in everything}) == len(set(everything)) == 736 + 22
+    assert len(pairs(outcomes(main, paper.SEEDS))) == 1760
+
+
+@pytest.mark.parametrize("profile", ["described", "published"])
+@pytest.mark.parametrize("name", PANELS)
+def test_cells_of_a_panel(name: str, profile: paper.Profile) -> None:
+    panel = PANELS[name]
+    found = grid([name], [7], profile)
+    assert {e.seed for e in found} == {7}
+    assert {e.profile for e in found} == {profile}
+    assert all(panel_of(e) is panel for e in found)
+    cells = Counter((e.learning_rate, e.nesterov, e.workers, e.byzantine) for e in found)
+    rules = len(panel.rules)
+    assert set(cells.values()) == {1, rules * 4, (rules + 1) * 4}
+    n = panel.base.workers
+    assert {(e.workers, e.byzantine) for e in found if e.attack is None} == {
+        (n - panel.half, 0),
+        (n - panel.quarter, 0),
+    }
+    for e in found:
+        assert e.workers - e.attackers >= e.make_rule().min_n - e.byzantine
+        assert (rule_name(e) == "bulyan") <= (e.byzantine == panel.quarter)
+
+
+def test_settings_of_the_paper() -> None:
+    small, cifar, wide = (PANELS[name].base for name in ("mnist", "cifar-100", "wide-resnet"))
+    assert (small.workers, small.batch_size, small.steps, small.evaluate_every, small.clip, small.l2) == (
+        51,
+        83,
+        300,
+        5,
+        2,
+        1e-4,
+    )
+    assert (cifar.workers, cifar.batch_size, cifar.steps, cifar.momentum, cifar.clip, cifar.l2) == (
+        25,
+        50,
+        3000,
+        0.99,
+        5,
+        1e-2,
+    )
+    assert (wide.workers, wide.batch_size, wide.steps, wide.l2) == (11, 20, 20000, 5e-4)
+    first = next(e for e in grid(["cifar-10"], [1], "published") if isinstance(e.learning_rate, tuple))
+    assert [first.rate(0), first.rate(1499)] == [0.01, 0.01]
+    assert first.rate(1500) == pytest.approx(0.01 / (1500 / 167 + 1))
+    assert condition(replace(small, dataset="digits", rule="multi-krum", byzantine=24)) == pytest.approx(
+        3.2e-5, rel=0.01
+    )
+
+
+def test_quick_has_every_cell_once() -> None:
+    found = quick()
+    attacked = [e for e in found if e.attack]
+    assert len(found) == 92
+    assert {e.steps for e in found} == {300}  # fewer would not be the paper's
+    assert {rule_name(e) for e in attacked} == {*paper.RULES, "bulyan"}
+    assert {(e.attack, e.momentum_at, e.nesterov, e.byzantine) for e in attacked} == {
+        (a, p, k, f) for a in paper.ATTACKS for p in paper.PLACES for k in (False, True) for f in (12, 24)
+    }
+    assert set(found) <= set(grid(["fashion-mnist"]))
+
+
+def test_pairs_differ_in_the_place_alone_and_have_their_reference() -> None:
+    for pair in pairs(outcomes()):
+        assert replace(pair.server.experiment, momentum_at="worker") == pair.worker.experiment
+        assert pair.reference is not None
+        e = pair.reference.experiment
+        assert (e.rule, e.attack, e.workers, e.seed) == ("average", None, pair.experiment.honest, pair.experiment.seed)
+        assert (e.learning_rate, e.nesterov) == (pair.experiment.learning_rate, pair.experiment.nesterov)
+    found = outcomes(seeds=[1])
+    assert len(pairs(found[:2])) == 0  # a server run without its twin
+    assert {p.reference for p in pairs([o for o in found if o.experiment.attack])} == {None}
+
+
+def test_imported_and_own_runs_are_never_paired() -> None:
+    found = [replace(o, source="imported") if o.experiment.momentum_at == "worker" else o for o in outcomes(seeds=[1])]
+    assert pairs(found) == []
+
+
+def test_claims_hold_where_the_numbers_say_so() -> None:
+    found = verdicts(pairs(outcomes()))
+    assert [word(found, c) for c in ("C1", "C2", "C3", "C7")] == ["holds"] * 4
+    assert word(found, "C4a") == "does not hold"  # 100 % costly, the paper has 25.80 %
+    assert [word(found, c) for c in ("C4b", "C5a", "C5b", "C5c", "C6a", "C6b")] == ["not tested"] * 6
+    assert next(v for v in found if v.claim.id == "C1").pairs == 176
+
+
+def test_claims_fail_where_the_numbers_say_so() -> None:
+    worse = verdicts(pairs(outcomes(worker=0.39)))
+    assert [word(worse, c) for c in ("C1", "C2", "C3")] == ["does not hold"] * 3
+    slight = verdicts(pairs(outcomes(worker=0.5)))
+    assert [word(slight, c) for c in ("C1", "C2", "C3")] == ["holds", "does not hold", "holds"]
+    one = outcomes()
+    lost = next(
+        i for i, o in enumerate(one) if o.experiment.momentum_at == "worker" and o.experiment.attack == "little"
+    )
+    one[lost] = replace(one[lost], max_accuracy=0.39)
+    assert [word(verdicts(pairs(one)), c) for c in ("C1", "C2", "C3")] == ["does not hold", "holds", "does not hold"]
+    slow = [replace(o, seconds=12.0) if o.experiment.momentum_at == "worker" else o for o in outcomes()]
+    assert word(verdicts(pairs(slow)), "C7") == "does not hold"
+
+
+def test_claims_on_convolutional_panels() -> None:
+    def study(half: tuple[float, float], quarter: tuple[float, float]) -> list[Outcome]:
+        found = []
+        for o in outcomes(["cifar-10"], [1], reference=0.9):
+            e = o.experiment
+            if e.attack:
+                server, worker = half if e.byzantine == 11 else quarter
+                o = replace(o, max_accuracy=worker if e.momentum_at == "worker" else server)
+            found.append(o)
+        return found
+
+    good = verdicts(pairs(study((0.5, 0.65), (0.3, 0.7))))
+    assert {c: word(good, c) for c in ("C5a", "C5b", "C5c", "C6a", "C6b")} == {
+        **{"C5a": "holds", "C5b": "does not hold", "C5c": "does not hold"},  # 100 % for 79.75, 0 % for 49.25
+        **{"C6a": "does not hold", "C6b": "holds"},
+    }
+    assert word(verdicts(pairs(study((0.8, 0.9), (0.3, 0.7)))), "C5a") == "does not hold"
+
+
+def test_exactly_twenty_points_are_twenty_points() -> None:
+    pair = pairs(outcomes(reference=0.8, server=0.6, worker=0.8))[0]
+    assert (pair.loss(), pair.gain()) == (20.0, 20.0)
+
+
+def test_no_pairs_no_verdict() -> None:
+    assert {v.word for v in verdicts([])} == {"not tested"}
+
+
+def test_other_runs_are_asked_the_general_claims_only() -> None:
+    e = Experiment(workers=11, byzantine=2, rule="median", attack="little", momentum_at="server")
+    found = verdicts(pairs([Outcome(e, 0.5, 0.5), Outcome(replace(e, momentum_at="worker"), 0.6, 0.6)]))
+    assert {v.claim.id for v in found if v.finding} == {"C3"}
+    assert panel_of(e) is None
+    assert panel_of(replace(PANELS["fashion-mnist"].base, dataset="fashion-mnist", steps=30, byzantine=24)) is None
+
+
+def test_the_printed_command_is_the_run() -> None:
+    from varangian.cli import run_command
+
+    for e in grid(["fashion-mnist", "cifar-10"], [3], "published")[::37]:
+        arguments = command(e).split()[2:]
+        context = run_command.make_context("run", [a.strip("'") for a in arguments])
+        options = {k: v for k, v in context.params.items() if k in e.to_dict() and v is not None}
+        assert Experiment.from_dict(options) == e

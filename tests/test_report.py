@@ -1,0 +1,391 @@
+"""The report: complete, safe to send, right about what it says, and good to look at."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from varangian import Experiment, run
+from varangian.cli_study import import_command, report_command, reproduce
+from varangian.outcomes import Outcome, Point, gather, write_runs
+from varangian.paper import PANELS, pairs, unattacked, verdicts
+from varangian.report import figures, report, report_results
+from varangian.report.layout import Group, groups
+from varangian.report.legacy import import_runs, read_evaluations, read_study, read_table
+from varangian.report.page import render
+from varangian.report.statistics import bootstrap, sign_test, summarize
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def made(rules=("median", "bulyan"), seeds=(1, 2), base: Experiment | None = None, f: int = 12) -> list[Outcome]:
+    """A partial study, with curves and ratios, whose accuracies are a function of the configuration."""
+    base = PANELS["fashion-mnist"].base if base is None else base
+    found = []
+    for seed in seeds:
+        for nesterov in (False, True):
+            e = replace(base, seed=seed, nesterov=nesterov, learning_rate=0.5)
+            runs = [(unattacked(e, e.workers - f), 0.85)]
+            for number, rule in enumerate(rules):
+                for attack in ("little", "empire"):
+                    attacked = replace(e, rule=rule, byzantine=f, attack=attack)
+                    runs.append((replace(attacked, momentum_at="server"), 0.4 + 0.1 * number))
+                    runs.append((replace(attacked, momentum_at="worker"), 0.7 + 0.02 * number))
+            for experiment, best in runs:
+                best += 0.01 * seed
+                curve = tuple(Point(s, best * s / 300, 3.0 / (s + 1)) for s in range(0, 301, 50))
+                found.append(Outcome(experiment, best, best - 0.02, 0.5, 300, None, 0.1, 0.25, 9.0, curve))
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    outcomes = made()
+    outcomes[1] = replace(outcomes[1], stopped=f"step 3: {EVIL}")
+    return report(outcomes, out, command=f"varangian reproduce --out '{EVIL}'")
+
+
+def test_one_file_that_fetches_nothing(page: Path) -> None:
+    text = page.read_text()
+    assert "default-src 'none'" in text
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert all(m.startswith("data:image/png") for m in re.findall(r'<[^>]*\b(?:src|href)="?([^">]*)', markup))
+    assert not re.search(r"https?://", text)
+
+
+def test_names_are_escaped(page: Path) -> None:
+    text = page.read_text()
+    assert EVIL not in text
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;") == 2
+
+
+def test_hostile_names_stay_text_in_the_script_too() -> None:
+    group = Group("</script>" + EVIL, "described", tuple(made(rules=("median",), seeds=(1,))))
+    text = render([group], {"</h3>" + EVIL: verdicts(group.pairs)}, [], {EVIL: (1, 2)}, [(EVIL + '"', b"")])
+    assert EVIL not in text
+    assert text.count("</script>") == 2
+
+
+def test_hostile_settings_are_refused(tmp_path: Path) -> None:
+    write_runs(tmp_path, made(rules=("median",), seeds=(1,)))
+    text = (tmp_path / "runs.csv").read_text()
+    (tmp_path / "runs.csv").write_text(text.replace(",little,", f",{EVIL},"))
+    with pytest.raises(ValueError, match=r"runs.csv, line \d+"):
+        gather(tmp_path)
+
+
+def test_what_it_says(page: Path) -> None:
+    text = page.read_text()
+    assert "16</b><span>pairs" in text
+    assert "Incomplete: fashion-mnist, described: 36 of 920 runs." in text
+    assert text.count('<span class="verdict') == 11
+    assert "1 runs ended early" in text
+    assert "25.0 %" in text  # share of steps that satisfy the condition
+    rows = list(csv.DictReader((page.parent / "claims.csv").read_text().splitlines()))
+    assert [(r["claim"], r["verdict"]) for r in rows][:2] == [("C1", "holds"), ("C2", "holds")]
+
+
+def test_figures_in_both_formats_and_always_the_same(page: Path, tmp_path: Path) -> None:
+    names = {p.name for p in (page.parent / "figures").iterdir()}
+    assert {n[:-4] for n in names if n.endswith(".png")} == {n[:-4] for n in names if n.endswith(".pdf")}
+    assert {n.split("-")[0] for n in names} == {"boxes", "curves", "ratios", "gains"}
+    for name, outcomes in (("a", made()), ("b", list(reversed(made())))):
+        [group] = groups(outcomes)
+        figures.save(figures.boxes(group, "0.5"), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+
+
+def test_a_table_alone_makes_a_report(tmp_path: Path) -> None:
+    write_runs(tmp_path, made(rules=("median",), seeds=(1,)))
+    (tmp_path / "curves.csv").unlink()
+    result = CliRunner().invoke(report_command, [str(tmp_path / "runs.csv"), "--out", str(tmp_path / "page")])
+    assert result.exit_code == 0, result.output
+    assert '"curves":[]' in (tmp_path / "page" / "report.html").read_text()
+
+
+def test_runs_of_the_demo(tmp_path: Path) -> None:
+    base = Experiment(rule="median", attack="little", workers=11, byzantine=2, steps=6, batch_size=2, measure=False)
+    experiments = [unattacked(base, 9), replace(base, momentum_at="server"), base]
+    text = report_results([run(e) for e in experiments], tmp_path).read_text()
+    assert "These runs are not the paper's" in text
+    assert "1</b><span>pairs" in text
+    assert "varangian demo" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lacks the columns"),
+        ("name,digest,source,max_accuracy,final_accuracy\n", "holds no runs"),
+        ("name,digest,source,max_accuracy,final_accuracy\na,b,varangian,2,0.5\n", "line 2: an accuracy lies between"),
+        ("name,digest,source,max_accuracy,final_accuracy\na,b,varangian,x,0.5\n", "line 2"),
+        ("name,digest,source,max_accuracy,final_accuracy\na,b,other,0.5,0.5\n", "source"),
+        ("name,digest,source,max_accuracy,final_accuracy\na,b\n", "another number of cells"),
+        (
+            "name,digest,source,max_accuracy,final_accuracy,rule\na,b,varangian,0.5,0.5,medain\n",
+            "Did you mean 'median'",
+        ),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "runs.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        gather(tmp_path)
+
+
+def test_folders_without_runs_and_runs_without_attacks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no complete runs"):
+        report(tmp_path)
+    with pytest.raises(ValueError, match="none of these runs was attacked"):
+        report([o for o in made() if o.experiment.attack is None], tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_statistics() -> None:
+    found = pairs(made())
+    s = summarize(found)
+    assert (s.pairs, s.raised, s.lowered) == (16, 16, 0)
+    assert s.mean == pytest.approx(26)
+    assert s.low < 26 < s.high
+    assert s.p == pytest.approx(2 / 2**16)
+    assert sign_test(7, 3) == pytest.approx(0.34375)
+    assert sign_test(3000, 2000) < 1e-40
+    assert bootstrap([[1.0], [2.0], [3.0]]) == bootstrap([[1.0], [2.0], [3.0]])
+
+
+def test_against_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for raised, lowered in ((0, 1), (4, 9), (60, 40)):
+        assert sign_test(raised, lowered) == pytest.approx(stats.binomtest(raised, raised + lowered).pvalue)
+
+
+def test_layout_of_the_poster() -> None:
+    [group] = groups(made() + made(f=24, rules=("median",)))
+    assert group.title == "Fully connected, Fashion-MNIST"
+    assert [c.title for c in group.columns] == [
+        *("24 of 51 Byzantine, Little", "24 of 51 Byzantine, Empire"),
+        *("12 of 51 Byzantine, Little", "12 of 51 Byzantine, Empire"),
+    ]
+    assert (group.kinds, group.rules) == ([True, False], ["median", "bulyan"])
+    assert len(group.cell(group.columns[2], True, "0.5", "worker")) == 4  # 2 rules x 2 seeds
+    assert len(group.reference(group.columns[2], True, "0.5")) == 2
+
+
+# ------------------------------------------------------------------------------------------- the paper's result folders
+
+
+CONFIG = {
+    **{"seed": 3, "nb_steps": 20, "nb_workers": 51, "nb_decl_byz": 24, "nb_real_byz": 24, "gar": "krum"},
+    **{"attack": "little", "attack_args": ["factor:1.5", "negative:True"], "model": "simples-full"},
+    **{"dataset": "fashionmnist", "batch_size": 83, "learning_rate": 0.5, "learning_rate_decay": -1, "momentum": 0.9},
+    **{"dampening": 0.0, "nesterov": False, "momentum_at": "update", "l2_regularize": 1e-4, "gradient_clip": 2.0},
+    **{"evaluation_delta": 10},
+}
+EVAL = "# Step number\tCross-accuracy\n0\t0.1\n10\t0.45\n20\t0.4\n"
+STUDY = (
+    "# Step number\tTraining point count\tAverage loss\tHonest gradient deviation\tHonest gradient "
+    "norm\tSampled-honest cosine\n"
+    "0\t0\t2.3\t3.0\t1.5\t1.0\n1\t4233\t2.2\tnan\t1.0\t0.9\n"
+)
+
+
+def old_run(
+    folder: Path, name: str = "run", evaluations: str = EVAL, study: str | None = STUDY, **changed: object
+) -> Path:
+    run_folder = folder / name
+    run_folder.mkdir(parents=True)
+    (run_folder / "config.json").write_text(json.dumps(CONFIG | changed))
+    (run_folder / "eval").write_text(evaluations)
+    if study is not None:
+        (run_folder / "study").write_text(study)
+    return run_folder
+
+
+def test_old_results_become_runs_beside_new_ones(tmp_path: Path) -> None:
+    old_run(tmp_path / "old", "a")
+    old_run(tmp_path / "old", "b", momentum_at="worker", study=None)
+    old_run(tmp_path / "old", "c", gar="average", nb_workers=27, nb_real_byz=0)
+    result = CliRunner().invoke(import_command, [str(tmp_path / "old"), "--out", str(tmp_path / "study")])
+    assert result.exit_code == 0, result.output
+    found = gather(tmp_path / "study")
+    assert {(o.study, o.max_accuracy, o.final_accuracy) for o in found} == {("imported", 0.45, 0.4)}
+    [pair] = pairs(found)
+    e = pair.experiment
+    assert (e.dataset, e.rule, e.attack, e.workers, e.byzantine, e.seed) == (
+        "fashion-mnist",
+        "multi-krum",
+        "little",
+        51,
+        24,
+        3,
+    )
+    assert (e.profile, e.clip, e.steps, e.momentum_at, e.learning_rate) == ("published", 2.0, 20, "server", 0.5)
+    assert pair.reference is not None
+    assert pair.server.curve[0] == Point(0, 0.1, 4.0)
+    assert "imported" in report(tmp_path / "study").read_text()
+
+
+def test_old_schedules_and_attacks(tmp_path: Path) -> None:
+    folder = old_run(
+        tmp_path, learning_rate_decay=10, learning_rate_decay_delta=10, attack_args=["factor:2", "negative:False"]
+    )
+    [made_folder], _ = import_runs(folder, tmp_path / "out")
+    e = Experiment.from_json((made_folder / "experiment.json").read_text())
+    assert e.learning_rate == ((0, 0.5), (10, 0.25))
+    assert e.attack == "little(factor=2.0, sign=1)"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gar": "kurm"}, "Did you mean 'krum'"),
+        ({"nb_workers": None}, "lacks 'nb-workers'"),
+        ({"nb_workers": "many"}, "must be a number"),
+        ({"nb_steps": 1.5}, "whole number"),
+        ({"dataset": "../../etc"}, "unknown dataset"),
+        ({"evaluations": ""}, "does not begin with"),
+        ({"evaluations": "# Step number\tCross-accuracy\n"}, "holds no rows"),
+        ({"evaluations": "# Step number\tCross-accuracy\n0\tx\n"}, "line 2: not numbers"),
+        ({"evaluations": "# Step number\tCross-accuracy\n0\t1\t2\n"}, "line 2: 3 columns"),
+        ({"evaluations": "# Step number\tCross-accuracy\n0\t-1\n"}, "between 0 and 1"),
+        ({"evaluations": "# Step number\tCross-accuracy\n5\t0.1\n5\t0.1\n"}, "must go up"),
+        ({"evaluations": "# Step number\tLoss\n5\t0.1\n"}, "lacks a column"),
+        ({"study": "# Step number\nnan\n"}, "whole and not negative"),
+    ],
+)
+def test_old_results_that_are_none(tmp_path: Path, changed: dict, message: str) -> None:
+    folder = old_run(tmp_path / "old", **changed)
+    made_folders, [(refused, reason)] = import_runs(folder.parent, tmp_path / "out")
+    assert (made_folders, refused) == ([], folder)
+    assert message in reason
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_old_tables_are_bounded_and_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = old_run(tmp_path)
+    (folder / "link").symlink_to(folder / "eval")
+    with pytest.raises(ValueError, match="not a plain file"):
+        read_table(folder / "link")
+    monkeypatch.setattr("varangian.report.legacy.MAX_TABLE", 10)
+    with pytest.raises(ValueError, match="over 10"):
+        read_evaluations(folder / "eval")
+
+
+def test_old_columns_are_found_by_their_words(tmp_path: Path) -> None:
+    path = tmp_path / "study"
+    path.write_text(
+        "# step\tTraining points\tLoss\tHonest deviation\tHonest norm\tAttack norm\tDefense norm\n1\t5\t2\t2\t1\t7\t8\n"
+    )
+    [m] = read_study(path)
+    assert (m.step, m.points, m.loss, m.ratio, m.attack_norm, m.aggregate_norm) == (1, 5, 2.0, 4.0, 7.0, 8.0)
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def test_panels_without_data_say_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from varangian import cli_study
+    from varangian.data import DataError
+
+    def lacks(experiment: Experiment, folder: Path | None) -> None:
+        if experiment.dataset.startswith("cifar"):
+            raise DataError(f"{experiment.dataset}: get it there")
+
+    ran = []
+    monkeypatch.setattr(cli_study, "open_dataset", lacks)
+    monkeypatch.setattr(cli_study, "sweep", lambda experiments, *rest: ran.extend(experiments) or _nothing())
+    result = CliRunner().invoke(reproduce, ["--seeds", "1", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert {e.dataset for e in ran} == {"mnist", "fashion-mnist"}
+    assert "left out: cifar-10: cifar-10: get it there" in result.stderr
+    nothing = CliRunner().invoke(reproduce, ["--panel", "cifar-10", "--out", str(tmp_path)])
+    assert nothing.exit_code != 0
+    assert "none of the chosen panels has its data" in nothing.output
+
+
+def _nothing():
+    from varangian.sweep import Sweep
+
+    return Sweep((), 0, 0, (), 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--seeds", "5-1"], ["--seeds", "a"], ["--seeds", "1-99999"], ["--shard", "3/2"], ["--shard", "x"],
+     ["--time-budget", "soon"], ["--panel", "imagenet"], ["--jobs", "0"]],
+)  # fmt: skip
+def test_mistakes_on_the_command_line(arguments: list[str]) -> None:
+    assert CliRunner().invoke(reproduce, arguments).exit_code == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ browser
+
+
+def chromium(page: Path, folder: Path, *options: str) -> str:
+    program = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium here")
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    quiet += [
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
+    done = subprocess.run(
+        [program, *quiet, *options, page.as_uri()], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.browser
+def test_drawn_in_a_browser_without_a_fault(page: Path, tmp_path: Path) -> None:
+    dom = chromium(page, tmp_path, "--dump-dom")
+    assert 'data-ready="yes"' in dom  # the script came to its end
+    drawn = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
+    assert drawn.count("<figure>") == 4 + 8 + 8  # boxes; curves of 2 rules; ratios of 2 rules
+    assert "NaN" not in drawn
+    assert "undefined" not in drawn
+    assert '<option value="bulyan">Bulyan</option>' in dom
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int) -> None:
+    probe = tmp_path / "probe.html"
+    # A frame of that width: a headless window is never narrower than 500 pixels.
+    inner = page.read_text().replace(
+        "</body>", "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>"
+    )
+    frame = inner.replace("&", "&amp;").replace('"', "&quot;")
+    listener = "onmessage = (m) => { document.title = 'width ' + m.data; document.body.dataset.width = m.data; }"
+    probe.write_text(
+        f'<body><script>{listener}</script><iframe style="width:{width}px;height:800px;border:0" '
+        f'srcdoc="{frame}"></iframe>'
+    )
+    dom = chromium(probe, tmp_path, "--dump-dom", "--virtual-time-budget=3000")
+    found = re.search(r'data-width="(\d+)"', dom)
+    assert found is not None
+    assert int(found[1]) <= width
+
+
+@pytest.mark.browser
+def test_screenshot_and_print(page: Path, tmp_path: Path) -> None:
+    shot, pdf = tmp_path / "page.png", tmp_path / "page.pdf"
+    chromium(page, tmp_path, "--window-size=1280,2400", f"--screenshot={shot}")
+    assert shot.stat().st_size > 50_000
+    chromium(page, tmp_path, f"--print-to-pdf={pdf}")
+    assert pdf.read_bytes().startswith(b"%PDF")

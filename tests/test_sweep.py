@@ -1,0 +1,230 @@
+"""Sweeps: nothing is run twice, nothing is lost, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from varangian import Experiment
+from varangian.outcomes import gather, read_runs, write_runs
+from varangian.sweep import Sweep, sweep
+
+BASE = Experiment(workers=11, byzantine=2, attack="little", batch_size=2, steps=25, clip=2.0)
+GRID = [
+    replace(BASE, rule=rule, momentum_at=place) for rule in ("median", "multi-krum") for place in ("server", "worker")
+]
+SCRIPT = """
+import sys
+from dataclasses import replace
+from varangian import Experiment
+from varangian.sweep import sweep
+if __name__ == "__main__":
+    out, seeds, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    base = Experiment(workers=11, byzantine=2, rule="median", attack="little", batch_size=2, steps=steps, clip=2.0)
+    print("done", sweep([replace(base, seed=seed) for seed in range(seeds)], out, jobs=1).done)
+"""
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sweep, str]:
+    """A sweep of the grid that nothing disturbed, and what it said."""
+    out, said = tmp_path_factory.mktemp("swept"), StringIO()
+    return out, sweep(GRID, out, jobs=1, notices=Console(file=said)), said.getvalue()
+
+
+def tables(out: Path) -> tuple[bytes, bytes]:
+    return (out / "runs.csv").read_bytes(), (out / "curves.csv").read_bytes()
+
+
+def test_all_runs_and_a_tidy_table(swept: tuple[Path, Sweep, str]) -> None:
+    out, result, said = swept
+    assert (result.done, result.skipped, result.failed, result.left) == (4, 0, (), 0)
+    assert "4 to do" in said
+    assert "a short calibration" in said
+    assert "4 of 4 complete" in said
+    rows = read_runs(out / "runs.csv")
+    assert {o.experiment for o in rows} == set(GRID)
+    assert [o.max_accuracy for o in rows] == [o.max_accuracy for o in gather(out)]
+    assert all(len(o.curve) == 4 and o.seconds and o.ratio for o in rows)
+    record = json.loads(next((out / "sweeps").iterdir()).read_text())
+    assert (record["done"], record["failed"], record["jobs"]) == (4, 0, 1)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_complete_runs_are_not_run_again(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
+    out, _, _ = swept
+    before, start = tables(out), time.monotonic()
+    again = sweep(GRID, out, jobs=1)
+    assert (again.done, again.skipped) == (0, 4)
+    assert time.monotonic() - start < 2  # no process was started
+    assert tables(out) == before
+    write_runs(tmp_path, reversed(read_runs(out / "runs.csv")))
+    assert tables(tmp_path) == before  # the order of the runs does not matter, and the table can be read back
+
+
+def start(out: Path, seeds: int, steps: int) -> subprocess.Popen[str]:
+    script = out.parent / "script.py"
+    script.write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(out), str(seeds), str(steps)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.01)
+
+
+def complete(out: Path) -> int:
+    return len(list(out.glob("runs/*/result.json")))
+
+
+def started(out: Path) -> int:
+    return len(list(out.glob("runs/*/metrics.csv")))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_killed_at_any_point_and_started_again(tmp_path: Path) -> None:
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    for done in (0, 1):  # kill -9 of the whole sweep in the middle of a run, twice
+        process = start(cut, 3, 150)
+        wait_for(lambda done=done: started(cut) > done)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+        assert complete(cut) < 3
+    last = start(cut, 3, 150)
+    assert last.communicate(timeout=60)[0].startswith("done")
+    base = replace(BASE, rule="median", steps=150)
+    sweep([replace(base, seed=seed) for seed in range(3)], whole, jobs=1)  # and now undisturbed
+    assert tables(cut) == tables(whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_ctrl_c_keeps_what_is_complete(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(out, 40, 60)
+    wait_for(lambda: complete(out) >= 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    done = complete(out)
+    assert 2 <= len(read_runs(out / "runs.csv")) == done < 40
+    wait_for(lambda: not alive_in(process.pid))  # no process is left behind
+
+
+def alive_in(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_the_worker(out: Path) -> threading.Thread:
+    """Kills the process that trains once its run is under way, from another thread."""
+
+    def work() -> None:
+        wait_for(lambda: started(out) > 0)
+        time.sleep(0.1)
+        for process in multiprocessing.active_children():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_a_killed_worker_is_replaced_and_its_run_tried_again(tmp_path: Path) -> None:
+    slow, said = replace(BASE, rule="median", steps=1500, measure=False), StringIO()
+    thread = kill_the_worker(tmp_path)
+    result = sweep([slow], tmp_path, jobs=1, notices=Console(file=said))
+    thread.join()
+    assert (result.done, result.failed) == (1, ())
+    assert "SIGKILL" in said.getvalue()
+    assert "tried again" in said.getvalue()
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    bad = replace(BASE, rule="median", dataset="cifar-10", model="linear")
+    result = sweep([bad, GRID[0]], tmp_path, jobs=1, data_folder=tmp_path / "nothing")
+    assert (result.done, result.left) == (1, 1)
+    [(experiment, reason)] = result.failed
+    assert experiment == bad
+    assert "DataError" in reason
+
+
+def test_shards_are_disjoint_and_complete_each_other(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
+    first = sweep(GRID, tmp_path, jobs=1, shard=(1, 2))
+    assert (first.done, first.left) == (2, 2)
+    assert {o.experiment for o in first.outcomes} == set(GRID[::2])
+    second = sweep(GRID, tmp_path, jobs=2, shard=(2, 2))
+    assert (second.done, second.left) == (2, 0)
+    assert tables(tmp_path) == tables(swept[0])  # nor does the number of processes matter
+
+
+def test_no_run_is_started_that_would_not_end_in_time(tmp_path: Path) -> None:
+    result = sweep(GRID, tmp_path, jobs=1, time_budget=0.001)
+    assert (result.done, result.left, result.failed) == (0, 4, ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"jobs": 0}, "jobs >= 1"),
+        ({"threads": 0}, "threads >= 1"),
+        ({"shard": (3, 2)}, "1 <= i <= N"),
+    ],
+)
+def test_impossible_settings(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep(GRID, tmp_path, **settings)
+
+
+def test_an_unreadable_run_is_named_and_the_rest_is_kept(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
+    shutil.copytree(swept[0], tmp_path / "copy")
+    victim = next(iter((tmp_path / "copy" / "runs").iterdir()))
+    (victim / "result.json").write_text("{")
+    result = sweep(GRID, tmp_path / "copy", jobs=1)
+    assert len(result.outcomes) == 3
+    assert victim.name in result.failed[0][1]
+
+
+def test_ray_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'varangian\[ray\]'"):
+        sweep(GRID, tmp_path, ray="auto")
+
+
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+def test_on_ray(local_ray: None, swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
+    result = sweep(GRID, tmp_path, ray="auto")
+    assert (result.done, result.failed) == (4, ())
+    assert tables(tmp_path) == tables(swept[0])

@@ -1,0 +1,548 @@
+"""The conformance suite: all of ours pass it, and each check catches an object that breaks just that promise."""
+
+from __future__ import annotations
+
+import random as python_random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import varangian as vg
+from varangian.attacks import ATTACKS, Attack, Knowledge
+from varangian.geometry import Geometry, mean_weights
+from varangian.mixing import MIXINGS, Mixing
+from varangian.rules import RULES
+from varangian.rules.selecting import krum_scores
+from varangian.testing import (
+    ATTACK_CHECKS,
+    EXEMPT,
+    FINITE,
+    GUARANTEES,
+    MIXING_CHECKS,
+    NEAR,
+    RULE_CHECKS,
+    WITHIN,
+    Check,
+    ContractError,
+    check_attack,
+    check_mixing,
+    check_rule,
+)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_keeps_the_contract(name: str) -> None:
+    report = check_rule(RULES[name])
+    assert set(report.passed) | set(report.left_out) == set(RULE_CHECKS)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        vg.MultiKrum(m=2, neighbours="n-f-1", distance="plain"),
+        vg.Median(even="lower"),
+        vg.Bulyan(even="lower"),
+        vg.CenteredClipping(tau=0.5, iterations=5),
+    ],
+    ids=str,
+)
+def test_so_do_their_variants(rule: vg.Rule) -> None:
+    check_rule(rule)
+
+
+@pytest.mark.parametrize("mixing", [*MIXINGS.values(), vg.Bucketing(3), vg.StaticClipping(0.1)], ids=str)
+def test_every_mixing_keeps_the_contract(mixing: Any) -> None:
+    report = check_mixing(mixing)
+    assert set(report.passed) | set(report.left_out) == set(MIXING_CHECKS)
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS.values(), vg.Inf("mixed"), vg.Fang("trimmed-mean")], ids=str)
+def test_every_attack_keeps_the_contract(attack: Any) -> None:
+    report = check_attack(attack)
+    assert set(report.passed) | set(report.left_out) == set(ATTACK_CHECKS)
+
+
+def test_exemptions_and_guarantees_are_few_known_and_have_reasons() -> None:
+    known = {*RULES.values(), *MIXINGS.values(), *ATTACKS.values()}
+    assert set(EXEMPT) | set(GUARANTEES) <= known
+    assert all(reason for checks in EXEMPT.values() for reason in checks.values())
+    unrobust = {kind for kind, checks in EXEMPT.items() if Check.ROBUST in checks}
+    assert unrobust == {vg.Average}
+
+
+# ------------------------------------------------------------------------------------- rules that break a promise
+
+
+@dataclass(frozen=True)
+class Sound(vg.General):
+    """The median, plainly; those below each break one thing."""
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        faulty = int((~x.isfinite().all(1)).sum())
+        if faulty > self.f:
+            raise ValueError(f"{self} tolerates {self.f}, got {faulty}.")
+        return self.median(x)
+
+    def median(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        ordered = x.nan_to_num(torch.inf, torch.inf, -torch.inf).sort(0).values
+        return ((0.5 * ordered[(n - 1) // 2].double()) + 0.5 * ordered[n // 2].double()).to(x.dtype)
+
+
+def test_the_sound_one_is_sound() -> None:
+    report = check_rule(Sound, guarantee=WITHIN)
+    assert report.passed == RULE_CHECKS
+    assert not report.left_out
+
+
+@dataclass(frozen=True)
+class SilentOnTooFew(Sound):
+    def __call__(self, x: Any, previous: Any = None) -> Any:
+        try:
+            return super().__call__(x, previous)
+        except ValueError as error:
+            if "got 0" in str(error) or "tolerates" in str(error):
+                raise
+            return x[0] * 1.0
+
+
+@dataclass(frozen=True)
+class WrongWords(Sound):
+    def __call__(self, x: Any, previous: Any = None) -> Any:
+        if len(x) < self.min_n:
+            raise ValueError("not enough vectors")
+        return super().__call__(x, previous)
+
+
+@dataclass(frozen=True)
+class WrongException(Sound):
+    def __call__(self, x: Any, previous: Any = None) -> Any:
+        if len(x) < self.min_n:
+            raise IndexError(f"{self} needs n >= 2f + 1 = {self.min_n} vectors, got {len(x)}.")
+        return super().__call__(x, previous)
+
+
+@dataclass(frozen=True)
+class WritesInput(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        answer = super().combine(x, previous)
+        x[x.shape[0] // 2] = 0
+        return answer
+
+
+@dataclass(frozen=True)
+class ReturnsView(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        answer = super().combine(x, previous)
+        same = (x == answer).all(1).nonzero()
+        return x[int(same[0])] if len(same) else answer
+
+
+@dataclass(frozen=True)
+class AlwaysSingle(Sound):
+    def __call__(self, x: Any, previous: Any = None) -> Any:
+        answer = super().__call__(x, previous)
+        return answer.float() if isinstance(answer, Tensor) else answer
+
+
+@dataclass(frozen=True)
+class AlwaysTensor(Sound):
+    def __call__(self, x: Any, previous: Any = None) -> Any:
+        return torch.as_tensor(super().__call__(x, previous))
+
+
+@dataclass(frozen=True)
+class TorchRandom(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return super().combine(x, previous) + 1e-9 * torch.rand(x.shape[1]).to(x)
+
+
+@dataclass(frozen=True)
+class NumpyRandom(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        np.random.rand()  # noqa: NPY002
+        return super().combine(x, previous)
+
+
+@dataclass(frozen=True)
+class PythonRandom(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        python_random.random()
+        return super().combine(x, previous)
+
+
+@dataclass(frozen=True)
+class Remembers(Sound):
+    memory: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        answer = super().combine(x, previous)
+        if self.memory and self.memory[-1].shape == answer.shape and self.memory[-1].dtype == answer.dtype:
+            answer = 0.5 * answer + 0.5 * self.memory[-1]
+        self.memory.append(answer.clone())
+        return answer
+
+
+@dataclass(frozen=True)
+class ReusesOutput(Sound):
+    buffers: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        answer = super().combine(x, previous)
+        buffer = self.buffers.setdefault((x.shape[1], x.dtype), torch.empty_like(answer))
+        return buffer.copy_(answer)
+
+
+@dataclass(frozen=True)
+class ReadsMemoryInOrder(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return super().combine(torch.as_strided(x, x.shape, (x.shape[1], 1)), previous)
+
+
+@dataclass(frozen=True)
+class RefusesStrides(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return super().combine(x.view(-1).view(x.shape), previous)
+
+
+@dataclass(frozen=True)
+class OneCoordinateTooFew(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return super().combine(x, previous)[: 10_000 if x.shape[1] > 10_000 else None]
+
+
+@dataclass(frozen=True)
+class NeedsTwoCoordinates(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        assert x.shape[1] > 1
+        return super().combine(x, previous)
+
+
+@dataclass(frozen=True)
+class RefusesNoF(Sound):
+    def __post_init__(self) -> None:
+        if self.f < 1:
+            raise ValueError("RefusesNoF needs f >= 1, got 0.")
+
+
+@dataclass(frozen=True)
+class DividesByF(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return super().combine(x, previous) * (self.f / self.f)
+
+
+@dataclass(frozen=True)
+class AccumulatesInHalf(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        answer = super().combine(x, previous)
+        if x.dtype == torch.float32:
+            return answer.bfloat16().to(x.dtype)
+        return answer
+
+
+@dataclass(frozen=True)
+class TiesByPlace(vg.Selecting):
+    """Krum with argmin: of equal scores the first."""
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 3", 2 * self.f + 3
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        return mean_weights([int(np.argmin(krum_scores(geometry, self.f)))], geometry.n)
+
+
+@dataclass(frozen=True)
+class FirstWins(Sound):
+    def median(self, x: Tensor) -> Tensor:
+        return x[0].clone() if bool(x.isfinite().all()) else super().median(x)
+
+
+@dataclass(frozen=True)
+class Shrinks(Sound):
+    """Towards the origin: scale-equivariant, not translation-equivariant, nor unanimous."""
+
+    def median(self, x: Tensor) -> Tensor:
+        return 0.9 * super().median(x)
+
+
+@dataclass(frozen=True)
+class ShortestOfTwo(Sound):
+    """The median, or the middle of its norm: translation matters, agreement does not."""
+
+    def median(self, x: Tensor) -> Tensor:
+        answer = super().median(x)
+        least = x.nan_to_num(torch.inf, torch.inf, -torch.inf).abs().amin(0)
+        return torch.where(answer.abs() > 2 * least, answer.sign() * (0.9 * answer.abs() + 0.1 * least), answer)
+
+
+@dataclass(frozen=True)
+class AbsoluteTolerance(Sound):
+    def median(self, x: Tensor) -> Tensor:
+        answer = super().median(x)
+        return torch.where(answer.abs() < 1e-3, torch.zeros_like(answer), answer)
+
+
+@dataclass(frozen=True)
+class LeaksNaN(Sound):
+    def median(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        ordered = x.sort(0).values
+        return ordered[n // 2] * 0.5 + ordered[(n - 1) // 2] * 0.5 + 0 * x.sum(0)
+
+
+@dataclass(frozen=True)
+class MeanOfFinite(Sound):
+    def median(self, x: Tensor) -> Tensor:
+        return x[x.isfinite().all(1)].double().mean(0).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class OverflowsInSingle(Sound):
+    """Sums of squares in the vectors' own type."""
+
+    def median(self, x: Tensor) -> Tensor:
+        far = (x.nan_to_num() * x.nan_to_num()).sum(1)
+        return super().median(x) + 0 * far.amax()
+
+
+@dataclass(frozen=True)
+class NeverRefuses(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return self.median(x).nan_to_num(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class RefusesWithAnAssertion(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        assert int((~x.isfinite().all(1)).sum()) <= self.f
+        return self.median(x)
+
+
+@dataclass(frozen=True)
+class WritesPrevious(Sound):
+    uses_previous: ClassVar[bool] = True
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        answer = super().combine(x, previous)
+        if previous is not None:
+            previous.copy_(answer)
+        return answer
+
+
+@dataclass(frozen=True)
+class WithSetting(Sound):
+    factor: float = 1.0
+
+    def median(self, x: Tensor) -> Tensor:
+        return 1e3 ** (self.factor - 1) * super().median(x)
+
+
+BROKEN: list[tuple[type[vg.Rule], Check]] = [
+    (SilentOnTooFew, Check.NEEDS),
+    (WrongWords, Check.NEEDS),
+    (WrongException, Check.NEEDS),
+    (WritesInput, Check.INPUT),
+    (WritesPrevious, Check.INPUT),
+    (ReturnsView, Check.OWNERSHIP),
+    (AlwaysSingle, Check.KIND),
+    (AlwaysTensor, Check.KIND),
+    (TorchRandom, Check.REPEATABLE),
+    (NumpyRandom, Check.REPEATABLE),
+    (PythonRandom, Check.REPEATABLE),
+    (Remembers, Check.STATELESS),
+    (ReusesOutput, Check.STATELESS),
+    (ReadsMemoryInOrder, Check.LAYOUT),
+    (RefusesStrides, Check.LAYOUT),
+    (OneCoordinateTooFew, Check.SIZES),
+    (NeedsTwoCoordinates, Check.SIZES),
+    (RefusesNoF, Check.NO_F),
+    (DividesByF, Check.NO_F),
+    (AccumulatesInHalf, Check.PRECISION),
+    (TiesByPlace, Check.PERMUTATION),
+    (FirstWins, Check.PERMUTATION),
+    (Shrinks, Check.TRANSLATION),
+    (ShortestOfTwo, Check.TRANSLATION),
+    (AbsoluteTolerance, Check.SCALE),
+    (Shrinks, Check.UNANIMITY),
+    (AbsoluteTolerance, Check.UNANIMITY),
+    (LeaksNaN, Check.ROBUST),
+    (MeanOfFinite, Check.ROBUST),
+    (OverflowsInSingle, Check.ROBUST),
+    (NeverRefuses, Check.REFUSAL),
+    (RefusesWithAnAssertion, Check.REFUSAL),
+]
+
+
+def caught(check: Callable[..., object], subject: object, **options: Any) -> dict[Check, str]:
+    with pytest.raises(ContractError) as error:
+        check(subject, **options)
+    assert all(failure.check.value in str(error.value) for failure in error.value.failures)
+    return {failure.check: str(failure) for failure in error.value.failures}
+
+
+@pytest.mark.parametrize(("rule", "check"), BROKEN, ids=lambda v: v.__name__ if isinstance(v, type) else v.name)
+def test_broken_rules_are_caught(rule: type[vg.Rule], check: Check) -> None:
+    others = set(RULE_CHECKS) - {check}
+    assert check in caught(check_rule, rule, without=others)
+
+
+@pytest.mark.parametrize("rule", [WritesInput, FirstWins, DividesByF], ids=lambda v: v.__name__)
+def test_a_broken_rule_passes_without_the_checks_that_caught_it(rule: type[vg.Rule]) -> None:
+    found = caught(check_rule, rule)
+    assert set(check_rule(rule, without=set(found)).left_out) == set(found)
+
+
+def test_each_check_of_rules_catches_something() -> None:
+    assert {check for _, check in BROKEN} == set(RULE_CHECKS)
+
+
+def test_the_smallest_example_is_told() -> None:
+    failure = caught(check_rule, MeanOfFinite, without=set(RULE_CHECKS) - {Check.ROBUST})[Check.ROBUST]
+    assert "n = 3, f = 1, d = 1" in failure
+    assert "x = [[" in failure
+
+
+def test_a_rule_with_settings_keeps_them_while_f_varies() -> None:
+    most = set(RULE_CHECKS) - {Check.SCALE, Check.NEEDS}
+    report = check_rule(lambda f: vg.MultiKrum(f, m=1), without=most)
+    assert report.passed == (Check.NEEDS, Check.SCALE)
+    assert report.left_out[Check.ROBUST] == "left out by the caller"
+    assert Check.ROBUST in caught(check_rule, WithSetting(factor=2.0), without=set(RULE_CHECKS) - {Check.ROBUST})
+    check_rule(WithSetting(factor=1.0), without=set(RULE_CHECKS) - {Check.ROBUST})
+
+
+def test_a_guarantee_can_be_weaker_or_stronger() -> None:
+    without = set(RULE_CHECKS) - {Check.ROBUST}
+    assert Check.ROBUST in caught(check_rule, vg.Phocas, guarantee=WITHIN, without=without)
+    check_rule(vg.Phocas, guarantee=NEAR, without=without)
+    assert Check.ROBUST in caught(check_rule, MeanOfFinite, guarantee=NEAR, without=without)
+
+
+# ------------------------------------------------------------------------------------------------------- mixings
+
+
+@dataclass(frozen=True)
+class BadMixing(Mixing):
+    f: int = 0
+    fault: str = "none"
+    memory: list[float] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def rows(self, n: int) -> int:
+        return n + (self.fault == "rows")
+
+    def rows_for(self, m: int) -> int:
+        return m
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        n = geometry.n
+        if self.fault != "refusal":
+            vg.NearestNeighborMixing(self.f).weights(geometry)
+        if self.fault == "place":
+            return np.eye(n) * 0.5 + np.eye(n)[[0] * n] * 0.5
+        if self.fault == "leak":
+            return np.full((n, n), 1 / n)
+        if self.fault == "half":
+            return np.eye(n) * 0.5
+        if self.fault == "memory":
+            self.memory.append(1.0)
+            return np.eye(n) / len(self.memory)
+        return np.eye(n)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ("rows", Check.ROWS),
+        ("place", Check.PERMUTATION),
+        ("leak", Check.ROBUST),
+        ("half", Check.UNANIMITY),
+        ("half", Check.TRANSLATION),
+        ("memory", Check.STATELESS),
+        ("memory", Check.REPEATABLE),
+        ("refusal", Check.REFUSAL),
+    ],
+)
+def test_broken_mixings_are_caught(fault: str, check: Check) -> None:
+    options = {"guarantee": FINITE} if fault != "leak" else {}
+    without = set(MIXING_CHECKS) - {check}
+    assert check in caught(check_mixing, BadMixing(fault=fault), without=without, **options)
+
+
+def test_a_mixing_that_does_nothing_is_sound() -> None:
+    assert check_mixing(BadMixing).passed == MIXING_CHECKS
+
+
+# ------------------------------------------------------------------------------------------------------- attacks
+
+
+@dataclass(frozen=True)
+class BadAttack(Attack):
+    fault: str = "none"
+    memory: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        mean, honest = seen.mean.clone(), seen.honest
+        if self.fault == "input":
+            honest[0] = 0
+        elif self.fault == "view":
+            return honest[: seen.f]
+        elif self.fault == "single":
+            return mean.float()
+        elif self.fault == "global":
+            return mean + torch.rand(()).to(mean)
+        elif self.fault == "moves":
+            torch.rand(())
+        elif self.fault == "state":
+            self.memory.append(mean)
+            return self.memory[-2].mean() + mean if len(self.memory) > 1 else mean
+        elif self.fault == "buffer":
+            if not self.memory or self.memory[-1].shape != (seen.f, mean.numel()):
+                self.memory.append(mean.expand(seen.f, -1).clone())
+            return self.memory[-1].copy_(mean.expand(seen.f, -1))
+        elif self.fault == "strides":
+            return torch.as_strided(honest, (seen.f, honest.shape[1]), (honest.shape[1], 1)).clone()
+        elif self.fault == "one row":
+            return mean.unsqueeze(0)
+        elif self.fault == "coarse" and mean.dtype == torch.float32:
+            return mean.bfloat16().to(mean.dtype)
+        elif self.fault == "divides":
+            return mean / seen.moments[1]
+        return mean
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ("input", Check.INPUT),
+        ("view", Check.OWNERSHIP),
+        ("single", Check.KIND),
+        ("global", Check.REPEATABLE),
+        ("moves", Check.REPEATABLE),
+        ("state", Check.STATELESS),
+        ("buffer", Check.STATELESS),
+        ("strides", Check.LAYOUT),
+        ("one row", Check.SIZES),
+        ("coarse", Check.PRECISION),
+        ("divides", Check.FINITE),
+    ],
+)
+def test_broken_attacks_are_caught(fault: str, check: Check) -> None:
+    assert check in caught(check_attack, BadAttack(fault))
+
+
+def test_an_attack_that_sends_the_mean_is_sound() -> None:
+    assert check_attack(BadAttack).passed == ATTACK_CHECKS
