@@ -19,13 +19,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import varangian as vg
 from varangian.randomness import generator
 from varangian.rules.core import decide, required_rows
-from varangian.testing import EXEMPT, FINITE, GUARANTEES, HOSTILE, NEAR, Check, broken_promise, hostile
+from varangian.testing import (
+    EXEMPT,
+    FINITE,
+    GUARANTEES,
+    HOSTILE,
+    NEAR,
+    Check,
+    Guarantee,
+    broken_promise,
+    hostile,
+    spread,
+)
 
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Stages = tuple[tuple[vg.Mixing, ...], vg.Rule | None]
@@ -64,6 +76,14 @@ def subjects() -> dict[str, Callable[[int], Stages]]:
 
 def name_has_f(kind: type[vg.Mixing]) -> bool:
     return kind in (vg.NearestNeighborMixing, vg.AdaptiveClipping)
+
+
+def _behind_mixing(rule: vg.Rule, honest: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, float]:
+    n = honest.shape[0] + rule.f
+    return honest.mean(0), 8 * (1 + rule.f / max(n - 2 * rule.f, 1)) * np.sqrt(n) * spread(honest)
+
+
+BEHIND_MIXING = Guarantee("within a generous 8 sqrt(n) (n - f) / (n - 2f) spreads of the honest mean", _behind_mixing)
 
 
 def honest_vectors(case: int, h: int, d: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -112,10 +132,20 @@ def attempt(stages: Callable[[int], Stages], case: int, seed: int) -> tuple[str 
         honest,
         out,
         previous,
-        FINITE if pre and rule is not None else GUARANTEES.get(type(pre[0] if rule is None else rule), NEAR),
+        promise(pre, rule),
         x,
     )
     return (None if problem is None else f"{HOSTILE[kind]}: {problem}"), x, (pre, rule), f
+
+
+def promise(pre: tuple[vg.Mixing, ...], rule: vg.Rule | None) -> Guarantee:
+    """Of compositions it is known that nearest-neighbour mixing keeps what moves little near; else, being finite."""
+    if rule is None:
+        return GUARANTEES.get(type(pre[0]), NEAR)
+    if not pre:
+        return GUARANTEES.get(type(rule), NEAR)
+    only_nnm = len(pre) == 1 and isinstance(pre[0], vg.NearestNeighborMixing)
+    return BEHIND_MIXING if only_nnm and not isinstance(rule, vg.CenteredClipping) else FINITE
 
 
 def cases(arguments: argparse.Namespace, names: list[str]) -> Iterator[tuple[int, str]]:

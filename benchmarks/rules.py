@@ -31,6 +31,7 @@ import varangian as vg
 
 SHAPES = ((51, 79_510), (25, 1_310_922), (11, 36_489_290), (200, 1_000_000))
 Call = Callable[[Tensor], object]
+PAUSE = 0.01  # seconds before each call: OpenMP's threads go on spinning for some milliseconds after the last one
 
 
 def entries(n: int, targets: bool) -> dict[str, Call]:
@@ -92,6 +93,7 @@ def time_all(calls: dict[str, Call], x: Tensor, repeats: int) -> dict[str, list[
         call(x)
     for _ in range(repeats):
         for name, call in calls.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call(x)
             times[name].append(1e3 * (time.perf_counter() - start))

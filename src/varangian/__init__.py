@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import testing as testing
 from .algorithm import Algorithm as Algorithm
 from .algorithm import State as State
 from .attacks import *  # noqa: F403
@@ -13,13 +14,19 @@ from .experiment import Experiment as Experiment
 from .experiment import Result as Result
 from .experiment import read as read
 from .experiment import run as run
+from .explain import Explanation as Explanation
+from .explain import explain as explain
 from .metrics import Measures as Measures
 from .mixing import *  # noqa: F403
 from .models import MODELS as MODELS
 from .rules import *  # noqa: F403
+from .theory import empirical_kappa as empirical_kappa
 from .transforms import Clip as Clip
 from .transforms import Momentum as Momentum
 from .transforms import SharedMomentum as SharedMomentum
 from .transforms import Transform as Transform
+from .vectors import ModelShape as ModelShape
+from .vectors import flatten as flatten
+from .vectors import unflatten as unflatten
 
 __version__ = "0.1.0"

@@ -849,18 +849,16 @@ def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
 
 
 @_jit
-def _gather(images, index, flip, scale, shift, start, stop, out):  # type: ignore[no-untyped-def]
-    channels, height, width = images.shape[1:]
+def _gather(images, index, flip, mirror, scale, shift, start, stop, plane, out):  # type: ignore[no-untyped-def]
     for b in range(start, stop):
-        source, target = images[index[b]], out[b]
-        for c in range(channels):
-            for y in range(height):
-                if flip[b]:
-                    for z in range(width):
-                        target[c, y, z] = source[c, y, width - 1 - z] * scale[c] + shift[c]
-                else:
-                    for z in range(width):
-                        target[c, y, z] = source[c, y, z] * scale[c] + shift[c]
+        for c in range(images.shape[1]):
+            source, target = images[index[b], c].reshape(-1), out[b, c].reshape(-1)
+            direct = plane if flip[b] else target
+            for k in range(source.size):
+                direct[k] = source[k] * scale[c] + shift[c]
+            if flip[b]:
+                for k in range(source.size):
+                    target[k] = plane[mirror[k]]
 
 
 def gather_images(
@@ -871,9 +869,14 @@ def gather_images(
     source = images.numpy()
     out = np.empty((index.size, *source.shape[1:]), np.float32)
     flags = np.zeros(index.size, np.bool_) if flip is None else flip
+    height, width = source.shape[2:]
+    mirror = np.arange(height * width, dtype=np.int32).reshape(height, width)[:, ::-1].ravel()
     size, count = _chunks(index.size, 1, 16)
     a, b = scale.astype(np.float32), shift.astype(np.float32)
-    share(
-        lambda c: _gather(source, index, flags, a, b, c * size, min(index.size, (c + 1) * size), out), count, out.size
-    )
+
+    def task(c: int) -> None:
+        plane = np.empty(height * width, np.float32)
+        _gather(source, index, flags, mirror, a, b, c * size, min(index.size, (c + 1) * size), plane, out)
+
+    share(task, count, out.size)
     return torch.from_numpy(out)

@@ -197,7 +197,7 @@ class Simulation:
 
     def step(self) -> Measures:
         """One step of every worker and of the server; the measures are those of before the update."""
-        step, h = self.steps_done, self.h
+        step, h, f = self.steps_done, self.h, self.real_byzantine
         lr = self.learning_rate(step)
         batch = self.batches(step)
         if self.active > h:
@@ -211,16 +211,17 @@ class Simulation:
         honest = sent[:h]
         seen = Knowledge(
             honest,
-            self.real_byzantine,
+            f,
             ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous),
             self.previous,
             randomness.generator(self.seed, "attack", step),
             sent[h:] if self.active > h else None,
         )
         crafted = None
-        if self.attack is not None and self.real_byzantine:
+        if self.attack is not None and f:
             crafted = self.attack.craft(seen)
-            self.vectors[h:] = crafted
+            byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
+            kernels.share(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
         decision = self.algorithm.decide(self.vectors, state)
         update, self.state = self.algorithm.finish(decision, state)
         if self.attack is not None and self.attack.uses_previous:
@@ -229,7 +230,7 @@ class Simulation:
         if self.meter is not None:
             same = self.sampled.data_ptr() == honest.data_ptr()
             sampled = seen.moments if same else kernels.mean_and_std(self.sampled[:h])
-            share = decision.weight_of(slice(h, self.workers)) if self.real_byzantine else None
+            share = decision.weight_of(slice(h, self.workers)) if f else None
             row = self.meter.measure(row, self.parameters, sampled, seen.moments, crafted, decision.aggregate, share, h)
         self.parameters.add_(update, alpha=-lr)
         self.points += batch.points(h)

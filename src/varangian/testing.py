@@ -249,6 +249,10 @@ def hostile(kind: int, rows: int, d: int, dtype: torch.dtype, seed: int, honest:
             for i in range(kind + seed, kind + seed + rows)
         ]
         return torch.cat(parts)
+    if named == "almost copies":
+        base = random.standard_normal(d) * 10.0 ** random.integers(-1, 4)
+        rounding = limit.eps * random.integers(-3, 4, (rows, d))
+        return torch.from_numpy(base * (1 + rounding)).to(dtype)
     big, tiny = min(1e38, limit.max / 4), float(np.finfo(np.float32).smallest_subnormal)
     pool = {
         "NaN": [np.nan],
@@ -279,7 +283,7 @@ def hostile(kind: int, rows: int, d: int, dtype: torch.dtype, seed: int, honest:
 HOSTILE = (
     "NaN", "+infinity", "-infinity", "both infinities", "one NaN", "one infinity", "+1e38", "-1e38", "+-1e38",
     "the greatest number", "+-1e30", "1e6", "denormal", "null", "huge and tiny", "anything",
-    "copies of an honest vector", "a little off", "rows of different kinds",
+    "copies of an honest vector", "almost copies", "a little off", "rows of different kinds",
 )  # fmt: skip
 """Kinds of hostile vectors."""
 
@@ -762,7 +766,8 @@ def broken_promise(
     if promise.ball is not None:
         last = np.zeros(good.shape[1]) if previous is None else previous.double().numpy()
         centre, radius = promise.ball(stage, good, last)
-        gap = float(np.sqrt(np.square(wide - centre).sum(-1)).max())
+        with np.errstate(over="ignore"):
+            gap = float(np.sqrt(np.square(wide - centre).sum(-1)).max())
         if gap > radius * (1 + 1e-5) + rounding * np.sqrt(good.shape[1]):
             return (
                 f"{_short(out)} is {gap:.6g} from {_short(torch.from_numpy(centre))}, not {promise.text}: {radius:.6g}"

@@ -267,6 +267,11 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
     return Decision(rule.apply(x, table, previous), table, geometry)
 
 
+def _plain(x: np.ndarray) -> bool:
+    """Whether torch can share the memory: writable, and no step backwards (numpy may call that contiguous)."""
+    return x.flags.c_contiguous and x.flags.writeable and min(x.strides, default=0) >= 0
+
+
 def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """[n, d] as a tensor (sharing memory where it can), and the way back to the kind that came."""
     name = type(owner).__name__
@@ -281,7 +286,7 @@ def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(x, np.ndarray):
         if x.dtype.kind != "f" or x.dtype.itemsize > 8:
             raise ValueError(f"{name} needs floating-point vectors (float16, float32, float64), got {x.dtype}.")
-        matrix, restore = torch.from_numpy(np.require(x, requirements=["C", "W"])), Tensor.numpy
+        matrix, restore = torch.from_numpy(x if _plain(x) else x.copy()), Tensor.numpy
     elif isinstance(x, Tensor):
         if not x.is_floating_point():
             raise ValueError(f"{name} needs floating-point vectors, got {x.dtype}.")
