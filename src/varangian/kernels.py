@@ -53,7 +53,9 @@ class _Patience(event.Listener):
         self.timer: threading.Timer | None = None
 
     def on_start(self, event: event.Event) -> None:
-        if self.said or event.data is None or not event.data["dispatcher"].py_func.__module__.startswith("varangian."):
+        dispatcher = (event.data or {}).get("dispatcher")
+        module = getattr(getattr(dispatcher, "py_func", None), "__module__", None)
+        if self.said or not str(module).startswith("varangian."):  # other people's functions are compiled too
             return
         self.depth += 1
         if self.depth == 1:
