@@ -424,6 +424,44 @@ def test_geometric_median_is_optimal(n: int, d: int, seed: int, size: float) -> 
     assert error(GeometricMedian(f)(x.astype(np.float32)), oracles.geometric_median(x), x, f) < 1e-5
 
 
+@pytest.mark.parametrize("seed", range(36))
+def test_geometric_median_is_optimal_beside_near_copies(seed: int) -> None:
+    """Attackers inside the cloud that agree, but for as little as rounding, neither catch nor mislead the search."""
+    random = generator(seed, "near copies")
+    d = int(random.integers(2, 40))
+    x = random.standard_normal((10, d))
+    point = x.mean(0) + (0.1 if seed % 2 else 1) * random.standard_normal() * x.std(0)
+    copies = point * (1 + 10.0 ** -(5 + seed % 12) * random.standard_normal((3, d)))
+    x = np.concatenate([x, copies])
+
+    def objective(y: Array) -> float:
+        return float(np.linalg.norm(x - y, axis=1).sum())
+
+    # Of a smooth sum, sqrt(||x_i - y||^2 + e^2), so that no point is a pole; e falls from one round to the next.
+    y = x.mean(0)
+    for smooth in (1e-2, 1e-4, 1e-6, 1e-8):
+        for _ in range(1000):
+            weights = 1 / np.sqrt(np.square(x - y).sum(1) + smooth**2)
+            y, last = weights @ x / weights.sum(), y
+            if np.abs(y - last).max() < 1e-13:
+                break
+    best = min(objective(y), *(objective(row) for row in x))
+    answer = np.asarray(GeometricMedian(3)(x))
+    assert objective(answer) <= best * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_caf_behind_nnm_sees_equal_mixtures_as_equal(dtype: torch.dtype) -> None:
+    """A matrix product may make them 1e-17 apart, in some of many draws: no scale to measure attackers by."""
+    random = generator(0, "equal mixtures")
+    attack = torch.tensor([[1.0, -1.0, 1.0]] * 2, dtype=torch.float64) * min(torch.finfo(dtype).max, 1e30)
+    for _ in range(150):
+        honest = torch.from_numpy(random.standard_normal((10, 3))).to(dtype)
+        x = torch.cat([honest, attack.to(dtype)])
+        out = decide(x, (NearestNeighborMixing(2),), CAF(2), None).aggregate
+        assert (out.double() - honest.double().mean(0)).abs().max() < 0.1
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 9), st.integers(1, 2), st.integers(0, 10_000))
 def test_least_diameter_and_its_ties(n: int, d: int, seed: int) -> None:

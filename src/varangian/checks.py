@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import MISSING, fields
+from typing import Any
 
 
 def require(owner: object, holds: bool, rule: str, got: object) -> None:
     """Raises ValueError("Clip needs max_norm > 0, got -1.") unless ``holds``."""
     if not holds:
         raise ValueError(f"{type(owner).__name__} needs {rule}, got {got!r}.")
+
+
+def brief(value: Any) -> str:
+    """MultiKrum(f=24, m=5): the class, f, and the fields that differ from their defaults."""
+    shown = [
+        f"{option.name}={getattr(value, option.name)!r}"
+        for option in fields(value)
+        if option.name == "f" or option.default is MISSING or getattr(value, option.name) != option.default
+    ]
+    return f"{type(value).__name__}({', '.join(shown)})"
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:

@@ -91,6 +91,8 @@ Spec = Annotated[str, BeforeValidator(_spec)]
 class Experiment:
     """Every knob of one run. Frozen; compared and hashed by value; all faults are reported at once, at construction.
 
+    Batch size, clipping, l2 and momentum are by default those of the paper's fully connected network.
+
     Rules, mixings, attacks, partitions, models and synthetic data are named as in RULES, MIXINGS, ..., with options in
     parentheses where the defaults do not do: ``"multi-krum(m=5)"``, ``"little(factor=2.0)"``,
     ``"dirichlet(alpha=0.1)"``. The instances themselves are accepted too.
@@ -129,19 +131,19 @@ class Experiment:
         default="worker", metadata={"help": "on which side of F momentum stands"}
     )
     clip: Annotated[Positive | None, BeforeValidator(_nothing)] = field(
-        default=None, metadata={"help": "greatest norm of a sampled gradient"}
+        default=2.0, metadata={"help": "greatest norm of a sampled gradient; none for no limit"}
     )
     clip_mode: Annotated[Literal["norm", "unit"] | None, BeforeValidator(_nothing)] = field(
         default=None, metadata={"help": "how to clip; by default norm when described, unit when published"}
     )
-    batch_size: Count = field(default=32, metadata={"help": "training points per worker and step"})
+    batch_size: Count = field(default=83, metadata={"help": "training points per worker and step"})
     steps: Natural = field(default=300, metadata={"help": "updates of the parameters"})
     learning_rate: Annotated[Rate | tuple[tuple[Natural, Rate], ...], BeforeValidator(_schedule)] = field(
         default=0.1, metadata={"help": "a number, or pieces from a step on: 0.02,8000:0.004"}
     )
-    l2: Rate = field(default=0.0, metadata={"help": "factor c of c/2 ||theta||^2"})
+    l2: Rate = field(default=1e-4, metadata={"help": "factor c of c/2 ||theta||^2"})
     evaluate_every: Natural = field(
-        default=10, metadata={"help": "steps between evaluations on the test set; 0 for the last only"}
+        default=5, metadata={"help": "steps between evaluations on the test set; 0 for the last only"}
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = field(default=1, metadata={"help": "of everything random"})
     device: str = field(default="cpu", metadata={"help": "of tensors: cpu, cuda, cuda:1 ..."})
@@ -299,8 +301,10 @@ class Experiment:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def to_toml(self) -> str:
-        """As TOML, which has no null: settings that are None are left out, and None is their default."""
-        return tomlkit.dumps({key: value for key, value in self.to_dict().items() if value is not None})
+        """As TOML, which has no null: a setting that is None is left out where that is its default, else "none"."""
+        defaults = {f.name: f.default for f in fields(self)}
+        values = {key: "none" if value is None else value for key, value in self.to_dict().items()}
+        return tomlkit.dumps({k: v for k, v in values.items() if v != "none" or defaults[k] is not None})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Experiment:

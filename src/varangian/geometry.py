@@ -21,6 +21,7 @@ TIE = 1e-12  # relative: scores so close are equal, and the tie is broken by the
 ROUNDING = 2e-7  # relative: how far off a squared distance may be (its float32 squares were added in float32 lanes)
 BLUR = 5e-6  # relative to a usual squared distance: where a derived one may be further off, it is measured anew
 FAR = 8.0  # radii of the nearest majority: of points beyond, only the direction is placed exactly, then the distance
+AGREED = 4e-15  # relative to their norm: mixtures so close may be the same one, added up in another order
 PANEL = 8192  # columns at a time where distances are measured anew
 
 Ties = Literal["value", "position"]
@@ -102,9 +103,15 @@ class Geometry:
         squared, terms = self._scaled(weights) if scaling else self._mixed(weights)
         if anew or self._blurred(squared, terms, finite, scaling):
             squared = self._measured(table, finite)
+        squared = 0.5 * (squared + squared.T)  # exactly symmetric, as a matrix product is not
+        np.fill_diagonal(squared, 0)
+        first: dict[bytes, int] = {}
+        like = [first.setdefault(row.tobytes(), i) for i, row in enumerate(table)]
+        if len(first) < len(like):  # equal mixtures are equal points, whatever a matrix product makes of them
+            like.extend(range(len(like), squared.shape[0]))
+            squared = squared[np.ix_(like, like)]
         faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
         squared[faulty] = squared[:, faulty] = np.inf
-        squared = 0.5 * (squared + squared.T)  # exactly symmetric, as a matrix product is not
         np.fill_diagonal(squared, 0)
         return Geometry(squared, finite, self.x, self.extra, table)
 
@@ -219,8 +226,11 @@ class Geometry:
         radii = middle(squared)
         center = int(np.argmin(radii))
         radius, lengths = np.sqrt(radii[center]), np.sqrt(squared[center])
-        if radius == 0:
-            radius = lengths[lengths > 0].min(initial=np.inf)
+        least = AGREED * np.sqrt(points.norms[order[center]])
+        if radius <= least:  # a majority agrees, but for rounding
+            same[center] |= lengths <= least
+            same[same[center]] = same[center]
+            radius = lengths[lengths > least].min(initial=np.inf)
         far = lengths > FAR * radius
         stretch = np.where(far, lengths / radius, 1.0)
         if far.any():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import kernels
-from .checks import require
+from .checks import brief, require
 from .geometry import TIE, Geometry, mean_weights
 from .randomness import generator
 from .rules.core import as_matrix, refuse_faulty
@@ -18,6 +18,9 @@ from .rules.core import as_matrix, refuse_faulty
 @dataclass(frozen=True)
 class Mixing(ABC):
     """n vectors to m vectors, each a combination of those that came: m x n weights, found in n x n."""
+
+    def __str__(self) -> str:
+        return brief(self)
 
     @property
     @abstractmethod

@@ -16,6 +16,7 @@ from .core import Bound, General, Nearest, Selecting, column_statistic
 
 SETTLED = 1e-9  # relative to a usual distance: a walk whose remaining way is shorter has arrived
 CLOSE = 0.03  # so near to a point, float32 distances would show in the answer: they are measured again in float64
+TOGETHER = 1e-4  # relative to a usual distance: points so close pull as one on whatever is not among them
 OPTIMAL = 1e-6  # the unit vectors at a point may add up to so much more than its own weight, by rounding
 
 
@@ -211,15 +212,21 @@ def _geometric_median(geometry: Geometry, good: np.ndarray) -> tuple[np.ndarray,
     positions = geometry.positions()
     x, sums = positions[good], distance_sums(geometry, positions)[good]
     medoid = int(np.argmin(sums))
-    size, pull, multiplicity, target = _pull(x, medoid)
+    size, pull, multiplicity, target = _pull(x, medoid, TOGETHER)
+    if pull <= multiplicity + OPTIMAL:
+        # The answer is among the points that are together with the medoid: which, their own pulls tell.
+        size, pull, multiplicity, target = _pull(x, medoid, SETTLED)
     if pull <= multiplicity + OPTIMAL:
         # The medoid is optimal, and perhaps others that differ: average one of each.
         chosen = [medoid]
         for k in np.flatnonzero(sums <= sums[medoid] + OPTIMAL * size).tolist():
-            _, other_pull, other_multiplicity, _ = _pull(x, k)
-            if (x[k] != x[chosen]).any(1).all() and other_pull <= other_multiplicity + OPTIMAL:
+            _, other_pull, other_multiplicity, _ = _pull(x, k, SETTLED)
+            apart = np.sqrt(np.square(x[k] - x[chosen]).sum(1)).min()
+            if apart > SETTLED * size and other_pull <= other_multiplicity + OPTIMAL:
                 chosen.append(k)
-        return mean_weights(chosen, good.size), np.inf
+        lengths = np.sqrt(np.square(x - x[medoid]).sum(1))
+        nearest = lengths[lengths > 0].min(initial=np.inf)
+        return mean_weights(chosen, good.size), nearest / size if size > 0 else np.inf
     at = x[medoid] + (1 - multiplicity / pull) * (target - x[medoid])
     before, weights = np.inf, np.ones(good.size)
     for iteration in range(1000):
@@ -242,15 +249,17 @@ def _geometric_median(geometry: Geometry, good: np.ndarray) -> tuple[np.ndarray,
     return weights / weights.sum(), 1 / (weights.max() * size)
 
 
-def _pull(x: np.ndarray, k: int) -> tuple[float, float, int, np.ndarray]:
-    """Seen from point k: the median distance, the length of the sum of unit vectors to the points that differ, how many
-    do not, and the inverse-distance mean of those that do."""
+def _pull(x: np.ndarray, k: int, near: float) -> tuple[float, float, int, np.ndarray]:
+    """Seen from point k: the median distance, the length of the sum of unit vectors to the points further than ``near``
+    median distances, how many are not, and the inverse-distance mean of those that are."""
     away = x - x[k]
     lengths = np.sqrt((away * away).sum(1))
-    weights = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    size = float(np.median(lengths))
+    apart = lengths > near * size
+    weights = np.divide(1, lengths, out=np.zeros_like(lengths), where=apart)
     total = weights @ away
     target = x[k] + total / max(weights.sum(), np.finfo(float).tiny)
-    return float(np.median(lengths)), float(np.sqrt(total @ total)), int((lengths == 0).sum()), target
+    return size, float(np.sqrt(total @ total)), int((~apart).sum()), target
 
 
 def _newton(

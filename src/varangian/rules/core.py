@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..checks import require
+from ..checks import brief, require
 from ..geometry import Geometry, mean_weights
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class Rule(ABC):
 
     def __post_init__(self) -> None:
         require(self, isinstance(self.f, int) and self.f >= 0, "an integer f >= 0", self.f)
+
+    def __str__(self) -> str:
+        return brief(self)
 
     @property
     @abstractmethod

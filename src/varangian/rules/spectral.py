@@ -123,7 +123,9 @@ class DivideAndConquer(General):
         seed: what the samples depend on.
 
     Shape: [n, d] -> [d].
-    Tolerates: f < n / 2, of vectors that stick out.
+    Tolerates: f < n / 2, of vectors that stick out alike. The definition drops floor(c f) a round by one direction: of
+        attackers of very different huge sizes the greatest sets the mean and the direction, and others may survive all
+        rounds.
     Cost: one pass for norms (who is finite), the sampled columns, one pass over the rows kept.
     Convention: stateless: the samples are the same at each step. Vectors that are not finite are dropped first. Where
         no vector is kept in all rounds, which the paper leaves open, those kept in most. Ties go to the
