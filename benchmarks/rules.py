@@ -16,7 +16,6 @@ import argparse
 import math
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -31,7 +30,6 @@ import varangian as vg
 
 SHAPES = ((51, 79_510), (25, 1_310_922), (11, 36_489_290), (200, 1_000_000))
 Call = Callable[[Tensor], object]
-PAUSE = 0.01  # seconds before each call: OpenMP's threads go on spinning for some milliseconds after the last one
 
 
 def entries(n: int, targets: bool) -> dict[str, Call]:
@@ -81,19 +79,23 @@ def entries(n: int, targets: bool) -> dict[str, Call]:
 
 
 def data(n: int, d: int) -> Tensor:
-    x = torch.empty(n, d)
+    """Independent normal vectors."""
+    generator, x = torch.Generator().manual_seed(n), torch.empty(n, d)
     for row in x:
-        row.normal_(generator=torch.Generator().manual_seed(n))
-    return x + torch.randn(n, 1, generator=torch.Generator().manual_seed(1)) * 0.1 if d < 1e7 else x
+        row.normal_(generator=generator)
+    return x
 
 
 def time_all(calls: dict[str, Call], x: Tensor, repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call(x)
+    # OpenMP's threads spin on for some milliseconds after the entry before: each entry starts after its own kind.
+    warm = 2 if x.numel() < 5e7 else 0
     for _ in range(repeats):
         for name, call in calls.items():
-            time.sleep(PAUSE)
+            for _ in range(warm):
+                call(x)
             start = time.perf_counter()
             call(x)
             times[name].append(1e3 * (time.perf_counter() - start))
@@ -120,16 +122,21 @@ TARGETS = (
 )  # fmt: skip
 
 
+def resident(what: str) -> int:
+    """VmRSS (now) or VmHWM (the highest since it was reset) of this process, in bytes; Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+
 def extra_memory(n: int, d: int, name: str, queue: multiprocessing.Queue) -> None:
     """Peak resident memory that a call adds to input and output."""
     calls = entries(n, targets=False)
-    calls[name](data(n, 2048))  # compiles
+    calls[name](data(n, 50_000))  # compiles, starts threads
     x = data(n, d)
-    out = torch.ones(d)  # as large as the output, touched
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    del out
+    Path("/proc/self/clear_refs").write_text("5")  # the highest is counted from here on
+    before = resident("VmRSS")
     calls[name](x)
-    queue.put(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    queue.put(resident("VmHWM") - before - 4 * d)
 
 
 def measured_memory(n: int, d: int, name: str) -> float | None:
