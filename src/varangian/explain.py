@@ -124,7 +124,7 @@ def explain(x: Any, algorithm: Algorithm | Rule, previous: Any = None, coordinat
         >>> import torch, varangian as vg
         >>> x = torch.tensor([[1.0, 0.0], [1.1, 0.0], [0.9, 0.1], [1.0, 0.1], [9.0, 9.0]])
         >>> print(explain(x, vg.Median(f=1)))
-        Median(f=1, even='mid'): 5 vectors, 3 with weight
+        Median(f=1): 5 vectors, 3 with weight
         weight: mean over 2 coordinates
         index  weight  distance    norm  finite  suspicion
             0  0.2500       0.1       1     yes          4
