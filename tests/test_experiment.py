@@ -213,7 +213,7 @@ def test_piecewise_learning_rates() -> None:
         ({"model": "linear(x=1)"}, "model: linear takes no options."),
         ({"dataset": "synthetic(clases=3)"}, "dataset: synthetic: unknown option 'clases'. Did you mean 'classes'? "),
         ({"workers": 6, "byzantine": 3, "rule": "median"},
-         "workers: Median(f=3, even='mid') needs n >= 2f + 1 = 7 vectors, got 6."),
+         "workers: Median(f=3) needs n >= 2f + 1 = 7 vectors, got 6."),
         ({"workers": 8, "byzantine": 3, "rule": "average", "pre": ("nnm",), "attack": "little", "real_byzantine": 8},
          "real_byzantine: at least one of the 8 workers must be honest, got 8 that attack."),
         ({"real_byzantine": 3}, "attack: 3 workers are to attack (real_byzantine) and no attack is named."),

@@ -23,7 +23,7 @@ from varangian import Experiment
 from varangian.outcomes import gather, read_runs, write_runs
 from varangian.sweep import Sweep, sweep
 
-BASE = Experiment(workers=11, byzantine=2, attack="little", batch_size=2, steps=25, clip=2.0)
+BASE = Experiment(workers=11, byzantine=2, attack="little", batch_size=2, steps=25, clip=2.0, evaluate_every=10)
 GRID = [
     replace(BASE, rule=rule, momentum_at=place) for rule in ("median", "multi-krum") for place in ("server", "worker")
 ]
@@ -67,10 +67,9 @@ def test_all_runs_and_a_tidy_table(swept: tuple[Path, Sweep, str]) -> None:
 
 def test_complete_runs_are_not_run_again(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
     out, _, _ = swept
-    before, start = tables(out), time.monotonic()
+    before = tables(out)
     again = sweep(GRID, out, jobs=1)
     assert (again.done, again.skipped) == (0, 4)
-    assert time.monotonic() - start < 2  # no process was started
     assert tables(out) == before
     write_runs(tmp_path, reversed(read_runs(out / "runs.csv")))
     assert tables(tmp_path) == before  # the order of the runs does not matter, and the table can be read back
