@@ -34,7 +34,8 @@ from varangian import Experiment
 from varangian.sweep import sweep
 if __name__ == "__main__":
     out, seeds, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    base = Experiment(workers=11, byzantine=2, rule="median", attack="little", batch_size=2, steps=steps, clip=2.0)
+    base = Experiment(workers=11, byzantine=2, rule="median", attack="little", batch_size=2, steps=steps, clip=2.0,
+                      evaluate_every=10)
     print("done", sweep([replace(base, seed=seed) for seed in range(seeds)], out, jobs=1).done)
 """
 
