@@ -11,7 +11,6 @@ the same every time, no package beyond those that the library needs.
 
 from __future__ import annotations
 
-import pickle
 import random as python_random
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -544,7 +543,8 @@ def _check_kind(make: Make, promise: Guarantee) -> Found:
 
 
 def _global_state() -> tuple[bytes, bytes, str]:
-    legacy = pickle.dumps(np.random.get_state())  # noqa: NPY002  the point is whether somebody moved it
+    _, key, *rest = np.random.get_state()  # noqa: NPY002  the point is whether somebody moved it
+    legacy = np.asarray(key).tobytes() + repr(rest).encode()
     return bytes(torch.get_rng_state().numpy()), legacy, repr(python_random.getstate())
 
 
