@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import varangian as vg
-from varangian import cli, data
+from varangian import cli, data, demo
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["run", "--workers", "11", "--byzantine", "2", "--steps", "2", "--batch-size", "2", "--quiet"]
@@ -311,3 +311,16 @@ def test_as_a_program_of_its_own(tmp_path: Path) -> None:
     assert end.stderr.startswith("varangian: rule: unknown rule 'medain'. Did you mean 'median'?")
     assert end.stderr.count("\n") == 1
     assert left(tmp_path) == []
+
+
+def test_the_demo_ends_with_the_report(varangian, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for name in ("ATTACKED", "UNATTACKED"):
+        monkeypatch.setattr(demo, name, replace(getattr(demo, name), steps=3))
+    monkeypatch.setattr(demo, "SEEDS", (1,))
+    ended = varangian("demo", "--out", "here")
+    assert ended.status == 0, ended.err
+    assert all(rule in ended.out for rule in demo.RULES)
+    assert "25 runs" in ended.out
+    assert "12 pairs" in (tmp_path / "here" / "report.html").read_text().replace("</b><span>", " ")
+    assert (tmp_path / "here" / "claims.csv").exists()
+    assert list((tmp_path / "here" / "figures").glob("boxes-max-*.png"))

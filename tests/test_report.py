@@ -113,7 +113,7 @@ def test_a_table_alone_makes_a_report(tmp_path: Path) -> None:
     assert '"curves":[]' in (tmp_path / "page" / "report.html").read_text()
 
 
-def test_runs_of_the_demo(tmp_path: Path) -> None:
+def test_runs_that_were_kept_nowhere(tmp_path: Path) -> None:
     base = Experiment(rule="median", attack="little", workers=11, byzantine=2, steps=6, batch_size=2, measure=False)
     experiments = [unattacked(base, 9), replace(base, momentum_at="server"), base]
     text = report_results([run(e) for e in experiments], tmp_path).read_text()

@@ -202,7 +202,11 @@ def list_command(kind: str | None, as_json: bool) -> None:
 
 @commands.command("demo")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="where the figure goes"
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="where the report goes",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads  [all cores]")
 def demo_command(out: Path, threads: int | None) -> None:

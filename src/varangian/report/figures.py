@@ -49,13 +49,16 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:80]
 
 
-def _figure(rows: int, columns: int, width: float, height: float, log: bool = False) -> tuple[Figure, list[list[Axes]]]:
-    across, down = max(5.0, width * columns + 0.9), height * rows + 1.6
+def _figure(
+    rows: int, columns: int, width: float, height: float, foot: float, log: bool = False
+) -> tuple[Figure, list[list[Axes]]]:
+    """Panels of so many inches each; ``foot`` inches below them."""
+    across, down = max(5.0, width * columns + 0.9), height * rows + 0.95 + foot
     figure = Figure(figsize=(across, down), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     # By hand: matplotlib's own layout takes longer than all the drawing.
-    figure.subplots_adjust(0.8 / across, 0.8 / down, 1 - 0.12 / across, 1 - 0.95 / down, 0.08, 0.14)
+    figure.subplots_adjust(0.8 / across, foot / down, 1 - 0.12 / across, 1 - 0.95 / down, 0.08, 0.14)
     for panel in axes.flat:
         panel.grid(axis="y", alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
@@ -67,7 +70,7 @@ def _figure(rows: int, columns: int, width: float, height: float, log: bool = Fa
 
 def boxes(group: Group, rate: str, measure: Measure = "max") -> Figure:
     """The poster's figure: a panel an adversary and kind of momentum, a box a place, a point a run."""
-    figure, axes = _figure(len(group.kinds), len(group.columns), 2.35, 2.9)
+    figure, axes = _figure(len(group.kinds), len(group.columns), 2.35, 2.9, 0.35)
     for row, nesterov in zip(axes, group.kinds, strict=True):
         for panel, column in zip(row, group.columns, strict=True):
             _boxes_panel(panel, group, column, nesterov, rate, measure)
@@ -76,9 +79,9 @@ def boxes(group: Group, rate: str, measure: Measure = "max") -> Figure:
         row[0].set_ylabel(f"{kind_title(nesterov)}\n{MEASURE[measure]}, %", fontsize=9)
     number = len({o.experiment.seed for o in group.attacked})
     figure.suptitle(
-        f"{group.title}, learning rate {rate} ({group.study}): {len(group.rules)} rules, {number} "
+        f"{group.title} ({group.study})\nlearning rate {rate}, {len(group.rules)} rules, {number} "
         f"seed{'s' if number > 1 else ''}",
-        fontsize=11,
+        fontsize=10,
     )
     return figure
 
@@ -116,7 +119,7 @@ def _ratio_rules(group: Group) -> list[str]:
 def curves(group: Group, rate: str, nesterov: bool, ratios: bool = False) -> Figure:
     """A row a rule, a column an adversary: accuracy or variance-norm ratio over the steps; bands over the seeds."""
     rules = _ratio_rules(group) if ratios else group.rules
-    figure, axes = _figure(len(rules), len(group.columns), 2.35, 1.75, log=ratios)
+    figure, axes = _figure(len(rules), len(group.columns), 2.35, 1.75, 0.8, log=ratios)
     for row, rule in zip(axes, rules, strict=True):
         for panel, column in zip(row, group.columns, strict=True):
             shown = False
