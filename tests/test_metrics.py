@@ -18,6 +18,7 @@ from varangian.metrics import COLUMNS, Measures, Meter
 from varangian.simulate import Simulation
 
 N, F, B, MU, STEPS = 11, 2, 4, 0.9, 7
+L2, CLIP = 1e-2, 0.8
 H = N - F
 
 
@@ -45,15 +46,15 @@ ATTACKS: dict[str, vg.Attack | None] = {
     "zero": vg.Zero(),
 }
 PLACES = {
-    "worker": ((vg.Clip(0.8), vg.Momentum(MU)), ()),
-    "server": ((vg.Clip(0.8),), (vg.Momentum(MU),)),
+    "worker": ((vg.Clip(CLIP), vg.Momentum(MU)), ()),
+    "server": ((vg.Clip(CLIP),), (vg.Momentum(MU),)),
     "off": ((), ()),
 }
 
 
 @lru_cache
 def recorded(rule: str, attack: str, place: str, dtype: torch.dtype = torch.float64) -> list[Recorded]:
-    """A small run on made-up data. The simulator's own buffers hold what each step sampled and sent."""
+    """A small run on made-up data, seen in the simulator's own buffers."""
     model = models.build(partial(models.fully_connected, hidden=5), (1, 4, 4), 3, seed=1).to(dtype)
     generator = torch.Generator().manual_seed(2)
     h = N if attack == "none" else H
@@ -69,7 +70,7 @@ def recorded(rule: str, attack: str, place: str, dtype: torch.dtype = torch.floa
         attack=ATTACKS[attack],
         learning_rate=lambda step: 0.5 / (1 + step),
         momentum=MU,
-        l2=1e-2,
+        l2=L2,
         seed=3,
     )
     found = []
@@ -79,9 +80,10 @@ def recorded(rule: str, attack: str, place: str, dtype: torch.dtype = torch.floa
         logits = model(inputs[step].reshape(h * B, 1, 4, 4))
         loss = torch.nn.functional.cross_entropy(logits, labels[step].reshape(-1)).item()
         row = simulation.step()
-        found.append(
-            Recorded(row, parameters, simulation.sampled.numpy().copy(), simulation.vectors.numpy().copy(), loss)
-        )
+        sampled, vectors = simulation.sampled.numpy().copy(), simulation.vectors.numpy().copy()
+        if place == "worker":  # then that buffer holds the gradients as they came: l2 and clipping are still to do
+            sampled = oracles.clipped(sampled + L2 * parameters, CLIP)
+        found.append(Recorded(row, parameters, sampled, vectors, loss))
     return found
 
 

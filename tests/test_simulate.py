@@ -12,6 +12,7 @@ from torch import nn
 import golden_conventions
 import oracles
 import varangian as vg
+from varangian import kernels
 from varangian.gradients import Batch, WorkerGradients
 from varangian.simulate import Simulation
 
@@ -98,3 +99,37 @@ def test_l2_and_clip_and_the_look_ahead_together(
     for t in range(12):
         np.testing.assert_allclose(simulation.parameters.numpy(), expected[t], rtol=1e-9, atol=1e-9)
         simulation.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("h", [1, 4])
+@pytest.mark.parametrize(
+    "stages", [(), (vg.Clip(0.8),), (vg.Momentum(0.9, 0.3),), (vg.Clip(0.8, "unit"), vg.Momentum(0.9))]
+)
+def test_the_worker_half_in_one_go_gives_the_same_bits(
+    stages: tuple, h: int, nesterov: bool, dtype: torch.dtype
+) -> None:
+    d, random = 2500, torch.Generator().manual_seed(3)
+    gradients, out = torch.randn(h, d, generator=random, dtype=dtype) / 50, torch.empty(h, d, dtype=dtype)
+    gradients[0] *= 3  # longer than the bound
+    point = torch.randn((h, d) if nesterov else (d,), generator=random, dtype=dtype)
+    clip = next((stage for stage in stages if isinstance(stage, vg.Clip)), None)
+    momentum = next((stage for stage in stages if isinstance(stage, vg.Momentum)), None)
+    memory = None if momentum is None else torch.randn(h, d, generator=random, dtype=dtype)
+
+    sampled = kernels.blend(1.0, gradients, 1e-2, point)
+    if clip is not None:
+        sampled, _ = clip(sampled)
+    sent = sampled if momentum is None else momentum(sampled, memory)[0]
+    if memory is not None:
+        out = memory  # as in the simulator
+    found = kernels.send_rows(
+        gradients, 1e-2, point, None if clip is None else clip.scales, 0.7 if stages[:1] == (momentum,) else 1.0,
+        0.9, memory, out, True,
+    )  # fmt: skip
+    assert torch.equal(out, sent)
+    for got, wanted in zip(found, (sampled, sent), strict=True):
+        assert got is not None
+        for a, b in zip(got, kernels.mean_and_std(wanted), strict=True):
+            assert torch.equal(a, b) or (h == 1 and torch.isnan(a).all() and torch.isnan(b).all())

@@ -71,6 +71,7 @@ class Knowledge:
         random: the random numbers of this step.
         flipped: [f, d] what the f workers would send if they followed the protocol on data whose labels c are turned
             into C - 1 - c; or None. Only for attacks that say so (``uses_flipped``).
+        known: the moments of the honest vectors, where somebody has computed them already.
     """
 
     honest: Tensor
@@ -79,11 +80,12 @@ class Knowledge:
     previous: Tensor | None
     random: np.random.Generator
     flipped: Tensor | None = None
+    known: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and unbiased standard deviation of the honest vectors, [d] and [d]; computed once, for all who ask."""
-        return kernels.mean_and_std(self.honest)
+        return kernels.mean_and_std(self.honest) if self.known is None else self.known
 
     @property
     def mean(self) -> Tensor:

@@ -37,6 +37,7 @@ from torch import Tensor
 
 DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
 SORT_WIDTH = 128  # columns per block of a sorting network: 51 rows of float32 are 26 KiB
+SEND_WIDTH = 1024  # columns per block of what workers do: the rows it keeps stay in the second cache
 STREAM_WIDTH = 2048  # columns per block of a weighted sum
 PANEL = 1 << 16  # columns upcast at a time for half types
 SMALL = 1 << 15  # below so many numbers a second thread costs more than it saves
@@ -163,7 +164,8 @@ def _chunks(d: int, width: int, most: int) -> tuple[int, int]:
     return size, -(-d // size)
 
 
-def _native(x: Tensor) -> bool:
+def is_native(x: Tensor) -> bool:
+    """Whether Numba kernels take it as it is."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
@@ -304,7 +306,7 @@ def _squares(x, start, stop, out):  # type: ignore[no-untyped-def]
 
 def squared_norms(x: Tensor) -> Tensor:
     """||x_i||^2 of each row, [..., d] -> [...] in float64."""
-    if not _native(x):
+    if not is_native(x):
         return torch.linalg.vector_norm(x.double(), dim=-1).square()
     rows = _rows(x.reshape(-1, x.shape[-1]))
     n, d = rows.shape
@@ -358,7 +360,7 @@ def squared_distances(x: Tensor, extra: Tensor | None = None) -> np.ndarray:
     not finite. One pass over the data.
     """
     e = 0 if extra is None else extra.shape[0]
-    if _native(x):
+    if is_native(x):
         return _sum_of_distances(
             _rows(x), np.empty((0, x.shape[1]), _rows(x[:, :1]).dtype) if extra is None else _rows(extra)
         )
@@ -384,7 +386,7 @@ def _wide_product(a, b):  # type: ignore[no-untyped-def]
 def inner_products(vectors: list[Tensor]) -> np.ndarray:
     """<v_i, v_j> of k vectors [d]: [k, k], summed in float64 without stacking them. Meant for a handful of vectors."""
     k, d = len(vectors), vectors[0].numel()
-    if not all(_native(v) for v in vectors):
+    if not all(is_native(v) for v in vectors):
         wide = torch.stack([v.double() for v in vectors])
         return (wide @ wide.T).cpu().numpy()
     arrays = [np.ascontiguousarray(v.detach().numpy()) for v in vectors]
@@ -407,7 +409,7 @@ def inner_products(vectors: list[Tensor]) -> np.ndarray:
 def squared_distances_to(x: Tensor, point: Tensor) -> np.ndarray:
     """Squared distances of the n rows to one vector [d]: [n] float64, summed in float64. One pass over the data."""
     (n, d), total = x.shape, np.zeros(x.shape[0])
-    if _native(x):
+    if is_native(x):
         rows, extra = _rows(x), _rows(point.unsqueeze(0))
         zeros = np.zeros(min(STREAM_WIDTH, d), rows.dtype)
         left, right = np.arange(n), np.full(n, n)
@@ -466,7 +468,7 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
         source = x[used[0]] if used[0] < x.shape[0] else extra[used[0] - x.shape[0]]  # type: ignore[index]
         return source.detach().clone()
     d, factors = x.shape[1], weights[used].astype(np.float64)
-    if _native(x):
+    if is_native(x):
         a = _rows(x)
         b = np.empty((0, d), a.dtype) if extra is None else _rows(extra)
         zeros, result = np.zeros(1, a.dtype), np.empty(d, a.dtype)
@@ -491,7 +493,7 @@ def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, start: in
     """Columns start..stop of weighted_rows for weights [m, n+e], not rounded: [m, stop - start] in float64."""
     panel = x[:, start:stop]
     others = panel[:0] if extra is None else extra[:, start:stop]
-    if not _native(x):
+    if not is_native(x):
         used = np.flatnonzero((table != 0).any(0))
         sources = torch.cat([panel, others])[torch.from_numpy(used).to(x.device)].double()
         return torch.from_numpy(np.ascontiguousarray(table[:, used])).to(x.device) @ sources
@@ -507,8 +509,10 @@ def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, start: in
 @_jit
 def _blend(scales, x, factor, y, start, stop, out):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
-        a, b, c, scale = x[i], y[min(i, y.shape[0] - 1)], out[i], scales[i]
-        for k in range(start, stop):
+        # Slices, so that the compiler sees that no index is negative: else it does not vectorise.
+        a, b, c = x[i, start:stop], y[min(i, y.shape[0] - 1), start:stop], out[i, start:stop]
+        scale = scales[i]
+        for k in range(a.size):
             c[k] = scale * a[k] + factor * b[k]
 
 
@@ -517,7 +521,7 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tenso
 
     ``out`` may be x or y. One pass.
     """
-    if not (_native(x) and x.ndim == 2 and (out is None or out.stride(-1) == 1)):
+    if not (is_native(x) and x.ndim == 2 and (out is None or out.stride(-1) == 1)):
         scales = scale.to(x.dtype).unsqueeze(-1) if isinstance(scale, Tensor) else scale
         return torch.add(x * scales, y, alpha=factor, out=out)
     result = torch.empty_like(x) if out is None else out
@@ -527,6 +531,105 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tenso
     size, count = _chunks(d, STREAM_WIDTH, 16)
     share(lambda k: _blend(scales, a, a.dtype.type(factor), b, k * size, min(d, (k + 1) * size), c), count, n * d)
     return result
+
+
+# -------------------------------------------------------------------------------- what workers do, in one go
+
+
+@_jit
+def _shifted_squares(x, factor, y, start, stop, scratch, out):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        a, b = x[i, start:stop], y[min(i, y.shape[0] - 1), start:stop]
+        for k in range(a.size):
+            scratch[k] = a[k] + factor * b[k]
+        out[i] += _wide_square(scratch[: a.size])
+
+
+@_jit
+def _send(x, factor, y, scales, keep, beta, memory, start, stop, held, sums, moments, out):  # type: ignore[no-untyped-def]
+    """Columns start..stop of what is sent, and the moments of what is sampled and of what is sent."""
+    n, size = held.shape[0] - 1, held.shape[1]
+    blended, remembers = held[n], memory.shape[0] > 0
+    for s in range(start, stop, size):
+        t = min(stop, s + size)
+        width = t - s
+        sums[:, :width] = 0
+        sampled, sent = sums[0], sums[1]
+        for i in range(n):
+            a, b, c = x[i, s:t], y[min(i, y.shape[0] - 1), s:t], out[i, s:t]
+            row, scale = held[i], scales[i]
+            for k in range(width):
+                row[k] = (a[k] + factor * b[k]) * scale
+            for k in range(width):
+                sampled[k] += row[k]
+            if remembers:
+                m = memory[min(i, memory.shape[0] - 1), s:t]
+                for k in range(width):  # not into c, which may be m: the compiler then takes the slow way
+                    blended[k] = keep * row[k] + beta * m[k]
+                for k in range(width):
+                    c[k] = blended[k]
+                    sent[k] += blended[k]
+            else:
+                for k in range(width):
+                    c[k] = row[k]
+        if moments.shape[0] == 0:
+            continue
+        for j in range(2 if remembers else 1):
+            total, spread, mean, std = sums[j], sums[2 + j], moments[2 * j, s:t], moments[2 * j + 1, s:t]
+            for k in range(width):
+                total[k] /= n
+            for i in range(n):
+                row = out[i, s:t] if j == 1 else held[i, :width]
+                for k in range(width):
+                    e = row[k] - total[k]
+                    spread[k] += e * e
+            for k in range(width):
+                mean[k] = total[k]
+                std[k] = np.sqrt(spread[k] / (n - 1))
+
+
+def send_rows(
+    x: Tensor, factor: float, y: Tensor, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
+    memory: Tensor | None, out: Tensor, moments: bool,
+) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:  # fmt: skip
+    """What workers do to their gradients, without writing anything in between: l2, clipping, momentum.
+
+    With s_i = (x_i + factor y_i) scale_i, ``out_i`` = keep s_i + beta memory_i, or s_i without a memory. y and memory
+    may be single rows, and ``out`` the memory or x. ``scale`` maps the norms of x_i + factor y_i to the scales.
+
+    Returns (mean, standard deviation) of the s_i and of the rows of ``out``, where asked for. Two passes over x where
+    there is a scale, else one; the same bits as the operations one by one. For float32 and float64 in main memory.
+    """
+    a, b, c = _rows(x), _rows(y if y.ndim == 2 else y.unsqueeze(0)), out.numpy()
+    n, d = a.shape
+    kind = a.dtype.type
+    scales = np.ones(n, a.dtype)
+    if scale is not None:
+        size, count = _chunks(d, STREAM_WIDTH, 8)
+        parts = np.zeros((count, n))
+
+        def norms(k: int) -> None:
+            _shifted_squares(
+                a, kind(factor), b, k * size, min(d, (k + 1) * size), np.empty(size, a.dtype), parts[k]
+            )  # fmt: skip
+
+        share(norms, count, n * d)
+        scales = scale(torch.from_numpy(parts.sum(0)).sqrt_()).to(x.dtype).numpy()
+    held = np.empty((0, d), a.dtype) if memory is None else _rows(memory if memory.ndim == 2 else memory.unsqueeze(0))
+    found = np.empty((0 if not moments else 2 if memory is None else 4, d), a.dtype)
+    width, blocks = _chunks(d, SEND_WIDTH, 16)
+
+    def task(k: int) -> None:
+        _send(
+            a, kind(factor), b, scales, kind(keep), kind(beta), held, k * width, min(d, (k + 1) * width),
+            np.empty((n + 1, SEND_WIDTH), a.dtype), np.empty((4, SEND_WIDTH)), found, c,
+        )  # fmt: skip
+
+    share(task, blocks, n * d)
+    if not moments:
+        return None, None
+    mean, std, *sent = torch.from_numpy(found)
+    return (mean, std), (sent[0], sent[1]) if sent else (mean, std)
 
 
 # ------------------------------------------------------------------------------------------- columns: ranks
@@ -764,7 +867,7 @@ def column_statistic(
     Median, trimmed mean, MeaMed and Phocas are four settings of it. Returns [d] and the number of rows that hold a NaN
     or an infinity. Each number is read once; a mixing is applied block by block and never stored.
     """
-    if _native(x):
+    if is_native(x):
         out, bad = _column_statistic(_rows(x), mixing, low, high, window)
         return torch.from_numpy(out), bad
     out, bad_rows = x.new_empty(x.shape[1]), None
@@ -832,7 +935,7 @@ def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
 
     The deviation of a single row (n = ddof) is 0 / 0 = NaN, as everywhere.
     """
-    if not _native(x):
+    if not is_native(x):
         wide = x.float() if _half(x) else x
         return wide.mean(0).to(x.dtype), wide.std(0, correction=ddof).to(x.dtype)
     a = _rows(x)

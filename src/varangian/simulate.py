@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from . import kernels, randomness
-from .algorithm import Algorithm
+from .algorithm import Algorithm, State
 from .attacks import Attack, ComposedDefence, Knowledge
 from .data import Dataset, Partition, Split, partition
 from .gradients import Batch, WorkerGradients
 from .metrics import Measures, Meter
+from .transforms import Clip, Momentum
 
 Profile = Literal["described", "published"]
+Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
 CHUNK = 1000  # test images evaluated at a time
 
 
@@ -206,8 +208,7 @@ class Simulation:
             batch = replace(batch, labels=labels)
         point = self.algorithm.point(self.parameters, self.state, lr)
         losses = self.gradients(point, batch, self.sampled, step)
-        self._regularize(point)
-        sent, state = self.algorithm.send(self.sampled, self.state, out=self.vectors[: self.active])
+        sent, state, sampled_moments, honest_moments = self._send(point)
         honest = sent[:h]
         seen = Knowledge(
             honest,
@@ -216,6 +217,7 @@ class Simulation:
             self.previous,
             randomness.generator(self.seed, "attack", step),
             sent[h:] if self.active > h else None,
+            honest_moments,
         )
         crafted = None
         if self.attack is not None and f:
@@ -228,24 +230,49 @@ class Simulation:
             self.previous = decision.aggregate.clone()
         row = Measures(step, self.points, lr, float(losses[:h].mean()))
         if self.meter is not None:
-            same = self.sampled.data_ptr() == honest.data_ptr()
-            sampled = seen.moments if same else kernels.mean_and_std(self.sampled[:h])
+            if sampled_moments is None:
+                same = self.sampled.data_ptr() == honest.data_ptr()
+                sampled_moments = seen.moments if same else kernels.mean_and_std(self.sampled[:h])
             share = decision.weight_of(slice(h, self.workers)) if f else None
-            row = self.meter.measure(row, self.parameters, sampled, seen.moments, crafted, decision.aggregate, share, h)
+            row = self.meter.measure(
+                row, self.parameters, sampled_moments, seen.moments, crafted, decision.aggregate, share, h
+            )
         self.parameters.add_(update, alpha=-lr)
         self.points += batch.points(h)
         self.steps_done += 1
         return row
 
-    def _regularize(self, point: Tensor) -> None:
-        if not self.l2:
-            return
-        if self.profile == "described":
-            kernels.blend(1.0, self.sampled, self.l2, point, self.sampled)
-        else:
-            norm = kernels.squared_norms(point).sqrt_().unsqueeze(-1).to(point.dtype)
-            direction = point / norm.clamp_min(torch.finfo(point.dtype).tiny)
-            kernels.blend(1.0, self.sampled, self.l2**2, direction, self.sampled)
+    def _send(self, point: Tensor) -> tuple[Tensor, State, Moments | None, Moments | None]:
+        """l2 and the worker half: the vectors, the new state, and where they came along with it the moments of what
+        honest workers sampled and of what they send.
+
+        The stages that experiments have, at most one clipping and then at most one momentum, in one go; others, and
+        other kinds of tensors, one by one. Both give the same bits.
+        """
+        out, stages, state = self.vectors[: self.active], self.algorithm.worker, self.state
+        factor, direction = self._regularizer(point)
+        clip = next((stage for stage in stages if isinstance(stage, Clip)), None)
+        momentum = next((stage for stage in stages if isinstance(stage, Momentum)), None)
+        plain = stages == tuple(stage for stage in (clip, momentum) if stage is not None)
+        if plain and self.active == self.h and kernels.is_native(out):
+            sampled, sent = kernels.send_rows(
+                self.sampled, factor, direction, None if clip is None else clip.scales,
+                1.0 if momentum is None else 1 - momentum.dampening, 0.0 if momentum is None else momentum.beta,
+                None if momentum is None else state.worker[-1], out, self.meter is not None or self.attack is not None,
+            )  # fmt: skip
+            memories = tuple(out if stage is momentum else None for stage in stages)
+            return out, replace(state, worker=memories), sampled, sent
+        if factor:
+            kernels.blend(1.0, self.sampled, factor, direction, self.sampled)
+        vectors, state = self.algorithm.send(self.sampled, state, out=out)
+        return vectors, state, None, None
+
+    def _regularizer(self, point: Tensor) -> tuple[float, Tensor]:
+        """(factor, [d] or [h, d]) whose product is the gradient of the l2 term."""
+        if self.profile == "described" or not self.l2:
+            return self.l2, point
+        norm = kernels.squared_norms(point).sqrt_().unsqueeze(-1).to(point.dtype)
+        return self.l2**2, point / norm.clamp_min(torch.finfo(point.dtype).tiny)
 
     @property
     def diverged(self) -> bool:

@@ -75,12 +75,14 @@ class Clip(Transform):
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, None]:
         norm = kernels.squared_norms(x).sqrt_()
-        target = self.max_norm if self.mode == "norm" else 1.0
-        long = norm > self.max_norm
-        if out is x and not long.any():
+        if out is x and not (norm > self.max_norm).any():
             return x, None
-        scale = torch.where(long, target / norm, torch.ones_like(norm))
-        return torch.mul(x, scale.to(x.dtype).unsqueeze(-1), out=out), None
+        return torch.mul(x, self.scales(norm).to(x.dtype).unsqueeze(-1), out=out), None
+
+    def scales(self, norm: Tensor) -> Tensor:
+        """What vectors of these norms are multiplied by."""
+        target = self.max_norm if self.mode == "norm" else 1.0
+        return torch.where(norm > self.max_norm, target / norm, torch.ones_like(norm))
 
     def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
         return parameters
