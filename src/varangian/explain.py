@@ -213,7 +213,7 @@ def column_weights(values: np.ndarray, low: int, high: int, window: int) -> np.n
         center = ordered[low:high].mean(0)
         first = np.zeros(d, np.int64)
         for s in range(m - window):
-            first += center - ordered[s] > ordered[s + window] - center
+            first += ordered[s] + ordered[s + window] < 2 * center
         ranks = np.arange(m)[:, None]
         weights = ((ranks >= first) & (ranks < first + window)) / window
     group = np.zeros((m, d), np.int64)

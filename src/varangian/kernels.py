@@ -6,8 +6,10 @@ memory, the same kernels on exactly upcast panels of columns for the half types,
 Three ideas carry the CPU kernels:
   - distances are summed from differences, never from a Gram matrix: nothing cancels, no centre is needed, and one
     subtraction more per product still beats a matrix product, since each tile of 4 x 4 rows stays in registers;
-  - a column of n values is sorted by a network of min and max over blocks of columns that fit in cache, on integers
-    that sort like the floats (no NaN semantics stand in the way), while the next block is being fetched;
+  - a column of n values is sorted by a network of min and max, on integers that sort like the floats (no NaN semantics
+    stand in the way), a register's width of columns at a time: the network is emitted for this n and these ranks, depth
+    first, so that values stay in registers. Where that is not worth compiling, the network walks over blocks that fit
+    in cache;
   - sums run in float64 and are rounded once.
 
 Threads are torch's: ``torch.set_num_threads`` governs both. Kernels hold no lock and share no pool with Numba, so they
@@ -21,7 +23,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,6 +31,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
 from numba.core import cgutils, event
 from numba.extending import intrinsic
@@ -38,6 +41,10 @@ from torch import Tensor
 DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
 SORT_WIDTH = 128  # columns per block of a sorting network: 51 rows of float32 are 26 KiB
 SEND_WIDTH = 1024  # columns per block of what workers do: the rows it keeps stay in the second cache
+LANES = 64 if get_host_cpu_features().get("avx512f") else 32  # bytes of a vector register
+AHEAD = 512  # bytes: how far ahead of a sort in registers a row is asked for
+REGISTER_ROWS = 64  # so many rows at most are sorted in registers (and the stack behind them): compiling takes a second
+WORTH = 1 << 20  # so many numbers at least: below, compiling for this n and these ranks would not be worth it
 STREAM_WIDTH = 2048  # columns per block of a weighted sum
 PANEL = 1 << 16  # columns upcast at a time for half types
 SMALL = 1 << 15  # below so many numbers a second thread costs more than it saves
@@ -178,20 +185,24 @@ def _rows(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
+def fetch(builder, pointer) -> None:  # type: ignore[no-untyped-def]
+    """Emits the request for a cache line: the hardware does not follow n streams of short pieces."""
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
+    )
+    read, keep, data = word(0), word(3), word(1)
+    builder.call(function, [builder.bitcast(pointer, byte), read, keep, data])
+
+
 @intrinsic
 def _prefetch(typingctx, array, row, column):  # type: ignore[no-untyped-def]
-    """Asks for the cache line of array[row, column]: the hardware does not follow n streams of short pieces."""
+    """Asks for the cache line of array[row, column]."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         kind = signature.args[0]
         view = context.make_array(kind)(context, builder, arguments[0])
-        place = cgutils.get_item_pointer(context, builder, kind, view, list(arguments[1:]), wraparound=False)
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
-        )
-        read, keep, data = word(0), word(3), word(1)
-        builder.call(function, [builder.bitcast(place, byte), read, keep, data])
+        fetch(builder, cgutils.get_item_pointer(context, builder, kind, view, list(arguments[1:]), wraparound=False))
         return context.get_dummy_value()
 
     return types.void(array, row, column), generate
@@ -635,67 +646,151 @@ def send_rows(
 # ------------------------------------------------------------------------------------------- columns: ranks
 
 
-def _batcher(n: int) -> list[tuple[int, int, int]]:
-    """(run, i, j): the comparators of Batcher's odd-even merge sort, which merges runs of 1, then 2, 4, ... values.
+def _batcher(n: int) -> list[tuple[int, int]]:
+    """The comparators (i, j) of Batcher's odd-even merge sort, depth first: a few values for long, then the next few.
 
     Reference: Batcher, "Sorting networks and their applications", 1968.
     """
-    comparators, run = [], 1
-    while run < n:
-        gap = run
-        while gap >= 1:
-            for first in range(gap % run, n - gap, 2 * gap):
-                merged = range(first, min(first + gap, n - gap))
-                comparators += [(run, i, i + gap) for i in merged if i // (2 * run) == (i + gap) // (2 * run)]
-            gap //= 2
-        run *= 2
+    comparators: list[tuple[int, int]] = []
+
+    def sort(first: int, size: int) -> None:
+        if size > 1:
+            sort(first, size // 2)
+            sort(first + size // 2, size // 2)
+            merge(first, size, 1)
+
+    def merge(first: int, size: int, gap: int) -> None:
+        pairs = [first]
+        if 2 * gap < size:
+            merge(first, size, 2 * gap)
+            merge(first + gap, size, 2 * gap)
+            pairs = list(range(first + gap, first + size - gap, 2 * gap))
+        comparators.extend((i, i + gap) for i in pairs if i + gap < n)  # beyond n stand values above all others
+
+    sort(0, 1 << max(0, n - 1).bit_length())
     return comparators
 
 
 @lru_cache(maxsize=256)
-def network(n: int, ranks: tuple[int, int], eights: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Comparators (left, right) that sort n values as far as ranks low..high-1 need it.
-
-    With ``eights`` those are left out that sort whole groups of eight rows: :func:`_sort_eights` has done it.
+def network(n: int, low: int, high: int) -> tuple[tuple[int, int], ...]:
+    """Comparators that sort n values as far as ranks low..high-1 need it.
 
     Example:
-        >>> [pair.tolist() for pair in network(3, (0, 3))]
-        [[0, 0, 1], [1, 2, 2]]
+        >>> network(3, 0, 3)
+        ((0, 1), (0, 2), (1, 2))
     """
-    wanted, kept = set(range(*ranks)), []
-    for run, a, b in reversed(_batcher(n)):
+    wanted, kept = set(range(low, high)), []
+    for a, b in reversed(_batcher(n)):
         if a in wanted or b in wanted:
             wanted |= {a, b}
-            if not (eights and run <= 4 and a < n // 8 * 8):
-                kept.append((a, b))
-    pairs = np.array(kept[::-1], np.int64).reshape(-1, 2)
-    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+            kept.append((a, b))
+    return tuple(kept[::-1])
 
 
-@_jit
-def _sort_eights(block):  # type: ignore[no-untyped-def]
-    """Sorts each whole group of eight rows, column by column, in registers: 8 loads and 8 stores for 19 comparators.
+@intrinsic
+def _sort_lanes(typingctx, bases, plan, column, most, place, out):  # type: ignore[no-untyped-def]
+    """The statistic of LANES bytes' worth of columns from ``column`` on, without leaving the registers, to out[place].
 
-    On the flat block, where rows are a constant apart, so that the compiler can see that they do not overlap.
+    ``bases`` are the addresses of the rows; ``plan`` four tuples of nothing whose lengths are n, low, high and window,
+    so that the compiler knows them; ``most`` keeps the largest magnitudes seen. Lines needed soon are asked for.
     """
-    flat = block.reshape(-1)
-    for g in range(0, block.shape[0] // 8 * 8 * SORT_WIDTH, 8 * SORT_WIDTH):
-        for k in range(g, g + SORT_WIDTH):
-            a, b, c, d = flat[k], flat[k + SORT_WIDTH], flat[k + 2 * SORT_WIDTH], flat[k + 3 * SORT_WIDTH]
-            e, f = flat[k + 4 * SORT_WIDTH], flat[k + 5 * SORT_WIDTH]
-            g_, h = flat[k + 6 * SORT_WIDTH], flat[k + 7 * SORT_WIDTH]
-            a, b, c, d = min(a, b), max(a, b), min(c, d), max(c, d)
-            e, f, g_, h = min(e, f), max(e, f), min(g_, h), max(g_, h)
-            a, c, b, d = min(a, c), max(a, c), min(b, d), max(b, d)
-            e, g_, f, h = min(e, g_), max(e, g_), min(f, h), max(f, h)
-            b, c, f, g_ = min(b, c), max(b, c), min(f, g_), max(f, g_)
-            a, e, b, f = min(a, e), max(a, e), min(b, f), max(b, f)
-            c, g_, d, h = min(c, g_), max(c, g_), min(d, h), max(d, h)
-            c, e, d, f = min(c, e), max(c, e), min(d, f), max(d, f)
-            b, c, d, e, f, g_ = min(b, c), max(b, c), min(d, e), max(d, e), min(f, g_), max(f, g_)
-            flat[k], flat[k + SORT_WIDTH], flat[k + 2 * SORT_WIDTH], flat[k + 3 * SORT_WIDTH] = a, b, c, d
-            flat[k + 4 * SORT_WIDTH], flat[k + 5 * SORT_WIDTH] = e, f
-            flat[k + 6 * SORT_WIDTH], flat[k + 7 * SORT_WIDTH] = g_, h
+    n, low, high, window = (part.count for part in plan.types)
+    width = out.dtype.bitwidth
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number, size = ir.IntType(64), width // 8
+        lanes = LANES // size
+        vector, double = ir.VectorType(ir.IntType(width), lanes), ir.DoubleType()
+        floats = ir.VectorType(ir.FloatType() if width == 32 else double, lanes)
+        word, pointer = ir.IntType(32), vector.as_pointer()
+        parts = [range(lanes)] if width == 64 else [range(lanes // 2), range(lanes // 2, lanes)]
+
+        def constant(value: float, kind: ir.VectorType = vector) -> ir.Constant:
+            return ir.Constant(kind, [value] * kind.count)
+
+        def operation(name: str):  # type: ignore[no-untyped-def]
+            kind = ir.FunctionType(vector, [vector, vector])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{lanes}i{width}")
+            return lambda a, b: builder.call(function, [a, b])
+
+        def data(k: int) -> ir.Value:
+            return context.make_array(signature.args[k])(context, builder, arguments[k]).data
+
+        def key(bits: ir.Value) -> ir.Value:  # its own inverse
+            return builder.xor(bits, builder.and_(builder.ashr(bits, shift), mask))
+
+        def shuffled(a: ir.Value, b: ir.Value, order: Sequence[int]) -> ir.Value:
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(word, len(order)), list(order)))
+
+        def wide(r: int) -> list[ir.Value]:  # the values of a rank in float64
+            if r not in widened:
+                value = builder.bitcast(key(ranked(r)), floats)
+                kinds = [ir.VectorType(double, len(order)) for order in parts]
+                widened[r] = [value] if width == 64 else [
+                    builder.fpext(shuffled(value, value, order), kind) for order, kind in zip(parts, kinds, strict=True)
+                ]  # fmt: skip
+            return widened[r]
+
+        def scaled_sum(start: Sequence[ir.Value], scale: float, terms: Sequence[ir.Value]) -> list[ir.Value]:
+            kinds = [ir.VectorType(double, len(order)) for order in parts]
+            scaled = [builder.fmul(constant(scale, kind), b) for kind, b in zip(kinds, terms, strict=True)]
+            return [builder.fadd(a, b) for a, b in zip(start, scaled, strict=True)]
+
+        def select(chosen: list[ir.Value], first: list[ir.Value], second: list[ir.Value]) -> list[ir.Value]:
+            return [builder.select(c, a, b) for c, a, b in zip(chosen, first, second, strict=True)]
+
+        least, greatest, unsigned = operation("smin"), operation("smax"), operation("umax")
+        shift, mask = constant(width - 1), constant((1 << (width - 1)) - 1)
+        rows, largest = data(0), builder.bitcast(data(3), pointer)
+        offset = builder.mul(arguments[2], ir.Constant(number, size))
+        magnitude = builder.load(largest, align=size)
+        values: dict[int, ir.Value] = {}
+        widened: dict[int, list[ir.Value]] = {}
+
+        def ranked(i: int) -> ir.Value:
+            nonlocal magnitude
+            if i not in values:
+                address = builder.add(builder.load(builder.gep(rows, [ir.Constant(number, i)])), offset)
+                bits = builder.load(builder.inttoptr(address, pointer), align=size)
+                fetch(builder, builder.inttoptr(builder.add(address, ir.Constant(number, AHEAD)), pointer))
+                magnitude = unsigned(magnitude, builder.and_(bits, mask))
+                values[i] = key(bits)
+            return values[i]
+
+        for i, j in network(n, *((0, n) if window else (low, high))):
+            a, b = ranked(i), ranked(j)
+            values[i], values[j] = least(a, b), greatest(a, b)
+        if high - low == 1 and not window:
+            result = key(ranked(low))
+        else:
+            zero = [constant(0.0, ir.VectorType(double, len(order))) for order in parts]
+            center = zero
+            for r in range(low, high):
+                center = scaled_sum(center, 1 / (high - low), wide(r))
+            if window:  # as in _closest
+                twice, drop = [builder.fadd(c, c) for c in center], n - window
+                center, kept = zero, [wide(r) for r in range(window)] if window < drop else []
+                for s in range(drop):
+                    pairs = list(zip(wide(s), wide(s + window), strict=True))
+                    nearer = [
+                        builder.fcmp_ordered("<", builder.fadd(*pair), c) for pair, c in zip(pairs, twice, strict=True)
+                    ]
+                    if window < drop:  # the window as a whole moves up, where it does
+                        kept = [select(nearer, wide(s + 1 + k), kept[k]) for k in range(window)]
+                    else:  # then one of the two is in the window, and what lies between them too
+                        center = scaled_sum(center, 1 / window, select(nearer, wide(s + window), wide(s)))
+                for terms in kept or [wide(r) for r in range(drop, window)]:
+                    center = scaled_sum(center, 1 / window, terms)
+            if width == 32:
+                kind = ir.VectorType(ir.FloatType(), lanes // 2)
+                center = [shuffled(*(builder.fptrunc(c, kind) for c in center), range(lanes))]
+            result = builder.bitcast(center[0], vector)
+        into = builder.gep(data(5), [arguments[4]])
+        builder.store(result, builder.bitcast(into, pointer), align=size)
+        builder.store(magnitude, largest, align=size)
+        return context.get_dummy_value()
+
+    return types.void(bases, plan, column, most, place, out), generate
 
 
 @_jit
@@ -755,7 +850,7 @@ def _closest(values, window, width, center, chosen):  # type: ignore[no-untyped-
     """Per column the mean of the ``window`` sorted values nearest to the centre: they are contiguous.
 
     Starting at rank 0 the window slides up past s while the value that enters is strictly nearer than the one that
-    leaves, so ties keep the lower value. Halves avoid overflow.
+    leaves, so ties keep the lower value: while their sum is less than twice the centre.
     """
     m = values.shape[0]
     drop, share = m - window, 1.0 / window
@@ -766,12 +861,11 @@ def _closest(values, window, width, center, chosen):  # type: ignore[no-untyped-
         low, high = values[s], values[s + window]
         if window >= drop:  # then one of the two is in the window, and what lies between them too
             for k in range(width):
-                a, b, half = np.float64(low[k]), np.float64(high[k]), 0.5 * center[k]
-                total[k] += share * (b if half - 0.5 * a > 0.5 * b - half else a)
+                a, b = np.float64(low[k]), np.float64(high[k])
+                total[k] += share * (b if a + b < center[k] + center[k] else a)
         else:
             for k in range(width):
-                half = 0.5 * center[k]
-                slid[k] += 1.0 if half - 0.5 * np.float64(low[k]) > 0.5 * np.float64(high[k]) - half else 0.0
+                slid[k] += 1.0 if np.float64(low[k]) + np.float64(high[k]) < center[k] + center[k] else 0.0
     if window >= drop:
         for r in range(drop, window):
             row = values[r]
@@ -805,7 +899,6 @@ def _columns(
                 most = _load_keys(block[i, :width], block[i], shift, mask, infinity)
             if most >= infinity:
                 bad[i] = 1
-        _sort_eights(block)
         _walk(block, left, right, bits, s + size, min(stop, s + 2 * size))
         first_row, last_row = (0, m) if window > 0 else (low, high)
         for r in range(first_row, last_row):
@@ -826,6 +919,24 @@ def _columns(
             out[s + k] = center[k]
 
 
+@_jit
+def _fast_columns(x, bases, plan, mixes, offsets, rows, weights, infinity, start, stop, mixed, scratch, most, bits):  # type: ignore[no-untyped-def]
+    """The same in registers, for whole blocks of columns without NaN or infinity: the first column not done."""
+    size, lanes = SORT_WIDTH, most.size
+    for s in range(start, stop - size + 1, size):
+        if mixes:
+            for i in range(mixed.shape[0]):
+                a, b = offsets[i], offsets[i + 1]
+                _mix_row(x, rows[a:b], weights[a:b], s, size, scratch, mixed[i])
+        most[:] = 0
+        for k in range(0, size, lanes):
+            _sort_lanes(bases, plan, k if mixes else s + k, most, s + k, bits)  # pyright: ignore
+        for k in range(lanes):
+            if most[k] >= infinity:
+                return s
+    return start + (stop - start) // size * size
+
+
 _INTEGERS = {
     np.dtype(np.float32): (np.int32, 31, 0x7FFFFFFF, 0x7F800000),
     np.dtype(np.float64): (np.int64, 63, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
@@ -842,16 +953,28 @@ def _column_statistic(
     used = table != 0
     offsets = np.concatenate([[0], np.cumsum(used.sum(1))]).astype(np.int64)
     rows, weights = np.nonzero(used)[1], table[used].astype(np.float64)
-    left, right = network(m, (0, m) if window else (low, high), eights=True)
     size, count = _chunks(d, SORT_WIDTH, 16)
     bad, out, bits = np.zeros((count, m), np.uint8), np.empty(d, x.dtype), x.view(integer)
+    plan = tuple((None,) * length for length in (m, low, high, window))
+    fast = m <= REGISTER_ROWS and n * d >= WORTH
+    mixes = bool((used.sum(1) != 1).any() or (weights != 1).any())
+    left, right = np.array(network(m, *((0, m) if window else (low, high))), np.int64).reshape(-1, 2).T.copy()
 
     def task(c: int) -> None:
+        start, stop = c * size, min(d, (c + 1) * size)
+        scratch = np.empty((3, SORT_WIDTH))
+        if fast:
+            mixed = np.empty((m if mixes else 0, SORT_WIDTH), x.dtype)
+            source, order = (mixed, np.arange(m)) if mixes else (x, rows)
+            start = _fast_columns(
+                x, source.ctypes.data + order * source.strides[0], plan, mixes, offsets, rows, weights,
+                integer(infinity), start, stop, mixed, scratch[0], np.zeros(LANES // x.itemsize, integer),
+                out.view(integer),
+            )  # fmt: skip
         block = np.zeros((m, SORT_WIDTH), integer)
         _columns(
-            x, bits, offsets, rows, weights, left, right, low, high, window,
-            integer(shift), integer(mask), integer(infinity), c * size, min(d, (c + 1) * size),
-            block, block.view(x.dtype), np.empty((3, SORT_WIDTH)), bad[c], out,
+            x, bits, offsets, rows, weights, left, right, low, high, window, integer(shift), integer(mask),
+            integer(infinity), start, stop, block, block.view(x.dtype), scratch, bad[c], out,
         )  # fmt: skip
 
     share(task, count, n * d)
@@ -898,7 +1021,7 @@ def _torch_statistic(x: Tensor, low: int, high: int, window: int) -> Tensor:
     if not window:
         return center
     drop = x.shape[0] - window
-    slid = (center - ordered[:drop] > ordered[window:] - center).sum(0)
+    slid = (ordered[:drop] + ordered[window:] < 2 * center).sum(0)
     ranks = slid + torch.arange(window, device=x.device).unsqueeze(1)
     return ordered.gather(0, ranks).mean(0)
 
