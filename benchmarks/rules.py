@@ -3,6 +3,7 @@
     python benchmarks/rules.py                    all shapes; (11, 36,489,290) needs 6 GiB
     python benchmarks/rules.py --shape 51x79510 --repeats 15
     python benchmarks/rules.py --targets          only what the targets compare
+    python benchmarks/rules.py --fresh            vectors come from memory and not from a cache
     python benchmarks/rules.py --growth FIGURE    cost against n and against d, as a plot
 
 Each round times every entry once, so that a drift of the machine's speed hits all alike; printed are the median over
@@ -29,6 +30,8 @@ from torch import Tensor
 import varangian as vg
 
 SHAPES = ((51, 79_510), (25, 1_310_922), (11, 36_489_290), (200, 1_000_000))
+WARM = 0.02  # seconds
+OTHER = 1 << 27  # bytes that pass between two calls with --fresh, so that nothing of the vectors is left in a cache
 Call = Callable[[Tensor], object]
 
 
@@ -86,16 +89,19 @@ def data(n: int, d: int) -> Tensor:
     return x
 
 
-def time_all(calls: dict[str, Call], x: Tensor, repeats: int) -> dict[str, list[float]]:
+def time_all(calls: dict[str, Call], x: Tensor, repeats: int, fresh: bool = False) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call(x)
     # OpenMP's threads spin on for some milliseconds after the entry before: each entry starts after its own kind.
-    warm = 2 if x.numel() < 5e7 else 0
+    warm = WARM if x.numel() < 5e7 else 0.0
+    other = np.zeros(OTHER // 8 if fresh else 0)
     for _ in range(repeats):
         for name, call in calls.items():
-            for _ in range(warm):
+            start = time.perf_counter()
+            while time.perf_counter() - start < warm:
                 call(x)
+            other += 1
             start = time.perf_counter()
             call(x)
             times[name].append(1e3 * (time.perf_counter() - start))
@@ -148,9 +154,9 @@ def measured_memory(n: int, d: int, name: str) -> float | None:
     return None if process.exitcode else queue.get() / (4 * n * d)
 
 
-def table(n: int, d: int, repeats: int, targets: bool, memory: bool) -> None:
+def table(n: int, d: int, repeats: int, targets: bool, memory: bool, fresh: bool) -> None:
     x = data(n, d)
-    times = time_all(entries(n, targets), x, repeats)
+    times = time_all(entries(n, targets), x, repeats, fresh)
     del x
     print(f"\n({n}, {d:,}): {4e-6 * n * d:,.0f} MB", flush=True)
     for name, values in times.items():
@@ -213,6 +219,7 @@ def main() -> None:
     parser.add_argument("--shape", action="append", help="as 51x79510; several times for several")
     parser.add_argument("--repeats", type=int, default=0, help="rounds; by default as many as the size suggests")
     parser.add_argument("--targets", action="store_true", help="only what the targets compare")
+    parser.add_argument("--fresh", action="store_true", help="let other data pass through the caches before each call")
     parser.add_argument("--memory", action="store_true", help="measure memory too")
     parser.add_argument("--growth", type=Path, help="draw cost against n and d into this file, and nothing else")
     parser.add_argument("--partition", action="store_true", help="compare with numpy's partition for large n")
@@ -232,8 +239,8 @@ def main() -> None:
     if options.shape:
         shapes = tuple((int(n), int(d)) for n, d in (s.split("x") for s in options.shape))
     for n, d in shapes:
-        repeats = options.repeats or max(3, min(21, math.ceil(3e8 / (n * d))))
-        table(n, d, repeats, options.targets, options.memory)
+        repeats = options.repeats or max(7, min(21, math.ceil(3e8 / (n * d))))
+        table(n, d, repeats, options.targets, options.memory, options.fresh)
 
 
 if __name__ == "__main__":

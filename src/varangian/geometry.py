@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -85,6 +86,11 @@ class Geometry:
         """[n] squared norms."""
         return self.squared[: self.n, -1]
 
+    @cached_property
+    def usual(self) -> np.ndarray:
+        """Of each finite point the median squared distance to them all."""
+        return middle(self.distances if self.finite.all() else self.distances[np.ix_(self.finite, self.finite)])
+
     @property
     def faulty(self) -> int:
         """How many points are not finite."""
@@ -105,15 +111,24 @@ class Geometry:
             squared = self._measured(table, finite)
         squared = 0.5 * (squared + squared.T)  # exactly symmetric, as a matrix product is not
         np.fill_diagonal(squared, 0)
-        first: dict[bytes, int] = {}
-        like = [first.setdefault(row.tobytes(), i) for i, row in enumerate(table)]
-        if len(first) < len(like):  # equal mixtures are equal points, whatever a matrix product makes of them
-            like.extend(range(len(like), squared.shape[0]))
-            squared = squared[np.ix_(like, like)]
-        faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
-        squared[faulty] = squared[:, faulty] = np.inf
+        if not scaling:
+            first: dict[bytes, int] = {}
+            whole, size = table.tobytes(), table.shape[1] * table.itemsize
+            like = [first.setdefault(whole[i * size : (i + 1) * size], i) for i in range(table.shape[0])]
+            if len(first) < len(like):  # equal mixtures are equal points, whatever a matrix product makes of them
+                like.extend(range(len(like), squared.shape[0]))
+                squared = squared[np.ix_(like, like)]
+        if not finite.all():
+            faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
+            squared[faulty] = squared[:, faulty] = np.inf
         np.fill_diagonal(squared, 0)
         return Geometry(squared, finite, self.x, self.extra, table)
+
+    @property
+    def _known(self) -> np.ndarray:
+        """The squared distances, 0 where they are not finite: such points have no weight in any mixture."""
+        known = np.isfinite(self.squared)
+        return self.squared if known.all() else np.where(known, self.squared, 0)
 
     def _mixed(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances between affine combinations a, b of points, and the size of the terms that were added.
@@ -126,7 +141,7 @@ class Geometry:
         combined[:m, -1] = 1 - weights.sum(1)
         combined[:m, -1][np.abs(combined[:m, -1]) < 1e-12] = 0  # rounding of 1 / n summed, no share of the origin
         combined[m:, n:] = np.eye(e + 1)
-        known = np.where(np.isfinite(self.squared), self.squared, 0)
+        known = self._known
 
         def halves(product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             half = 0.5 * np.diag(product)
@@ -142,7 +157,7 @@ class Geometry:
 
     def _scaled(self, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same for scaled points: ||s x - t y||^2 = s t ||x - y||^2 + (s - t) (s ||x||^2 - t ||y||^2)."""
-        known = np.where(np.isfinite(self.squared), self.squared, 0)
+        known = self._known
         s = np.append(scales, np.ones(known.shape[0] - scales.size))
         weighted = s * known[-1]
         near, across = np.outer(s, s) * known, s[:, None] - s[None, :]
@@ -163,13 +178,13 @@ class Geometry:
         if not finite.all():
             good = np.append(finite, np.ones(squared.shape[0] - finite.size, bool))
             squared, terms = squared[np.ix_(good, good)], terms[np.ix_(good, good)]
-        usual = middle(squared[:, : int(finite.sum())])
         # Mixing draws points together, all into one perhaps: what they were before tells what matters.
-        known = self.distances if self.finite.all() else self.distances[np.ix_(self.finite, self.finite)]
-        before = middle(usual[None] if scaling else middle(known)[None])[0]
+        count = int(finite.sum())
+        before = middle((middle(squared[:, :count]) if scaling else self.usual)[None])[0]
         errors = (1e-14 if self.x.dtype == torch.float64 else ROUNDING) * terms
         if not (errors > BLUR * before).any():
             return False
+        usual = middle(squared[:, :count])
         certain = np.maximum(squared, np.minimum(usual[:, None], usual[None, :]))
         return bool((errors > np.maximum(BLUR * before, (1e-5 if scaling else 1e-4) * certain)).any())
 

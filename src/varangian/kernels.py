@@ -943,39 +943,55 @@ _INTEGERS = {
 }
 
 
+@lru_cache(maxsize=64)
+def _each_row(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets, rows and weights of no mixing."""
+    return np.arange(n + 1), np.arange(n), np.ones(n)
+
+
+@lru_cache(maxsize=256)
+def _sides(n: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """The network's left and right ends."""
+    left, right = np.array(network(n, low, high), np.int64).reshape(-1, 2).T.copy()
+    return left, right
+
+
 def _column_statistic(
     x: np.ndarray, mixing: np.ndarray | None, low: int, high: int, window: int
 ) -> tuple[np.ndarray, int]:
     n, d = x.shape
     m = n if mixing is None else mixing.shape[0]
     integer, shift, mask, infinity = _INTEGERS[x.dtype]
-    table = np.eye(n) if mixing is None else mixing
-    used = table != 0
-    offsets = np.concatenate([[0], np.cumsum(used.sum(1))]).astype(np.int64)
-    rows, weights = np.nonzero(used)[1], table[used].astype(np.float64)
-    size, count = _chunks(d, SORT_WIDTH, 16)
+    if mixing is None:
+        offsets, rows, weights, mixes = *_each_row(n), False
+    else:
+        used = mixing != 0
+        offsets = np.concatenate([[0], np.cumsum(used.sum(1))]).astype(np.int64)
+        rows, weights = np.nonzero(used)[1], mixing[used].astype(np.float64)
+        mixes = bool((used.sum(1) != 1).any() or (weights != 1).any())
+    size, count = _chunks(d, SORT_WIDTH, 8)
     bad, out, bits = np.zeros((count, m), np.uint8), np.empty(d, x.dtype), x.view(integer)
     plan = tuple((None,) * length for length in (m, low, high, window))
     fast = m <= REGISTER_ROWS and n * d >= WORTH
-    mixes = bool((used.sum(1) != 1).any() or (weights != 1).any())
-    left, right = np.array(network(m, *((0, m) if window else (low, high))), np.int64).reshape(-1, 2).T.copy()
+    bases = x.ctypes.data + rows * x.strides[0]
 
     def task(c: int) -> None:
         start, stop = c * size, min(d, (c + 1) * size)
         scratch = np.empty((3, SORT_WIDTH))
         if fast:
             mixed = np.empty((m if mixes else 0, SORT_WIDTH), x.dtype)
-            source, order = (mixed, np.arange(m)) if mixes else (x, rows)
             start = _fast_columns(
-                x, source.ctypes.data + order * source.strides[0], plan, mixes, offsets, rows, weights,
-                integer(infinity), start, stop, mixed, scratch[0], np.zeros(LANES // x.itemsize, integer),
+                x, mixed.ctypes.data + np.arange(m) * mixed.strides[0] if mixes else bases, plan, mixes, offsets, rows,
+                weights, integer(infinity), start, stop, mixed, scratch[0], np.zeros(LANES // x.itemsize, integer),
                 out.view(integer),
             )  # fmt: skip
-        block = np.zeros((m, SORT_WIDTH), integer)
-        _columns(
-            x, bits, offsets, rows, weights, left, right, low, high, window, integer(shift), integer(mask),
-            integer(infinity), start, stop, block, block.view(x.dtype), scratch, bad[c], out,
-        )  # fmt: skip
+        if start < stop:
+            block = np.zeros((m, SORT_WIDTH), integer)
+            left, right = _sides(m, *((0, m) if window else (low, high)))
+            _columns(
+                x, bits, offsets, rows, weights, left, right, low, high, window, integer(shift), integer(mask),
+                integer(infinity), start, stop, block, block.view(x.dtype), scratch, bad[c], out,
+            )  # fmt: skip
 
     share(task, count, n * d)
     return out, int(bad.any(0).sum())
