@@ -316,8 +316,10 @@ def test_the_files_of_a_run(tmp_path: Path, digits: data.Dataset) -> None:
     assert result.folder == folder
     assert sorted(files(tmp_path)) == sorted(
         f"{folder.name}/{name}"
-        for name in ("evaluations.csv", "experiment.json", "metrics.csv", "result.json", "state.pt")
-    )
+        for name in (
+            "environment.json", "evaluations.csv", "experiment.json", "metrics.csv", "result.json", "state.pt",
+        )
+    )  # fmt: skip
     assert vg.Experiment.from_json((folder / "experiment.json").read_text()) == SMALL
     metrics = (folder / "metrics.csv").read_text().splitlines()
     assert metrics[0] == ",".join(COLUMNS)
@@ -394,7 +396,7 @@ def test_result_json_comes_last(tmp_path: Path, digits: data.Dataset, monkeypatc
         order.append(Path(target).name)
         plain(source, target)
 
-    monkeypatch.setattr(module.os, "replace", spy)
+    monkeypatch.setattr(os, "replace", spy)
     vg.run(SMALL, out=tmp_path, dataset=digits)
     assert order[-1] == "result.json"
 
@@ -595,10 +597,10 @@ def test_an_error_on_the_way_leaves_nothing_behind(
 
     (tmp_path / "runs").mkdir()
     if moment == "checkpoint":
-        monkeypatch.setattr(module.torch, "save", full)
+        monkeypatch.setattr(torch, "save", full)
     if moment == "result":
         plain = os.replace
-        monkeypatch.setattr(module.os, "replace", lambda a, b: full() if Path(b).name == "result.json" else plain(a, b))
+        monkeypatch.setattr(os, "replace", lambda a, b: full() if Path(b).name == "result.json" else plain(a, b))
     with pytest.raises(OSError, match="No space left"):
         vg.run(SMALL, out=tmp_path / out, dataset=digits, progress=fail if moment == "training" else None)
     assert [p.name for p in tmp_path.rglob("*")] == ["runs"]  # which was there before

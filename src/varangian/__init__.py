@@ -13,12 +13,16 @@ from .experiment import ConfigurationError as ConfigurationError
 from .experiment import Experiment as Experiment
 from .experiment import Result as Result
 from .experiment import read as read
+from .experiment import resume as resume
 from .experiment import run as run
 from .explain import Explanation as Explanation
 from .explain import explain as explain
+from .folders import FolderInUse as FolderInUse
 from .metrics import Measures as Measures
 from .mixing import *  # noqa: F403
 from .models import MODELS as MODELS
+from .replay import Replay as Replay
+from .replay import replay as replay
 from .rules import *  # noqa: F403
 from .theory import empirical_kappa as empirical_kappa
 from .transforms import Clip as Clip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,10 +24,13 @@ from .attacks import ATTACKS
 from .checks import summary_of
 from .cli_study import COMMANDS as STUDY_COMMANDS
 from .data import DATASETS, PARTITIONS
-from .experiment import Evaluation, Experiment, Result
+from .experiment import CHECKPOINT_EVERY, Evaluation, Experiment, Result, differences, settings_of
+from .experiment import resume as resume_experiment
 from .experiment import run as run_experiment
+from .interrupts import termination_interrupts
 from .mixing import MIXINGS
 from .models import MODELS
+from .replay import replay
 from .rules import RULES
 
 output = Console()
@@ -44,12 +49,13 @@ CATALOGUE = {
 def main() -> None:
     """Runs the program. A user's mistake ends with one clear message on stderr and exit status 2, never a traceback."""
     try:
-        status = commands.main(standalone_mode=False, prog_name="varangian")
+        with _plain_warnings():
+            status = commands.main(standalone_mode=False, prog_name="varangian")
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; what is complete is kept.")
+        _say("interrupted; what is done is kept, and the same command goes on from there.")
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -60,6 +66,22 @@ def main() -> None:
     except MemoryError as error:
         _say(f"not enough memory: {error}")
         sys.exit(2)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Inside, what the library warns of is a line like any other message."""
+    with warnings.catch_warnings():
+        former = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if category is UserWarning:
+                _say(str(message))
+            else:
+                former(message, category, *rest)
+
+        warnings.showwarning = show
+        yield
 
 
 def _say(message: str) -> None:
@@ -121,23 +143,60 @@ def _set_threads(threads: int | None) -> None:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads  [all cores]")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 @click.option("--quiet", is_flag=True, help="no progress bar")
+@click.option("--fresh", is_flag=True, help="start over, whatever is there of this run")
+@click.option(
+    "--resume",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="go on with the run in that folder; its settings are known there",
+)
+@click.option(
+    "--checkpoint-every",
+    type=float,
+    default=CHECKPOINT_EVERY,
+    show_default=True,
+    metavar="SECONDS",
+    help="time between two checkpoints, more where they would cost over 1 %; 0 for every step",
+)
+@click.pass_context
 def run_command(
-    config: Path | None, out: Path, data: Path | None, threads: int | None, as_json: bool, quiet: bool, **settings: Any
-) -> None:
+    context: click.Context, config: Path | None, out: Path, data: Path | None, threads: int | None, as_json: bool,
+    quiet: bool, fresh: bool, resume: Path | None, checkpoint_every: float, **settings: Any,
+) -> None:  # fmt: skip
     """Train once: n workers, some Byzantine, one rule.
 
     \b
     Example: varangian run --rule median --attack little --workers 15 --byzantine 3 --momentum-at worker
     Names of rules, attacks, ...: varangian list. Options of one in parentheses: --rule "multi-krum(m=5)".
+    The same command again goes on with an interrupted run, and answers at once where it is complete.
     """
-    experiment = _experiment(config, settings)
+    if resume is not None:
+        given = context.get_parameter_source("out") is not click.core.ParameterSource.DEFAULT
+        if fresh or config is not None or given:
+            raise click.UsageError("--resume takes everything from its folder: leave out --fresh, --config and --out.")
+        experiment = _unchanged(resume, settings)
+    else:
+        experiment = _experiment(config, settings)
     _set_threads(threads)
-    with _progress(experiment, quiet) as step:
-        result = run_experiment(experiment, out, data_folder=data, progress=step)
+    with termination_interrupts(), _progress(experiment, quiet) as step:
+        if resume is not None:
+            result = resume_experiment(resume, None, data, step, checkpoint_every)
+        else:
+            result = run_experiment(experiment, out, None, data, step, fresh, checkpoint_every)
     if as_json:
         click.echo(json.dumps(result.summary() | {"folder": str(result.folder), "experiment": experiment.to_dict()}))
     else:
         _show(result)
+
+
+def _unchanged(folder: Path, settings: dict[str, Any]) -> Experiment:
+    """The experiment of a folder, which settings may repeat and not change."""
+    there = settings_of(folder)
+    asked = Experiment.from_dict(there.to_dict() | {key: value for key, value in settings.items() if value is not None})
+    if asked.digest != there.digest:
+        lines = "\n  - ".join(differences(there, asked))
+        raise ValueError(f"{folder} can only be resumed with its own settings:\n  - {lines}")
+    return there
 
 
 @contextmanager
@@ -173,10 +232,39 @@ def _show(result: Result) -> None:
     if result.measures:
         each = 1e3 * result.seconds / len(result.measures)
         table.add_row("steps", f"{len(result.measures)} of {e.steps}, {result.seconds:.1f} s, {each:.1f} ms each")
+    if result.began:
+        table.add_row("resumed", f"from the checkpoint of step {result.began}")
     if result.stopped:
         table.add_row("[red]stopped[/red]", result.stopped)
     output.print(table)
     output.print(f"kept in         {result.folder}", soft_wrap=True, highlight=False, markup=False)
+
+
+@commands.command("replay")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--step", type=click.IntRange(0), required=True, help="which step, from 0")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="folder of data files  [$VARANGIAN_DATA or the user's data folder]"
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads  [all cores]")
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="keep the vectors, as .npy"
+)
+def replay_command(folder: Path, step: int, data: Path | None, threads: int | None, save: Path | None) -> None:
+    """Rebuild all n vectors of one step of a run, and explain what the server made of them.
+
+    \b
+    Example: varangian replay runs/digits-fully-connected-... --step 812
+    Steps are done again from the nearest checkpoint, or from the start. Byzantine rows are the last ones.
+    """
+    _set_threads(threads)
+    with _progress(settings_of(folder), False) as progress:
+        found = replay(folder, step, data_folder=data, progress=progress)
+    click.echo(str(found))
+    if save is not None:
+        with open(save, "wb") as file:
+            np.save(file, found.vectors.cpu().numpy(), allow_pickle=False)
+        output.print(f"vectors kept in {save}", soft_wrap=True, highlight=False, markup=False)
 
 
 @commands.command("list")

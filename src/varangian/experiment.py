@@ -6,12 +6,10 @@ import csv
 import hashlib
 import json
 import math
-import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,12 +19,14 @@ import tomlkit
 import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from . import kernels
+from . import folders, kernels
 from .algorithm import Algorithm
 from .attacks import ATTACKS, Attack
 from .checks import unknown
 from .data import DATASETS, PARTITIONS, Dataset
+from .folders import FORMAT, Journal
 from .gradients import WorkerGradients
+from .interrupts import Interrupts
 from .metrics import COLUMNS, Measures
 from .mixing import MIXINGS, Mixing
 from .models import MODELS
@@ -37,7 +37,7 @@ from .simulate import Evaluator, Profile, Sampler, Simulation
 from .specs import check, describe, make, parse
 from .transforms import Clip, Momentum, SharedMomentum, Transform
 
-FORMAT = 1  # of run folders
+CHECKPOINT_EVERY = 60.0  # seconds
 
 
 class ConfigurationError(ValueError):
@@ -381,6 +381,8 @@ class Result:
         seconds: how long it took, reading the data not included.
         stopped: why it ended early (the parameters diverged, the rule refused its input), or None.
         folder: where it is kept, or None.
+        began: the step of the checkpoint that this call went on from; 0 where it started at the start. Measures of
+            before have the 9 digits of metrics.csv.
     """
 
     experiment: Experiment
@@ -389,6 +391,7 @@ class Result:
     seconds: float
     stopped: str | None = None
     folder: Path | None = None
+    began: int = 0
 
     @property
     def max_accuracy(self) -> float:
@@ -479,68 +482,180 @@ def run(
     dataset: Dataset | None = None,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
+    fresh: bool = False,
+    checkpoint_every: float = CHECKPOINT_EVERY,
 ) -> Result:
-    """One training run.
+    """One training run. The same call again goes on with one that was interrupted, and reads one that is complete.
+
+    A run that is kept writes checkpoints while it goes, and one when it is interrupted: Ctrl-C, SIGTERM and SIGHUP wait
+    for the end of the step, a second Ctrl-C does not. So does a KeyboardInterrupt or SystemExit that ``progress``
+    raises, which is the way to end a run in another thread than the main one. What an interrupted run comes to
+    is what an uninterrupted one does, to the last byte (docs/reliability.md says under which conditions).
 
     Args:
         experiment: what to run.
-        out: the folder in which to keep it, as ``<out>/<name>-<digest>/``; None keeps nothing. A run that is already
-            complete there is read, not run again.
+        out: the folder in which to keep it, as ``<out>/<name>-<digest>/``; None keeps nothing.
         dataset: the data, if at hand; else it is opened.
         data_folder: where its files are.
         progress: called after each step with the steps done and the newest evaluation.
+        fresh: start over, whatever is there.
+        checkpoint_every: seconds between two checkpoints; more where they would cost over 1 % of the time. 0 is after
+            every step, infinity only when interrupted.
 
     Raises:
         DataError: a data file is missing or corrupt.
-        OSError: the folder cannot be written; nothing is left behind.
+        FolderInUse: another process is at this run.
+        OSError: the folder cannot be written; a checkpoint is kept, and without one nothing is left behind.
+        ValueError: the folder holds another run, or one of a newer version.
 
     Example:
         >>> result = run(Experiment(rule="median", attack="empire", steps=20, workers=11, byzantine=2))
         >>> len(result.measures), result.stopped
         (20, None)
     """
-    folder = None if out is None else Path(out) / f"{experiment.name}-{experiment.digest}"
-    if folder is not None and (folder / "result.json").exists():
-        return read(folder)
-    if folder is not None:
-        _check_writable(folder)
+    _check_interval(checkpoint_every)
+    if out is not None:
+        folder = Path(out) / f"{experiment.name}-{experiment.digest}"
+        return _run_in(folder, experiment, dataset, data_folder, progress, fresh, checkpoint_every)
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
     with kernels.exclusive_threads():
-        simulation, evaluator = build(experiment, dataset)
-        with _whole_or_gone(folder):
-            with _recording(folder, experiment) as record:
-                result = _train(experiment, simulation, evaluator, record, progress)
-            return result if folder is None else _keep(result, simulation, folder)
+        return _train(experiment, *build(experiment, dataset), None, Interrupts(), progress)
 
 
-def _keep(result: Result, simulation: Simulation, folder: Path) -> Result:
-    """Completes the run folder; result.json comes last."""
-    result = replace(result, folder=folder)
-    checkpoint = {"step": simulation.steps_done, "parameters": simulation.parameters,
-                  "buffers": simulation.gradients.buffers()}  # fmt: skip
-    _write_atomically(folder / "state.pt", lambda path: torch.save(checkpoint, path))
-    text = json.dumps(result.summary(), indent=2) + "\n"
-    _write_atomically(folder / "result.json", lambda path: path.write_text(text))
-    return result
+def resume(
+    folder: str | Path,
+    dataset: Dataset | None = None,
+    data_folder: str | Path | None = None,
+    progress: Progress | None = None,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+) -> Result:
+    """Goes on with the run in a folder, whatever the folder is called now; one that is complete is read.
+
+    Args: as for :func:`run`.
+
+    Raises:
+        ValueError: the folder holds no run, or its settings were changed.
+        DataError, FolderInUse, OSError: as for :func:`run`.
+    """
+    _check_interval(checkpoint_every)
+    folder = Path(folder)
+    return _run_in(folder, settings_of(folder), dataset, data_folder, progress, False, checkpoint_every)
 
 
-Record = Callable[[Measures | None, Evaluation | None], None]
+def settings_of(folder: str | Path) -> Experiment:
+    """The experiment that a run folder is of, complete or not.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    folder = Path(folder)
+    folders.check_folder(folder)
+    try:
+        return Experiment.from_json(folders.read_json(folder / folders.SETTINGS))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} holds no run: {folders.SETTINGS} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read as a run: {folders.SETTINGS}: {error}") from None
+
+
+def differences(there: Experiment, asked: Experiment) -> list[str]:
+    """In which settings two experiments differ, a line each."""
+    one, other = there.to_dict(), asked.to_dict()
+    return [f"{name}: {one[name]!r} there, {other[name]!r} asked for" for name in one if one[name] != other[name]]
+
+
+def _check_interval(seconds: float) -> None:
+    if not seconds >= 0:
+        raise ValueError(f"checkpoint_every: must be a number of seconds >= 0, got {seconds}.")
+
+
+def _check_same(folder: Path, there: Experiment, asked: Experiment) -> None:
+    if there.digest != asked.digest:
+        lines = "\n  - ".join(differences(there, asked))
+        raise ValueError(
+            f"{folder} holds a run of other settings; start over there (--fresh) or choose another folder:\n  - {lines}"
+        )
+
+
+def _run_in(
+    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None,
+    progress: Progress | None, fresh: bool, checkpoint_every: float,
+) -> Result:  # fmt: skip
+    folders.check_folder(folder)
+    if not fresh:
+        found = _complete_run(folder, experiment)
+        if found is not None:
+            return found
+    _check_writable(folder)
+    with folders.held(folder):
+        found = None if fresh else _complete_run(folder, experiment)  # another process may just have completed it
+        if found is not None:
+            return found
+        if fresh:
+            folders.clear(folder)
+        dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
+        with kernels.exclusive_threads():
+            simulation, evaluator = build(experiment, dataset)
+            try:
+                journal = Journal(
+                    folder, experiment.to_json(), experiment.digest, COLUMNS, simulation, experiment.device,
+                    checkpoint_every,
+                )  # fmt: skip
+            except folders.OtherSettings as other:
+                _check_same(folder, Experiment.from_json(other.settings), experiment)
+                raise
+            with journal, Interrupts() as interrupts:
+                result = replace(
+                    _train(experiment, simulation, evaluator, journal, interrupts, progress), folder=folder
+                )
+                journal.complete(result.summary())
+                return result
+
+
+def _complete_run(folder: Path, experiment: Experiment) -> Result | None:
+    """The run in a folder if it is complete; an incomplete one of other settings is refused as well."""
+    complete = (folder / folders.RESULT).exists()
+    if complete or (folder / folders.SETTINGS).exists():
+        try:
+            there = settings_of(folder)
+        except ValueError:
+            if complete:
+                raise
+            return None  # torn before the first checkpoint: it is written anew
+        _check_same(folder, there, experiment)
+    return read(folder) if complete else None
 
 
 def _train(
-    e: Experiment, simulation: Simulation, evaluator: Evaluator, record: Record, progress: Progress | None
-) -> Result:
+    e: Experiment, simulation: Simulation, evaluator: Evaluator, journal: Journal | None, interrupts: Interrupts,
+    progress: Progress | None,
+) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []
     measures: list[Measures] = []
-    stopped = None
-    start = time.perf_counter()
+    stopped, start, began = None, time.perf_counter(), simulation.steps_done
+    if journal is not None:
+        evaluations = [Evaluation(*row) for row in journal.evaluations]
+        stopped, start = journal.stopped, start - journal.seconds
+        if began:
+            measures = _rows(journal.folder / folders.METRICS)
 
     def evaluate() -> None:
         step = simulation.steps_done
-        evaluations.append(Evaluation(step, *evaluator(simulation.gradients, simulation.parameters, step)))
-        record(None, evaluations[-1])
+        newest = Evaluation(step, *evaluator(simulation.gradients, simulation.parameters, step))
+        evaluations.append(newest)
+        if journal is not None:
+            journal.evaluate([str(step), f"{newest.accuracy:.9g}", f"{newest.loss:.9g}"])
 
-    for step in range(e.steps):
+    def save() -> None:
+        if journal is not None and journal.saved < simulation.steps_done:
+            rows = [(evaluation.step, evaluation.accuracy, evaluation.loss) for evaluation in evaluations]
+            journal.save(rows, stopped, time.perf_counter() - start)
+
+    while stopped is None and simulation.steps_done < e.steps:
+        if interrupts.pending is not None:
+            save()
+            interrupts.deliver()
+        step = simulation.steps_done
         if step == 0 or (e.evaluate_every and step % e.evaluate_every == 0):
             evaluate()
         try:
@@ -548,62 +663,20 @@ def _train(
         except ValueError as error:
             stopped = f"step {step}: {error}"
             break
-        record(measures[-1], None)
-        if progress is not None:
-            progress(step + 1, evaluations[-1])
+        if journal is not None:
+            journal.measure(measures[-1].row())
         if simulation.diverged:
             stopped = f"step {step}: the parameters are no longer finite."
-            break
+        if progress is not None:
+            try:
+                progress(step + 1, evaluations[-1])
+            except (KeyboardInterrupt, SystemExit):
+                save()
+                raise
+        if journal is not None and journal.due:
+            save()
     evaluate()
-    return Result(e, evaluations, measures, time.perf_counter() - start, stopped)
-
-
-@contextmanager
-def _whole_or_gone(folder: Path | None) -> Iterator[None]:
-    """An error removes what was written. An interruption leaves it: the next try starts over."""
-    if folder is None:
-        yield
-        return
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except Exception:
-        with suppress(OSError):
-            for name in ("experiment.json", "metrics.csv", "evaluations.csv", "state.pt"):
-                (folder / name).unlink(missing_ok=True)
-            for place in made:
-                place.rmdir()
-        raise
-
-
-@contextmanager
-def _recording(folder: Path | None, experiment: Experiment) -> Iterator[Record]:
-    """Opens the run folder's files; what it yields appends a row to one of them."""
-    if folder is None:
-        yield lambda row, evaluation: None
-        return
-    (folder / "experiment.json").write_text(experiment.to_json())
-    with (
-        open(folder / "metrics.csv", "w", newline="") as metrics,
-        open(folder / "evaluations.csv", "w", newline="") as evaluations,
-    ):
-        step_rows, evaluation_rows = (
-            csv.writer(metrics, lineterminator="\n"),
-            csv.writer(evaluations, lineterminator="\n"),
-        )
-        step_rows.writerow(COLUMNS)
-        evaluation_rows.writerow(["step", "accuracy", "loss"])
-
-        def record(row: Measures | None, evaluation: Evaluation | None) -> None:
-            if row is not None:
-                step_rows.writerow(row.row())
-            if evaluation is not None:
-                evaluation_rows.writerow([evaluation.step, f"{evaluation.accuracy:.9g}", f"{evaluation.loss:.9g}"])
-                metrics.flush()
-                evaluations.flush()
-
-        yield record
+    return Result(e, evaluations, measures, time.perf_counter() - start, stopped, began=began)
 
 
 def _check_writable(folder: Path) -> None:
@@ -620,19 +693,6 @@ def _check_writable(folder: Path) -> None:
         raise PermissionError(f"{folder} cannot be written: {error.strerror}; choose another --out.") from None
 
 
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """The file appears whole or not at all, and is on the disk when it does."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def read(folder: str | Path) -> Result:
     """The complete run in a folder.
 
@@ -641,14 +701,14 @@ def read(folder: str | Path) -> Result:
     """
     folder = Path(folder)
     try:
-        summary = json.loads((folder / "result.json").read_text())
-        experiment = Experiment.from_json((folder / "experiment.json").read_text())
-        with open(folder / "evaluations.csv", newline="") as file:
+        summary = json.loads(folders.read_json(folder / folders.RESULT))
+        folders.check_format(folder / folders.RESULT, summary)
+        experiment = Experiment.from_json(folders.read_json(folder / folders.SETTINGS))
+        with open(folder / folders.EVALUATIONS, newline="") as file:
             evaluations = [
                 Evaluation(int(r["step"]), float(r["accuracy"]), float(r["loss"])) for r in csv.DictReader(file)
             ]
-        with open(folder / "metrics.csv", newline="") as file:
-            measures = [_measures(row) for row in csv.DictReader(file)]
+        measures = _rows(folder / folders.METRICS)
         if not evaluations or len(measures) != summary["steps"]:
             raise ValueError("rows are missing from its tables.")
         return Result(experiment, evaluations, measures, float(summary["seconds"]), summary["stopped"], folder)
@@ -656,6 +716,11 @@ def read(folder: str | Path) -> Result:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be read as a run: {error}") from None
+
+
+def _rows(path: Path) -> list[Measures]:
+    with open(path, newline="") as file:
+        return [_measures(row) for row in csv.DictReader(file)]
 
 
 def _measures(row: dict[str, str]) -> Measures:

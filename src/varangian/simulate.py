@@ -7,7 +7,7 @@ the algorithm's momenta, the model's buffers and the meter's two vectors, and no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -138,6 +138,32 @@ class Evaluator:
         return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared])
 
 
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The state of a run between two steps: all that the steps to come depend on.
+
+    Attributes:
+        step: how many are done.
+        points: training points consumed so far.
+        parameters: [d].
+        worker, server, aggregate: the algorithm's :class:`varangian.State`, ``aggregate`` being its ``previous``.
+        attacked: [d], the last aggregate where the attack looks at it.
+        sampled, decayed: [d] each, the meter's memory; None where nothing is measured, or nothing was yet.
+        buffers: of the model, by name.
+    """
+
+    step: int
+    points: int
+    parameters: Tensor
+    worker: tuple[Tensor | None, ...]
+    server: tuple[Tensor | None, ...]
+    aggregate: Tensor | None
+    attacked: Tensor | None
+    sampled: Tensor | None
+    decayed: Tensor | None
+    buffers: dict[str, Tensor]
+
+
 class Simulation:
     """n workers, the last of them Byzantine, and a server that runs an algorithm.
 
@@ -242,6 +268,60 @@ class Simulation:
         self.steps_done += 1
         return row
 
+    def snapshot(self) -> Snapshot:
+        """The state, to go on from elsewhere. Its tensors are the living ones: the next step changes them."""
+        meter, state = self.meter, self.state
+        return Snapshot(
+            self.steps_done,
+            self.points,
+            self.parameters,
+            state.worker,
+            state.server,
+            state.previous,
+            self.previous,
+            None if meter is None else meter.previous,
+            None if meter is None else meter.decayed,
+            self.gradients.buffers(),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes on from a snapshot of the same experiment; the snapshot is copied.
+
+        Raises:
+            ValueError: it is of something else; nothing has changed then.
+        """
+        begun = snapshot.step > 0
+        attacked = self.parameters if begun and self.attack is not None and self.attack.uses_previous else None
+        sampled = self.parameters if begun and self.meter is not None else None
+        pairs: list[tuple[str, Tensor | None, Tensor | None]] = [
+            ("parameters", self.parameters, snapshot.parameters),
+            ("aggregate", self.state.previous, snapshot.aggregate),
+            ("attacked", attacked, snapshot.attacked),
+            ("sampled", sampled, snapshot.sampled),
+            ("decayed", None if self.meter is None else self.meter.decayed, snapshot.decayed),
+        ]
+        for name, mine, theirs in (("worker", self.state.worker, snapshot.worker),
+                                   ("server", self.state.server, snapshot.server)):  # fmt: skip
+            if len(mine) != len(theirs):
+                raise ValueError(f"{name}: {len(mine)} momenta are needed, got {len(theirs)}.")
+            pairs += [(name, a, b) for a, b in zip(mine, theirs, strict=True)]
+        buffers = self.gradients.buffers()
+        if buffers.keys() != snapshot.buffers.keys():
+            raise ValueError(f"buffers: {sorted(buffers)} are needed, got {sorted(snapshot.buffers)}.")
+        pairs += [(name, buffer, snapshot.buffers[name]) for name, buffer in buffers.items()]
+        for name, mine, theirs in pairs:
+            if _kind(mine) != _kind(theirs):
+                raise ValueError(f"{name}: {_kind(mine)} is needed, got {_kind(theirs)}.")
+        for _, mine, theirs in pairs[:2] + pairs[4:]:
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)  # in place: momenta may live in the matrix of all vectors
+        device = self.parameters.device
+        self.previous = None if snapshot.attacked is None else snapshot.attacked.clone().to(device)
+        if self.meter is not None:
+            self.meter.previous = None if snapshot.sampled is None else snapshot.sampled.clone().to(device)
+        self.gradients.adopt(self.parameters, buffers)
+        self.steps_done, self.points = snapshot.step, snapshot.points
+
     def _send(self, point: Tensor) -> tuple[Tensor, State, Moments | None, Moments | None]:
         """l2 and the worker half: the vectors, the new state, and where they came along with it the moments of what
         honest workers sampled and of what they send.
@@ -278,3 +358,7 @@ class Simulation:
     def diverged(self) -> bool:
         """Whether the parameters hold a NaN or an infinity."""
         return not bool(torch.isfinite(kernels.squared_norms(self.parameters)))
+
+
+def _kind(x: Tensor | None) -> str:
+    return "nothing" if x is None else f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"

@@ -2,7 +2,7 @@
 
 The parent hands out runs and writes nothing but the final tables; each worker process trains one run at a time into
 that run's own folder. Whatever dies, and whenever: a folder with result.json is complete, another one is not, and
-that is all the state that there is. A run that was cut short is done again.
+that is all the state that there is. A run that was cut short goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from multiprocessing.connection import Connection, wait
@@ -33,11 +33,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from . import kernels
 from .data import Dataset
+from .environment import versions
 from .experiment import Evaluation, Experiment, build, open_dataset, run
+from .folders import FolderInUse
+from .interrupts import termination_interrupts
 from .outcomes import Outcome, complete, read_outcome, write_runs
 
 RETRIES = 2  # of a run whose process died
 STARTS = 3  # worker processes in a row that die before they can work: then something is wrong with all of them
+PATIENCE = 30.0  # seconds that processes have to write their checkpoints when a sweep is interrupted
 HEARTBEAT = 0.5  # seconds between two reports of a run
 
 
@@ -107,7 +111,8 @@ def sweep(
 
     Raises:
         ValueError: an impossible shard or number of jobs, or ``ray`` where Ray is not installed.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM; what is complete is kept and in the table.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; what is complete is kept and in the table, and runs that were under
+            way go on from where they were when the sweep is started again.
 
     A script that calls this does so under ``if __name__ == "__main__":``, since worker processes import it too.
     """
@@ -129,7 +134,7 @@ def sweep(
     record = _Record(out, command, plan)
     workers = _ray_workers(ray, plan) if ray is not None else _LocalWorkers(plan)
     try:
-        with _termination_interrupts(), workers, _Display(plan, notices) as display:
+        with termination_interrupts(), workers, _Display(plan, notices) as display:
             _manage(plan, workers, display, record)
     finally:
         outcomes = tuple(_collect(out, everything, plan.failed))
@@ -150,23 +155,6 @@ def _collect(out: Path, experiments: Sequence[Experiment], failed: list[tuple[Ex
                 yield read_outcome(folder)
             except ValueError as error:
                 failed.append((e, f"{error} Remove that folder to run it again."))
-
-
-@contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM is what Ctrl-C is: batch schedulers send it some time before they kill."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    former = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan
@@ -304,27 +292,12 @@ class _Record:
         os.replace(temporary, self.path)
 
 
-def versions() -> dict[str, str]:
-    """Of what computes the numbers.
-
-    Example:
-        >>> sorted(versions())
-        ['numba', 'numpy', 'platform', 'python', 'torch', 'varangian']
-    """
-    found = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "torch")}
-    try:
-        found["varangian"] = importlib.metadata.version("varangian")
-    except importlib.metadata.PackageNotFoundError:
-        found["varangian"] = "not installed"
-    return found | {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-
-
 # --------------------------------------------------------------------------------------------------------- the manager
 
 
 @dataclass(frozen=True)
 class _Event:
-    """What a worker says. ``kind`` is step, done, failed, died or calibrated; ``value`` goes with it."""
+    """What a worker says. ``kind`` is step, done, failed, elsewhere, died or calibrated; ``value`` goes with it."""
 
     worker: int
     kind: str
@@ -387,6 +360,8 @@ def _manage(plan: _Plan, workers: _Workers, display: _Display, record: _Record) 
                 if announced:  # a calibration that fails says nothing: the run will
                     plan.failed.append((event.experiment, event.value))
                     display.say(f"failed: {event.experiment.name}: {event.value}")
+            elif event.kind == "elsewhere":  # in the hands of another sweep, which will complete it
+                display.say(f"left to another process: {event.value}")
             elif announced:
                 again = "it is tried again" if plan.died(event.experiment, event.value) else "given up"
                 display.say(f"a worker process died ({event.value}) in {event.experiment.name}; {again}")
@@ -422,12 +397,12 @@ class _LocalWorkers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """On an error, also Ctrl-C, the processes are told to end, given a moment, and then killed."""
+        """On an error, also Ctrl-C, the processes are told to end, given time for a checkpoint, and then killed."""
         for p in self.processes:
             p.pipe.close()  # an idle one ends by itself
             if p.experiment is not None:
                 p.process.terminate()
-        limit = time.monotonic() + 5
+        limit = time.monotonic() + PATIENCE
         for p in self.processes:
             p.process.join(max(0.1, limit - time.monotonic()))
             if p.process.is_alive():
@@ -493,7 +468,8 @@ class _LocalWorkers:
 def _how(status: int | None) -> str:
     if status is not None and status < 0:
         try:
-            return signal.Signals(-status).name
+            name = signal.Signals(-status).name
+            return f"{name}, as from a system short of memory" if name == "SIGKILL" else name
         except ValueError:
             return f"signal {-status}"
     return f"exit status {status}"
@@ -522,6 +498,9 @@ def _work(pipe: Connection, out: str, threads: int, data_folder: str | None) -> 
                 pipe.send(("done", result.seconds))
         except (KeyboardInterrupt, BrokenPipeError):
             return
+        except FolderInUse as error:
+            with suppress(OSError):
+                pipe.send(("elsewhere", str(error)))
         except Exception as error:
             with suppress(OSError):
                 pipe.send(("failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"))
@@ -617,6 +596,9 @@ class _RayWorkers:
                 found.append(_Event(worker, "done", experiment, self.ray.get(reference)))
             except self.ray.exceptions.RayTaskError as error:
                 cause = error.cause or error
+                if isinstance(cause, FolderInUse):
+                    found.append(_Event(worker, "elsewhere", experiment, str(cause)))
+                    continue
                 text = (str(cause).splitlines() or [""])[0]
                 found.append(_Event(worker, "failed", experiment, f"{type(cause).__name__}: {text}"))
             except self.ray.exceptions.RayError as error:

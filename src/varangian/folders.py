@@ -1,0 +1,564 @@
+"""Run folders: what survives a crash, and what two processes must not do at once.
+
+While a run is under way its folder holds its tables so far and two checkpoints, the newest and the one before:
+
+    experiment.json  environment.json  metrics.csv  evaluations.csv  checkpoint.pt  checkpoint-former.pt  .lock
+
+and once it is complete the model's final state and, written last, the result:
+
+    experiment.json  environment.json  metrics.csv  evaluations.csv  state.pt  result.json
+
+A file that is replaced is first written beside its place and brought to the disk, then renamed. A checkpoint names how
+long the tables were, and their digests, and is written after they have reached the disk: what they hold beyond that is
+cut off when the run goes on. So at every moment, whatever the machine loses, there is on the disk either nothing of
+worth or a checkpoint with all that it refers to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from .environment import environment
+from .simulate import Simulation, Snapshot
+
+FORMAT = 1  # of run folders
+SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS = "experiment.json", "environment.json", "metrics.csv", "evaluations.csv"
+CHECKPOINT, FORMER, STATE, RESULT, LOCK = "checkpoint.pt", "checkpoint-former.pt", "state.pt", "result.json", ".lock"
+FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, CHECKPOINT, FORMER, STATE, RESULT)
+PARTIAL = ".partial"
+MAX_JSON = 2**20  # bytes of a JSON file that is read
+SHARE = 0.01  # of the time, at most, goes into checkpoints
+
+
+class FolderInUse(OSError):
+    """Another process is at this run."""
+
+
+class OtherSettings(ValueError):
+    """A checkpoint belongs to a run of other settings, which ``settings`` holds as text."""
+
+    def __init__(self, settings: str) -> None:
+        self.settings = settings
+        super().__init__("a checkpoint of other settings")
+
+
+class _Unusable(Exception):
+    """Why a checkpoint cannot be gone on from."""
+
+
+# --------------------------------------------------------------------------------------------------- files that survive
+
+
+def sync(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    if os.name == "nt":
+        return  # Windows opens no folders; its journal keeps the order of renames
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_partial(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """The file beside its place, whole and on the disk; renaming is left to the caller."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    return partial
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """The file appears whole or not at all, and is on the disk when this returns."""
+    partial = write_partial(path, write)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def read_json(path: Path) -> str:
+    """The text of a small file.
+
+    Raises:
+        ValueError: it is larger than any that a run folder holds, or no text.
+    """
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"{path.name} has more than {MAX_JSON:,} bytes.")
+    return path.read_text(encoding="utf-8")
+
+
+def check_format(path: Path, values: Any) -> None:
+    """Refuses what a newer version wrote.
+
+    Raises:
+        ValueError: ``values["format"]`` is later than :data:`FORMAT`.
+    """
+    found = values.get("format", FORMAT) if isinstance(values, dict) else FORMAT
+    if isinstance(found, int) and found > FORMAT:
+        raise ValueError(
+            f"{path} was written by a newer version of Varangian (format {found}, this one reads up to {FORMAT}): "
+            "use that version, or another folder."
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses folders that must not be written into: those of a newer version, and those with links among their files.
+
+    Raises:
+        ValueError: it is one.
+    """
+    for name in (*FILES, LOCK):
+        if (folder / name).is_symlink():
+            raise ValueError(f"{folder / name} is a symbolic link; a run folder holds plain files only.")
+    for name in (ENVIRONMENT, RESULT):
+        try:
+            values = json.loads(read_json(folder / name))
+        except (OSError, ValueError):
+            continue  # missing, or damaged: whoever needs it will say so
+        check_format(folder / name, values)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Makes the folder if need be and keeps other processes out of it.
+
+    An error removes what was written, unless there is a checkpoint or a result. An interruption removes nothing.
+
+    Raises:
+        FolderInUse: another process has it, or another thread of this one.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)  # of the operating system: it ends with the process, however that ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUse(f"{folder} is in use by another process: wait until that has ended, or end it.") from None
+    try:
+        yield
+        if (folder / RESULT).exists():  # nobody needs the lock of a complete run
+            with suppress(OSError):
+                (folder / LOCK).unlink(missing_ok=True)
+    except Exception:
+        if not any((folder / name).exists() for name in (CHECKPOINT, FORMER, RESULT)):
+            with suppress(OSError):
+                clear(folder)
+                (folder / LOCK).unlink(missing_ok=True)
+                for place in made:
+                    place.rmdir()
+        raise
+    finally:
+        lock.release()
+
+
+def clear(folder: Path) -> None:
+    """Removes what a run wrote; the result first, so that what is left is never taken for a complete run."""
+    for name in reversed(FILES):
+        (folder / name).unlink(missing_ok=True)
+        (folder / (name + PARTIAL)).unlink(missing_ok=True)
+    sync(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a table had come: bytes, and the SHA-256 of them."""
+
+    size: int
+    sha256: str
+
+
+class _Table:
+    """A CSV file that only grows, and knows its size and digest. Cells hold neither commas nor quotes."""
+
+    def __init__(self, path: Path, columns: Sequence[str], kept: bytes | None) -> None:
+        self.size, self._hash = 0, hashlib.sha256()
+        self.file = open(path, "wb" if kept is None else "r+b")  # noqa: SIM115 (the journal closes it)
+        if kept is None:
+            self.append(columns)
+        else:
+            self.file.truncate(len(kept))
+            self.file.seek(len(kept))
+            self.size, self._hash = len(kept), hashlib.sha256(kept)
+
+    def append(self, cells: Sequence[str]) -> None:
+        line = (",".join(cells) + "\n").encode()
+        self.file.write(line)
+        self._hash.update(line)
+        self.size += len(line)
+
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self.size, self._hash.hexdigest())
+
+
+def _beginning(path: Path, mark: Mark) -> bytes:
+    """What a table held when the checkpoint was written.
+
+    Raises:
+        _Unusable: it does not hold that any more.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(mark.size)
+    except FileNotFoundError:
+        content = b""
+    if len(content) != mark.size or hashlib.sha256(content).hexdigest() != mark.sha256:
+        raise _Unusable(f"{path.name} no longer holds what it refers to")
+    return content
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What a run had come to when its checkpoint was written.
+
+    Attributes:
+        evaluations: (step, accuracy, loss), exactly.
+        stopped: why it is to end here, or None.
+        seconds: spent on training.
+        snapshot: the state.
+        metrics, evaluated: how far the tables had come.
+    """
+
+    evaluations: list[tuple[int, float, float]]
+    stopped: str | None
+    seconds: float
+    snapshot: Snapshot
+    metrics: Mark
+    evaluated: Mark
+
+
+def _pack(past: Past, settings: str, digest: str) -> dict[str, Any]:
+    """As plain values and tensors, with a checksum over all of them."""
+    state = {f.name: _plain(getattr(past.snapshot, f.name)) for f in fields(Snapshot)}
+    content = {
+        "format": FORMAT,
+        "digest": digest,
+        "experiment": settings,
+        "seconds": past.seconds,
+        "stopped": past.stopped,
+        "evaluations": torch.tensor(past.evaluations, dtype=torch.float64).reshape(-1, 3),
+        "metrics": [past.metrics.size, past.metrics.sha256],
+        "evaluated": [past.evaluated.size, past.evaluated.sha256],
+        "state": state,
+    }
+    return content | {"checksum": _checksum(content)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        # On the processor, and with no more memory behind it than it shows: torch.save writes all that is there.
+        return torch.from_numpy(value.detach().cpu().contiguous().numpy())
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of the values in their order: torch does not look for flipped bits."""
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.update(f"{value.dtype}{list(value.shape)}".encode())
+            found.update(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        elif isinstance(value, (dict, list)):
+            found.update(f"{type(value).__name__}{len(value)}".encode())
+            for item in value.items() if isinstance(value, dict) else enumerate(value):
+                add(str(item[0]))
+                add(item[1])
+        else:
+            found.update(repr(value).encode() + b"\0")
+
+    add(content)
+    return found.hexdigest()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A checkpoint as it was packed. Nothing in it is executed, and it takes no more memory than its file's size.
+
+    Raises:
+        ValueError: of a newer version.
+        _Unusable: torn, changed, or something else.
+    """
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                raise _Unusable("it says that it holds more than its file does")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _Unusable:
+        raise
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever zipfile, torch and its unpickler say about bytes that are no checkpoint
+        raise _Unusable(f"it is torn or no checkpoint ({type(error).__name__})") from None
+    check_format(path, content)
+    try:
+        if sum(t.numel() * t.element_size() for t in _tensors(content)) > size:
+            raise _Unusable("it says that it holds more than its file does")
+        if content.pop("checksum") != _checksum(content):
+            raise _Unusable("its checksum is wrong")
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _Unusable(f"it is no checkpoint ({type(error).__name__})") from None
+    return content
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _unpack(content: dict[str, Any]) -> Past:
+    try:
+        state = content["state"]
+        snapshot = Snapshot(**{f.name: state[f.name] for f in fields(Snapshot)})
+        rows = content["evaluations"].tolist()
+        sizes, stopped = (content["metrics"][0], content["evaluated"][0], snapshot.step), content["stopped"]
+        if any(type(size) is not int or size < 0 for size in sizes) or not isinstance(stopped, (str, type(None))):
+            raise ValueError("sizes are numbers, reasons are text")
+        return Past(
+            [(int(step), accuracy, loss) for step, accuracy, loss in rows],
+            stopped,
+            float(content["seconds"]),
+            snapshot,
+            Mark(*content["metrics"]),
+            Mark(*content["evaluated"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _Unusable(f"it is no checkpoint ({type(error).__name__})") from None
+
+
+def nearest(folder: Path, digest: str, step: int, simulation: Simulation) -> None:
+    """Brings the simulation to the last usable checkpoint at or before a step, if there is one."""
+    for name in (CHECKPOINT, FORMER):
+        path = folder / name
+        try:
+            content = _load(path) if path.is_file() and not path.is_symlink() else {}
+            if content.get("digest") == digest and _unpack(content).snapshot.step <= step:
+                _bring(simulation, _unpack(content).snapshot)
+                return
+        except (_Unusable, ValueError, OSError):
+            continue  # from further back, then
+
+
+def _bring(simulation: Simulation, snapshot: Snapshot) -> None:
+    try:
+        simulation.restore(snapshot)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _Unusable(f"it does not fit: {error}") from None
+
+
+# ------------------------------------------------------------------------------------------------------ a run under way
+
+
+class Journal:
+    """Writes a run down while it goes, and knows what an interrupted one had come to. For use inside :func:`held`.
+
+    Args:
+        folder: of the run.
+        settings, digest: of its experiment.
+        columns: of metrics.csv.
+        simulation: at step 0; brought to the newest checkpoint that is whole.
+        device: where it runs.
+        every: seconds between two checkpoints, more where they would cost over 1 % of the time; 0 for every step.
+
+    Attributes:
+        began: the step of the checkpoint that it goes on from; 0 from the start.
+        evaluations, stopped, seconds: what it had come to there, see :class:`Past`.
+        saved: the step of the newest checkpoint; 0 without one.
+
+    Raises:
+        OtherSettings: the checkpoint is of another run.
+        ValueError: it is of a newer version.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, settings: str, digest: str, columns: Sequence[str], simulation: Simulation, device: str,
+        every: float,
+    ) -> None:  # fmt: skip
+        self.folder, self._settings, self._digest, self._every = folder, settings, digest, every
+        self._simulation = simulation
+        self.evaluations: list[tuple[int, float, float]] = []
+        self.stopped: str | None = None
+        self.seconds = 0.0
+        metrics, evaluations = self._recover()
+        self.began = self.saved = simulation.steps_done
+        self._tables: list[_Table] = []
+        with self._explained():
+            # Nothing relies on these two before the first checkpoint, or the result: they reach the disk with it.
+            self._fresh = metrics is None
+            if self._fresh:
+                (folder / SETTINGS).write_text(settings, encoding="utf-8")
+            self._note_environment(environment(device))
+            for name, header, kept in ((METRICS, columns, metrics),
+                                       (EVALUATIONS, ("step", "accuracy", "loss"), evaluations)):  # fmt: skip
+                self._tables.append(_Table(folder / name, header, kept))
+        self._last, self._wait = time.monotonic(), every
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for table in self._tables:
+            with suppress(OSError):  # of a full disk: it was raised where the rows were to be written
+                table.file.close()
+
+    def _recover(self) -> tuple[bytes | None, bytes | None]:
+        """The beginnings of both tables; None for a run from the start."""
+        reasons: list[str] = []
+        for name in (CHECKPOINT, FORMER):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                content = _load(path)
+                if content.get("digest") != self._digest:
+                    raise OtherSettings(str(content.get("experiment")))
+                past = _unpack(content)
+                metrics = _beginning(self.folder / METRICS, past.metrics)
+                evaluations = _beginning(self.folder / EVALUATIONS, past.evaluated)
+                _bring(self._simulation, past.snapshot)
+            except _Unusable as error:
+                reasons.append(f"{name} cannot be used: {error}")
+                continue
+            if name == FORMER:  # the next checkpoint must not put a useless one in its place
+                os.replace(path, self.folder / CHECKPOINT)
+                sync(self.folder)
+            if reasons:
+                self._warn(f"{reasons[0]}; going on from the checkpoint before it, of step {past.snapshot.step}.")
+            self.evaluations, self.stopped, self.seconds = past.evaluations, past.stopped, past.seconds
+            return metrics, evaluations
+        for name in (CHECKPOINT, FORMER):
+            (self.folder / name).unlink(missing_ok=True)
+        if reasons:
+            self._warn(f"{'; '.join(reasons)}; starting over.")
+        return None, None
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(f"{self.folder}: {text}", stacklevel=2)
+
+    def _note_environment(self, now: dict[str, str | int | None]) -> None:
+        path, sessions = self.folder / ENVIRONMENT, []
+        if not self._fresh:
+            with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: nothing to compare with
+                sessions = [dict(session) for session in json.loads(read_json(path))["sessions"]]
+            before = sessions[-1] if sessions else {}
+            changed = [f"{k} {before[k]} then, {v} now" for k, v in now.items() if k in before and before[k] != v]
+            if changed:
+                self._warn(
+                    f"going on from step {self.began} in another environment, where numbers may differ from those of "
+                    f"an uninterrupted run: {'; '.join(changed)}."
+                )
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        sessions.append({"from_step": self.began, "started": started, **now})
+        text = json.dumps({"format": FORMAT, "sessions": sessions}, indent=2) + "\n"
+        if self._fresh:
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(path, lambda file: file.write(text.encode()))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """An OSError, with what became of the run."""
+        try:
+            yield
+        except OSError as error:
+            kept = ""
+            if self.saved:
+                kept = f" The checkpoint of step {self.saved} is kept: the same command goes on from there."
+            reason = error.strerror or str(error)
+            raise OSError(error.errno, f"{reason}, while writing to {self.folder}.{kept}") from error
+
+    def measure(self, cells: Sequence[str]) -> None:
+        """A row of metrics.csv."""
+        with self._explained():
+            self._tables[0].append(cells)
+
+    def evaluate(self, cells: Sequence[str]) -> None:
+        """A row of evaluations.csv; both tables can then be read up to here by others."""
+        with self._explained():
+            self._tables[1].append(cells)
+            for table in self._tables:
+                table.file.flush()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self._last >= self._wait
+
+    def save(self, evaluations: list[tuple[int, float, float]], stopped: str | None, seconds: float) -> None:
+        """A checkpoint, between two steps; the one before is kept until this one is safe."""
+        began = time.monotonic()
+        newest = self.folder / CHECKPOINT
+        with self._explained():
+            self._sync()
+            marks = [table.mark for table in self._tables]
+            past = Past(evaluations, stopped, seconds, self._simulation.snapshot(), marks[0], marks[1])
+            content = _pack(past, self._settings, self._digest)
+            partial = write_partial(newest, lambda file: torch.save(content, file))
+            if newest.exists():
+                os.replace(newest, self.folder / FORMER)
+            os.replace(partial, newest)
+            sync(self.folder)
+        self.saved = past.snapshot.step
+        self._last = time.monotonic()
+        self._wait = max(self._every, (self._last - began) / SHARE) if self._every else 0.0
+
+    def _sync(self) -> None:
+        for table in self._tables:
+            table.sync()
+        if self._fresh:
+            for name in (SETTINGS, ENVIRONMENT):
+                with open(self.folder / name, "rb+") as file:
+                    os.fsync(file.fileno())
+            sync(self.folder)
+            sync(self.folder.parent)
+            self._fresh = False
+
+    def complete(self, result: dict[str, Any]) -> None:
+        """The model's final state, then the result, each on the disk before the next; then checkpoints go."""
+        snapshot = self._simulation.snapshot()
+        state = {"step": snapshot.step, "parameters": snapshot.parameters, "buffers": snapshot.buffers}
+        text = json.dumps(result, indent=2) + "\n"
+        with self._explained():
+            self._sync()
+            write_atomically(self.folder / STATE, lambda file: torch.save(state, file))
+            write_atomically(self.folder / RESULT, lambda file: file.write(text.encode()))
+            for name in (CHECKPOINT, FORMER):
+                (self.folder / name).unlink(missing_ok=True)
