@@ -20,6 +20,11 @@ def versions() -> dict[str, str]:
         >>> sorted(versions())
         ['numba', 'numpy', 'platform', 'python', 'torch', 'varangian']
     """
+    return dict(_versions())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "torch")}
     try:
         found["varangian"] = importlib.metadata.version("varangian")

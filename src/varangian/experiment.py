@@ -10,6 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -518,7 +519,7 @@ def run(
         folder = Path(out) / f"{experiment.name}-{experiment.digest}"
         return _run_in(folder, experiment, dataset, data_folder, progress, fresh, checkpoint_every)
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
-    with kernels.exclusive_threads():
+    with kernels.exclusive_threads(), _memory():
         return _train(experiment, *build(experiment, dataset), None, Interrupts(), progress)
 
 
@@ -594,7 +595,7 @@ def _run_in(
         if fresh:
             folders.clear(folder)
         dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
-        with kernels.exclusive_threads():
+        with kernels.exclusive_threads(), _memory():
             simulation, evaluator = build(experiment, dataset)
             try:
                 journal = Journal(
@@ -610,6 +611,19 @@ def _run_in(
                 )
                 journal.complete(result.summary())
                 return result
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """What torch says where memory is short, as the MemoryError that everybody else raises."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
+            raise
+        asked = re.search(r"tried to allocate ([\d.]+ ?\w*)", text, re.IGNORECASE)
+        raise MemoryError(f"unable to allocate {asked[1]}." if asked else text.splitlines()[0]) from None
 
 
 def _complete_run(folder: Path, experiment: Experiment) -> Result | None:

@@ -292,7 +292,7 @@ def _checksum(content: dict[str, Any]) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             found.update(f"{value.dtype}{list(value.shape)}".encode())
-            found.update(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, (dict, list)):
             found.update(f"{type(value).__name__}{len(value)}".encode())
             for item in value.items() if isinstance(value, dict) else enumerate(value):
