@@ -21,11 +21,9 @@ from varangian.interrupts import Interrupts, termination_interrupts
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 
 E = vg.Experiment(
-    workers=11, byzantine=2, rule="median", attack="little", batch_size=2, steps=3000, evaluate_every=100, nesterov=True
+    workers=11, byzantine=2, rule="median", attack="little", batch_size=2, steps=1500, evaluate_every=50, nesterov=True
 )
-OPTIONS = (
-    "run --workers 11 --byzantine 2 --rule median --attack little --batch-size 2 --steps 3000 --evaluate-every 100"
-)
+OPTIONS = "run --workers 11 --byzantine 2 --rule median --attack little --batch-size 2 --steps 1500 --evaluate-every 50"
 
 
 def start(out: Path, *options: str) -> subprocess.Popen[str]:
@@ -67,7 +65,7 @@ def test_a_program_that_a_signal_ends(name: str, whole: vg.Result, tmp_path: Pat
     number = getattr(signal, name)
     every = ["--checkpoint-every", "0" if name == "SIGKILL" else "1000"]
     seen = 0
-    for least in (100, 400):
+    for least in (100, 300):
         process = start(tmp_path, *every)
         wait_for(tmp_path, seen + least, process)
         process.send_signal(number)
@@ -80,7 +78,7 @@ def test_a_program_that_a_signal_ends(name: str, whole: vg.Result, tmp_path: Pat
         assert not list(tmp_path.glob("*/result.json"))
         seen = rows(tmp_path)
     result = vg.run(E, tmp_path, data.digits())
-    assert result.began >= 400
+    assert result.began >= 300
     assert left_by(result.folder) == left_by(whole.folder)
     assert result.seconds > 0
 

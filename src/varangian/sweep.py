@@ -35,7 +35,7 @@ from . import kernels
 from .data import Dataset
 from .environment import versions
 from .experiment import Evaluation, Experiment, build, open_dataset, run
-from .folders import FolderInUse
+from .folders import FolderInUse, write_atomically
 from .interrupts import termination_interrupts
 from .outcomes import Outcome, complete, read_outcome, write_runs
 
@@ -287,9 +287,8 @@ class _Record:
             "retried": plan.retried,
             "versions": versions(),
         }
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, self.path)
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(self.path, lambda file: file.write(text.encode()))
 
 
 # --------------------------------------------------------------------------------------------------------- the manager
