@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import varangian as vg
+from interruption import interrupt, left_by
 from varangian import cli, data, demo
 
 ROOT = Path(__file__).parents[1]
@@ -299,7 +302,84 @@ def test_an_interrupt_ends_with_a_message(varangian, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli, "run_experiment", interrupt)
     end = varangian(*SMALL)
     assert (end.status, end.out) == (130, "")
-    assert end.err.strip() == "varangian: interrupted; what is complete is kept."
+    assert end.err.strip() == "varangian: interrupted; what is done is kept, and the same command goes on from there."
+
+
+def cut_short(out: Path) -> tuple[vg.Experiment, Path]:
+    """A run of SMALL's settings and 6 steps, interrupted after 2."""
+    e = vg.Experiment(workers=11, byzantine=2, steps=6, batch_size=2)
+    return e, interrupt(e, out, 2)
+
+
+def test_an_interrupted_run_goes_on(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    e, folder = cut_short(tmp_path / "runs")
+    whole = vg.run(e, tmp_path / "whole")
+    end = varangian(*SMALL, "--steps", "6")
+    assert (end.status, end.err) == (0, "")
+    assert "from the checkpoint of step 2" in end.out
+    assert left_by(folder) == left_by(whole.folder)
+    again = varangian(*SMALL, "--steps", "6")
+    assert (again.status, "resumed" in again.out) == (0, False)
+    before = (folder / "environment.json").read_bytes()
+    assert varangian(*SMALL, "--steps", "6", "--fresh").status == 0
+    assert (folder / "environment.json").read_bytes() != before
+    assert left_by(folder) == left_by(whole.folder)
+
+
+def test_a_folder_is_resumed_by_its_name(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    e, folder = cut_short(tmp_path)
+    whole = vg.run(e, tmp_path / "whole")
+    folder = folder.rename(tmp_path / "mine")
+    changed = varangian("run", "--resume", "mine", "--steps", "7", "--rule", "krum", "--quiet")
+    assert (changed.status, changed.out) == (2, "")
+    assert changed.err.splitlines() == [
+        "varangian: mine can only be resumed with its own settings:",
+        "  - rule: 'multi-krum' there, 'krum' asked for",
+        "  - steps: 6 there, 7 asked for",
+    ]
+    for others in (["--fresh"], ["--out", "elsewhere"]):
+        end = varangian("run", "--resume", "mine", *others)
+        assert (end.status, end.out) == (2, "")
+        assert "leave out --fresh, --config and --out" in end.err
+    end = varangian("run", "--resume", "mine", "--steps", "6", "--quiet", "--json")
+    assert (end.status, end.err) == (0, "")
+    assert json.loads(end.out)["folder"] == "mine"
+    assert left_by(folder) == left_by(whole.folder)
+    assert varangian("run", "--resume", "whole").err == ("varangian: whole holds no run: experiment.json is missing.\n")
+
+
+def test_a_torn_checkpoint_is_one_line(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, folder = cut_short(tmp_path / "runs")
+    os.truncate(folder / "checkpoint.pt", 1000)
+    end = varangian(*SMALL, "--steps", "6")
+    assert end.status == 0
+    assert end.err.startswith(f"varangian: {Path('runs') / folder.name}: checkpoint.pt cannot be used: it is torn")
+    assert end.err.endswith("; starting over.\n")
+    assert end.err.count("\n") == 1
+
+
+def test_intervals_that_are_none(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for value, message in (("-1", "checkpoint_every: must be a number"), ("soon", "is not a valid float")):
+        end = varangian(*SMALL, "--checkpoint-every", value)
+        assert (end.status, end.out) == (2, "")
+        assert message in end.err
+    assert left(tmp_path) == []
+
+
+def test_replay(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = vg.run(vg.Experiment(workers=11, byzantine=2, steps=6, batch_size=2, attack="little"), tmp_path).folder
+    end = varangian("replay", str(folder), "--step", "4", "--save", "vectors.npy")
+    assert (end.status, end.err) == (0, "")
+    assert end.out.startswith(
+        "step 4: vectors 0 to 8 are honest, 9 to 10 are of little; its measures are those of the folder\n"
+        "MultiKrum(f=2): 11 vectors, 7 with weight\n"
+    )
+    vectors = np.load("vectors.npy", allow_pickle=False)
+    assert np.array_equal(vectors, vg.replay(str(folder), 4).vectors.numpy())
+    for step, message in (("6", "step must lie between 0 and 5, got 6."), ("-1", "-1 is not in the range")):
+        wrong = varangian("replay", str(folder), "--step", step)
+        assert (wrong.status, wrong.out) == (2, "")
+        assert message in wrong.err
 
 
 def test_as_a_program_of_its_own(tmp_path: Path) -> None:

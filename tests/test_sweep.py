@@ -128,6 +128,33 @@ def test_ctrl_c_keeps_what_is_complete(tmp_path: Path) -> None:
     wait_for(lambda: not alive_in(process.pid))  # no process is left behind
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_runs_that_were_under_way_go_on_from_where_they_were(name: str, tmp_path: Path) -> None:
+    """Their processes write checkpoints before they end, whoever gets the signal: all of them, or the parent alone."""
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = start(cut, 2, 1500)
+    wait_for(lambda: any(path.stat().st_size > 20_000 for path in cut.glob("runs/*/metrics.csv")))
+    if name == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=30)
+    wait_for(lambda: not alive_in(process.pid))
+    [folder] = [path.parent for path in cut.glob("runs/*/checkpoint.pt")]
+    assert not (folder / "result.json").exists()
+    assert start(cut, 2, 1500).communicate(timeout=120)[0].startswith("done 2")
+    sessions = json.loads((folder / "environment.json").read_text())["sessions"]
+    assert [session["from_step"] > 0 for session in sessions] == [False, True]
+    assert start(whole, 2, 1500).communicate(timeout=120)[0].startswith("done 2")
+    assert tables(cut) == tables(whole)
+    again = whole / "runs" / folder.name
+    assert all(
+        (folder / table).read_bytes() == (again / table).read_bytes() for table in ("metrics.csv", "evaluations.csv")
+    )
+
+
 def alive_in(group: int) -> bool:
     try:
         os.killpg(group, 0)

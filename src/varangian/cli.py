@@ -80,6 +80,7 @@ def _plain_warnings() -> Iterator[None]:
             else:
                 former(message, category, *rest)
 
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield
 
@@ -258,7 +259,7 @@ def replay_command(folder: Path, step: int, data: Path | None, threads: int | No
     Steps are done again from the nearest checkpoint, or from the start. Byzantine rows are the last ones.
     """
     _set_threads(threads)
-    with _progress(settings_of(folder), False) as progress:
+    with _progress(settings_of(folder), quiet=not notices.is_terminal) as progress:
         found = replay(folder, step, data_folder=data, progress=progress)
     click.echo(str(found))
     if save is not None:
