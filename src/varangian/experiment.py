@@ -9,7 +9,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
@@ -28,7 +28,7 @@ from .data import DATASETS, PARTITIONS, Dataset
 from .folders import FORMAT, Journal
 from .gradients import WorkerGradients
 from .interrupts import Interrupts
-from .metrics import COLUMNS, Measures
+from .metrics import COLUMNS, Measures, Rows
 from .mixing import MIXINGS, Mixing
 from .models import MODELS
 from .models import build as build_model
@@ -388,7 +388,7 @@ class Result:
 
     experiment: Experiment
     evaluations: list[Evaluation] = field(repr=False)
-    measures: list[Measures] = field(repr=False)
+    measures: Sequence[Measures] = field(repr=False)
     seconds: float
     stopped: str | None = None
     folder: Path | None = None
@@ -645,13 +645,13 @@ def _train(
     progress: Progress | None,
 ) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []
-    measures: list[Measures] = []
+    measures = Rows()
     stopped, start, began = None, time.perf_counter(), simulation.steps_done
     if journal is not None:
         evaluations = [Evaluation(*row) for row in journal.evaluations]
         stopped, start = journal.stopped, start - journal.seconds
         if began:
-            measures = _rows(journal.folder / folders.METRICS)
+            measures = _read_rows(journal.folder / folders.METRICS)
 
     def evaluate() -> None:
         step = simulation.steps_done
@@ -673,12 +673,13 @@ def _train(
         if step == 0 or (e.evaluate_every and step % e.evaluate_every == 0):
             evaluate()
         try:
-            measures.append(simulation.step())
+            row = simulation.step()
         except ValueError as error:
             stopped = f"step {step}: {error}"
             break
+        measures.append(row)
         if journal is not None:
-            journal.measure(measures[-1].row())
+            journal.measure(row.row())
         if simulation.diverged:
             stopped = f"step {step}: the parameters are no longer finite."
         if progress is not None:
@@ -722,7 +723,7 @@ def read(folder: str | Path) -> Result:
             evaluations = [
                 Evaluation(int(r["step"]), float(r["accuracy"]), float(r["loss"])) for r in csv.DictReader(file)
             ]
-        measures = _rows(folder / folders.METRICS)
+        measures = _read_rows(folder / folders.METRICS)
         if not evaluations or len(measures) != summary["steps"]:
             raise ValueError("rows are missing from its tables.")
         return Result(experiment, evaluations, measures, float(summary["seconds"]), summary["stopped"], folder)
@@ -732,9 +733,9 @@ def read(folder: str | Path) -> Result:
         raise ValueError(f"{folder} cannot be read as a run: {error}") from None
 
 
-def _rows(path: Path) -> list[Measures]:
+def _read_rows(path: Path) -> Rows:
     with open(path, newline="") as file:
-        return [_measures(row) for row in csv.DictReader(file)]
+        return Rows(_measures(row) for row in csv.DictReader(file))
 
 
 def _measures(row: dict[str, str]) -> Measures:
