@@ -1,6 +1,6 @@
 """Memory and checkpoints of a long run: 20,000 steps on digits, kept in a folder, resident memory on the way.
 
-    python benchmarks/long_run.py [--steps 20000] [--checkpoint-every 5]
+python benchmarks/long_run.py [--steps 20000] [--checkpoint-every 5]
 """
 
 from __future__ import annotations

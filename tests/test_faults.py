@@ -520,6 +520,21 @@ def test_a_table_that_was_changed(name: str, tmp_path: Path, digits: data.Datase
     assert left_by(result.folder) == whole
 
 
+@pytest.mark.parametrize("name", ["experiment.json", "environment.json"])
+def test_a_lost_description_is_written_anew(
+    name: str, tmp_path: Path, digits: data.Dataset, whole: dict[str, Any]
+) -> None:
+    folder = interrupt(E, tmp_path, 4, digits)
+    torn(folder / name)
+    result = vg.run(E, tmp_path, digits)
+    assert result.began == 4
+    assert left_by(result.folder) == whole
+    assert vg.read(folder).experiment == E
+    assert len(json.loads((folder / "environment.json").read_text())["sessions"]) == (
+        2 if name == "experiment.json" else 1
+    )
+
+
 def test_another_environment_is_said(tmp_path: Path, digits: data.Dataset, whole: dict[str, Any]) -> None:
     folder = interrupt(E, tmp_path, 4, digits)
     record = json.loads((folder / "environment.json").read_text())

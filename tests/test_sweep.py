@@ -207,6 +207,27 @@ def test_shards_are_disjoint_and_complete_each_other(swept: tuple[Path, Sweep, s
     assert tables(tmp_path) == tables(swept[0])  # nor does the number of processes matter
 
 
+@pytest.mark.slow
+def test_neither_the_order_nor_the_number_of_processes_matters(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
+    sweep(GRID[::-1], tmp_path, jobs=3)
+    assert tables(tmp_path) == tables(swept[0])
+    for folder in (tmp_path / "runs").iterdir():
+        for table in ("metrics.csv", "evaluations.csv"):
+            assert (folder / table).read_bytes() == (swept[0] / "runs" / folder.name / table).read_bytes()
+
+
+def test_a_run_that_diverges_is_a_result_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    bad = replace(BASE, rule="average", attack="nan")
+    refused = replace(BASE, rule="median", attack="inf", real_byzantine=3)
+    result = sweep([bad, refused, GRID[0]], tmp_path, jobs=1)
+    assert (result.done, result.failed, result.left) == (3, (), 0)
+    found = {o.experiment: o for o in read_runs(tmp_path / "runs.csv")}
+    assert found[bad].stopped == "step 0: the parameters are no longer finite."
+    assert (found[bad].steps, found[bad].final_loss, len(found[bad].curve)) == (1, None, 2)
+    assert "tolerates 2 vectors with NaN or infinity, got 3" in str(found[refused].stopped)
+    assert found[GRID[0]].stopped is None
+
+
 def test_no_run_is_started_that_would_not_end_in_time(tmp_path: Path) -> None:
     result = sweep(GRID, tmp_path, jobs=1, time_budget=0.001)
     assert (result.done, result.left, result.failed) == (0, 4, ())

@@ -112,6 +112,14 @@ def read_json(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(read_json(path))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def check_format(path: Path, values: Any) -> None:
     """Refuses what a newer version wrote.
 
@@ -425,6 +433,8 @@ class Journal:
             self._fresh = metrics is None
             if self._fresh:
                 (folder / SETTINGS).write_text(settings, encoding="utf-8")
+            elif not _is_json(folder / SETTINGS):
+                write_atomically(folder / SETTINGS, lambda file: file.write(settings.encode()))
             self._note_environment(environment(device))
             for name, header, kept in ((METRICS, columns, metrics),
                                        (EVALUATIONS, ("step", "accuracy", "loss"), evaluations)):  # fmt: skip
