@@ -302,7 +302,10 @@ def test_an_interrupt_ends_with_a_message(varangian, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli, "run_experiment", interrupt)
     end = varangian(*SMALL)
     assert (end.status, end.out) == (130, "")
-    assert end.err.strip() == "varangian: interrupted; what is done is kept, and the same command goes on from there."
+    assert (
+        end.err.strip()
+        == "varangian: interrupted; what run and reproduce have done is kept, and the same command goes on from there."
+    )
 
 
 def cut_short(out: Path) -> tuple[vg.Experiment, Path]:

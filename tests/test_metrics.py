@@ -14,7 +14,7 @@ import oracles
 import varangian as vg
 from varangian import kernels, models
 from varangian.gradients import Batch, WorkerGradients
-from varangian.metrics import COLUMNS, Measures, Meter
+from varangian.metrics import COLUMNS, Measures, Meter, Rows
 from varangian.simulate import Simulation
 
 N, F, B, MU, STEPS = 11, 2, 4, 0.9, 7
@@ -281,3 +281,18 @@ def test_what_momentum_does_to_the_variance_norm_ratio(
     assert row.ratio / before == pytest.approx(factor(mu), rel=1e-3)
     # The composite curvature tells the cases apart: mu / (1 - mu), 0 and -mu / (1 + mu).
     assert row.curvature == pytest.approx({1: mu / (1 - mu), 0: 0.0, -1: -mu / (1 + mu)}[sign], rel=1e-3, abs=1e-12)
+
+
+def test_rows_are_kept_exactly() -> None:
+    """What is missing is not what is no number."""
+    rows = [
+        Measures(0, 0, 0.1, float("nan"), distance=None, ratio=float("inf")),
+        Measures(2**50, 2**52 + 1, 1 / 3, -0.0, byzantine_share=5e-324),
+    ]
+    kept = Rows(rows)
+    assert [row.row() for row in kept] == [row.row() for row in rows]
+    assert kept[1] == kept[-1] == rows[1]
+    assert kept[:1][0].loss != kept[0].loss  # NaN
+    assert (kept == [], kept[1:] == rows[1:], len(kept), Rows() == []) == (False, True, 2, True)
+    with pytest.raises(IndexError):
+        kept[2]

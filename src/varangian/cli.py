@@ -55,7 +55,7 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; what is done is kept, and the same command goes on from there.")
+        _say("interrupted; what run and reproduce have done is kept, and the same command goes on from there.")
         sys.exit(130)
     except click.ClickException as error:
         error.show()
