@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import kernels
 from ..algorithm import Algorithm, State
-from ..explain import statistic_of, shares_of
+from ..explain import shares_of, statistic_of
 from .history import History, Report
 from .sharded import (
     SAMPLE,
@@ -30,14 +31,18 @@ from .sharded import (
     Span,
     TooManyFaulty,
     check_algorithm,
-    finite_rows,
+    check_state,
     finished,
+    finite_rows,
     refuse,
     send,
     share_of_table,
+    tensors_of,
+    title_of,
     versions,
 )
 
+GradBucket = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage] # public by its documentation
 REPLICATED = "replicated=True, where each rank gathers all vectors, works for every rule."
 
 
@@ -122,15 +127,16 @@ class Protection:
                 "parameters": str([(name, list(p.shape), p.dtype) for name, p in named]),
             },
         )
+        title = title_of(algorithm) + (", replicated" if replicated else ", each rank aggregates a piece")
         first = self._ranks.rank == 0
-        self._history = History(_title(algorithm, replicated), hosts, window, warn if first else None)
+        self._history = History(title, hosts, window, warn if first else None)
         self._algorithm, self._replicated, self._scaler = algorithm, replicated, scaler
         self._names = {parameter: name for name, parameter in named}
-        self._spans: dict[str, Span] = {}
-        for name, parameter in named:
-            at = sum(span.size for span in list(self._spans.values())[-1:])
-            last = list(self._spans.values())[-1].first if self._spans else 0
-            self._spans[name] = Span(name, parameter.numel(), last + at)
+        ends = list(accumulate(parameter.numel() for _, parameter in named))
+        self._spans = {
+            name: Span(name, parameter.numel(), end - parameter.numel())
+            for (name, parameter), end in zip(named, ends, strict=True)
+        }
         # What looks at whole vectors waits for all of them, and takes them in the order of the parameters.
         stages = algorithm.worker + algorithm.server
         self._waits = replicated or not all(stage.columnwise for stage in stages)
@@ -143,9 +149,8 @@ class Protection:
             {name: widest if self._waits else torch.promote_types(p.dtype, torch.float32) for name, p in named},
             self._ranks,
         )
-        d = sum(span.size for span in self._spans.values())
-        self._aggregation = Aggregation(algorithm, self._ranks, d, "protect", gathers=True)
-        self._buckets: list[tuple[dist.GradBucket, torch.futures.Future[Tensor]]] = []
+        self._aggregation = Aggregation(algorithm, self._ranks, ends[-1], gathers=True)
+        self._buckets: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
         self._chunks: list[Chunk] = []
         self._scale = 1.0
         model.register_comm_hook(self, _hook)
@@ -172,7 +177,7 @@ class Protection:
 
     # ------------------------------------------------------------------------------------------------ a step
 
-    def take(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def take(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """A bucket is ready. Its future completes with the last bucket's; all ranks call this for the same buckets in
         the same order."""
         if bucket.index() == 0:
@@ -194,7 +199,7 @@ class Protection:
                 future_.set_result(bucket_.buffer())
         return future
 
-    def _complete(self, buckets: Sequence[dist.GradBucket], chunks: list[Chunk]) -> None:
+    def _complete(self, buckets: Sequence[GradBucket], chunks: list[Chunk]) -> None:
         """All buckets are here: their buffers become the update."""
         try:
             if self._waits:
@@ -217,7 +222,7 @@ class Protection:
             at += gradient.numel()
         self._history.close()
 
-    def _in_order(self, buckets: Sequence[dist.GradBucket]) -> list[tuple[str, Tensor]]:
+    def _in_order(self, buckets: Sequence[GradBucket]) -> list[tuple[str, Tensor]]:
         """The gradients in the order of the parameters: views of the buckets."""
         found = {
             self._names[parameter]: gradient
@@ -226,7 +231,7 @@ class Protection:
         }
         return sorted(found.items(), key=lambda item: self._spans[item[0]].first)
 
-    def _whole(self, buckets: Sequence[dist.GradBucket]) -> Tensor:
+    def _whole(self, buckets: Sequence[GradBucket]) -> Tensor:
         """The update of the whole vector at once, [d]."""
         gradients = self._in_order(buckets)
         chunk = self._memory.chunk([name for name, _ in gradients])
@@ -270,17 +275,12 @@ def _as(state: State, dtype: torch.dtype) -> State:
     return state if state.previous is None else replace(state, previous=state.previous.to(dtype))
 
 
-def _hook(state: Protection, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _hook(state: Protection, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     return state.take(bucket)
 
 
 # register_comm_hook compares them with the types themselves, and would find text.
-_hook.__annotations__ |= {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
-
-
-def _title(algorithm: Algorithm, replicated: bool) -> str:
-    stages = [*map(str, algorithm.worker), *map(str, algorithm.pre), str(algorithm.rule), *map(str, algorithm.server)]
-    return " > ".join(stages) + (", replicated" if replicated else ", each rank aggregates a piece")
+_hook.__annotations__ |= {"bucket": GradBucket, "return": torch.futures.Future[torch.Tensor]}
 
 
 def _check_model(module: nn.Module, named: Sequence[tuple[str, nn.Parameter]]) -> None:
@@ -332,40 +332,18 @@ class Memory:
         result: dict[str, Tensor] = {}
         for name in self._spans:
             state = states[name] if name in states else self._fresh(name)
-            result |= {f"{place}.{name}": tensor.clone() for place, tensor in _tensors(state).items()}
+            result |= {f"{place}.{name}": tensor.clone() for place, tensor in tensors_of(state).items()}
         return result
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         fresh = {name: self._fresh(name) for name in self._spans}
         targets = {
-            f"{place}.{name}": tensor for name, part in fresh.items() for place, tensor in _tensors(part).items()
+            f"{place}.{name}": tensor for name, part in fresh.items() for place, tensor in tensors_of(part).items()
         }
         check_state(targets, state)
         for key, target in targets.items():
             target.copy_(state[key])
         self._chunks, self._loose = {}, fresh
-
-
-def check_state(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where a saved state has other names or sizes than what it is loaded into."""
-    if targets.keys() != state.keys():
-        lacks, has = sorted(targets.keys() - state.keys())[:3], sorted(state.keys() - targets.keys())[:3]
-        raise ValueError(
-            "load_state_dict needs the memory of this algorithm on this model, got a state that lacks "
-            f"{lacks or 'nothing'} and has {has or 'nothing'} beside it."
-        )
-    for key, target in targets.items():
-        if state[key].shape != target.shape:
-            raise ValueError(
-                f"load_state_dict needs {key!r} of shape {list(target.shape)}, got {list(state[key].shape)}."
-            )
-
-
-def _tensors(state: State) -> dict[str, Tensor]:
-    """The memories of one span, flat: {"worker.0": [size], "server.0": [size], "previous": [size]}."""
-    found = {f"worker.{i}": m[0] for i, m in enumerate(state.worker) if m is not None}
-    found |= {f"server.{i}": m for i, m in enumerate(state.server) if m is not None}
-    return found if state.previous is None else found | {"previous": state.previous}
 
 
 def _split(chunk: Chunk) -> dict[str, State]:

@@ -22,7 +22,7 @@ class RankReport:
     Attributes:
         rank: its number in the process group.
         host: the machine that it runs on.
-        rejected: in how many of all steps it had next to no weight (under a tenth of an equal share), or was not finite.
+        rejected: in how many of all steps it was not finite, or had next to no weight: under a tenth of an equal share.
         nonfinite: in how many of all steps it sent NaN or infinity.
         recently_rejected: as rejected, of the last steps.
         recently_nonfinite: as nonfinite, of the last steps.

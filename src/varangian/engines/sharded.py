@@ -2,15 +2,15 @@
 
 Each of W ranks sends every other rank a piece of its vector, and so holds all ranks' values of its own coordinates,
 [W, L]: all that a coordinate-wise rule looks at. What looks at whole vectors looks at their squared distances, and
-those of long vectors are the sums of those of their pieces: (W + 1)^2 numbers cross the network, all ranks decide alike,
-and each rank applies the weights to the coordinates that it holds.
+those of long vectors are the sums of those of their pieces: (W + 1)^2 numbers cross the network, all decide alike, and
+each rank applies the weights to the coordinates that it holds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numba
@@ -58,8 +58,12 @@ class Ranks:
     def total(self, values: np.ndarray) -> np.ndarray:
         """The sum over ranks, in float64, the same on all of them."""
         tensor = torch.from_numpy(np.ascontiguousarray(values, np.float64)).to(self.device)
-        dist.all_reduce(tensor, group=self.group)
+        self.add(tensor)
         return tensor.cpu().numpy()
+
+    def add(self, block: Tensor) -> None:
+        """Replaces it by the sum over ranks."""
+        dist.all_reduce(block, group=self.group)
 
     def agree(self, owner: str, told: dict[str, str]) -> tuple[str, ...]:
         """The host names of all ranks, once they agree on some texts.
@@ -170,7 +174,7 @@ class Sharded(Vectors):
                     if chunk.previous is not None:
                         block[n, there] = chunk.previous[here].to(self.dtype)
                 at += span.size
-        dist.all_reduce(block, group=self.ranks.group)
+        self.ranks.add(block)
         return block[:n], block[n:] if self.e else None
 
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
@@ -185,11 +189,10 @@ class Aggregation:
         algorithm: its worker half runs on each rank's own gradient, its server half on all ranks' pieces.
         ranks: who takes part.
         d: coordinates in all.
-        owner: whose errors these are.
         gathers: whether every rank gets the whole update, or keeps to its piece.
     """
 
-    def __init__(self, algorithm: Algorithm, ranks: Ranks, d: int, owner: str, gathers: bool) -> None:
+    def __init__(self, algorithm: Algorithm, ranks: Ranks, d: int, gathers: bool) -> None:
         self.algorithm, self.ranks, self.gathers = algorithm, ranks, gathers
         self.measures = bool(algorithm.pre) or algorithm.rule.needs_geometry
         self.table = None if self.measures else weigh(ranks.size, (), algorithm.rule, None)[0]
@@ -282,7 +285,7 @@ class Aggregation:
 def refuse(algorithm: Algorithm, faulty: np.ndarray, history: History) -> None:
     """Raises TooManyFaulty, which names the ranks, where more than f vectors are not finite."""
     if algorithm.rule.robust and faulty.sum() > algorithm.rule.f:
-        names = ", ".join(history.name_of(rank) for rank in np.flatnonzero(faulty))
+        names = ", ".join(history.name_of(int(rank)) for rank in np.flatnonzero(faulty))
         history.skip(~faulty)
         raise TooManyFaulty(
             f"{algorithm.rule} tolerates {algorithm.rule.f} vectors with NaN or infinity, got {int(faulty.sum())}, "
@@ -338,6 +341,33 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, columnwise: boo
         raise ValueError(f"{owner}: {error} A vector is a rank's: start more ranks, or lower f.") from None
     if columnwise and not rule.columnwise:
         raise ValueError(f"{owner} needs a rule that works on pieces of vectors, got {rule}; {advice}")
+
+
+def title_of(algorithm: Algorithm) -> str:
+    """The stages in order, as text."""
+    return " > ".join(map(str, (*algorithm.worker, *algorithm.pre, algorithm.rule, *algorithm.server)))
+
+
+def tensors_of(state: State) -> dict[str, Tensor]:
+    """The memories of one worker and of the server, flat: {"worker.0": [d], "server.0": [d], "previous": [d]}."""
+    found = {f"worker.{i}": m[0] for i, m in enumerate(state.worker) if m is not None}
+    found |= {f"server.{i}": m for i, m in enumerate(state.server) if m is not None}
+    return found if state.previous is None else found | {"previous": state.previous}
+
+
+def check_state(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a saved state has other names or sizes than what it is loaded into."""
+    if targets.keys() != state.keys():
+        lacks, has = sorted(targets.keys() - state.keys())[:3], sorted(state.keys() - targets.keys())[:3]
+        raise ValueError(
+            "load_state_dict needs the memory of this algorithm on this model, got a state that lacks "
+            f"{lacks or 'nothing'} and has {has or 'nothing'} beside it."
+        )
+    for key, target in targets.items():
+        if state[key].shape != target.shape:
+            raise ValueError(
+                f"load_state_dict needs {key!r} of shape {list(target.shape)}, got {list(state[key].shape)}."
+            )
 
 
 __all__ = ["TooManyFaulty"]
