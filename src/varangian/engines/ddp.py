@@ -153,7 +153,10 @@ class Protection:
         self._buckets: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
         self._chunks: list[Chunk] = []
         self._scale = 1.0
-        model.register_comm_hook(self, _hook)
+        try:
+            model.register_comm_hook(self, _hook)
+        except RuntimeError as error:
+            raise ValueError(f"protect needs a model without a communication hook of its own: {error}") from None
 
     def report(self) -> Report:
         """Per rank, how often it was rejected, its weight and its suspicion over time; the same on all ranks."""
