@@ -186,7 +186,9 @@ class Protection:
         if bucket.index() == 0:
             self._buckets, self._chunks = [], []  # what an interrupted backward pass left
             self._scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
-        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        # A future has to be told of devices other than the processor.
+        devices = None if self._ranks.device.type == "cpu" else [self._ranks.device]
+        future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         self._buckets.append((bucket, future))
         if not self._waits:
             buffer = bucket.buffer()

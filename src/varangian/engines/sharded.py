@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 
 import numba
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..algorithm import Algorithm, State
+from ..checks import brief
 from ..explain import shares_of, statistic_of
 from ..geometry import Geometry, Held, Vectors
 from ..rules.core import Decision, check_rows, measure, weigh
@@ -345,7 +346,8 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, columnwise: boo
 
 def title_of(algorithm: Algorithm) -> str:
     """The stages in order, as text."""
-    return " > ".join(map(str, (*algorithm.worker, *algorithm.pre, algorithm.rule, *algorithm.server)))
+    stages = (*algorithm.worker, *algorithm.pre, algorithm.rule, *algorithm.server)
+    return " > ".join(brief(stage) if is_dataclass(stage) else str(stage) for stage in stages)
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:
