@@ -1,13 +1,13 @@
 """One faulty rank: plain DistributedDataParallel loses the run, the protected one trains on.
 
-    torchrun --nproc-per-node 5 examples/ddp_faulty_rank.py
+    torchrun --standalone --nproc-per-node 5 examples/ddp_faulty_rank.py
 
 Five processes train a small network on handwritten digits. From step 30 on, rank 3 sends either NaN, or gradients in
 which one number in a hundred has a flipped bit in its exponent, as broken memory would. Each is trained with plain
 DistributedDataParallel and with one line more. Rank 0 prints a table, what the protection says about its ranks, and
 draws ddp_faulty_rank.png. It takes about half a minute on two cores.
 
-    torchrun --nproc-per-node 5 --max-restarts 1 examples/ddp_faulty_rank.py --crash-at 70
+    torchrun --standalone --nproc-per-node 5 --max-restarts 1 examples/ddp_faulty_rank.py --crash-at 70
 
 trains the protected network alone, with a checkpoint every 20 steps. Rank 1 dies at step 70; torchrun starts all ranks
 again, and they go on from step 60.
@@ -146,23 +146,23 @@ def compare(steps: int, figure: Path) -> None:
 def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=120)
-    panel = figure.subplots()
-    colours = {"no fault": "0.4", "NaN": "tab:blue", "flipped bits": "tab:red"}
-    for title, curve in curves.items():
-        kind, fault = title.split(", ")
-        steps, values = zip(*curve, strict=True)
-        panel.plot(
-            steps, [100 * v for v in values], "--" if kind == "plain" else "-", color=colours[fault], label=title
-        )
-    panel.axvline(FROM_STEP, color="0.7", linewidth=1)
-    panel.annotate(f"rank {FAULTY_RANK} breaks", (FROM_STEP, 3), (4, 0), textcoords="offset points", color="0.4")
-    panel.set_xlabel("step")
-    panel.set_ylabel("test accuracy, %")
-    panel.set_ylim(0, 100)
-    panel.set_title(f"Digits, {dist.get_world_size()} ranks, {ALGORITHM.rule} after worker momentum")
-    panel.grid(alpha=0.3)
-    panel.legend()
+    figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=120)
+    panels = figure.subplots(1, len(FAULTS), sharey=True)
+    shown = {"plain, no fault": ("0.5", "--"), "plain": ("tab:red", "-"), "protected": ("tab:blue", "-")}
+    for panel, fault in zip(panels, FAULTS, strict=True):
+        for label, (colour, style) in shown.items():
+            curve = curves[label if label in curves else f"{label}, {fault}"]
+            steps, values = zip(*curve, strict=True)
+            panel.plot(steps, [100 * v for v in values], style, color=colour, label=label)
+        panel.axvline(FROM_STEP, color="0.7", linewidth=1)
+        panel.annotate("from here", (FROM_STEP, 3), (4, 0), textcoords="offset points", color="0.4")
+        panel.set_title(f"rank {FAULTY_RANK} sends {fault}")
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy, %")
+    panels[0].set_ylim(0, 100)
+    panels[0].legend()
+    figure.suptitle(f"Digits, {dist.get_world_size()} ranks, {ALGORITHM.rule} after worker momentum")
     figure.savefig(path)
 
 
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path("ddp_checkpoints"), help="their folder")
     options = parser.parse_args()
     if "RANK" not in os.environ:
-        parser.error("start it by torchrun: torchrun --nproc-per-node 5 examples/ddp_faulty_rank.py")
+        parser.error("start it by torchrun: torchrun --standalone --nproc-per-node 5 examples/ddp_faulty_rank.py")
     if int(os.environ["WORLD_SIZE"]) < max(ALGORITHM.min_n, FAULTY_RANK + 1):
         parser.error(f"{ALGORITHM.rule} needs {ALGORITHM.min_n} ranks, got {os.environ['WORLD_SIZE']}.")
     torch.set_num_threads(1)

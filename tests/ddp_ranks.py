@@ -22,7 +22,7 @@ import varangian as vg
 from varangian.engines import sharded
 from varangian.engines.ddp import Protection, protect
 
-STEPS, FAULTY_STEPS, RATE = 30, 30, 0.2
+STEPS, FAULTY_STEPS, RATE = 30, 25, 0.2
 NAN = float("nan")
 CAP = 8e-4  # MB a bucket: the model below takes two, once DistributedDataParallel has rebuilt them
 

@@ -20,7 +20,8 @@ import varangian as vg
 from ddp_ranks import FAULTS, RATE, accuracy, batch, counted, message_of, model
 from varangian.engines.fsdp import protect
 
-STEPS = 15
+STEPS, FAULTY_STEPS = 10, 25
+FAULTY = ("nan", "zeros", "1e30", "upside down")
 WORKER = (vg.Momentum(0.9),)
 UNITS = ("0", "2", "4")  # the linear layers of the model, each a unit
 EQUAL = {
@@ -146,10 +147,10 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
             at += p.numel()
         return accuracy(plain)
 
-    for name in ("nan", "inf", "zeros", "1e30", "upside down"):
-        module, protection = train(rank, EQUAL["trimmed-mean"], 30, FAULTS[name], (2,))
+    for name in FAULTY:
+        module, protection = train(rank, EQUAL["trimmed-mean"], FAULTY_STEPS, FAULTS[name], (2,))
         found[f"fault: {name}"] = gathered(module), protection.report()
-    module, _ = train(rank, EQUAL["average"], 30, FAULTS["nan"], (2,))
+    module, _ = train(rank, EQUAL["average"], FAULTY_STEPS, FAULTS["nan"], (2,))
     found["unprotected"] = gathered(module)
     lines: list[str] = []
     train(rank, EQUAL["median"], 6, FAULTS["nan"], (2,), window=5, warn=lines.append)

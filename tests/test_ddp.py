@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,35 @@ def test_a_dying_rank_fails_the_job(tmp_path: Path) -> None:
     assert heard[2] is None
     for line in heard[:2]:
         assert line.startswith("step 3:"), line
+
+
+def torchrun(folder: Path, *arguments: str) -> str:
+    example = Path(__file__).parents[1] / "examples" / "ddp_faulty_rank.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "5", *arguments]
+    place = command.index("EXAMPLE")
+    command[place] = str(example)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_example(tmp_path: Path) -> None:
+    lines = torchrun(tmp_path, "EXAMPLE", "--steps", "70").splitlines()
+    table = lines[lines.index("training                 accuracy after 70 steps") + 1 :]
+    found = {line[:25].strip(): float(line[25:].strip("%")) for line in table if "%" in line}
+    assert found["plain, no fault"] > 80
+    for fault in ("NaN", "flipped bits"):
+        assert found[f"plain, {fault}"] < 15
+        assert found[f"protected, {fault}"] > 75
+    assert (tmp_path / "ddp_faulty_rank.png").stat().st_size > 10_000
+
+
+def test_a_restart_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    text = torchrun(tmp_path, "--max-restarts", "1", "EXAMPLE", "--steps", "60", "--crash-at", "50")
+    steps = ["started at step 0", "rank 1 dies at step 50", "started again at step 40", "done at step 60"]
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)
 
 
 def test_engines_are_imported_when_they_are_named() -> None:
