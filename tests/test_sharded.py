@@ -40,12 +40,12 @@ class ThreadRanks:
     def __init__(self, threads: Threads, rank: int, size: int) -> None:
         self.threads, self.rank, self.size, self.device = threads, rank, size, torch.device("cpu")
 
-    def exchange(self, vector: Tensor) -> tuple[Tensor, None]:
-        rows = self.threads.swap(self.rank, vector)
-        return torch.stack([row.view(self.size, -1)[self.rank] for row in rows]), None
+    def exchange(self, vector: Tensor, matrix: Tensor) -> None:
+        rows = self.threads.swap(self.rank, vector.clone())
+        matrix.copy_(torch.stack([row.view(self.size, -1)[self.rank] for row in rows]))
 
-    def gather(self, part: Tensor) -> tuple[Tensor, None]:
-        return torch.cat(self.threads.swap(self.rank, part)), None
+    def gather(self, part: Tensor, whole: Tensor) -> None:
+        whole.copy_(torch.cat(self.threads.swap(self.rank, part.clone())))
 
     def total(self, values: np.ndarray) -> np.ndarray:
         return np.sum(self.threads.swap(self.rank, np.array(values)), axis=0)

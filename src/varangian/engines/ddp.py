@@ -187,7 +187,8 @@ class Protection:
             self._buckets, self._chunks = [], []  # what an interrupted backward pass left
             self._scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
         # A future has to be told of devices other than the processor.
-        devices = None if self._ranks.device.type == "cpu" else [self._ranks.device]
+        device = self._ranks.device
+        devices: list[int | str | torch.device] | None = None if device.type == "cpu" else [device]
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         self._buckets.append((bucket, future))
         if not self._waits:
@@ -199,33 +200,32 @@ class Protection:
             self._chunks.append(chunk)
         if bucket.is_last():
             buckets, chunks, self._buckets, self._chunks = self._buckets, self._chunks, [], []
-            self._complete([b for b, _ in buckets], chunks)
-            for bucket_, future_ in buckets:
-                future_.set_result(bucket_.buffer())
+            results = self._complete([b for b, _ in buckets], chunks)
+            for (_, waiting), result in zip(buckets, results, strict=True):
+                waiting.set_result(result)
         return future
 
-    def _complete(self, buckets: Sequence[GradBucket], chunks: list[Chunk]) -> None:
-        """All buckets are here: their buffers become the update."""
+    def _complete(self, buckets: Sequence[GradBucket], chunks: list[Chunk]) -> list[Tensor]:
+        """All buckets are here: the update, in their form. DistributedDataParallel copies it into the gradients."""
         try:
             if self._waits:
                 update = self._whole(buckets)
+                parts = []
             else:
                 self._aggregation.settle(chunks[-1])
-                for bucket, part in zip(buckets, self._aggregation.finish(chunks, self._history), strict=True):
-                    torch.mul(part, self._scale, out=bucket.buffer())
-                self._history.close()
-                return
+                update, parts = None, self._aggregation.finish(chunks, self._history)
         except TooManyFaulty:
             if self._scaler is None:
                 raise
-            for bucket in buckets:
-                bucket.buffer().fill_(float("nan"))
-            return
+            return [bucket.buffer().fill_(float("nan")) for bucket in buckets]
+        self._history.close()
+        if update is None:
+            return parts if self._scale == 1.0 else [part * self._scale for part in parts]
         at = 0
         for _, gradient in self._in_order(buckets):
             torch.mul(update[at : at + gradient.numel()].view_as(gradient), self._scale, out=gradient)
             at += gradient.numel()
-        self._history.close()
+        return [bucket.buffer() for bucket in buckets]
 
     def _in_order(self, buckets: Sequence[GradBucket]) -> list[tuple[str, Tensor]]:
         """The gradients in the order of the parameters: views of the buckets."""
@@ -256,10 +256,10 @@ class Protection:
         """The same, every rank gathering all vectors: [W, d]."""
         algorithm, n = self._algorithm, self._ranks.size
         sent, after = send(algorithm, vector if vector.element_size() >= 4 else vector.float(), chunk.state)
-        whole, work = self._ranks.gather(sent.to(vector.dtype).contiguous())
+        x = vector.new_empty(n, vector.numel())
+        work = self._ranks.gather(sent.to(vector.dtype).contiguous(), x.view(-1))
         if work is not None:
             work.wait()
-        x = whole.view(n, -1)
         finite = finite_rows(x)
         refuse(algorithm, ~finite, self._history)
         decision = algorithm.decide(x, _as(after, vector.dtype))

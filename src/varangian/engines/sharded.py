@@ -46,15 +46,13 @@ class Ranks:
         self.group, self.device = group, device
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
 
-    def exchange(self, vector: Tensor) -> tuple[Tensor, dist.Work | None]:
-        """Starts to send everybody a piece of one's vector [W L]; [W, L] of all ranks' pieces will come."""
-        matrix = vector.new_empty(self.size, vector.numel() // self.size)
-        return matrix, dist.all_to_all_single(_bytes(matrix.view(-1)), _bytes(vector), group=self.group, async_op=True)
+    def exchange(self, vector: Tensor, matrix: Tensor) -> dist.Work | None:
+        """Starts to send everybody a piece of one's vector [W L]; all ranks' pieces will be in the matrix [W, L]."""
+        return dist.all_to_all_single(_bytes(matrix.view(-1)), _bytes(vector), group=self.group, async_op=True)
 
-    def gather(self, part: Tensor) -> tuple[Tensor, dist.Work | None]:
-        """Starts to send everybody one's part [L]; [W L] will come."""
-        whole = part.new_empty(self.size * part.numel())
-        return whole, all_gather_single(_bytes(whole), _bytes(part), group=self.group, async_op=True)
+    def gather(self, part: Tensor, whole: Tensor) -> dist.Work | None:
+        """Starts to send everybody one's part [L]; all ranks' parts will be in the whole [W L]."""
+        return all_gather_single(_bytes(whole), _bytes(part), group=self.group, async_op=True)
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """The sum over ranks, in float64, the same on all of them."""
@@ -75,7 +73,8 @@ class Ranks:
         digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in told.values())
         name = socket.gethostname().encode()[:64].ljust(64, b"\0")
         mine = torch.frombuffer(bytearray(digests + name), dtype=torch.uint8).to(self.device)
-        everyone, work = self.gather(mine)
+        everyone = mine.new_empty(self.size * mine.numel())
+        work = self.gather(mine, everyone)
         if work is not None:
             work.wait()
         rows = [bytes(row) for row in everyone.cpu().view(self.size, -1).numpy()]
@@ -122,20 +121,26 @@ class Chunk:
         self.width = -(-self.length // size)
         # Of the step under way:
         self.after = state
-        self.matrix = self.whole = self.part = torch.empty(0)
+        self.sent = self.matrix = self.whole = self.part = torch.empty(0)
         self.previous: Tensor | None = None
         self.work: dist.Work | None = None
         self.faulty = self.shares = self.squared = np.zeros(size)
         self.distances: np.ndarray | None = None
         self.counted = 0
 
-    def padded(self, vector: Tensor, size: int) -> Tensor:
+    def make_room(self, like: Tensor, size: int, gathers: bool) -> None:
+        """Buffers for vectors of this type, which are kept from step to step."""
+        if self.matrix.dtype != like.dtype or self.matrix.shape != (size, self.width):
+            self.matrix = like.new_empty(size, self.width)
+            self.sent = like.new_zeros(0 if self.length % size == 0 else size * self.width)
+            self.whole = like.new_empty(size * self.width if gathers else 0)
+
+    def padded(self, vector: Tensor) -> Tensor:
         """[W L]: with zeros at the end where W does not divide the length."""
-        if vector.numel() == size * self.width:
+        if not self.sent.numel():
             return vector.contiguous()
-        result = vector.new_zeros(size * self.width)
-        result[: vector.numel()] = vector
-        return result
+        self.sent[: self.length] = vector
+        return self.sent
 
 
 class Sharded(Vectors):
@@ -203,13 +208,15 @@ class Aggregation:
         """The worker half, and the exchange starts. [length] is what this rank sampled; it may be sent as it is."""
         wide = gradient if gradient.element_size() >= 4 else gradient.float()  # momentum needs more digits than a half
         sent, chunk.after = send(self.algorithm, wide, chunk.state)
-        vector = chunk.padded(sent.to(gradient.dtype), self.ranks.size)
-        chunk.matrix, chunk.work = self.ranks.exchange(vector)
+        chunk.make_room(gradient, self.ranks.size, self.gathers)
+        chunk.work = self.ranks.exchange(chunk.padded(sent.to(gradient.dtype)), chunk.matrix)
         if chunk.state.previous is not None and self.algorithm.rule.uses_previous:
-            low = self.ranks.rank * chunk.width
             piece = chunk.state.previous
             if self.gathers:
-                piece = chunk.padded(piece, self.ranks.size)[low : low + chunk.width]
+                low = self.ranks.rank * chunk.width
+                own = piece[low : low + chunk.width]
+                piece = own.new_zeros(chunk.width)
+                piece[: own.numel()] = own
             chunk.previous = piece.to(gradient.dtype)
 
     def settle(self, chunk: Chunk) -> None:
@@ -230,7 +237,7 @@ class Aggregation:
         """The aggregate's piece is known: off it goes; then what the report wants to know of it."""
         chunk.part = part
         if self.gathers:
-            chunk.whole, chunk.work = self.ranks.gather(part)
+            chunk.work = self.ranks.gather(part, chunk.whole)
         chunk.squared = kernels.squared_distances_to(chunk.matrix, part)
         statistic = statistic_of(self.algorithm.rule, chunk.matrix.shape[0] if table is None else table.shape[0])
         if statistic is not None:
@@ -312,9 +319,14 @@ def finished(algorithm: Algorithm, decision: Decision, state: State) -> tuple[Te
 
 
 def finite_rows(x: Tensor) -> np.ndarray:
-    """[n] whether a row holds neither NaN nor infinity."""
-    low, high = torch.aminmax(x, dim=1)
-    return (low.isfinite() & high.isfinite()).cpu().numpy()
+    """[n] whether a row holds neither NaN nor infinity.
+
+    A finite sum has finite terms, and sums are fast. Where finite terms overflow together, the row is looked at.
+    """
+    finite = x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()
+    for row in (~finite).nonzero()[:, 0].tolist():
+        finite[row] = x[row].isfinite().all()
+    return finite.cpu().numpy()
 
 
 def share_of_table(table: np.ndarray | None, n: int) -> np.ndarray:
