@@ -51,6 +51,15 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def join_ranks() -> None:
+    """init_process_group, with names of its own for each start: torch 2.13 would look up the addresses of ranks that
+    have died, since torchrun starts them again with the same store."""
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", store=dist.PrefixStore(f"start-{start}", store), rank=rank, world_size=size)
+
+
 def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
@@ -197,7 +206,7 @@ def main() -> None:
     if int(os.environ["WORLD_SIZE"]) < max(ALGORITHM.min_n, FAULTY_RANK + 1):
         parser.error(f"{ALGORITHM.rule} needs {ALGORITHM.min_n} ranks, got {os.environ['WORLD_SIZE']}.")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    join_ranks()
     try:
         if options.crash_at is None:
             compare(options.steps, options.figure)
