@@ -36,12 +36,12 @@ def alike(found: list[dict[str, Any]], key: str) -> ddp_ranks.Trained:
 
 
 @pytest.mark.parametrize("name", ddp_ranks.EQUAL)
-def test_thirty_steps_are_the_simulators(found: list[dict[str, Any]], name: str) -> None:
+def test_training_is_the_simulators(found: list[dict[str, Any]], name: str) -> None:
     result = alike(found, f"equal: {name}")
     assert result.difference < 1e-6
     if name in ddp_ranks.BITWISE:
         assert result.same_bits
-    assert result.report.steps == ddp_ranks.STEPS
+    assert result.report.steps == (30 if name in ddp_ranks.POSTER else ddp_ranks.FEW_STEPS)
 
 
 @pytest.mark.parametrize("name", ddp_ranks.REPLICATED)
@@ -49,8 +49,7 @@ def test_replicated_is_the_simulator_to_the_last_bit(found: list[dict[str, Any]]
     assert alike(found, f"replicated: {name}").same_bits
 
 
-@pytest.mark.parametrize("defence", ddp_ranks.DEFENCES)
-@pytest.mark.parametrize("fault", ddp_ranks.FAULTS)
+@pytest.mark.parametrize(("fault", "defence"), [(f, d) for f in ddp_ranks.FAULTS for d in ddp_ranks.defences(f)])
 def test_a_faulty_rank_does_not_stop_training(found: list[dict[str, Any]], fault: str, defence: str) -> None:
     result, healthy = alike(found, f"fault: {fault}, {defence}"), alike(found, "healthy")
     assert healthy.accuracy > 0.8
@@ -171,7 +170,7 @@ def test_a_dying_rank_fails_the_job(tmp_path: Path) -> None:
 
 def torchrun(folder: Path, *arguments: str) -> str:
     example = Path(__file__).parents[1] / "examples" / "ddp_faulty_rank.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "5", *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", *arguments]
     place = command.index("EXAMPLE")
     command[place] = str(example)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -342,6 +342,13 @@ class TestHistory:
         assert lines == ["rank 3 rejected in 2 of the last 2 steps, with NaN or infinity in 2 (host d, step 2)"]
         assert history.report().ranks[3].suspicion == 1
 
+    def test_a_rank_that_keeps_some_weight_far_from_the_others_is_named_too(self) -> None:
+        history, lines = self.history(10)
+        for step in range(10):
+            self.feed(history, [0.25] * 4, [1.0, 1.2, 1.1, 9.0 if step else 1.0], [True] * 4)
+        assert lines == ["rank 3 far from the others in 9 of the last 10 steps (host d, step 10)"]
+        assert history.report().ranks[3].rejected == 0
+
     def test_a_rule_that_rejects_nearly_all_names_nobody(self) -> None:
         history, lines = self.history(40)
         for step in range(80):

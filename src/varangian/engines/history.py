@@ -13,6 +13,7 @@ from ..checks import require
 NEGLIGIBLE = 0.1  # of an equal share: whose weight is less was rejected
 FAR = 3.0  # usual distances from the aggregate: who is further was rejected, by a rule that gives no weights
 OFTEN = 0.9  # of the steps: whoever is rejected so often is named, if the rule does not reject everybody as often
+SUSPICIOUS = 0.5  # twice the usual distance: whoever is further so often is named too, though it may have some weight
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class History:
         title: what decides.
         hosts: the machine of each rank.
         window: how many steps "recently" is, >= 1.
-        warn: called with a line about a rank that was rejected in nearly all of the last ``window`` steps, once a
-            window; None for no warning.
+        warn: called with a line about a rank that was rejected, or twice the usual distance away, in nearly all of the
+            last ``window`` steps, once a window; None for no warning.
     """
 
     def __init__(self, title: str, hosts: tuple[str, ...], window: int, warn: Callable[[str], None] | None) -> None:
@@ -95,7 +96,7 @@ class History:
         n = len(hosts)
         self.steps = self.skipped = 0
         self.rejected, self.nonfinite = np.zeros(n, int), np.zeros(n, int)
-        self.last: deque[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=window)
+        self.last: deque[tuple[np.ndarray, ...]] = deque(maxlen=window)
         self._warned = np.full(n, -window)
         self._clear()
 
@@ -133,22 +134,23 @@ class History:
         self.steps += 1
         self.rejected += rejected
         self.nonfinite += ~finite
-        self.last.append((weight, suspicion, rejected, finite))
+        self.last.append((weight, suspicion, rejected, finite, suspicion > SUSPICIOUS))
         self._clear()
         if self.warn is not None and len(self.last) == self.window:
             self._warn(self.warn)
 
     def _warn(self, warn: Callable[[str], None]) -> None:
-        counts = np.sum([rejected for _, _, rejected, _ in self.last], axis=0)
-        nonfinite = np.sum([~finite for _, _, _, finite in self.last], axis=0)
+        counts, far = (np.sum([step[k] for step in self.last], axis=0) for k in (2, 4))
+        nonfinite = np.sum([~step[3] for step in self.last], axis=0)
         usual = counts.mean() / self.window  # Krum rejects all but one at each step
-        often = max(OFTEN, 1 - (1 - usual) / 4)
-        for rank in np.flatnonzero((counts >= often * self.window) & (self._warned + self.window <= self.steps)):
+        often = max(OFTEN, 1 - (1 - usual) / 4) * self.window
+        due = self._warned + self.window <= self.steps
+        for rank in np.flatnonzero(due & ((counts >= often) | (far >= OFTEN * self.window))):
             self._warned[rank] = self.steps
+            what = f"rejected in {counts[rank]}" if counts[rank] >= often else f"far from the others in {far[rank]}"
             kind = f", with NaN or infinity in {nonfinite[rank]}" if nonfinite[rank] else ""
             warn(
-                f"rank {rank} rejected in {counts[rank]} of the last {self.window} steps{kind} "
-                f"(host {self.hosts[rank]}, step {self.steps})"
+                f"rank {rank} {what} of the last {self.window} steps{kind} (host {self.hosts[rank]}, step {self.steps})"
             )
 
     def report(self) -> Report:
