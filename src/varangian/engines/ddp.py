@@ -69,8 +69,8 @@ def protect(
         scaler: the gradient scaler, if the loss is scaled: vectors are taken in true units, and where more than f ranks
             overflow the gradients become NaN, so that it skips the step and lowers its scale.
         window: of how many steps reports and warnings speak.
-        warn: called on the group's first rank with a line about a rank that is rejected again and again, or far from the
-            others: "rank 3 rejected in 97 of the last 100 steps (host b, step 800)".
+        warn: called on the group's first rank with a line about a rank that is rejected again and again, or far from
+            the others: "rank 3 rejected in 97 of the last 100 steps (host b, step 800)".
 
     Raises:
         ValueError: at once, on every rank, for an algorithm that so many ranks cannot run, that looks ahead (Nesterov),
