@@ -40,9 +40,7 @@ class Rule(ABC):
     uses_previous: ClassVar[bool] = False
     needs_root: ClassVar[bool] = False  # previous must be a vector that is trusted: the last aggregate will not do
     needs_geometry: ClassVar[bool] = False
-    columnwise: ClassVar[bool] = (
-        False  # given the weights, each coordinate is computed alone: pieces of vectors will do
-    )
+    columnwise: ClassVar[bool] = False  # given the weights, pieces of vectors will do
     robust: ClassVar[bool] = True  # False for the average alone, which has an f but tolerates nothing
     kappa: ClassVar[Bound | None] = None
     variance: ClassVar[Bound | None] = None
