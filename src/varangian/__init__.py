@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import engines as engines
 from . import testing as testing
 from .algorithm import Algorithm as Algorithm
 from .algorithm import State as State

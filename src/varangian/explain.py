@@ -139,11 +139,11 @@ def explain(x: Any, algorithm: Algorithm | Rule, previous: Any = None, coordinat
         previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
     decision = decide(matrix, pre, rule, previous)
     n, looked_at, weight = matrix.shape[0], 0, None
-    statistic = _statistic(rule, n if decision.table is None else decision.table.shape[0])
+    statistic = statistic_of(rule, n if decision.table is None else decision.table.shape[0])
     if statistic is not None:
         columns = _sample(matrix.shape[1], coordinates)
         looked_at = columns.size
-        weight = _shares(matrix, decision.table, statistic, columns)
+        weight = shares_of(matrix, decision.table, statistic, columns)
     elif decision.table is not None and decision.table.ndim == 1:
         weight = decision.table[:n]
 
@@ -171,7 +171,7 @@ def explain(x: Any, algorithm: Algorithm | Rule, previous: Any = None, coordinat
     )
 
 
-def _statistic(rule: Rule, m: int) -> tuple[int, int, int] | None:
+def statistic_of(rule: Rule, m: int) -> tuple[int, int, int] | None:
     """(low, high, window) of rules that end in columns of m values."""
     if isinstance(rule, Coordinatewise):
         return rule.statistic(m)
@@ -184,7 +184,7 @@ def _sample(d: int, most: int) -> np.ndarray:
     return np.arange(d) if d <= most else np.linspace(0, d - 1, most).astype(np.int64)
 
 
-def _shares(x: Tensor, table: np.ndarray | None, statistic: tuple[int, int, int], columns: np.ndarray) -> np.ndarray:
+def shares_of(x: Tensor, table: np.ndarray | None, statistic: tuple[int, int, int], columns: np.ndarray) -> np.ndarray:
     """[n] mean weights of the vectors over some columns."""
     n = x.shape[0]
     total = np.zeros(n if table is None else table.shape[0])
@@ -194,7 +194,7 @@ def _shares(x: Tensor, table: np.ndarray | None, statistic: tuple[int, int, int]
         if table is not None:
             block = kernels.weighted_rows(block, table[:, :n])
         total += column_weights(block.cpu().numpy(), *statistic).sum(1)
-    shares = total / columns.size
+    shares = total / max(columns.size, 1)
     return shares if table is None else shares @ table[:, :n]
 
 

@@ -6,6 +6,7 @@ origin. So rules compose on n x n numbers: one pass over [n, d] to get the dista
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,66 @@ Ties = Literal["value", "position"]
 """Who wins among equals: the lexicographically smaller vector, or the one that stands first."""
 
 
+class Vectors(ABC):
+    """The N vectors and e extra ones that points are made of, wherever they are: what distances alone do not tell."""
+
+    @property
+    @abstractmethod
+    def d(self) -> int:
+        """How many coordinates they have."""
+
+    @property
+    @abstractmethod
+    def e(self) -> int:
+        """How many extra ones there are."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Their numbers' type."""
+
+    @abstractmethod
+    def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Some columns of the vectors, [N, stop - start], and of the extra ones, [e, stop - start] or None."""
+
+    @abstractmethod
+    def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
+        """Squared distances, in float64, between the mixtures table @ vectors (and the extra ones) and the origin."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Vectors):
+    """Vectors that are here: [N, d], and [e, d] extra ones or None."""
+
+    x: Tensor
+    extra: Tensor | None = None
+
+    @property
+    def d(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def e(self) -> int:
+        return 0 if self.extra is None else self.extra.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        return self.x[:, start:stop], None if self.extra is None else self.extra[:, start:stop]
+
+    def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
+        """From the mixtures themselves: one pass, in panels."""
+        total = np.zeros((table.shape[0] + (self.e if extra else 0) + 1,) * 2)
+        for start in range(0, self.d, PANEL):
+            stop = min(start + PANEL, self.d)
+            mixed = kernels.weighted_panel(self.x, table, self.extra, start, stop)
+            others = self.extra[:, start:stop].double() if extra and self.extra is not None else None
+            total += kernels.squared_distances(mixed, others)
+        return total
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """n points (vectors, or mixtures of vectors), perhaps the last aggregate, and the origin.
@@ -37,39 +98,35 @@ class Geometry:
         squared: [n+e+1, n+e+1] squared distances, in float64; the origin comes last, before it the e extra points.
             NaN where nobody measured them (see :meth:`around`).
         finite: [n] whether a point is finite; the distances of one that is not are infinite.
-        x: [N, d] the vectors that the points are made of.
-        extra: [e, d] the last aggregate for rules that use it, or None.
+        vectors: what the points are made of: N vectors and e extra ones (the last aggregate, for rules that use it).
         table: [n, N+e] the points as weights over the vectors and the extra ones; None when they are the vectors.
     """
 
     squared: np.ndarray
     finite: np.ndarray
-    x: Tensor
-    extra: Tensor | None
+    vectors: Vectors
     table: np.ndarray | None
 
     @classmethod
     def of(cls, x: Tensor, extra: Tensor | None = None) -> Geometry:
         """The geometry of the rows of [n, d]; one pass over the data."""
-        return cls._of_vectors(kernels.squared_distances(x, extra), x, extra)
+        return cls.measured_as(kernels.squared_distances(x, extra), Held(x, extra))
 
     @classmethod
     def around(cls, x: Tensor, row: int) -> Geometry:
         """Norms, and distances to one row (none for row -1, the origin), without those between other rows."""
-        n = x.shape[0]
-        squared = np.full((n + 1, n + 1), np.nan)
-        squared[-1, :n] = squared[:n, -1] = kernels.squared_norms(x).cpu().numpy()
-        squared[-1, -1] = 0
-        if row >= 0:
-            squared[row, :n] = squared[:n, row] = kernels.squared_distances_to(x, x[row])
-        return cls._of_vectors(squared, x, None)
+        return cls.measured_as(squared_around(x, row), Held(x))
 
     @classmethod
-    def _of_vectors(cls, squared: np.ndarray, x: Tensor, extra: Tensor | None) -> Geometry:
+    def measured_as(cls, squared: np.ndarray, vectors: Vectors) -> Geometry:
+        """The geometry of vectors whose squared distances, [N+e+1, N+e+1], somebody measured; they are written to.
+
+        Those of long vectors are the sums of those of their pieces.
+        """
         finite = np.isfinite(squared[-1])
         squared[~finite] = squared[:, ~finite] = np.inf
         np.fill_diagonal(squared, 0)
-        return cls(squared, finite[: x.shape[0]], x, extra, None)
+        return cls(squared, finite[: squared.shape[0] - vectors.e - 1], vectors, None)
 
     @property
     def n(self) -> int:
@@ -108,7 +165,7 @@ class Geometry:
         finite = ~(matrix[:, ~self.finite] != 0).any(1)
         squared, terms = self._scaled(weights) if scaling else self._mixed(weights)
         if anew or self._blurred(squared, terms, finite, scaling):
-            squared = self._measured(table, finite)
+            squared = self.vectors.measured(np.where(finite[:, None], table, 0), self.squared.shape[0] > self.n + 1)
         squared = 0.5 * (squared + squared.T)  # exactly symmetric, as a matrix product is not
         np.fill_diagonal(squared, 0)
         if not scaling:
@@ -122,7 +179,7 @@ class Geometry:
             faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
             squared[faulty] = squared[:, faulty] = np.inf
         np.fill_diagonal(squared, 0)
-        return Geometry(squared, finite, self.x, self.extra, table)
+        return Geometry(squared, finite, self.vectors, table)
 
     @property
     def _known(self) -> np.ndarray:
@@ -181,24 +238,12 @@ class Geometry:
         # Mixing draws points together, all into one perhaps: what they were before tells what matters.
         count = int(finite.sum())
         before = middle((middle(squared[:, :count]) if scaling else self.usual)[None])[0]
-        errors = (1e-14 if self.x.dtype == torch.float64 else ROUNDING) * terms
+        errors = (1e-14 if self.vectors.dtype == torch.float64 else ROUNDING) * terms
         if not (errors > BLUR * before).any():
             return False
         usual = middle(squared[:, :count])
         certain = np.maximum(squared, np.minimum(usual[:, None], usual[None, :]))
         return bool((errors > np.maximum(BLUR * before, (1e-5 if scaling else 1e-4) * certain)).any())
-
-    def _measured(self, table: np.ndarray, finite: np.ndarray) -> np.ndarray:
-        """Squared distances of mixtures of vectors, from the mixtures themselves, in float64: one pass, in panels."""
-        measures_extra = self.squared.shape[0] > self.n + 1
-        total = np.zeros((table.shape[0] + self.squared.shape[0] - self.n,) * 2)
-        harmless = np.where(finite[:, None], table, 0)
-        for start in range(0, self.x.shape[1], PANEL):
-            stop = min(start + PANEL, self.x.shape[1])
-            mixed = kernels.weighted_panel(self.x, harmless, self.extra, start, stop)
-            extra = self.extra[:, start:stop].double() if measures_extra and self.extra is not None else None
-            total += kernels.squared_distances(mixed, extra)
-        return total
 
     def cosines(self) -> np.ndarray:
         """[n+e, n+e] cosines between the points, the extra ones included; 0 for null points and those not finite."""
@@ -215,7 +260,7 @@ class Geometry:
     @property
     def is_small(self) -> bool:
         """Whether to measure distances again costs little: one panel."""
-        return self.x.shape[1] <= PANEL
+        return self.vectors.d <= PANEL
 
     def measured(self) -> Geometry:
         """The same, its distances measured again, in float64: one more pass, which costs little for one panel."""
@@ -270,15 +315,16 @@ class Geometry:
         e = self.squared.shape[0] - self.n - 1
         if not e:
             return self
-        table = np.zeros((self.n + e, self.x.shape[0] + e))
-        table[: self.n] = self.through(np.eye(self.n))
+        over = self.through(np.eye(self.n))
+        table = np.zeros((self.n + e, over.shape[1]))
+        table[: self.n] = over
         table[self.n :, -e:] = np.eye(e)
-        return Geometry(self.squared, np.append(self.finite, np.ones(e, bool)), self.x, self.extra, table)
+        return Geometry(self.squared, np.append(self.finite, np.ones(e, bool)), self.vectors, table)
 
     def through(self, weights: np.ndarray) -> np.ndarray:
         """Weights [..., n] or [..., n+e] over the points (and extra points) as weights [..., N+e] over what they are
         made of."""
-        e = 0 if self.extra is None else self.extra.shape[0]
+        e = self.vectors.e
         over_extra = weights[..., self.n :]
         if over_extra.shape[-1] < e:
             over_extra = np.zeros((*weights.shape[:-1], e))
@@ -316,11 +362,10 @@ class Geometry:
         if not self.squared[np.ix_(index, index)].any():
             return index
         ranks = np.zeros(index.size, int)
-        start, d = 0, self.x.shape[1]
+        start, d = 0, self.vectors.d
         while start < d and ranks.max() + 1 < index.size:
             stop = min(2 * start + 256, start + 8 * PANEL, d)  # a few columns tell vectors apart, unless they are equal
-            panel = self.x[:, start:stop]
-            extra = None if self.extra is None else self.extra[:, start:stop]
+            panel, extra = self.vectors.columns(start, stop)
             if self.table is None:
                 block = panel[index.tolist()]
             else:
@@ -328,6 +373,17 @@ class Geometry:
             ranks = _refined(ranks, (block if block.dtype == torch.float32 else block.double()).cpu().numpy())
             start = stop
         return index[np.argsort(ranks, kind="stable")]
+
+
+def squared_around(x: Tensor, row: int) -> np.ndarray:
+    """[n+1, n+1] squared norms, and squared distances to one row (none for row -1, the origin); the rest is NaN."""
+    n = x.shape[0]
+    squared = np.full((n + 1, n + 1), np.nan)
+    squared[-1, :n] = squared[:n, -1] = kernels.squared_norms(x).cpu().numpy()
+    squared[-1, -1] = 0
+    if row >= 0:
+        squared[row, :n] = squared[:n, row] = kernels.squared_distances_to(x, x[row])
+    return squared
 
 
 def _refined(ranks: np.ndarray, rows: np.ndarray) -> np.ndarray:

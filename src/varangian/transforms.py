@@ -24,11 +24,13 @@ class Transform(ABC):
         remembers: it keeps one vector per row (its memory is a tensor shaped like its input, else None).
         uses_previous: it looks at the last aggregate.
         worker_only: it has no meaning after F.
+        columnwise: it looks at each coordinate alone, so pieces of vectors will do.
     """
 
     remembers: ClassVar[bool] = False
     uses_previous: ClassVar[bool] = False
     worker_only: ClassVar[bool] = False
+    columnwise: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -114,6 +116,7 @@ class Momentum(Transform):
     nesterov: bool = False
 
     remembers: ClassVar[bool] = True
+    columnwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, 0 <= self.beta < 1, "beta in [0, 1)", self.beta)
@@ -155,6 +158,7 @@ class SharedMomentum(Transform):
 
     uses_previous: ClassVar[bool] = True
     worker_only: ClassVar[bool] = True
+    columnwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, 0 <= self.beta < 1, "beta in [0, 1)", self.beta)

@@ -59,6 +59,7 @@ class Bulyan(Rule):
     ties: Ties = "value"
 
     needs_geometry: ClassVar[bool] = True
+    columnwise: ClassVar[bool] = True
     variance: ClassVar[Bound | None] = staticmethod(krum_variance)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require
-from ..geometry import FAR, Geometry, mean_weights, middle
+from ..geometry import FAR, Geometry, Held, mean_weights, middle
 from .coordinatewise import Even, median_ranks
 from .core import Bound, General, Nearest, Selecting, column_statistic
 
@@ -69,7 +69,7 @@ def ranked(x: Tensor, scores: np.ndarray) -> np.ndarray:
     """The rows that have a finite score, by score; ties by value."""
     finite = np.isfinite(scores)
     apart = 1.0 - np.eye(scores.size)  # distances unknown: all rows may differ
-    points = Geometry(np.pad(apart, (0, 1)), finite, x, None, None)
+    points = Geometry(np.pad(apart, (0, 1)), finite, Held(x), None)
     return points.smallest(scores, scores.size)[: int(finite.sum())]
 
 

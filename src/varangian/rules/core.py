@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import brief, require
-from ..geometry import Geometry, mean_weights
+from ..geometry import Geometry, Held, mean_weights, squared_around
 
 if TYPE_CHECKING:
     from ..mixing import Mixing
@@ -40,6 +40,7 @@ class Rule(ABC):
     uses_previous: ClassVar[bool] = False
     needs_root: ClassVar[bool] = False  # previous must be a vector that is trusted: the last aggregate will not do
     needs_geometry: ClassVar[bool] = False
+    columnwise: ClassVar[bool] = False  # given the weights, pieces of vectors will do
     robust: ClassVar[bool] = True  # False for the average alone, which has an f but tolerates nothing
     kappa: ClassVar[Bound | None] = None
     variance: ClassVar[Bound | None] = None
@@ -132,6 +133,7 @@ class Selecting(Rule):
     """A rule that looks at distances alone and answers weights: it lives in n x n."""
 
     needs_geometry: ClassVar[bool] = True
+    columnwise: ClassVar[bool] = True
 
     @abstractmethod
     def weights(self, geometry: Geometry) -> np.ndarray:
@@ -162,6 +164,8 @@ class Nearest(Selecting):
 
 class Coordinatewise(Rule):
     """A rule that looks at each column alone: the mean of some ranks, or of the values closest to that mean."""
+
+    columnwise: ClassVar[bool] = True
 
     @abstractmethod
     def statistic(self, n: int) -> tuple[int, int, int]:
@@ -253,21 +257,36 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
     if previous is not None:
         require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
         require(rule, bool(torch.isfinite(kernels.squared_norms(previous))), "a finite previous", "one that is not")
-    geometry = table = None
-    if pre or rule.needs_geometry:
-        if isinstance(rule, Nearest) and not pre:
-            geometry = Geometry.around(x, rule.center)
-        else:
-            geometry = Geometry.of(x, None if previous is None else previous.unsqueeze(0))
+    extra = None if previous is None else previous.unsqueeze(0)
+    squared = measure(x, pre, rule, extra)
+    geometry = None if squared is None else Geometry.measured_as(squared, Held(x, extra))
+    table, geometry = weigh(n, pre, rule, geometry)
+    return Decision(rule.apply(x, table, previous), table, geometry)
+
+
+def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) -> np.ndarray | None:
+    """The squared distances that the stages look at, for :meth:`Geometry.measured_as`; None where no stage does."""
+    if not pre and not rule.needs_geometry:
+        return None
+    if isinstance(rule, Nearest) and not pre:
+        return squared_around(x, rule.center)
+    return kernels.squared_distances(x, extra)
+
+
+def weigh(
+    n: int, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None
+) -> tuple[np.ndarray | None, Geometry | None]:
+    """What is decided in n x n: the weights for :meth:`Rule.apply`, and the geometry that the rule saw."""
+    table = None
+    if geometry is not None:
         refuse_faulty(rule, rule.f, geometry.faulty)
         for mixing in pre:
             geometry = geometry.mix(mixing.weights(geometry))
         n, table = geometry.n, geometry.table
     selection = rule.choose(n, geometry)
     if selection is not None:
-        assert geometry is not None or table is None
         table = selection if geometry is None else geometry.through(selection)
-    return Decision(rule.apply(x, table, previous), table, geometry)
+    return table, geometry
 
 
 def _plain(x: np.ndarray) -> bool:

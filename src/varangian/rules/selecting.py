@@ -32,6 +32,7 @@ class Average(Rule):
         tensor([2., 4.])
     """
 
+    columnwise: ClassVar[bool] = True
     robust: ClassVar[bool] = False
 
     @property

@@ -1,0 +1,382 @@
+"""PyTorch's DistributedDataParallel under an Algorithm: every rank is a worker, and all of them are the server.
+
+    model = DistributedDataParallel(module)
+    protection = vg.engines.ddp.protect(model, vg.Algorithm(worker=(vg.Momentum(0.9),), rule=vg.MultiKrum(f=1)))
+
+and the training loop stays as it is, with an optimizer that has no momentum of its own. docs/engines.md says what this
+protects from, and what it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import kernels
+from ..algorithm import Algorithm, State
+from ..explain import shares_of, statistic_of
+from .history import History, Report
+from .sharded import (
+    SAMPLE,
+    Aggregation,
+    Chunk,
+    Ranks,
+    Span,
+    TooManyFaulty,
+    check_algorithm,
+    check_state,
+    finished,
+    finite_rows,
+    refuse,
+    send,
+    share_of_table,
+    tensors_of,
+    title_of,
+    versions,
+)
+
+GradBucket = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage] # public by its documentation
+REPLICATED = "replicated=True, where each rank gathers all vectors, works for every rule."
+
+
+def protect(
+    model: DistributedDataParallel,
+    algorithm: Algorithm,
+    *,
+    replicated: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
+    window: int = 100,
+    warn: Callable[[str], None] | None = None,
+) -> Protection:
+    """Puts an algorithm in the place of DistributedDataParallel's mean of gradients, by its communication hook.
+
+    After ``backward()`` every rank's ``.grad`` holds the update U of  parameters <- parameters - lr U:  the workers'
+    transforms have been applied to each rank's own gradient, then mixings and rule to what all ranks sent, then the
+    server's transforms.
+
+    Args:
+        model: before its first backward pass. Its process group's ranks are the n workers.
+        algorithm: what each of them does, the same on all.
+        replicated: every rank gathers all vectors and aggregates them itself, and so trusts no other rank's
+            arithmetic: W times the memory and W / 2 times the traffic. Otherwise each rank aggregates a piece.
+        scaler: the gradient scaler, if the loss is scaled: vectors are taken in true units, and where more than f ranks
+            overflow the gradients become NaN, so that it skips the step and lowers its scale.
+        window: of how many steps reports and warnings speak.
+        warn: called on the group's first rank with a line about a rank that is rejected again and again, or far from
+            the others: "rank 3 rejected in 97 of the last 100 steps (host b, step 800)".
+
+    Raises:
+        ValueError: at once, on every rank, for an algorithm that so many ranks cannot run, that looks ahead (Nesterov),
+            or that needs whole vectors without ``replicated``; a model with sparse gradients or SyncBatchNorm; ranks
+            that were given different things. During backward: more than f vectors that are not finite.
+
+    Cost: 2 d (W - 1) / W numbers sent by each rank, as a ring all-reduce, and for rules that look at distances
+        (W + 1)^2 more; memory O(d). While the backward pass goes on, buckets are exchanged as they become ready, unless
+        a transform looks at whole vectors (Clip) or ``replicated`` is on.
+
+    Example:
+        >>> import torch.distributed as dist, varangian as vg
+        >>> store = dist.HashStore()
+        >>> dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> model = DistributedDataParallel(torch.nn.Linear(2, 1))
+        >>> protection = protect(model, vg.Algorithm(worker=(vg.Clip(1.0),), rule=vg.Median(f=0)))
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> round(float(sum(p.grad.square().sum() for p in model.parameters())), 4)
+        1.0
+        >>> protection.report().steps
+        1
+        >>> dist.destroy_process_group()
+    """
+    return Protection(model, algorithm, replicated, scaler, window, warn)
+
+
+class Protection:
+    """What :func:`protect` put into a model: its memory and its report."""
+
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        algorithm: Algorithm,
+        replicated: bool,
+        scaler: torch.amp.GradScaler | None,
+        window: int,
+        warn: Callable[[str], None] | None,
+    ) -> None:
+        if not isinstance(model, DistributedDataParallel):
+            raise ValueError(f"protect needs a DistributedDataParallel, got {type(model).__name__}.")
+        named = [
+            (name, parameter)
+            for name, parameter in model.module.named_parameters()
+            if parameter.requires_grad and name not in model.parameters_to_ignore
+        ]
+        _check_model(model.module, named)
+        self._ranks = Ranks(model.process_group, named[0][1].device)
+        check_algorithm("protect", algorithm, self._ranks.size, not replicated, REPLICATED)
+        hosts = self._ranks.agree(
+            "protect",
+            {
+                "versions and kind of processor": versions(),
+                "algorithm": f"{algorithm!r} {replicated} {scaler is not None}",
+                "parameters": str([(name, list(p.shape), p.dtype) for name, p in named]),
+            },
+        )
+        title = title_of(algorithm) + (", replicated" if replicated else ", each rank aggregates a piece")
+        first = self._ranks.rank == 0
+        self._history = History(title, hosts, window, warn if first else None)
+        self._algorithm, self._replicated, self._scaler = algorithm, replicated, scaler
+        self._names = {parameter: name for name, parameter in named}
+        ends = list(accumulate(parameter.numel() for _, parameter in named))
+        self._spans = {
+            name: Span(name, parameter.numel(), end - parameter.numel())
+            for (name, parameter), end in zip(named, ends, strict=True)
+        }
+        # What looks at whole vectors waits for all of them, and takes them in the order of the parameters.
+        stages = algorithm.worker + algorithm.server
+        self._waits = replicated or not all(stage.columnwise for stage in stages)
+        widest = torch.float32
+        for _, parameter in named:
+            widest = torch.promote_types(widest, parameter.dtype)
+        self._memory = Memory(
+            algorithm,
+            self._spans,
+            {name: widest if self._waits else torch.promote_types(p.dtype, torch.float32) for name, p in named},
+            self._ranks,
+        )
+        self._aggregation = Aggregation(algorithm, self._ranks, ends[-1], gathers=True)
+        self._buckets: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
+        self._chunks: list[Chunk] = []
+        self._scale = 1.0
+        try:
+            model.register_comm_hook(self, _hook)
+        except RuntimeError as error:
+            raise ValueError(f"protect needs a model without a communication hook of its own: {error}") from None
+
+    def report(self) -> Report:
+        """Per rank, how often it was rejected, its weight and its suspicion over time; the same on all ranks."""
+        return self._history.report()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the algorithm remembers, by parameter: this rank's momentum ("worker.0.fc.weight") and the server's.
+
+        Workers' memories differ from rank to rank: save one file a rank. Everything is a tensor, so the file loads with
+        weights_only=True.
+        """
+        return self._memory.named()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: other names or sizes than this algorithm has on this model.
+        """
+        self._memory.load(state)
+
+    # ------------------------------------------------------------------------------------------------ a step
+
+    def take(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        """A bucket is ready. Its future completes with the last bucket's; all ranks call this for the same buckets in
+        the same order."""
+        if bucket.index() == 0:
+            self._buckets, self._chunks = [], []  # what an interrupted backward pass left
+            self._scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
+        # A future has to be told of devices other than the processor.
+        device = self._ranks.device
+        devices: list[int | str | torch.device] | None = None if device.type == "cpu" else [device]
+        future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+        self._buckets.append((bucket, future))
+        if not self._waits:
+            buffer = bucket.buffer()
+            chunk = self._memory.chunk([self._names[p] for p in bucket.parameters()])
+            self._aggregation.begin(chunk, buffer if self._scale == 1.0 else buffer / self._scale)
+            if self._chunks:  # the one before had the time in between to arrive
+                self._aggregation.settle(self._chunks[-1])
+            self._chunks.append(chunk)
+        if bucket.is_last():
+            buckets, chunks, self._buckets, self._chunks = self._buckets, self._chunks, [], []
+            results = self._complete([b for b, _ in buckets], chunks)
+            for (_, waiting), result in zip(buckets, results, strict=True):
+                waiting.set_result(result)
+        return future
+
+    def _complete(self, buckets: Sequence[GradBucket], chunks: list[Chunk]) -> list[Tensor]:
+        """All buckets are here: the update, in their form. DistributedDataParallel copies it into the gradients."""
+        try:
+            if self._waits:
+                update = self._whole(buckets)
+                parts = []
+            else:
+                self._aggregation.settle(chunks[-1])
+                update, parts = None, self._aggregation.finish(chunks, self._history)
+        except TooManyFaulty:
+            if self._scaler is None:
+                raise
+            return [bucket.buffer().fill_(float("nan")) for bucket in buckets]
+        self._history.close()
+        if update is None:
+            return parts if self._scale == 1.0 else [part * self._scale for part in parts]
+        at = 0
+        for _, gradient in self._in_order(buckets):
+            torch.mul(update[at : at + gradient.numel()].view_as(gradient), self._scale, out=gradient)
+            at += gradient.numel()
+        return [bucket.buffer() for bucket in buckets]
+
+    def _in_order(self, buckets: Sequence[GradBucket]) -> list[tuple[str, Tensor]]:
+        """The gradients in the order of the parameters: views of the buckets."""
+        found = {
+            self._names[parameter]: gradient
+            for bucket in buckets
+            for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
+        }
+        return sorted(found.items(), key=lambda item: self._spans[item[0]].first)
+
+    def _whole(self, buckets: Sequence[GradBucket]) -> Tensor:
+        """The update of the whole vector at once, [d]."""
+        gradients = self._in_order(buckets)
+        chunk = self._memory.chunk([name for name, _ in gradients])
+        dtype = gradients[0][1].dtype
+        for _, gradient in gradients:
+            dtype = torch.promote_types(dtype, gradient.dtype)
+        vector = torch.cat([gradient.reshape(-1).to(dtype) for _, gradient in gradients])
+        if self._scale != 1.0:
+            vector /= self._scale
+        if self._replicated:
+            return self._replicate(chunk, vector)
+        self._aggregation.begin(chunk, vector)
+        self._aggregation.settle(chunk)
+        return self._aggregation.finish([chunk], self._history)[0]
+
+    def _replicate(self, chunk: Chunk, vector: Tensor) -> Tensor:
+        """The same, every rank gathering all vectors: [W, d]."""
+        algorithm, n = self._algorithm, self._ranks.size
+        sent, after = send(algorithm, vector if vector.element_size() >= 4 else vector.float(), chunk.state)
+        x = vector.new_empty(n, vector.numel())
+        work = self._ranks.gather(sent.to(vector.dtype).contiguous(), x.view(-1))
+        if work is not None:
+            work.wait()
+        finite = finite_rows(x)
+        refuse(algorithm, ~finite, self._history)
+        decision = algorithm.decide(x, _as(after, vector.dtype))
+        table = decision.table
+        statistic = statistic_of(algorithm.rule, n if table is None else table.shape[0])
+        if statistic is None:
+            weight = share_of_table(table, n)
+        else:
+            columns = np.arange(0, x.shape[1], max(1, x.shape[1] // (n * SAMPLE)))
+            weight = shares_of(x, table, statistic, columns)
+        squared = kernels.squared_distances_to(x, decision.aggregate)
+        self._history.add(weight, squared, finite, x.shape[1])
+        update, chunk.state = finished(algorithm, decision, after)
+        return update
+
+
+def _as(state: State, dtype: torch.dtype) -> State:
+    return state if state.previous is None else replace(state, previous=state.previous.to(dtype))
+
+
+def _hook(state: Protection, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    return state.take(bucket)
+
+
+# register_comm_hook compares them with the types themselves, and would find text.
+_hook.__annotations__ |= {"bucket": GradBucket, "return": torch.futures.Future[torch.Tensor]}
+
+
+def _check_model(module: nn.Module, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    if not named:
+        raise ValueError("protect needs a model with parameters that require gradients, got none.")
+    for name, parameter in named:
+        if not parameter.is_floating_point():
+            raise ValueError(f"protect needs floating-point parameters, got {parameter.dtype} in {name!r}.")
+    for name, part in module.named_modules():
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse:
+            raise ValueError(f"protect needs dense gradients, got sparse=True in {name!r}.")
+        if isinstance(part, nn.SyncBatchNorm):
+            raise ValueError(
+                f"protect needs ranks that do not see each other's activations, got SyncBatchNorm in {name!r}, through "
+                "which one rank's NaN reaches all; use BatchNorm, or a norm that keeps no statistics."
+            )
+
+
+class Memory:
+    """What an algorithm remembers, by parameter, in the form of the chunks that are in use.
+
+    DistributedDataParallel makes its buckets anew after the first step, so a bucket's number means nothing.
+    """
+
+    def __init__(
+        self, algorithm: Algorithm, spans: Mapping[str, Span], dtypes: Mapping[str, torch.dtype], ranks: Ranks
+    ) -> None:
+        self._algorithm, self._spans, self._dtypes, self._ranks = algorithm, spans, dtypes, ranks
+        self._chunks: dict[tuple[str, ...], Chunk] = {}
+        self._loose: dict[str, State] = {}  # of parameters that are in no chunk
+
+    def chunk(self, names: Sequence[str]) -> Chunk:
+        """The chunk of these parameters, in this order, with their memory wherever it was."""
+        key = tuple(names)
+        if key not in self._chunks:
+            for other in [k for k in self._chunks if not set(k).isdisjoint(key)]:
+                self._loose |= _split(self._chunks.pop(other))
+            parts = [self._loose.pop(name) if name in self._loose else self._fresh(name) for name in key]
+            self._chunks[key] = Chunk([self._spans[name] for name in key], self._ranks.size, _joined(parts))
+        return self._chunks[key]
+
+    def _fresh(self, name: str) -> State:
+        return self._algorithm.init(1, self._spans[name].size, self._dtypes[name], self._ranks.device)
+
+    def named(self) -> dict[str, Tensor]:
+        states = dict(self._loose)
+        for chunk in self._chunks.values():
+            states |= _split(chunk)
+        result: dict[str, Tensor] = {}
+        for name in self._spans:
+            state = states[name] if name in states else self._fresh(name)
+            result |= {f"{place}.{name}": tensor.clone() for place, tensor in tensors_of(state).items()}
+        return result
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        fresh = {name: self._fresh(name) for name in self._spans}
+        targets = {
+            f"{place}.{name}": tensor for name, part in fresh.items() for place, tensor in tensors_of(part).items()
+        }
+        check_state(targets, state)
+        for key, target in targets.items():
+            target.copy_(state[key])
+        self._chunks, self._loose = {}, fresh
+
+
+def _split(chunk: Chunk) -> dict[str, State]:
+    """A chunk's memory, span by span."""
+    result, at = {}, 0
+    for span in chunk.spans:
+        here = slice(at, at + span.size)
+        result[span.name] = State(
+            tuple(None if m is None else m[:, here] for m in chunk.state.worker),
+            tuple(None if m is None else m[here] for m in chunk.state.server),
+            None if chunk.state.previous is None else chunk.state.previous[here],
+        )
+        at += span.size
+    return result
+
+
+def _joined(parts: Sequence[State]) -> State:
+    """The memory of a chunk whose spans have these."""
+
+    def along(tensors: Sequence[Tensor | None], dim: int) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present, dim) if present else None
+
+    return State(
+        tuple(along(m, 1) for m in zip(*(part.worker for part in parts), strict=True)),
+        tuple(along(m, 0) for m in zip(*(part.server for part in parts), strict=True)),
+        along([part.previous for part in parts], 0),
+    )
+
+
+__all__ = ["Protection", "Report", "protect"]

@@ -1,0 +1,537 @@
+"""What the ranks of test_ddp.py do: this file is imported by processes that know nothing of pytest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+import varangian as vg
+from varangian.engines import sharded
+from varangian.engines.ddp import Protection, protect
+
+STEPS, FEW_STEPS, FAULTY_STEPS, RATE = 30, 8, 25, 0.2
+NAN = float("nan")
+CAP = 8e-4  # MB a bucket: the model below takes two, once DistributedDataParallel has rebuilt them
+
+
+def model(seed: int = 1) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def batch(step: int, rank: int, size: int = 8) -> tuple[Tensor, Tensor]:
+    """Three classes that a linear map tells apart, different points for each rank."""
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    x = torch.randn(size, 10, generator=generator)
+    truth = torch.randn(10, 3, generator=torch.Generator().manual_seed(7))
+    return x, (x @ truth).argmax(1)
+
+
+def flat(tensors: Iterator[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def digest(module: nn.Module) -> str:
+    return hashlib.sha256(flat(module.parameters()).double().numpy().tobytes()).hexdigest()
+
+
+def accuracy(module: nn.Module) -> float:
+    x, y = batch(10**6, 0, 500)
+    return float((module(x).argmax(1) == y).float().mean())
+
+
+Gradient = Callable[[nn.Module, int, int], None]  # (module, step, rank): leaves .grad
+
+
+def plain_gradient(module: nn.Module, step: int, rank: int) -> None:
+    x, y = batch(step, rank)
+    cross_entropy(module(x), y).backward()
+
+
+def simulated(
+    algorithm: vg.Algorithm, size: int, gradient: Gradient = plain_gradient, steps: int = STEPS, lr: float = RATE,
+    make: Callable[[], nn.Module] = model,
+) -> Tensor:  # fmt: skip
+    """The same training by the algorithm's own two halves, in one process: [d] the last parameters."""
+    module = make()
+    parameters = list(module.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=lr)
+    state = algorithm.init(size, sum(p.numel() for p in parameters))
+    for step in range(steps):
+        rows = []
+        for rank in range(size):
+            optimizer.zero_grad()
+            gradient(module, step, rank)
+            rows.append(
+                torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in parameters])
+            )
+        vectors, state = algorithm.send(torch.stack(rows), state)
+        update, state = algorithm.aggregate(vectors, state)
+        at = 0
+        for p in parameters:
+            p.grad = update[at : at + p.numel()].view_as(p).clone()
+            at += p.numel()
+        optimizer.step()
+    return flat(module.parameters())
+
+
+@dataclass
+class Trained:
+    """One protected training: was it the simulator's, and did all ranks end alike?"""
+
+    digest: str
+    difference: float  # greatest, from the simulator's parameters; NaN where nobody compared
+    same_bits: bool
+    accuracy: float
+    report: Any
+    traffic: float = 0.0
+
+
+def train(
+    rank: int, size: int, algorithm: vg.Algorithm, gradient: Gradient = plain_gradient, steps: int = STEPS,
+    compare: bool = True, make: Callable[[], nn.Module] = model, options: dict[str, Any] | None = None,
+    fault: Callable[[Tensor], Tensor] | None = None, faulty: tuple[int, ...] = (), replicated: bool = False,
+    window: int = 100, warn: Callable[[str], None] | None = None, cap: float = CAP,
+) -> Trained:  # fmt: skip
+    module = make()
+    ddp = DistributedDataParallel(module, bucket_cap_mb=cap, **(options or {}))
+    protection = protect(ddp, algorithm, replicated=replicated, window=window, warn=warn)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=RATE)
+    if fault is not None and rank in faulty:
+        for parameter in module.parameters():
+            parameter.register_hook(fault)
+    for step in range(steps):
+        optimizer.zero_grad()
+        gradient(ddp, step, rank)
+        optimizer.step()
+    difference, same = NAN, False
+    if compare and rank == 0:
+        expected = simulated(algorithm, size, gradient, steps, make=make)
+        got = flat(module.parameters())
+        difference, same = float((got - expected).abs().max()), torch.equal(got, expected)
+    return Trained(digest(module), difference, same, accuracy(module) if make is model else NAN, protection.report())
+
+
+WORKER, SERVER, CLIP = (vg.Momentum(0.9),), (vg.Momentum(0.9),), vg.Clip(0.5)
+EQUAL = {
+    "krum": vg.Algorithm(rule=vg.Krum(1)),
+    "multi-krum": vg.Algorithm(worker=WORKER, rule=vg.MultiKrum(1)),
+    "median": vg.Algorithm(rule=vg.Median(1)),
+    "trimmed-mean": vg.Algorithm(worker=WORKER, rule=vg.TrimmedMean(1)),
+    "phocas": vg.Algorithm(rule=vg.Phocas(2), server=SERVER),
+    "meamed": vg.Algorithm(worker=(vg.Momentum(0.9, dampening=0.9),), rule=vg.MeaMed(2)),
+    "bulyan": vg.Algorithm(worker=WORKER, rule=vg.Bulyan(0)),
+    "average, both momenta": vg.Algorithm(worker=(vg.Momentum(0.5),), rule=vg.Average(), server=(vg.Momentum(0.5),)),
+    "clip, multi-krum": vg.Algorithm(worker=(CLIP, *WORKER), rule=vg.MultiKrum(1)),
+    "clip, median, server": vg.Algorithm(worker=(CLIP,), rule=vg.Median(2), server=SERVER),
+    "nnm, trimmed-mean": vg.Algorithm(worker=WORKER, pre=(vg.NearestNeighborMixing(1),), rule=vg.TrimmedMean(1)),
+    "arc, multi-krum": vg.Algorithm(pre=(vg.AdaptiveClipping(1),), rule=vg.MultiKrum(1)),
+    "centered-clipping": vg.Algorithm(worker=WORKER, rule=vg.CenteredClipping(1, tau=0.5)),
+    "geometric-median": vg.Algorithm(rule=vg.GeometricMedian(2)),
+    "shared momentum": vg.Algorithm(worker=(vg.SharedMomentum(0.5),), rule=vg.Median(1)),
+}
+BITWISE = {"median", "trimmed-mean", "phocas", "meamed", "average, both momenta", "shared momentum"}
+POSTER = {"krum", "multi-krum", "median", "trimmed-mean", "phocas", "meamed", "bulyan", "clip, multi-krum"}
+REPLICATED = {
+    "dnc": vg.Algorithm(rule=vg.DivideAndConquer(1, sample=50)),
+    "signguard": vg.Algorithm(worker=WORKER, rule=vg.SignGuard(1)),
+    "aksel": vg.Algorithm(worker=(CLIP,), rule=vg.Aksel(1), server=SERVER),
+    "multi-krum": EQUAL["multi-krum"],
+    "median": EQUAL["median"],
+}
+STALE: dict[int, Tensor] = {}
+
+
+def stale(gradient: Tensor) -> Tensor:
+    """The gradient of the first step, for ever, ten times as large."""
+    return STALE.setdefault(gradient.numel(), 10 * gradient.clone())
+
+
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nan": lambda g: torch.full_like(g, NAN),
+    "inf": lambda g: torch.full_like(g, -float("inf")),
+    "zeros": torch.zeros_like,
+    "1e30": lambda g: torch.full_like(g, 1e30),
+    "upside down": lambda g: -100 * g,
+    "stale": stale,
+    "one nan": lambda g: g.view(-1).index_fill(0, torch.tensor([0]), NAN).view_as(g),
+}
+DEFENCES = {
+    "multi-krum": vg.Algorithm(worker=WORKER, rule=vg.MultiKrum(1)),
+    "median": vg.Algorithm(worker=(vg.Clip(5.0),), rule=vg.Median(1), server=SERVER),
+    "nnm, geometric-median": vg.Algorithm(
+        worker=WORKER, pre=(vg.NearestNeighborMixing(1),), rule=vg.GeometricMedian(1)
+    ),
+}
+
+
+def defences(fault: str) -> list[str]:
+    """All of them for the faults that differ most, two for the others."""
+    return list(DEFENCES)[: 3 if fault in ("nan", "1e30") else 2]
+
+
+def message_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+@contextmanager
+def counted() -> Iterator[list[float]]:
+    """[bytes] that this rank hands to others, at the collective calls."""
+    size, sent = dist.get_world_size(), [0.0]
+    exchange, add, gather = dist.all_to_all_single, dist.all_reduce, sharded.all_gather_single
+
+    def numbers(tensor: Tensor) -> int:
+        return tensor.numel() * tensor.element_size()
+
+    def counting_exchange(out: Tensor, x: Tensor, **options: Any) -> Any:
+        sent[0] += numbers(x) * (size - 1) / size
+        return exchange(out, x, **options)
+
+    def counting_gather(out: Tensor, x: Tensor, **options: Any) -> Any:
+        sent[0] += numbers(x) * (size - 1)
+        return gather(out, x, **options)
+
+    def counting_add(x: Tensor, **options: Any) -> Any:
+        sent[0] += 2 * numbers(x) * (size - 1) / size
+        return add(x, **options)
+
+    dist.all_to_all_single, dist.all_reduce, sharded.all_gather_single = (
+        counting_exchange,
+        counting_add,
+        counting_gather,
+    )
+    try:
+        yield sent
+    finally:
+        dist.all_to_all_single, dist.all_reduce = exchange, add
+        sharded.all_gather_single = gather
+
+
+def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """All checks that need five ranks, in one group of processes."""
+    warnings.simplefilter("error")
+    found: dict[str, Any] = {}
+    for name, algorithm in EQUAL.items():
+        found[f"equal: {name}"] = train(rank, size, algorithm, steps=STEPS if name in POSTER else FEW_STEPS)
+    for name, algorithm in REPLICATED.items():
+        found[f"replicated: {name}"] = train(rank, size, algorithm, steps=FEW_STEPS, replicated=True)
+    for name, fault in FAULTS.items():
+        for defence in defences(name):
+            STALE.clear()
+            found[f"fault: {name}, {defence}"] = train(
+                rank, size, DEFENCES[defence], steps=FAULTY_STEPS, compare=False, fault=fault, faulty=(3,), cap=25
+            )
+    for name in ("nan", "1e30", "upside down"):
+        found[f"unprotected: {name}"] = train(
+            rank, size, vg.Algorithm(), steps=FAULTY_STEPS, compare=False, fault=FAULTS[name], faulty=(3,)
+        )
+    found["healthy"] = train(rank, size, vg.Algorithm(worker=WORKER), steps=FAULTY_STEPS, compare=False)
+    lines: list[str] = []
+    found["warned"] = train(
+        rank, size, DEFENCES["median"], steps=25, compare=False, fault=FAULTS["nan"], faulty=(3,), window=20,
+        warn=lines.append,
+    )  # fmt: skip
+    found["lines"] = lines
+    for name in ("multi-krum", "median"):
+        for replicated in (False, True):
+            found[f"too many: {name}, {replicated}"] = message_of(
+                lambda a=DEFENCES[name], r=replicated: train(
+                    rank, size, a, steps=2, fault=FAULTS["one nan"], faulty=(1, 4), replicated=r
+                )
+            )
+    found["after errors"] = train(rank, size, EQUAL["multi-krum"], steps=3)
+    for part in (situations, refusals, memories, traffic):
+        found |= part(rank, size)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- situations
+
+
+def accumulated(module: nn.Module, step: int, rank: int) -> None:
+    """Three batches a step, two of them under no_sync."""
+    quiet = module.no_sync if isinstance(module, DistributedDataParallel) else nullcontext
+    for k in range(3):
+        with nullcontext() if k == 2 else quiet():
+            x, y = batch(3 * step + k, rank)
+            (cross_entropy(module(x), y) / 3).backward()
+
+
+def uneven(module: nn.Module, step: int, rank: int) -> None:
+    """The last batch of every third step is short, by rank."""
+    x, y = batch(step, rank, 8 if step % 3 else 1 + rank)
+    cross_entropy(module(x), y).backward()
+
+
+class Branches(nn.Module):
+    """Each rank may leave out a branch; nobody uses the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.left, self.right = nn.Linear(10, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.never = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, left: bool, right: bool) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return (self.left(h) if left else 0) + (self.right(h) if right else 0)
+
+
+def branching(module: nn.Module, step: int, rank: int) -> None:
+    x, y = batch(step, rank)
+    right = (step + rank) % 2 == 0
+    cross_entropy(module(x, not right or rank == 0, right), y).backward()
+
+
+class Mixed(nn.Module):
+    """Single and double precision in one model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.last = nn.Linear(10, 8), nn.Linear(8, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)).double())
+
+
+class Half(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.last = nn.Linear(10, 8), nn.Linear(8, 3).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)).bfloat16()).float()
+
+
+def under_autocast(module: nn.Module, step: int, rank: int) -> None:
+    x, y = batch(step, rank)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cross_entropy(module(x), y)
+    loss.backward()
+
+
+def situations(rank: int, size: int) -> dict[str, Any]:
+    krum, median = EQUAL["multi-krum"], EQUAL["trimmed-mean"]
+    unused, clipped = {"find_unused_parameters": True}, EQUAL["clip, multi-krum"]
+    found: dict[str, Any] = {
+        "no_sync": train(rank, size, krum, accumulated, FEW_STEPS),
+        "uneven": train(rank, size, median, uneven, FEW_STEPS),
+        "unused": train(rank, size, median, branching, FEW_STEPS, make=Branches, options=unused),
+        "unused, clip": train(rank, size, clipped, branching, FEW_STEPS, make=Branches, options=unused),
+        "autocast": train(rank, size, median, under_autocast, FEW_STEPS),
+        "static graph": train(rank, size, krum, steps=FEW_STEPS, options={"static_graph": True}),
+        "bucket view": train(rank, size, EQUAL["phocas"], steps=FEW_STEPS, options={"gradient_as_bucket_view": True}),
+        "mixed": train(rank, size, EQUAL["median"], steps=FEW_STEPS, make=Mixed, compare=False),
+        "half": train(rank, size, krum, steps=FEW_STEPS, make=Half, compare=False),
+        "half, clip": train(rank, size, clipped, steps=FEW_STEPS, make=Half, compare=False),
+    }
+    found["mixed step"] = mixed_step(rank, size, EQUAL["phocas"])
+    found["mixed step, clip"] = mixed_step(rank, size, clipped)
+    found |= scaled(rank, size) | joined(rank, size)
+    return found
+
+
+def mixed_step(rank: int, size: int, algorithm: vg.Algorithm) -> float:
+    """How far the first update of a model of two precisions is from the rule on the whole vectors in double."""
+    module = Mixed()
+    rows = []
+    for k in range(size):
+        module.zero_grad()
+        plain_gradient(module, 0, k)
+        rows.append(torch.cat([p.grad.double().reshape(-1) for p in module.parameters()]))
+    module.zero_grad()
+    ddp = DistributedDataParallel(module, bucket_cap_mb=CAP)
+    protect(ddp, algorithm)
+    plain_gradient(ddp, 0, rank)
+    state = algorithm.init(size, rows[0].numel(), torch.float64)
+    vectors, state = algorithm.send(torch.stack(rows), state)
+    got = torch.cat([p.grad.double().reshape(-1) for p in module.parameters()])
+    return float((got - algorithm.aggregate(vectors, state)[0]).abs().max())
+
+
+def scaled(rank: int, size: int) -> dict[str, Any]:
+    """GradScaler: the same training as without; one overflowing rank is rejected; of two the step is skipped."""
+    algorithm = EQUAL["clip, multi-krum"]
+    module = model()
+    ddp = DistributedDataParallel(module, bucket_cap_mb=CAP)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10)
+    protection = protect(ddp, algorithm, scaler=scaler)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=RATE)
+    overflowing: set[int] = set()
+    for parameter in module.parameters():
+        parameter.register_hook(lambda g: torch.full_like(g, float("inf")) if rank in overflowing else g)
+    found: dict[str, Any] = {}
+    before, scales = flat(module.parameters()), []
+    for step in range(STEPS + 3):
+        if step == STEPS:
+            found["scaled"] = flat(module.parameters())
+        overflowing |= {STEPS: {2}, STEPS + 1: {2, 3}}.get(step, set())
+        if step == STEPS + 2:
+            overflowing.clear()
+        before = flat(module.parameters())
+        memory = protection.state_dict()
+        optimizer.zero_grad()
+        x, y = batch(step, rank)
+        scaler.scale(cross_entropy(ddp(x), y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+        if step >= STEPS:
+            found[f"moved {step - STEPS}"] = not torch.equal(before, flat(module.parameters()))
+        if step == STEPS + 1:
+            after = protection.state_dict()
+            found["memory kept"] = all(torch.equal(memory[k], after[k]) for k in memory)
+    found["scales"], found["scaled report"] = scales, protection.report()
+    found["scaled digest"] = digest(module)
+    expected = simulated(algorithm, size)
+    found["scaled"] = float((found["scaled"] - expected).abs().max())
+    return found
+
+
+def joined(rank: int, size: int) -> dict[str, Any]:
+    """Ranks with fewer batches, under join(): those that are out send zeros, which count among the f."""
+    module = model()
+    ddp = DistributedDataParallel(module, bucket_cap_mb=CAP)
+    protection = protect(ddp, EQUAL["median"])
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=RATE)
+    with ddp.join():
+        for step in range(20 if rank == 1 else 30):
+            optimizer.zero_grad()
+            plain_gradient(ddp, step, rank)
+            optimizer.step()
+    return {"joined": Trained(digest(module), NAN, False, accuracy(module), protection.report())}
+
+
+# --------------------------------------------------------------------------------------- refusals and memories
+
+
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 3, sparse=True)
+
+
+def refusals(rank: int, size: int) -> dict[str, Any]:
+    def refused(module: nn.Module, algorithm: vg.Algorithm, **options: Any) -> str:
+        return message_of(lambda: protect(DistributedDataParallel(module), algorithm, **options))
+
+    median = vg.Algorithm(rule=vg.Median(1))
+    twice = DistributedDataParallel(model())
+    protect(twice, median)
+    synchronised = DistributedDataParallel(model())
+    synchronised.module.add_module("norm", nn.SyncBatchNorm(3))  # late: torch itself wants GPUs for it
+    shapes = model() if rank == 2 else nn.Sequential(*model(), nn.Tanh())
+    return {
+        "refused: f": refused(model(), vg.Algorithm(rule=vg.MultiKrum(2))),
+        "refused: bulyan": refused(model(), vg.Algorithm(rule=vg.Bulyan(1))),
+        "refused: nesterov": refused(
+            model(), vg.Algorithm(worker=(vg.Momentum(0.9, nesterov=True),), rule=vg.Median(1))
+        ),
+        "refused: dnc": refused(model(), vg.Algorithm(rule=vg.DivideAndConquer(1))),
+        "refused: f, replicated": refused(model(), vg.Algorithm(rule=vg.DivideAndConquer(3)), replicated=True),
+        "refused: sync": message_of(lambda: protect(synchronised, median)),
+        "refused: sparse": refused(Sparse(), median),
+        "refused: twice": message_of(lambda: protect(twice, median)),
+        "refused: module": message_of(lambda: protect(model(), median)),  # type: ignore[arg-type]
+        "refused: others": refused(model(), vg.Algorithm(rule=vg.Median(1 if rank else 2))),
+        "not refused: layers without parameters": refused(shapes, median),
+        "refused: window": refused(model(), median, window=0),
+    }
+
+
+def memories(rank: int, size: int) -> dict[str, Any]:
+    """Twelve steps at once, or six, a checkpoint, and six more in a new model whose buckets are not rebuilt yet."""
+    found: dict[str, Any] = {}
+    for name in ("multi-krum", "clip, median, server", "centered-clipping", "both"):
+        algorithm = EQUAL["average, both momenta"] if name == "both" else EQUAL[name]
+
+        def fresh(algorithm: vg.Algorithm = algorithm) -> tuple[DistributedDataParallel, Protection]:
+            ddp = DistributedDataParallel(model(), bucket_cap_mb=CAP)
+            return ddp, protect(ddp, algorithm)
+
+        def steps(ddp: DistributedDataParallel, start: int, stop: int) -> None:
+            optimizer = torch.optim.SGD(ddp.parameters(), lr=RATE)
+            for step in range(start, stop):
+                optimizer.zero_grad()
+                plain_gradient(ddp, step, rank)
+                optimizer.step()
+
+        ddp, protection = fresh()
+        steps(ddp, 0, 12)
+        expected = flat(ddp.parameters())
+        ddp, protection = fresh()
+        steps(ddp, 0, 6)
+        path = Path(os.environ["VARANGIAN_TEST_FOLDER"]) / f"{rank}.pt"
+        torch.save({"model": ddp.module.state_dict(), "protection": protection.state_dict()}, path)
+        saved = torch.load(path, weights_only=True)
+        ddp, protection = fresh()
+        ddp.module.load_state_dict(saved["model"])
+        steps_before = {k: v.clone() for k, v in saved["protection"].items()}
+        protection.load_state_dict(saved["protection"])
+        steps(ddp, 6, 12)
+        found[f"resumed: {name}"] = float((flat(ddp.parameters()) - expected).abs().max())
+        found[f"untouched: {name}"] = all(torch.equal(v, saved["protection"][k]) for k, v in steps_before.items())
+        found[f"keys: {name}"] = sorted(saved["protection"])
+        found["bad state"] = message_of(lambda p=protection: p.load_state_dict({"worker.0.nothing": torch.zeros(1)}))
+        found["bad shape"] = message_of(
+            lambda p=protection, s=saved["protection"]: p.load_state_dict({k: v[:1] for k, v in s.items()})
+        )
+    return found
+
+
+def traffic(rank: int, size: int) -> dict[str, Any]:
+    """Bytes sent in a step beside those of a ring all-reduce of the same gradients."""
+
+    def wide() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(10, 1500), nn.Tanh(), nn.Linear(1500, 40), nn.Tanh(), nn.Linear(40, 3))
+
+    found: dict[str, Any] = {}
+    for name in ("median", "multi-krum", "clip, multi-krum", "nnm, trimmed-mean", "bulyan"):
+        ddp = DistributedDataParallel(wide(), bucket_cap_mb=0.05)
+        protect(ddp, EQUAL[name])
+        for step in range(3):
+            with counted() as sent:
+                plain_gradient(ddp, step, rank)
+        d = sum(p.numel() for p in ddp.parameters())
+        found[f"traffic: {name}"] = sent[0] / (4 * 2 * d * (size - 1) / size)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- death
+
+
+def death(rank: int, size: int, folder: Path) -> str:
+    """The last rank dies at step 3: what the others hear."""
+    ddp = DistributedDataParallel(model(), bucket_cap_mb=CAP)
+    protect(ddp, vg.Algorithm(worker=WORKER, rule=vg.Median(1)))
+    for step in range(10):
+        if rank == size - 1 and step == 3:
+            os._exit(3)
+        try:
+            plain_gradient(ddp, step, rank)
+        except RuntimeError as error:
+            return f"step {step}: {type(error).__name__}"
+    return "nothing"
+
+
+__all__ = ["death", "everything", "np"]

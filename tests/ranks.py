@@ -1,0 +1,56 @@
+"""Real ranks for the tests of the engines: processes that talk through gloo on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def _main(rank: int, size: int, folder: str, work: Callable[..., Any], answers: Queue) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+        answers.put((rank, work(rank, size, Path(folder)), None))
+        dist.destroy_process_group()
+    except BaseException:
+        answers.put((rank, None, traceback.format_exc()))
+        raise
+
+
+def start(size: int, folder: Path, work: Callable[..., Any], seconds: float = 240, may_die: bool = False) -> list[Any]:
+    """work(rank, size, folder) on each of ``size`` ranks: what each returns, or None for one that died."""
+    context = multiprocessing.get_context("spawn")
+    answers: Queue = context.Queue()
+    processes = [context.Process(target=_main, args=(r, size, str(folder), work, answers)) for r in range(size)]
+    for process in processes:
+        process.start()
+    found: dict[int, Any] = {}
+    deadline = time.monotonic() + seconds
+    try:
+        while len(found) < size:
+            if not answers.empty():
+                rank, answer, error = answers.get()
+                found[rank] = answer
+                assert error is None, f"rank {rank}:\n{error}"
+            elif dead := [r for r, p in enumerate(processes) if p.exitcode not in (None, 0) and r not in found]:
+                assert may_die, f"ranks {dead} died"
+                found |= dict.fromkeys(dead)
+            else:
+                assert time.monotonic() < deadline, f"no answer of {set(range(size)) - set(found)} within {seconds} s"
+                time.sleep(0.05)
+        for process in processes:
+            process.join(30)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+    return [found[r] for r in range(size)]

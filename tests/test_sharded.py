@@ -1,0 +1,385 @@
+"""Vectors in pieces give what whole vectors give: every rule and mixing, on ranks that are threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import varangian as vg
+from varangian.algorithm import State
+from varangian.engines.history import History
+from varangian.engines.sharded import Aggregation, Chunk, Span, TooManyFaulty, check_algorithm
+
+SIZES = (37, 5, 256, 1)  # of four parameters
+D = sum(SIZES)
+NAN, INF = float("nan"), float("inf")
+
+
+class Threads:
+    """Stands for torch.distributed: each rank is a thread, and a collective is a barrier and a shared list."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier, self.slots = threading.Barrier(size, timeout=30), [None] * size
+
+    def swap(self, rank: int, value: object) -> list:
+        self.slots[rank] = value
+        self.barrier.wait()
+        everyone = list(self.slots)
+        self.barrier.wait()
+        return everyone
+
+
+class ThreadRanks:
+    def __init__(self, threads: Threads, rank: int, size: int) -> None:
+        self.threads, self.rank, self.size, self.device = threads, rank, size, torch.device("cpu")
+
+    def exchange(self, vector: Tensor, matrix: Tensor) -> None:
+        rows = self.threads.swap(self.rank, vector.clone())
+        matrix.copy_(torch.stack([row.view(self.size, -1)[self.rank] for row in rows]))
+
+    def gather(self, part: Tensor, whole: Tensor) -> None:
+        whole.copy_(torch.cat(self.threads.swap(self.rank, part.clone())))
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        return np.sum(self.threads.swap(self.rank, np.array(values)), axis=0)
+
+    def add(self, block: Tensor) -> None:
+        block.copy_(torch.stack(self.threads.swap(self.rank, block.clone())).sum(0))
+
+
+def together(size: int, work: Callable[[ThreadRanks], object]) -> list:
+    threads = Threads(size)
+    with ThreadPoolExecutor(size) as pool:
+        return [f.result() for f in [pool.submit(work, ThreadRanks(threads, r, size)) for r in range(size)]]
+
+
+def spans() -> list[list[Span]]:
+    """Two chunks whose order is not that of the parameters, as DistributedDataParallel's buckets are."""
+    ends = np.cumsum(SIZES)
+    parts = [Span(f"p{i}", size, int(end - size)) for i, (size, end) in enumerate(zip(SIZES, ends, strict=True))]
+    return [[parts[3], parts[1]], [parts[2], parts[0]]]
+
+
+def in_pieces(algorithm: vg.Algorithm, x: Tensor, previous: Tensor | None = None, steps: int = 1) -> list[Tensor]:
+    """What each rank gets for the rows of x."""
+
+    def work(ranks: ThreadRanks) -> tuple[Tensor, History]:
+        history = History("", ("host",) * ranks.size, 10, None)
+        aggregation = Aggregation(algorithm, ranks, D, gathers=True)
+        chunks = []
+        for group in spans():
+            size = sum(span.size for span in group)
+            state = algorithm.init(1, size, torch.promote_types(x.dtype, torch.float32))
+            if state.previous is not None and previous is not None:
+                state = replace(
+                    state, previous=torch.cat([previous[span.first : span.first + span.size] for span in group])
+                )
+            chunks.append(Chunk(group, ranks.size, state))
+        result = torch.empty(D, dtype=x.dtype)
+        for _ in range(steps):
+            for chunk in chunks:
+                row = torch.cat([x[ranks.rank, span.first : span.first + span.size] for span in chunk.spans])
+                aggregation.begin(chunk, row)
+                aggregation.settle(chunk)
+            for chunk, update in zip(chunks, aggregation.finish(chunks, history), strict=True):
+                at = 0
+                for span in chunk.spans:
+                    result[span.first : span.first + span.size] = update[at : at + span.size]
+                    at += span.size
+            history.close()
+        return result, history
+
+    return together(x.shape[0], work)
+
+
+def whole(algorithm: vg.Algorithm, x: Tensor, previous: Tensor | None = None, steps: int = 1) -> Tensor:
+    state, update = algorithm.init(x.shape[0], D, x.dtype), x[0]
+    if state.previous is not None and previous is not None:
+        state = replace(state, previous=previous)
+    for _ in range(steps):
+        vectors, state = algorithm.send(x, state)
+        update, state = algorithm.aggregate(vectors, state)
+    return update
+
+
+def vectors(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, D, generator=generator, dtype=torch.float64) + 0.5).to(dtype)
+
+
+def check(algorithm: vg.Algorithm, x: Tensor, tolerance: float, previous: Tensor | None = None, steps: int = 1) -> None:
+    expected = whole(algorithm, x, previous, steps)
+    for got, _ in in_pieces(algorithm, x, previous, steps):
+        if tolerance:
+            torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+        else:
+            assert torch.equal(got, expected)
+
+
+COLUMNS = ("median", "trimmed-mean", "phocas", "meamed", "average")
+SHARDED = [name for name, kind in vg.RULES.items() if kind.columnwise and not kind.needs_root]
+
+
+def rule_of(name: str, f: int) -> vg.Rule:
+    return vg.Average() if name == "average" else vg.RULES[name](f)
+
+
+@pytest.mark.parametrize("n", [7, 11])
+@pytest.mark.parametrize("name", SHARDED)
+def test_every_rule_on_pieces_is_the_rule(name: str, n: int) -> None:
+    rule = rule_of(name, (n - 3) // 4)
+    for seed in range(3):
+        check(vg.Algorithm(rule=rule), vectors(n, seed), 0 if name in COLUMNS else 1e-6)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_with_faulty_ranks(name: str) -> None:
+    if name == "average":
+        return
+    for value in (NAN, INF, -INF, 0.0, 1e30, -3e38):
+        x = vectors(7)
+        x[6] = value
+        check(vg.Algorithm(rule=rule_of(name, 1)), x, 0 if name in COLUMNS else 1e-6)
+    x = vectors(7)
+    x[2, 17] = NAN  # a single number
+    check(vg.Algorithm(rule=rule_of(name, 1)), x, 0 if name in COLUMNS else 1e-6)
+
+
+def test_the_rules_of_the_poster_are_among_them() -> None:
+    assert {"krum", "multi-krum", "median", "trimmed-mean", "phocas", "meamed", "bulyan"} <= set(SHARDED)
+
+
+@pytest.mark.parametrize("published", ["krum", "median", "trmean", "phocas", "meamed", "bulyan", "brute", "cge"])
+def test_published_conventions(published: str) -> None:
+    check(vg.Algorithm(rule=vg.published(published, 2)), vectors(11), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "mixing", [vg.NearestNeighborMixing(2), vg.Bucketing(2), vg.AdaptiveClipping(2), vg.StaticClipping(3.0)]
+)
+@pytest.mark.parametrize("name", ["multi-krum", "median", "geometric-median", "bulyan", "centered-clipping"])
+def test_mixings_on_pieces(mixing: vg.Mixing, name: str) -> None:
+    for seed in range(3):
+        check(vg.Algorithm(pre=(mixing,), rule=rule_of(name, 1)), vectors(15, seed), 1e-6)
+
+
+def test_far_vectors_are_measured_again_across_ranks() -> None:
+    """1e30 clipped to size 1 leaves nothing of derived distances: the mixtures are measured, by all ranks together."""
+    x = vectors(7)
+    x[6] = 1e30
+    algorithm = vg.Algorithm(pre=(vg.StaticClipping(1.0), vg.NearestNeighborMixing(1)), rule=vg.GeometricMedian(1))
+    check(algorithm, x, 1e-6)
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_ties_go_where_the_simulator_sends_them(n: int) -> None:
+    """Krum among 3 always ties: the two nearest have the same score. Value decides, over the parameters' own order."""
+    for seed in range(8):
+        for rule in (vg.Krum(0), vg.Medoid(1), vg.MinimumDiameterAveraging(1)):
+            x = (4 * vectors(n, seed)).round()  # whole numbers: distances are exact, however they are summed
+            x[:, :40] = x[0, :40]  # what tells them apart comes late, in another chunk
+            check(vg.Algorithm(rule=rule), x, 1e-6)
+            if seed % 2:
+                x[1] = 2 * x[0] - x[2]  # equally far from both sides
+                check(vg.Algorithm(rule=rule), x, 1e-6)
+
+
+def test_memories_over_steps() -> None:
+    previous = torch.linspace(-1, 1, D)
+    for algorithm in (
+        vg.Algorithm(worker=(vg.Momentum(0.9),), rule=vg.Median(1), server=(vg.Momentum(0.5, dampening=0.5),)),
+        vg.Algorithm(worker=(vg.SharedMomentum(0.9),), rule=vg.TrimmedMean(1)),
+    ):
+        check(algorithm, vectors(5), 0, previous, steps=4)
+    check(vg.Algorithm(rule=vg.CenteredClipping(1, tau=0.5, iterations=3)), vectors(5), 1e-6, previous, steps=4)
+
+
+def test_double_precision() -> None:
+    for name in ("median", "multi-krum", "bulyan", "geometric-median"):
+        check(vg.Algorithm(rule=rule_of(name, 1)), vectors(7, dtype=torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types(dtype: torch.dtype) -> None:
+    for name in ("median", "multi-krum", "bulyan", "trimmed-mean"):
+        check(vg.Algorithm(rule=rule_of(name, 1)), vectors(7, dtype=dtype), 0)
+
+
+def test_more_than_f_that_are_not_finite_stop_every_rank() -> None:
+    """Even where no rank sees more than f of them: each of the two has its NaN in another rank's piece."""
+    x = vectors(7)
+    x[2, 0], x[5, D - 1] = NAN, INF
+    for rule in (vg.Median(1), vg.MultiKrum(1), vg.Bulyan(1)):
+
+        def work(ranks: ThreadRanks, rule: vg.Rule = rule) -> str:
+            algorithm = vg.Algorithm(worker=(vg.Momentum(0.9),), rule=rule)
+            chunk = Chunk([Span("all", D, 0)], ranks.size, algorithm.init(1, D))
+            before = chunk.state
+            aggregation = Aggregation(algorithm, ranks, D, gathers=True)
+            aggregation.begin(chunk, x[ranks.rank])
+            aggregation.settle(chunk)
+            with pytest.raises(TooManyFaulty) as error:
+                aggregation.finish([chunk], History("", tuple("abcdefg"), 10, None))
+            assert chunk.state is before
+            return str(error.value)
+
+        wanted = f"{rule} tolerates 1 vectors with NaN or infinity, got 2, of rank 2 (c), rank 5 (f)."
+        assert together(7, work) == [wanted] * 7
+
+
+def test_a_nan_is_sent_but_not_remembered() -> None:
+    def work(ranks: ThreadRanks) -> Tensor:
+        algorithm = vg.Algorithm(worker=(vg.Momentum(0.5),), rule=vg.Median(1))
+        chunk = Chunk([Span("all", D, 0)], ranks.size, algorithm.init(1, D))
+        aggregation = Aggregation(algorithm, ranks, D, gathers=True)
+        history = History("", ("host",) * ranks.size, 10, None)
+        for step in range(3):
+            row = torch.full((D,), NAN) if (ranks.rank, step) == (1, 1) else torch.ones(D)
+            aggregation.begin(chunk, row)
+            aggregation.settle(chunk)
+            aggregation.finish([chunk], history)
+            history.close()
+        if ranks.rank == 0:
+            assert history.report().ranks[1].nonfinite == 1
+        memory = chunk.state.worker[0]
+        assert memory is not None
+        return memory[0, 0]
+
+    assert together(3, work) == [1.75, 1.5, 1.75]
+
+
+def test_weights_and_suspicion_of_the_report() -> None:
+    x = vectors(7)
+    x[6] = 1e6
+    for rule in (vg.Median(1), vg.MultiKrum(1), vg.Bulyan(1), vg.GeometricMedian(1)):
+        for _, history in in_pieces(vg.Algorithm(rule=rule), x, steps=3):
+            report = history.report()
+            assert report.steps == 3
+            assert report.weight.shape == report.suspicion.shape == report.rejected.shape == (3, 7)
+            assert report.ranks[6].rejected == 3
+            assert report.ranks[6].weight < 1e-5
+            assert report.ranks[6].suspicion > 0.99
+            assert max(r.suspicion for r in report.ranks[:6]) < 0.5
+            assert sum(r.weight for r in report.ranks) == pytest.approx(1)
+    explained = vg.explain(x, vg.MultiKrum(1))
+    (_, history), *_ = in_pieces(vg.Algorithm(rule=vg.MultiKrum(1)), x)
+    assert explained.weight is not None
+    np.testing.assert_allclose(history.report().weight[0], explained.weight)
+    usual = np.median(explained.distance)
+    expected = np.where(explained.distance > usual, 1 - usual / explained.distance, 0)
+    np.testing.assert_allclose(history.report().suspicion[0], expected, rtol=1e-5)
+
+
+def test_pieces_of_the_update_where_nobody_wants_it_whole() -> None:
+    x, algorithm = vectors(4), vg.Algorithm(rule=vg.MultiKrum(0), server=(vg.Momentum(0.5),))
+    padded = torch.nn.functional.pad(x, (0, 1))
+
+    def work(ranks: ThreadRanks) -> Tensor:
+        width = (D + 1) // 4
+        own = algorithm.init(1, width)
+        chunk = Chunk([Span("all", D + 1, 0)], 4, State((), own.server, None))
+        aggregation = Aggregation(algorithm, ranks, D + 1, gathers=False)
+        part = torch.empty(0)
+        for _ in range(2):
+            aggregation.begin(chunk, padded[ranks.rank])
+            aggregation.settle(chunk)
+            part = aggregation.finish([chunk], History("", ("host",) * 4, 10, None))[0]
+        return part
+
+    assert (D + 1) % 4 == 0
+    torch.testing.assert_close(torch.cat(together(4, work))[:D], whole(algorithm, x, steps=2), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "size", "message"),
+    [
+        (vg.Algorithm(rule=vg.MultiKrum(2)), 6, r"needs n >= 2f \+ 3 = 7 vectors, got 6.*start more ranks"),
+        (vg.Algorithm(pre=(vg.Bucketing(2),), rule=vg.Median(1)), 4, r"Median\(f=1\) needs .* got 2 after the mixings"),
+        (vg.Algorithm(worker=(vg.Momentum(0.9, nesterov=True),)), 4, "nesterov=True.*classical momentum"),
+        (vg.Algorithm(server=(vg.Momentum(0.9, nesterov=True),)), 4, "nesterov=True"),
+        (vg.Algorithm(rule=vg.Average(1)), 4, r"tolerates f = 1 .*got Average\(f=1\), which tolerates none"),
+        (vg.Algorithm(rule=vg.DivideAndConquer(1)), 4, r"pieces of vectors, got DivideAndConquer\(f=1\); do that"),
+        (vg.Algorithm(rule=vg.SignGuard(1)), 4, "SignGuard.*do that"),
+        (vg.Algorithm(rule=vg.LASA(1)), 4, "LASA.*do that"),
+        (vg.Algorithm(rule=vg.Aksel(1)), 4, "Aksel.*do that"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_protected_is_refused(algorithm: vg.Algorithm, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_algorithm("protect", algorithm, size, True, "do that")
+
+
+class TestHistory:
+    def history(self, window: int = 20) -> tuple[History, list[str]]:
+        lines: list[str] = []
+        return History("rule", ("a", "b", "c", "d"), window, lines.append), lines
+
+    def feed(self, history: History, weight: list[float], squared: list[float], finite: list[bool]) -> None:
+        history.add(np.array(weight), np.array(squared), np.array(finite), 1)
+        history.close()
+
+    def test_a_rank_that_is_always_rejected_is_named_once_a_window(self) -> None:
+        history, lines = self.history()
+        for step in range(45):
+            bad = step != 30
+            self.feed(history, [0.3, 0.3, 0.4, 0.0] if bad else [0.25] * 4, [1.0, 1.0, 1.0, 9.0], [True] * 4)
+        assert lines == [
+            "rank 3 rejected in 20 of the last 20 steps (host d, step 20)",
+            "rank 3 rejected in 19 of the last 20 steps (host d, step 40)",
+        ]
+
+    def test_nan_is_said(self) -> None:
+        history, lines = self.history(2)
+        for _ in range(2):
+            self.feed(history, [0.3, 0.3, 0.4, 0.0], [1.0, 1.0, 1.0, NAN], [True, True, True, False])
+        assert lines == ["rank 3 rejected in 2 of the last 2 steps, with NaN or infinity in 2 (host d, step 2)"]
+        assert history.report().ranks[3].suspicion == 1
+
+    def test_a_rank_that_keeps_some_weight_far_from_the_others_is_named_too(self) -> None:
+        history, lines = self.history(10)
+        for step in range(10):
+            self.feed(history, [0.25] * 4, [1.0, 1.2, 1.1, 9.0 if step else 1.0], [True] * 4)
+        assert lines == ["rank 3 far from the others in 9 of the last 10 steps (host d, step 10)"]
+        assert history.report().ranks[3].rejected == 0
+
+    def test_a_rule_that_rejects_nearly_all_names_nobody(self) -> None:
+        history, lines = self.history(40)
+        for step in range(80):
+            weight = [0.0] * 4
+            weight[step % 4 if step % 8 else 0] = 1.0
+            self.feed(history, weight, [1.0] * 4, [True] * 4)
+        assert lines == []
+
+    def test_without_weights_distance_decides(self) -> None:
+        history, _ = self.history()
+        self.feed(history, [NAN] * 4, [1.0, 1.0, 1.0, 100.0], [True] * 4)
+        assert [r.rejected for r in history.report().ranks] == [0, 0, 0, 1]
+
+    def test_parts_of_a_step_add_up(self) -> None:
+        history, _ = self.history()
+        history.add(np.array([1.0, 0.0, 0.0, 0.0]), np.array([1.0, 2.0, 3.0, 4.0]), np.array([True] * 4), 3)
+        history.add(np.array([0.0, 1.0, 0.0, 0.0]), np.array([1.0, 2.0, 3.0, 4.0]), np.array([True] * 4), 1)
+        history.close()
+        np.testing.assert_allclose(history.report().weight, [[0.75, 0.25, 0, 0]])
+        assert "rule: 4 ranks, 1 steps, 0 skipped" in str(history.report())
+
+    def test_skipped_steps_are_counted(self) -> None:
+        history, _ = self.history()
+        history.skip(np.array([True, False, False, True]))
+        report = history.report()
+        assert (report.steps, report.skipped) == (1, 1)
+        assert [r.nonfinite for r in report.ranks] == [0, 1, 1, 0]
+
+    def test_an_empty_report(self) -> None:
+        assert self.history()[0].report().steps == 0
+
+    def test_the_window(self) -> None:
+        with pytest.raises(ValueError, match="window >= 1, got 0"):
+            History("", ("a",), 0, None)
