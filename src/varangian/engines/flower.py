@@ -673,9 +673,9 @@ def _stack(rows: list[Tensor], d: int, dtype: torch.dtype) -> Tensor:
 
 
 def _brief(text: str) -> str:
-    """Somebody else's words, made fit for one line of a log."""
-    first = (text.strip().splitlines() or [""])[0]
-    return repr(first if len(first) <= WORDS else first[: WORDS - 1] + "…")
+    """Somebody else's words, made fit for one line of a log: the last line, where a traceback has its cause."""
+    last = (text.strip().splitlines() or [""])[-1].strip()
+    return repr(last if len(last) <= WORDS else last[: WORDS - 1] + "…")
 
 
 def _some(names: Iterable[str]) -> str:
