@@ -231,7 +231,7 @@ def local_ray() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     names = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     options = {"include_dashboard": False, "log_to_driver": False, "runtime_env": {"env_vars": names}}
-    ray.init(num_cpus=2, num_gpus=1, **options)
+    ray.init(address="local", num_cpus=2, num_gpus=1, **options)
     yield
     ray.shutdown()
 
