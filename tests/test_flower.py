@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from varangian.engines.flower import RobustStrategy, byzantine_among, worker_mod
 
 APP = Path(__file__).parent / "flower_app"
+FLOWER = tuple(int(part) for part in metadata.version("flwr").split(".")[:2])
 Content = RecordDict | Error
 
 
@@ -649,3 +655,77 @@ def test_in_the_simulation_engine_among_faulty_nodes(tmp_path: Path) -> None:
     assert "this node is broken" in server["silent"][0][0]
     assert server["silent"][1][1] == "no reply in time"
     assert "this node is broken" in server["report"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def started(program: str, *arguments: str, log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of Flower's, with all that it starts, until the block ends."""
+    command = [str(Path(sys.executable).parent / program), *arguments]
+    with log.open("wb") as words:
+        process = subprocess.Popen(
+            command, env=environment(**more), stdout=words, stderr=words, cwd=log.parent, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, logs: Path) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > limit:
+            words = [f"== {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in sorted(logs.glob("*.log"))]
+            raise AssertionError("waited in vain\n" + "\n".join(words))
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.skipif(FLOWER < (1, 41), reason="the programs' options were others")
+def test_under_a_superlink_a_node_is_killed_and_an_app_crashes(tmp_path: Path) -> None:
+    """Flower's own programs on loopback: a SuperLink and five SuperNodes, each app in a process of its own."""
+    link = f"127.0.0.1:{free_port()}"
+    more = {"FLWR_HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    (tmp_path / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{link}"\ninsecure = true\n'
+    )
+    host, _, port = link.partition(":")
+    options = ["--insecure", "--disable-runtime-dependency-installation", "--host", host, "--port", port]
+    with started("flower-superlink", *options, log=tmp_path / "link.log", **more):
+        wait_for(lambda: "Uvicorn running" in (tmp_path / "link.log").read_text(), 60, tmp_path)
+        nodes: list[subprocess.Popen[bytes]] = []
+        with ExitStack() as stack:
+            for i in range(5):
+                options = [
+                    "--insecure",
+                    "--superlink",
+                    link,
+                    "--port",
+                    str(free_port()),
+                    "--node-config",
+                    f"number={i}",
+                ]
+                log = tmp_path / f"node{i}.log"
+                nodes.append(stack.enter_context(started("flower-supernode", *options, log=log, **more)))
+            asked = ["run", str(APP / "deployed"), "here", "--run-config", f'folder="{tmp_path}"']
+            with started("flwr", *asked, log=tmp_path / "run.log", **more) as run:
+                assert run.wait(timeout=60) == 0, (tmp_path / "run.log").read_text()
+            wait_for((tmp_path / "stuck").exists, 120, tmp_path)
+            end_group(nodes[3])
+            wait_for((tmp_path / "found.json").exists, 90, tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["w"] == [3.0 + 1.0] * 10  # the medians of 0, 1, 3, 4, 1e38 and of 0, 1, 1e38
+    assert found["rounds"] == [{"used": 5, "silent": 0, "kept": ""}, {"used": 3, "silent": 2, "kept": ""}]
