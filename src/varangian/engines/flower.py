@@ -393,8 +393,8 @@ class RobustStrategy(Strategy):
         )
         vectors = _stack(list(updates.values()), d, dtype)
         vectors, state = self.algorithm.send(vectors, replace(self._state, worker=worker))
-        finite = torch.isfinite(vectors).all(1)
         nodes = tuple(updates)
+        finite = torch.tensor([_finite(vector) for vector in vectors], dtype=torch.bool)
         if not finite.all():
             for node, good in zip(nodes, finite.tolist(), strict=True):
                 if not good:
@@ -528,7 +528,7 @@ class _Model:
                     raise ValueError(
                         f"RobustStrategy needs arrays that torch has too, got {name!r}, which {error}."
                     ) from None
-                if not torch.isfinite(trained[name]).all():
+                if not _finite(trained[name]):
                     raise ValueError(f"RobustStrategy needs a finite model, got NaN or infinity in {name!r}.")
         if not trained:
             raise ValueError(f"RobustStrategy needs floating-point arrays that are trained, got {list(record)}.")
@@ -562,14 +562,15 @@ class _Model:
         buffers: dict[str, Tensor] = {}
         if self.buffers == "median":
             buffers = {name: self._received(name, record) for name in self.untrained}
-        for name, tensor in (trained | buffers).items():
+        x, _ = flatten([trained], dtype=self.vector.dtype)
+        update = x[0].sub_(self.vector)
+        overflows = not _finite(update)
+        for name, tensor in (trained | buffers if overflows else buffers).items():
             try:
                 _countable(tensor)
             except _MalformedError as error:
                 raise _MalformedError(f"{name!r} {error}") from None
-        x, _ = flatten([trained], dtype=self.vector.dtype)
-        update = x[0].sub_(self.vector)
-        if not torch.isfinite(update).all():
+        if overflows:
             raise _MalformedError("an update that overflows")
         return update, buffers
 
@@ -595,7 +596,7 @@ class _Model:
         """
         new: dict[str, Tensor] = unflatten(self.vector + step, self.shape)
         for name, tensor in new.items():
-            if not torch.isfinite(tensor).all():
+            if not _finite(tensor):
                 raise ValueError(f"the next model would not be finite, in {name!r}.")
         if self.untrained and self.buffers == "median":
             x, shape = flatten(buffers, buffers="aggregate", dtype=torch.float64)
@@ -615,10 +616,15 @@ def _tensor(array: Array) -> Tensor:
         raise _MalformedError(f"cannot be read ({type(error).__name__})") from None
 
 
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite: NaN and infinities are among the extremes, in one pass that allocates nothing."""
+    return not tensor.numel() or all(math.isfinite(extreme) for extreme in torch.aminmax(tensor))
+
+
 def _countable(tensor: Tensor) -> None:
     """Raises unless all numbers are finite and exact in float64."""
     if tensor.is_floating_point():
-        if not torch.isfinite(tensor).all():
+        if not _finite(tensor):
             raise _MalformedError("holds NaN or infinity")
     elif tensor.is_complex():
         raise _MalformedError("holds complex numbers")
