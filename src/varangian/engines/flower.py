@@ -495,7 +495,7 @@ def byzantine_among(sampled: int, nodes: int, byzantine: int, risk: float = 1e-6
 
     Example:
         >>> byzantine_among(sampled=20, nodes=100, byzantine=10)
-        9
+        8
     """
     if not 0 <= byzantine <= nodes or not 0 <= sampled <= nodes or not 0 <= risk < 1:
         raise ValueError(
