@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo 'The venv module of "$(PYTHON)" is missing. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'Setting up $(VENV): a few minutes the first time.'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,flower,ray]'
 	@touch $@
 
 hooks: $(READY) ## run the quick checks before each commit

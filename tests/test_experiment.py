@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -269,6 +270,8 @@ def test_all_faults_at_once() -> None:
         vg.Experiment(steps=-1, workers=0)
     assert str(error.value).splitlines()[0] == "2 faults:"
     assert all(line.startswith("  - ") for line in str(error.value).splitlines()[1:])
+    back = copy.copy(error.value)  # as it comes from another process
+    assert (str(back), back.faults) == (str(error.value), error.value.faults)
 
 
 def test_unknown_settings_are_faults_like_any_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from varangian import Experiment
@@ -261,18 +263,97 @@ def test_ray_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         sweep(GRID, tmp_path, ray="auto")
 
 
-@pytest.fixture
+def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("jobs=1", 'ray="auto"'))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, str(script), str(tmp_path / "out"), "1", "5"]
+    done = subprocess.run(command, env=environment | {"RAY_ADDRESS": ""}, capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1].startswith("ValueError: --ray needs a Ray cluster that answers at 'auto': ")
+
+
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
+    """A cluster of two cores and a GPU that is not there."""
     ray = pytest.importorskip("ray")
-    environment = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
+    names = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    options = {"include_dashboard": False, "log_to_driver": False, "runtime_env": {"env_vars": names}}
+    ray.init(address="local", num_cpus=2, num_gpus=1, **options)
     yield
     ray.shutdown()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    while pid > 1 and pid != ancestor:
+        pid = parent(pid)
+    return pid == ancestor
+
+
+def training_on_ray() -> list[int]:
+    """The processes of this test's cluster that train at this moment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ray::_ray_run" in (folder / "cmdline").read_bytes() and descends(int(folder.name), os.getpid()):
+                found.append(int(folder.name))
+        except OSError:  # it is gone
+            continue
+    return found
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.slow
 def test_on_ray(local_ray: None, swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
-    result = sweep(GRID, tmp_path, ray="auto")
-    assert (result.done, result.failed) == (4, ())
+    said = StringIO()
+    bad = replace(BASE, rule="median", dataset="cifar-10", model="linear")
+    result = sweep([*GRID, bad], tmp_path, ray="auto", data_folder=tmp_path / "none", notices=Console(file=said))
+    assert (result.done, result.left) == (4, 1)
     assert tables(tmp_path) == tables(swept[0])
+    [(experiment, reason)] = result.failed
+    assert experiment == bad
+    assert "DataError" in reason
+    assert "2 processes of 1 thread" in said.getvalue()
+    again = sweep(GRID, tmp_path, jobs=1, ray="auto", notices=Console(file=said))
+    assert (again.done, again.skipped) == (0, 4)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
+def test_a_killed_worker_on_ray(local_ray: None, tmp_path: Path) -> None:
+    slow, killed = replace(BASE, rule="median", steps=1500, measure=False), []
+
+    def kill() -> None:
+        wait_for(lambda: started(tmp_path / "cut") > 0 and training_on_ray())
+        killed.extend(training_on_ray())
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    result = sweep([slow], tmp_path / "cut", jobs=1, ray="auto")
+    thread.join()
+    assert (result.done, result.failed, len(killed)) == (1, (), 1)
+    sweep([slow], tmp_path / "whole", jobs=1)
+    assert tables(tmp_path / "cut") == tables(tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+def test_gpus_on_ray(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on cuda asks for its share of a GPU: this cluster has one in name only, so the run itself must fail."""
+    if torch.cuda.is_available():
+        pytest.skip("this is about machines without a GPU")
+    monkeypatch.setattr("varangian.experiment._check_device", lambda name: None)
+    on_gpu = replace(BASE, rule="median", device="cuda")
+    [(_, reason)] = sweep([on_gpu], tmp_path, ray="auto").failed
+    assert "cuda" in reason
+    ray = importlib.import_module("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ValueError, match="needs a cluster with GPUs"):
+        sweep([on_gpu], tmp_path, ray="auto")

@@ -48,6 +48,9 @@ class ConfigurationError(ValueError):
         self.faults = faults
         super().__init__(faults[0] if len(faults) == 1 else "\n  - ".join([f"{len(faults)} faults:", *faults]))
 
+    def __reduce__(self) -> tuple[type[ConfigurationError], tuple[list[str]]]:
+        return ConfigurationError, (self.faults,)  # to come back from another process as it was
+
 
 def _schedule(value: Any) -> Any:
     """ "0.02,8000:0.004" -> ((0, 0.02), (8000, 0.004)); a plain number stays one."""

@@ -99,18 +99,19 @@ def sweep(
     Args:
         experiments: what to run, in this order; equal ones once.
         out: where everything is kept.
-        jobs: worker processes; by default as many as there are cores for their threads.
+        jobs: worker processes, or tasks at a time on Ray; by default as many as there are cores for their threads.
         threads: of torch and the kernels, per process. Results of different numbers of threads may differ.
         shard: (i, N): only every N-th run, from the i-th on.
         time_budget: seconds after which no run should still be going: one that would not end in time is not started.
         ray: address of a Ray cluster ("auto", "local", "ray://host:port") that runs them instead; ``out`` must then
-            be a folder that all of its machines see.
+            be a folder that all of its machines see. Runs on "cuda" share its GPUs evenly.
         data_folder: where data files are.
         notices: where progress is shown; None for nowhere.
         command: what the record says it was started by.
 
     Raises:
-        ValueError: an impossible shard or number of jobs, or ``ray`` where Ray is not installed.
+        ValueError: an impossible shard or number of jobs, ``ray`` where Ray is not installed or no cluster answers, or
+            one without GPUs for runs that need them.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; what is complete is kept and in the table, and runs that were under
             way go on from where they were when the sweep is started again.
 
@@ -118,7 +119,7 @@ def sweep(
     """
     if threads < 1 or (jobs is not None and jobs < 1):
         raise ValueError(f"a sweep needs jobs >= 1 and threads >= 1, got {jobs} and {threads}.")
-    jobs = max(1, _cores() // threads) if jobs is None else jobs
+    wanted, jobs = jobs, max(1, _cores() // threads) if jobs is None else jobs
     number, shards = shard
     if not 1 <= number <= shards:
         raise ValueError(f"a shard i/N needs 1 <= i <= N, got {number}/{shards}.")
@@ -132,7 +133,7 @@ def sweep(
     plan = _Plan(out, jobs, threads, time_budget, data_folder, todo, len(mine) - len(todo), len(everything) - len(mine))
     plan.learn(folders[e] for e in mine if complete(folders[e]))
     record = _Record(out, command, plan)
-    workers = _ray_workers(ray, plan) if ray is not None else _LocalWorkers(plan)
+    workers = _ray_workers(ray, plan, wanted) if ray is not None else _LocalWorkers(plan)
     try:
         with termination_interrupts(), workers, _Display(plan, notices) as display:
             _manage(plan, workers, display, record)
@@ -544,12 +545,12 @@ def _time(experiment: Experiment, dataset: Dataset) -> float:
 # -------------------------------------------------------------------------------------------------------------- on Ray
 
 
-def _ray_workers(address: str, plan: _Plan) -> _Workers:
+def _ray_workers(address: str, plan: _Plan, jobs: int | None) -> _Workers:
     try:
         ray = importlib.import_module("ray")
     except ImportError:
         raise ValueError("--ray needs Ray: pip install 'varangian[ray]'.") from None
-    return _RayWorkers(ray, address, plan)
+    return _RayWorkers(ray, address, plan, jobs)
 
 
 class _RayWorkers:
@@ -557,18 +558,30 @@ class _RayWorkers:
 
     calibrates = False
 
-    def __init__(self, ray: Any, address: str, plan: _Plan) -> None:
-        self.ray, self.address, self.plan = ray, address, plan
+    def __init__(self, ray: Any, address: str, plan: _Plan, jobs: int | None) -> None:
+        self.ray, self.address, self.plan, self.jobs = ray, address, plan, jobs
         self.running: dict[Any, tuple[int, Experiment]] = {}
 
     def __enter__(self) -> _RayWorkers:
         self.ours = not self.ray.is_initialized()
         if self.ours:
             options: dict[str, Any] = {"num_cpus": self.plan.jobs} if self.address == "local" else {}
-            self.ray.init(address=self.address, log_to_driver=False, include_dashboard=None, **options)
-        total = int(self.ray.cluster_resources().get("CPU", 1))
-        self.plan.jobs = max(1, total // self.plan.threads)
-        self.task = self.ray.remote(num_cpus=self.plan.threads, max_retries=RETRIES)(_ray_run)
+            try:
+                self.ray.init(address=self.address, log_to_driver=False, include_dashboard=None, **options)
+            except (ConnectionError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"--ray needs a Ray cluster that answers at {self.address!r}: {reason}") from None
+        resources = self.ray.cluster_resources()
+        slots = max(1, int(resources.get("CPU", 1)) // self.plan.threads)
+        self.plan.jobs = slots if self.jobs is None else min(self.jobs, slots)
+        gpus, share = int(resources.get("GPU", 0)), 0.0
+        if any(e.device.startswith("cuda") for e in self.plan.todo):
+            if not gpus:
+                if self.ours:
+                    self.ray.shutdown()
+                raise ValueError("--ray needs a cluster with GPUs for runs on cuda, and this one has none.")
+            share = 1 / max(1, -(-self.plan.jobs // gpus))  # as many runs to each GPU
+        self.task = self.ray.remote(num_cpus=self.plan.threads, num_gpus=share, max_retries=RETRIES)(_ray_run)
         return self
 
     def __exit__(self, *error: object) -> None:
