@@ -150,9 +150,11 @@ def leaf(content: bytes, choose: Choose) -> bytes:
     """A value of a JSON object becomes another, or goes; as it is where the content is no JSON object."""
     try:
         values = json.loads(content)
-        name = list(values)[choose(len(values))]
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         return content
+    if not isinstance(values, dict) or not values:
+        return content
+    name = list(values)[choose(len(values))]
     place = choose(len(LEAVES) + 1)
     if place == len(LEAVES):
         del values[name]
