@@ -182,8 +182,9 @@ def test_json_of_others(text: str, message: str) -> None:
         ("a = " + "[" * 5000, "not TOML"),
         ("a = " + "[" * 20 + "]" * 20, "nested more than 16 deep"),
         ("#" * 200_000, "more than 131,072 characters"),
-        ("steps = " + "9" * 5000, "not TOML"),
+        ("steps = " + "9" * 5000, "not TOML|steps: must be a finite number"),  # the latter with tomlkit 0.12
     ],
+    ids=lambda text: text[:20],
 )
 def test_toml_of_others(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):

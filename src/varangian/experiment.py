@@ -25,7 +25,7 @@ from tomlkit.exceptions import TOMLKitError
 from . import kernels
 from .algorithm import Algorithm
 from .attacks import ATTACKS, Attack
-from .checks import cut, shown, unknown
+from .checks import cut, printable, shown, unknown
 from .data import DATASETS, PARTITIONS, Dataset
 from .files import (
     check_depth,
@@ -576,7 +576,7 @@ def _train(
         try:
             measures.append(simulation.step())
         except ValueError as error:
-            stopped = f"step {step}: {error}"
+            stopped = cut(printable(f"step {step}: {error}"))
             break
         record(measures[-1], None)
         if progress is not None:
