@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup hooks demo test doctest lint types check format bench clean distclean
+.PHONY: help setup hooks demo test doctest lint types check format bench fuzz lowest newest licences audit clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | \
@@ -58,6 +58,46 @@ format: $(READY) ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+fuzz: $(READY) ## mutated files for every reader (ARGS='--seconds 600')
+	$(BIN)/python benchmarks/fuzz.py $(ARGS)
+
+# Both ends of what pyproject.toml allows, each in an environment of its own; PYTHON=python3.10 and PYTHON=python3.13
+# make them the ends of the supported Pythons as well. matplotlib 3.8 is older than what pyparsing 3.3 warns of, and
+# warnings are errors here. EXTRAS='dev,flower,ray' for all extras.
+EXTRAS ?= dev
+
+.venv-lowest/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest
+	sed -nE 's/^ *"([A-Za-z0-9_.-]+)(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml >.venv-lowest/lowest.txt
+	sed -nE 's/^(flower|ray) = \["([a-z]+)>=([0-9.]+)"\].*/\2==\3/p' pyproject.toml >>.venv-lowest/lowest.txt
+	echo 'pyparsing<3.3' >>.venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/lowest.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+.venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS)]'
+	@touch $@
+
+lowest: .venv-lowest/.ready ## run the tests with the lowest versions that pyproject.toml allows
+newest: .venv-newest/.ready ## run the tests with the newest versions that can be had
+lowest newest:
+	.venv-$@/bin/python -m pip list
+	OMP_NUM_THREADS=1 .venv-$@/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+licences: $(READY) ## write docs/licences.md from what is installed
+	$(BIN)/python docs/licences.py >docs/licences.md
+
+.venv-audit/.ready:
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	@touch $@
+
+# --strict: a package that PyPI says nothing about is a failure, and not passed over.
+audit: $(READY) .venv-audit/.ready ## ask PyPI for known vulnerabilities of what is installed
+	.venv-audit/bin/pip-audit --strict --skip-editable --progress-spinner off \
+	    --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(ARGS)
+
 bench: $(READY) ## run every benchmark (results vary with the machine: compare ratios within one run)
 	@for script in benchmarks/*.py; do \
 	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; \
@@ -67,5 +107,5 @@ clean: ## remove caches and built archives (results and .venv stay)
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv
-	rm -rf $(VENV)
+distclean: clean ## clean, and remove the environments
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-audit

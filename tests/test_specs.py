@@ -96,7 +96,7 @@ def test_make(text: str, given: dict[str, Any], expected: Thing) -> None:
         ("thing", "thing needs size: write thing(size=...)."),
         ("thing(sise=2)", "thing: unknown option 'sise'. Did you mean 'size'? Known: size, f, name."),
         ("thing(size=-1)", "Thing needs size >= 0, got -1."),
-        ("thing(size='a')", "kind \"thing(size='a')\": '<' not supported between instances of 'str' and 'int'."),
+        ("thing(size='a')", "thing: size must be a valid integer, got 'a'."),
     ],
 )
 def test_make_refuses(text: str, message: str) -> None:

@@ -27,12 +27,44 @@ def brief(value: Any) -> str:
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """The message for a mistyped name: what came, the closest match, all that there is."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name[:100], names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."
+    return f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(names)}."
 
 
 def summary_of(item: object) -> str:
     """The first sentence of a docstring, without its full stop."""
     text = " ".join((item.__doc__ or "").strip().split("\n\n")[0].split())
     return text.split(". ")[0].rstrip(".")
+
+
+def shown(value: object) -> str:
+    """The value for a message: its repr, of which long ones are cut.
+
+    Example:
+        >>> shown("x" * 1000)
+        "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... (1,002 characters)"
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # of Python's limit to the digits of an integer
+        return f"a number of {type(value).__name__} with thousands of digits"
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
+    return text if len(text) <= 200 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def cut(text: str) -> str:
+    """The first line of a message, and no more of it than anybody reads."""
+    line = (text.splitlines() or [""])[0]
+    return line if len(line) <= 400 else f"{line[:300]}..."
+
+
+def printable(text: str) -> str:
+    """For a terminal: whatever is no letter, sign or line end is written as an escape, so that it commands nothing.
+
+    Example:
+        >>> printable("a\\x1b[2J\\ud800")
+        'a\\\\x1b[2J\\\\ud800'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

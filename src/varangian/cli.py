@@ -21,12 +21,13 @@ from rich.table import Table
 from . import __version__
 from . import demo as demonstration
 from .attacks import ATTACKS
-from .checks import summary_of
+from .checks import printable, summary_of
 from .cli_study import COMMANDS as STUDY_COMMANDS
 from .data import DATASETS, PARTITIONS
 from .experiment import CHECKPOINT_EVERY, Evaluation, Experiment, Result, differences, settings_of
 from .experiment import resume as resume_experiment
 from .experiment import run as run_experiment
+from .files import read_text
 from .interrupts import termination_interrupts
 from .mixing import MIXINGS
 from .models import MODELS
@@ -86,7 +87,7 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _say(message: str) -> None:
-    notices.print(f"varangian: {message}", markup=False, highlight=False, soft_wrap=True)
+    notices.print(f"varangian: {printable(message)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -114,10 +115,7 @@ def _knobs(command: Callable[..., Any]) -> Callable[..., Any]:
 def _experiment(config: Path | None, settings: dict[str, Any]) -> Experiment:
     values: dict[str, Any] = {}
     if config is not None:
-        try:
-            text = config.read_text()
-        except UnicodeDecodeError:
-            raise ValueError(f"{config} is not a text file.") from None
+        text = read_text(config, follow=True)
         # Read leniently: what the command line overrides need not be right in the file.
         values = Experiment.values_from_text(text, toml=config.suffix.lower() == ".toml")
     return Experiment.from_dict(values | {key: value for key, value in settings.items() if value is not None})

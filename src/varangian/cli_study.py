@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import paper
+from .checks import printable, shown
 from .data import DataError
 from .experiment import Experiment, open_dataset
 from .paper import PANELS, Verdict
@@ -34,12 +35,12 @@ class _Numbers(click.ParamType):
             return value
         found: list[int] = []
         for piece in str(value).split(","):
-            match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", piece)
+            match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", piece)
             if match is None:
-                self.fail(f"{value!r} is not of the form 1-5 or 1,3,7.", param, ctx)
+                self.fail(f"{shown(value)} is not of the form 1-5 or 1,3,7.", param, ctx)
             first, last = int(match[1]), int(match[2] or match[1])
-            if last < first or last - first >= 10_000:
-                self.fail(f"{piece.strip()!r} goes down, or holds more than 10,000 seeds.", param, ctx)
+            if last < first or len(found) + last - first >= 10_000:
+                self.fail(f"{shown(value)} goes down, or holds more than 10,000 seeds.", param, ctx)
             found += range(first, last + 1)
         return tuple(dict.fromkeys(found))
 
@@ -50,9 +51,9 @@ class _Shard(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(value))
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(value))
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            self.fail(f"{value!r} is not of the form i/N with 1 <= i <= N.", param, ctx)
+            self.fail(f"{shown(value)} is not of the form i/N with 1 <= i <= N.", param, ctx)
         return int(match[1]), int(match[2])
 
 
@@ -62,9 +63,9 @@ class _Duration(click.ParamType):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)\s*([smh]?)", str(value))
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([smh]?)", str(value))
         if match is None:
-            self.fail(f"{value!r} is not a time such as 90s, 30m or 2h.", param, ctx)
+            self.fail(f"{shown(value)} is not a time such as 90s, 30m or 2h.", param, ctx)
         return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
@@ -146,7 +147,7 @@ def reproduce(
 
 
 def _say(text: str) -> None:
-    notices.print(text, markup=False, highlight=False, soft_wrap=True)
+    notices.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _with_data(panels: Sequence[str], data: Path | None) -> list[str]:

@@ -459,6 +459,9 @@ _SHA256 = {
 }
 
 
+_LARGEST = 2**28  # bytes of a download; the largest of these files has 170 million
+
+
 def _root(folder: str | Path | None) -> Path:
     chosen = folder or os.environ.get("VARANGIAN_DATA")
     if chosen:
@@ -510,8 +513,12 @@ def _download(name: str, file: str, target: Path, searched: str, allowed: bool) 
             Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
         ):
             response.raise_for_status()
-            task = progress.add_task(file, total=int(response.headers.get("content-length", 0)) or None)
+            length = response.headers.get("content-length", "")
+            task = progress.add_task(file, total=int(length) if re.fullmatch("[0-9]{1,12}", length) else None)
+            left = _LARGEST
             for chunk in response.iter_content(2**16):
+                if (left := left - len(chunk)) < 0:
+                    raise ValueError(f"more than {_LARGEST:,} bytes")  # it cannot have the right checksum
                 progress.advance(task, copy.write(chunk))
 
     missing = [place for place in (target, *target.parents) if not os.path.exists(place)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -19,12 +18,25 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tomlkit
 import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from tomlkit.exceptions import TOMLKitError
 
 from . import folders, kernels
 from .algorithm import Algorithm
 from .attacks import ATTACKS, Attack
-from .checks import unknown
+from .checks import cut, printable, shown, unknown
 from .data import DATASETS, PARTITIONS, Dataset
+from .files import (
+    check_depth,
+    line_of_text,
+    number,
+    number_of,
+    parse_json,
+    read_json,
+    read_rows,
+    read_text,
+    whole,
+    whole_of,
+)
 from .folders import FORMAT, Journal
 from .gradients import WorkerGradients
 from .interrupts import Interrupts
@@ -35,10 +47,11 @@ from .models import build as build_model
 from .rules import RULES, Rule, published
 from .rules.core import check_rows
 from .simulate import Evaluator, Profile, Sampler, Simulation
-from .specs import check, describe, make, parse
+from .specs import MAX_LENGTH, check, describe, make, parse, reason
 from .transforms import Clip, Momentum, SharedMomentum, Transform
 
 CHECKPOINT_EVERY = 60.0  # seconds
+MAX_TOML = 2**17  # characters of a TOML text, which is parsed in Python
 
 
 class ConfigurationError(ValueError):
@@ -57,7 +70,9 @@ def _schedule(value: Any) -> Any:
     if isinstance(value, str) and ("," in value or ":" in value):
         pieces = [piece.strip().rpartition(":") for piece in value.split(",")]
         value = tuple((start or 0, rate) for start, _, rate in pieces)
-    return tuple(tuple(piece) for piece in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(tuple(piece) if isinstance(piece, list) else piece for piece in value)
+    return value
 
 
 def _nothing(value: Any) -> Any:
@@ -80,15 +95,19 @@ def _optional_spec(value: Any) -> Any:
 
 def _list(value: Any) -> Any:
     if isinstance(value, str):
+        if len(value) > MAX_PRE * MAX_LENGTH:  # a pattern that looks ahead takes the square of it
+            raise ValueError(f"at most {MAX_PRE} mixings of {MAX_LENGTH:,} characters")
         value = [] if _nothing(value) is None else re.split(r",(?![^(]*\))", value)
     return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Number = Annotated[int, Field(ge=0, le=10_000)]  # of workers: their vectors are held at once
+Natural = Annotated[int, Field(ge=0, le=10**9)]
 Spec = Annotated[str, BeforeValidator(_spec)]
+Schedule = Annotated[tuple[tuple[Natural, Rate], ...], Field(max_length=10_000)]
+MAX_PRE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +135,13 @@ class Experiment:
         default="digits", metadata={"help": "what to learn; synthetic(shape=(3,32,32),classes=10) is made up"}
     )
     model: str = field(default="fully-connected", metadata={"help": "what learns it"})
-    workers: Count = field(default=15, metadata={"help": "n, honest and Byzantine"})
-    byzantine: Natural = field(default=3, metadata={"help": "f, how many Byzantine workers the rule tolerates"})
-    real_byzantine: Annotated[Natural | None, BeforeValidator(_nothing)] = field(
+    workers: Annotated[Number, Field(ge=1)] = field(default=15, metadata={"help": "n, honest and Byzantine"})
+    byzantine: Number = field(default=3, metadata={"help": "f, how many Byzantine workers the rule tolerates"})
+    real_byzantine: Annotated[Number | None, BeforeValidator(_nothing)] = field(
         default=None, metadata={"help": "how many attack; as many as tolerated by default, none without an attack"}
     )
     rule: Spec = field(default="multi-krum", metadata={"help": "the aggregation rule F"})
-    pre: Annotated[tuple[str, ...], BeforeValidator(_list)] = field(
+    pre: Annotated[tuple[str, ...], BeforeValidator(_list), Field(max_length=MAX_PRE)] = field(
         default=(), metadata={"help": "mixings before the rule, comma-separated"}
     )
     attack: Annotated[str | None, BeforeValidator(_optional_spec)] = field(
@@ -140,9 +159,11 @@ class Experiment:
     clip_mode: Annotated[Literal["norm", "unit"] | None, BeforeValidator(_nothing)] = field(
         default=None, metadata={"help": "how to clip; by default norm when described, unit when published"}
     )
-    batch_size: Count = field(default=83, metadata={"help": "training points per worker and step"})
+    batch_size: Annotated[int, Field(ge=1, le=10**6)] = field(
+        default=83, metadata={"help": "training points per worker and step"}
+    )
     steps: Natural = field(default=300, metadata={"help": "updates of the parameters"})
-    learning_rate: Annotated[Rate | tuple[tuple[Natural, Rate], ...], BeforeValidator(_schedule)] = field(
+    learning_rate: Annotated[Rate | Schedule, BeforeValidator(_schedule)] = field(
         default=0.1, metadata={"help": "a number, or pieces from a step on: 0.02,8000:0.004"}
     )
     l2: Rate = field(default=1e-4, metadata={"help": "factor c of c/2 ||theta||^2"})
@@ -170,7 +191,7 @@ class Experiment:
                 object.__setattr__(self, name, adapter.validate_python(getattr(self, name)))
                 sound.add(name)
             except ValidationError as error:
-                faults.append(f"{name}: {_reason(error)}, got {getattr(self, name)!r}.")
+                faults.append(f"{name}: {reason(error)}, got {shown(getattr(self, name))}.")
         faults += self._inconsistencies(sound)
         if faults:
             raise ConfigurationError(faults)
@@ -210,7 +231,7 @@ class Experiment:
         if "learning_rate" in sound and isinstance(self.learning_rate, tuple):
             starts = [start for start, _ in self.learning_rate]
             if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-                yield f"learning_rate: pieces must start at step 0 and go up, got steps {starts}."
+                yield f"learning_rate: pieces must start at step 0 and go up, got steps {shown(starts)}."
 
     @property
     def attackers(self) -> int:
@@ -314,7 +335,10 @@ class Experiment:
     def from_dict(cls, values: dict[str, Any]) -> Experiment:
         """From plain values; unknown settings are faults like any other."""
         known = [f.name for f in fields(cls)]
-        faults = [unknown("setting", key, known) for key in values if key not in known]
+        strange = [key for key in values if key not in known]
+        faults = [unknown("setting", key, known) for key in strange[:20]]
+        if len(strange) > 20:
+            faults.append(f"and {len(strange) - 20:,} more unknown settings.")
         try:
             experiment = cls(**{key: value for key, value in values.items() if key in known})
         except ConfigurationError as error:
@@ -335,9 +359,9 @@ class Experiment:
     def values_from_text(text: str, toml: bool = False) -> dict[str, Any]:
         """The settings that a JSON or TOML text holds, not looked at yet."""
         try:
-            values = tomlkit.parse(text).unwrap() if toml else json.loads(text)
+            values = _parse_toml(text) if toml else parse_json(text)
         except ValueError as error:
-            raise ConfigurationError([f"not {'TOML' if toml else 'JSON'}: {error}"]) from None
+            raise ConfigurationError([f"not {'TOML' if toml else 'JSON'}: {cut(str(error))}"]) from None
         if not isinstance(values, dict):
             raise ConfigurationError([f"an experiment is a JSON object, got {type(values).__name__}."])
         return values
@@ -349,17 +373,22 @@ def _adapters() -> dict[str, TypeAdapter[Any]]:
     return {f.name: TypeAdapter(hints[f.name]) for f in fields(Experiment)}
 
 
-def _reason(error: ValidationError) -> str:
-    messages = dict.fromkeys(e["msg"] for e in error.errors())
-    text = " or ".join(messages).replace("Input should be ", "must be ").replace("Value error, ", "")
-    return text[:1].lower() + text[1:]
+def _parse_toml(text: str) -> dict[str, Any]:
+    if len(text) > MAX_TOML:
+        raise ValueError(f"more than {MAX_TOML:,} characters.")
+    try:
+        return check_depth(tomlkit.parse(text).unwrap())
+    except RecursionError:
+        raise ValueError("nested too deeply.") from None
+    except TOMLKitError as error:  # some of which are no ValueError
+        raise ValueError(str(error)) from None
 
 
 def _check_device(name: str) -> None:
     try:
         float(torch.zeros(1, device=name))  # back and forth: "meta" can be written only
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{shown(name)} cannot be used here: {cut(str(error))}") from None
 
 
 # ------------------------------------------------------------------------------------------------------- running
@@ -555,7 +584,7 @@ def settings_of(folder: str | Path) -> Experiment:
     folder = Path(folder)
     folders.check_folder(folder)
     try:
-        return Experiment.from_json(folders.read_json(folder / folders.SETTINGS))
+        return Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} holds no run: {folders.SETTINGS} is missing.") from None
     except (OSError, ValueError) as error:
@@ -654,7 +683,7 @@ def _train(
         evaluations = [Evaluation(*row) for row in journal.evaluations]
         stopped, start = journal.stopped, start - journal.seconds
         if began:
-            measures = _read_rows(journal.folder / folders.METRICS)
+            measures = _read_measures(journal.folder / folders.METRICS)
 
     def evaluate() -> None:
         step = simulation.steps_done
@@ -678,7 +707,7 @@ def _train(
         try:
             row = simulation.step()
         except ValueError as error:
-            stopped = f"step {step}: {error}"
+            stopped = cut(printable(f"step {step}: {error}"))
             break
         measures.append(row)
         if journal is not None:
@@ -719,28 +748,60 @@ def read(folder: str | Path) -> Result:
     """
     folder = Path(folder)
     try:
-        summary = json.loads(folders.read_json(folder / folders.RESULT))
+        summary = read_json(folder / folders.RESULT, folders.MAX_JSON)
+        experiment = Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
         folders.check_format(folder / folders.RESULT, summary)
-        experiment = Experiment.from_json(folders.read_json(folder / folders.SETTINGS))
-        with open(folder / folders.EVALUATIONS, newline="") as file:
-            evaluations = [
-                Evaluation(int(r["step"]), float(r["accuracy"]), float(r["loss"])) for r in csv.DictReader(file)
-            ]
-        measures = _read_rows(folder / folders.METRICS)
+        check_summary(summary, experiment)
+        seconds = number(summary["seconds"], "seconds", 0)
+        needed = ("step", "accuracy", "loss")
+        evaluations = [_evaluation(row) for row in read_rows(folder / folders.EVALUATIONS, needed)]
+        measures = _read_measures(folder / folders.METRICS)
         if not evaluations or len(measures) != summary["steps"]:
             raise ValueError("rows are missing from its tables.")
-        return Result(experiment, evaluations, measures, float(summary["seconds"]), summary["stopped"], folder)
+        return Result(experiment, evaluations, measures, seconds, summary["stopped"], folder)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be read as a run: {error}") from None
+    except KeyError as error:
+        raise ValueError(f"{folder} cannot be read as a run: {error} is missing.") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read as a run: {cut(str(error))}") from None
 
 
-def _read_rows(path: Path) -> Rows:
-    with open(path, newline="") as file:
-        return Rows(_measures(row) for row in csv.DictReader(file))
+def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
+    """Refuses a result.json that is of another experiment or a later version, or does not hold what it should.
+
+    Raises:
+        ValueError: the first fault.
+        KeyError: something is missing.
+    """
+    if whole(summary["format"], "format", 1) == FORMAT and summary["digest"] != experiment.digest:
+        raise ValueError(
+            f"result.json is of another experiment: its digest is {shown(summary['digest'])}, that of "
+            f"experiment.json is {experiment.digest}."
+        )
+    for name in ("max_accuracy", "final_accuracy"):
+        number(summary[name], name, 0, 1)
+    if summary["final_loss"] is not None:
+        number(summary["final_loss"], "final_loss")
+    whole(summary["steps"], "steps")
+    if summary["stopped"] is not None:
+        line_of_text(summary["stopped"], "stopped")
+
+
+def _evaluation(row: dict[str, str]) -> Evaluation:
+    accuracy = number_of(row["accuracy"], "accuracy", 0, 1)
+    return Evaluation(whole_of(row["step"], "step"), accuracy, _any_number(row["loss"], "loss"))
+
+
+def _read_measures(path: Path) -> Rows:
+    return Rows(_measures(row) for row in read_rows(path, COLUMNS))
 
 
 def _measures(row: dict[str, str]) -> Measures:
-    whole = ("step", "points")
-    return Measures(**{k: None if v == "" else int(v) if k in whole else float(v) for k, v in row.items()})  # type: ignore[arg-type]
+    values: dict[str, Any] = {name: _any_number(row[name], name) for name in COLUMNS if row[name]}
+    return Measures(**(values | {name: whole_of(row[name], name) for name in ("step", "points")}))
+
+
+def _any_number(text: str, what: str) -> float:
+    """What diverges may be a NaN or an infinity."""
+    return float(text) if text in ("nan", "inf", "-inf") else number_of(text, what)

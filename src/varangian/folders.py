@@ -22,18 +22,19 @@ import os
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .environment import environment
+from .files import read_json, sync, write_partial, write_whole
 from .simulate import Simulation, Snapshot
 
 FORMAT = 1  # of run folders
@@ -64,57 +65,9 @@ class _Unusable(Exception):
 # --------------------------------------------------------------------------------------------------- files that survive
 
 
-def sync(folder: Path) -> None:
-    """Brings the names in a folder to the disk."""
-    if os.name == "nt":
-        return  # Windows opens no folders; its journal keeps the order of renames
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_partial(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """The file beside its place, whole and on the disk; renaming is left to the caller."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    return partial
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """The file appears whole or not at all, and is on the disk when this returns."""
-    partial = write_partial(path, write)
-    try:
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def read_json(path: Path) -> str:
-    """The text of a small file.
-
-    Raises:
-        ValueError: it is larger than any that a run folder holds, or no text.
-    """
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"{path.name} has more than {MAX_JSON:,} bytes.")
-    return path.read_text(encoding="utf-8")
-
-
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(read_json(path))
+        read_json(path, MAX_JSON)
     except (OSError, ValueError):
         return False
     return True
@@ -145,7 +98,7 @@ def check_folder(folder: Path) -> None:
             raise ValueError(f"{folder / name} is a symbolic link; a run folder holds plain files only.")
     for name in (ENVIRONMENT, RESULT):
         try:
-            values = json.loads(read_json(folder / name))
+            values = read_json(folder / name, MAX_JSON)
         except (OSError, ValueError):
             continue  # missing, or damaged: whoever needs it will say so
         check_format(folder / name, values)
@@ -434,7 +387,7 @@ class Journal:
             if self._fresh:
                 (folder / SETTINGS).write_text(settings, encoding="utf-8")
             elif not _is_json(folder / SETTINGS):
-                write_atomically(folder / SETTINGS, lambda file: file.write(settings.encode()))
+                write_whole(folder / SETTINGS, lambda file: file.write(settings.encode()), PARTIAL)
             self._note_environment(environment(device))
             for name, header, kept in ((METRICS, columns, metrics),
                                        (EVALUATIONS, ("step", "accuracy", "loss"), evaluations)):  # fmt: skip
@@ -487,7 +440,7 @@ class Journal:
         path, sessions = self.folder / ENVIRONMENT, []
         if not self._fresh:
             with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: nothing to compare with
-                sessions = [dict(session) for session in json.loads(read_json(path))["sessions"]]
+                sessions = [dict(session) for session in read_json(path, MAX_JSON)["sessions"]]
             before = sessions[-1] if sessions else {}
             changed = [f"{k} {before[k]} then, {v} now" for k, v in now.items() if k in before and before[k] != v]
             if changed:
@@ -501,7 +454,7 @@ class Journal:
         if self._fresh:
             path.write_text(text, encoding="utf-8")
         else:
-            write_atomically(path, lambda file: file.write(text.encode()))
+            write_whole(path, lambda file: file.write(text.encode()), PARTIAL)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -541,7 +494,7 @@ class Journal:
             marks = [table.mark for table in self._tables]
             past = Past(evaluations, stopped, seconds, self._simulation.snapshot(), marks[0], marks[1])
             content = _pack(past, self._settings, self._digest)
-            partial = write_partial(newest, lambda file: torch.save(content, file))
+            partial = write_partial(newest, lambda file: torch.save(content, file), PARTIAL)
             if newest.exists():
                 os.replace(newest, self.folder / FORMER)
             os.replace(partial, newest)
@@ -568,7 +521,7 @@ class Journal:
         text = json.dumps(result, indent=2) + "\n"
         with self._explained():
             self._sync()
-            write_atomically(self.folder / STATE, lambda file: torch.save(state, file))
-            write_atomically(self.folder / RESULT, lambda file: file.write(text.encode()))
+            write_whole(self.folder / STATE, lambda file: torch.save(state, file), PARTIAL)
+            write_whole(self.folder / RESULT, lambda file: file.write(text.encode()), PARTIAL)
             for name in (CHECKPOINT, FORMER):
                 (self.folder / name).unlink(missing_ok=True)

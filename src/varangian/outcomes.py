@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
-import os
 import shlex
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from .experiment import Experiment, Result
+from .checks import shown
+from .experiment import Experiment, Result, check_summary
+from .files import (
+    folders_in,
+    line_of_text,
+    number,
+    number_of,
+    read_columns,
+    read_json,
+    read_rows,
+    read_text,
+    whole_of,
+    write_whole,
+)
+from .metrics import COLUMNS
 
 Source = Literal["varangian", "imported"]
 SETTINGS = [field.name for field in fields(Experiment)]
 RESULTS = ["steps_done", "max_accuracy", "final_accuracy", "final_loss", "ratio", "ratio_within", "stopped"]
-MAX_BYTES = 2**30  # of a CSV file that is read
-csv.field_size_limit(2**20)
+MAX_RUNS = 10**5  # in one table
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,7 @@ def condition(experiment: Experiment) -> float | None:
 
 def from_result(result: Result) -> Outcome:
     """The outcome of a run that is at hand."""
-    ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None]
+    ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None and math.isfinite(m.ratio)]
     evaluations = [(e.step, e.accuracy) for e in result.evaluations]
     summary = result.summary()
     return _outcome(result.experiment, summary, evaluations, ratios)
@@ -173,18 +187,19 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
     """The complete run in a folder.
 
     Raises:
-        ValueError: it cannot be read as one.
+        ValueError: it cannot be read as one; nothing of it is taken on trust.
     """
     try:
-        summary = json.loads(_read(folder / "result.json"))
-        experiment = Experiment.from_json(_read(folder / "experiment.json"))
-        evaluations = [(int(step), float(a)) for step, a in _columns(folder / "evaluations.csv", "step", "accuracy")]
-        ratios = []
-        if (folder / "metrics.csv").is_file():
-            pairs = ((int(s), float(r)) for s, r in _columns(folder / "metrics.csv", "step", "ratio") if r)
-            ratios = [(step, ratio) for step, ratio in pairs if math.isfinite(ratio)]
+        summary = read_json(folder / "result.json")
+        experiment = Experiment.from_json(read_text(folder / "experiment.json"))
+        check_summary(summary, experiment)
+        if summary["seconds"] is not None:
+            number(summary["seconds"], "seconds", 0)
+        evaluations = list(_evaluations(folder / "evaluations.csv"))
+        ratios = list(_ratios(folder / "metrics.csv")) if (folder / "metrics.csv").exists() else []
         outcome = _outcome(experiment, summary, evaluations, ratios, source)
-        _check_accuracies(outcome.max_accuracy, outcome.final_accuracy, *(a for _, a in evaluations))
+        _check_curve(outcome)
+        _check_accuracies(outcome)
         return outcome
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
@@ -192,29 +207,41 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
         raise ValueError(f"{folder} cannot be read as a run: {_first_line(error)}") from None
 
 
-def _check_accuracies(*values: float) -> None:
-    for value in values:
-        if not 0 <= value <= 1:
-            raise ValueError(f"an accuracy lies between 0 and 1, got {value}")
+def _evaluations(path: Path) -> Iterator[tuple[int, float]]:
+    for step, accuracy in read_columns(path, ("step", "accuracy", "loss"), ("step", "accuracy")):
+        yield whole_of(step, "step"), number_of(accuracy, "accuracy", 0, 1)
 
 
-def _read(path: Path) -> str:
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path.name} has more than {MAX_BYTES:,} bytes")
-    return path.read_text()
+def _ratios(path: Path) -> Iterator[tuple[int, float]]:
+    """Of the steps at which it was measured, and is finite."""
+    for step, ratio in read_columns(path, COLUMNS, ("step", "ratio")):
+        if ratio and math.isfinite(value := float(ratio)):
+            yield whole_of(step, "step"), value
 
 
-def _columns(path: Path, *names: str) -> Iterator[list[str]]:
-    """Some columns of one of our own CSV files, whose cells hold no commas: several times as fast as csv.DictReader."""
-    lines = _read(path).splitlines()
-    header = lines[0].split(",") if lines else []
-    places = [header.index(name) for name in names]
-    for line in lines[1:]:
-        cells = line.split(",")
-        yield [cells[place] for place in places]
+def _check_curve(outcome: Outcome) -> None:
+    """A function of the step."""
+    steps = [p.step for p in outcome.curve]
+    if any(after <= before for before, after in pairwise(steps)):
+        raise ValueError("the steps of its evaluations do not go up.")
+    if any(p.ratio is not None and p.ratio < 0 for p in outcome.curve):
+        raise ValueError("a ratio is negative.")
+
+
+def _check_accuracies(outcome: Outcome) -> None:
+    """The best and the last evaluation are those that result.json says."""
+    if outcome.curve:
+        best, last = max(p.accuracy for p in outcome.curve), outcome.curve[-1].accuracy
+        if abs(best - outcome.max_accuracy) > 1e-6 or abs(last - outcome.final_accuracy) > 1e-6:
+            raise ValueError(
+                f"its accuracies ({outcome.max_accuracy:g}, at the end {outcome.final_accuracy:g}) are not those of "
+                f"its evaluations ({best:g}, {last:g})."
+            )
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing."
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -227,13 +254,7 @@ def run_folders(folder: Path) -> list[tuple[Path, Source]]:
     """The complete runs under a folder of runs, of a sweep, or of imported runs, in a fixed order."""
     places: list[tuple[Path, Source]] = [(folder, "varangian"), (folder / "runs", "varangian")]
     places.append((folder / "imported", "imported"))
-    return [
-        (run, source)
-        for place, source in places
-        if place.is_dir()
-        for run in sorted(place.iterdir())
-        if run.is_dir() and complete(run)
-    ]
+    return [(run, source) for place, source in places for run in folders_in(place, folder, complete)]
 
 
 def gather(folder: str | Path) -> list[Outcome]:
@@ -310,17 +331,11 @@ def _cell(value: float | str | None) -> str:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """The file appears whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def read_runs(path: Path) -> list[Outcome]:
@@ -330,63 +345,63 @@ def read_runs(path: Path) -> list[Outcome]:
         ValueError: it is no such file; the message names the line.
     """
     curves: dict[tuple[str, str], list[Point]] = {}
-    for row in _rows(path.with_name("curves.csv"), ("digest", "source", "step", "accuracy", "ratio"), missing_ok=True):
-        point = Point(int(row["step"]), float(row["accuracy"]), float(row["ratio"]) if row["ratio"] else None)
+    beside = path.with_name("curves.csv")
+    for line, row in _rows(beside, ("digest", "source", "step", "accuracy", "ratio")):
+        with _naming(beside, line):
+            ratio = number_of(row["ratio"], "ratio", 0) if row["ratio"] else None
+            point = Point(whole_of(row["step"], "step"), number_of(row["accuracy"], "accuracy", 0, 1), ratio)
         curves.setdefault((row["digest"], row["source"]), []).append(point)
-    timings = {
-        (row["digest"], row["source"]): float(row["seconds"])
-        for row in _rows(path.with_name("timings.csv"), ("digest", "source", "seconds"), missing_ok=True)
-    }
-    found = []
-    for number, row in enumerate(_rows(path, ("name", "digest", "source", "max_accuracy", "final_accuracy")), start=2):
-        try:
-            # Columns that Experiment does not know would be settings of a later version.
-            settings = {k: v for k, v in row.items() if k not in ("name", "digest", "source", *RESULTS)}
-            experiment = Experiment.from_dict({k: v for k, v in settings.items() if v != "" or k == "pre"})
-            if row["source"] not in ("varangian", "imported"):
-                raise ValueError(f"source: must be varangian or imported, got {row['source']!r}")
-            source: Source = "imported" if row["source"] == "imported" else "varangian"
-            key = row["digest"], source
-            best, final = float(row["max_accuracy"]), float(row["final_accuracy"])
-            _check_accuracies(best, final)
-            loss, ratio, within = (
-                float(row[k]) if row.get(k) else None for k in ("final_loss", "ratio", "ratio_within")
-            )
-            outcome = Outcome(
-                experiment,
-                best,
-                final,
-                loss,
-                int(row.get("steps_done") or 0),
-                row.get("stopped") or None,
-                ratio,
-                within,
-                timings.get(key),
-                tuple(curves.get(key, ())),
-                source,
-            )
-            found.append(outcome)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
+    timings: dict[tuple[str, str], float] = {}
+    beside = path.with_name("timings.csv")
+    for line, row in _rows(beside, ("digest", "source", "seconds")):
+        with _naming(beside, line):
+            timings[row["digest"], row["source"]] = number_of(row["seconds"], "seconds", 0)
+    found: dict[tuple[str, str], Outcome] = {}
+    needed = ("name", "digest", "source", "max_accuracy", "final_accuracy")
+    for line, row in enumerate(read_rows(path, needed, MAX_RUNS), start=2):
+        with _naming(path, line):
+            key = row["digest"], row["source"]
+            if key in found:
+                raise ValueError(f"digest {key[0]} occurs twice.")
+            found[key] = _from_row(row, curves.get(key, ()), timings.get(key))
+            _check_curve(found[key])
     if not found:
         raise ValueError(f"{path} holds no runs.")
-    return sorted(found, key=order)
+    return sorted(found.values(), key=order)
 
 
-def _rows(path: Path, needed: Sequence[str], missing_ok: bool = False) -> Iterator[dict[str, str]]:
-    if missing_ok and not path.is_file():
-        return
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes.")
+def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None) -> Outcome:
+    # Columns that Experiment does not know would be settings of a later version.
+    settings = {k: v for k, v in row.items() if k not in ("name", "digest", "source", *RESULTS)}
+    experiment = Experiment.from_dict({k: v for k, v in settings.items() if v != "" or k == "pre"})
+    if row["source"] not in ("varangian", "imported"):
+        raise ValueError(f"source: must be varangian or imported, got {shown(row['source'])}")
+    # What cannot be measured is empty, and so is what a table of another kind does not have.
+    optional = ("final_loss", "ratio", "ratio_within")
+    loss, ratio, within = (number_of(row[name], name) if row.get(name) else None for name in optional)
+    return Outcome(
+        experiment,
+        number_of(row["max_accuracy"], "max_accuracy", 0, 1),
+        number_of(row["final_accuracy"], "final_accuracy", 0, 1),
+        loss,
+        whole_of(row.get("steps_done") or "0", "steps_done"),
+        line_of_text(row["stopped"], "stopped") if row.get("stopped") else None,
+        ratio,
+        within,
+        seconds,
+        tuple(curve),
+        "imported" if row["source"] == "imported" else "varangian",
+    )
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Of a file that need not be there."""
+    return enumerate(read_rows(path, needed), start=2) if path.exists() else iter(())
+
+
+@contextmanager
+def _naming(path: Path, line: int) -> Iterator[None]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            lacking = [name for name in needed if name not in (reader.fieldnames or ())]
-            if lacking:
-                raise ValueError(f"{path} lacks the columns {', '.join(lacking)}.")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{path}, line {reader.line_num}: another number of cells than the header has.")
-                yield row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV file: {error}.") from None
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}, line {line}: {error}") from None

@@ -7,10 +7,14 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar, get_type_hints
 
-from .checks import unknown
+from pydantic import TypeAdapter, ValidationError
 
+from .checks import shown, unknown
+
+MAX_LENGTH = 1000  # of a spec: what Python's own parser takes from anybody
 T = TypeVar("T")
 
 
@@ -24,6 +28,8 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
         >>> parse("rule", 'bulyan(base="multi-krum")', {"bulyan": dict})
         ('bulyan', {'base': 'multi-krum'})
     """
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"{kind} {shown(text)}: at most {MAX_LENGTH:,} characters.")
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if match is None:
         raise ValueError(f"{kind} {text!r} is not of the form name or name(option=value, ...).")
@@ -31,13 +37,15 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
     if name not in table:
         raise ValueError(unknown(kind, name, table))
     try:
+        if not (text.isascii() and text.isprintable()):  # specs become names of folders and words on a page
+            raise ValueError("other characters")
         call = ast.parse(f"f({inside or ''})", mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
             raise ValueError("not one pair of parentheses that holds options only")
         options = {k.arg: _value(k.value) for k in call.keywords if k.arg is not None}
         if len(options) < len(call.keywords):
             raise ValueError("an option twice, or **")
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # all of them Python's, of a literal
         raise ValueError(
             f"{kind} {text!r}: options are written name(option=value, ...), values as in Python."
         ) from None
@@ -59,15 +67,32 @@ def check(kind: str, text: str, table: Mapping[str, Callable[..., Any]], *given:
     """As :func:`parse`, and every option is one that the object has; ``given`` are not for the user to set.
 
     Raises:
-        ValueError: as for :func:`parse`, or an unknown option.
+        ValueError: as for :func:`parse`, an unknown option, or one of another type.
     """
     name, options = parse(kind, text, table)
     known = inspect.signature(table[name]).parameters
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             free = [other for other in known if other not in given]
             raise ValueError(f"{name}: " + unknown("option", option, free) if free else f"{name} takes no options.")
+        try:
+            _adapter(table[name], option).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ValueError(f"{name}: {option} {reason(error)}, got {shown(value)}.") from None
     return name, options
+
+
+@lru_cache(maxsize=1000)
+def _adapter(factory: Callable[..., Any], option: str) -> TypeAdapter[Any]:
+    """What checks the type of an option. Its range is for the object itself."""
+    return TypeAdapter(get_type_hints(factory)[option])
+
+
+def reason(error: ValidationError) -> str:
+    """All that pydantic says of one value, as part of a sentence: "must be ... or must be ..."."""
+    messages = dict.fromkeys(e["msg"] for e in error.errors())
+    text = " or ".join(messages).replace("Input should be ", "must be ").replace("Value error, ", "")
+    return text[:1].lower() + text[1:]
 
 
 def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: Any) -> T:
@@ -85,7 +110,7 @@ def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: A
         raise ValueError(f"{name} needs {', '.join(missing)}: write {name}({', '.join(f'{m}=...' for m in missing)}).")
     try:
         return factory(**(given | options))
-    except (TypeError, RuntimeError) as error:  # torch's own, of a size that is none
+    except (TypeError, RuntimeError, OverflowError) as error:  # Python's and torch's own, of a size that is none
         raise ValueError(f"{kind} {text!r}: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 

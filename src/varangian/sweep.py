@@ -35,7 +35,8 @@ from . import kernels
 from .data import Dataset
 from .environment import versions
 from .experiment import Evaluation, Experiment, build, open_dataset, run
-from .folders import FolderInUse, write_atomically
+from .files import write_whole
+from .folders import FolderInUse
 from .interrupts import termination_interrupts
 from .outcomes import Outcome, complete, read_outcome, write_runs
 
@@ -289,7 +290,7 @@ class _Record:
             "versions": versions(),
         }
         text = json.dumps(content, indent=2) + "\n"
-        write_atomically(self.path, lambda file: file.write(text.encode()))
+        write_whole(self.path, lambda file: file.write(text.encode()))
 
 
 # --------------------------------------------------------------------------------------------------------- the manager

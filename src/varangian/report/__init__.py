@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..experiment import Result
+from ..files import make_folder, number, read_json, whole, write_whole
 from ..outcomes import Outcome, from_result, gather, write_csv
 from ..paper import Verdict, missing, verdicts
 from . import figures
-from .layout import groups
+from .layout import Group, groups
 from .page import SweepRecord, render
 from .statistics import Summary, summarize
 
+MAX_RECORDS, MAX_RECORD = 1000, 2**16  # of sweeps: files, and bytes of each
+MAX_SIDE, MAX_PANELS, MAX_LINES = 100, 20_000, 3000  # of figures that can be drawn, and looked at
 __all__ = ["Summary", "report", "report_results", "summarize"]
 
 
@@ -46,11 +48,12 @@ def report(source: str | Path | Sequence[Outcome], out: str | Path | None = None
     found = groups(outcomes)
     if not found:
         raise ValueError("none of these runs was attacked: there is nothing to compare.")
-    (out / "figures").mkdir(parents=True, exist_ok=True)
+    _check_size(found)
+    drawn = make_folder(out, "figures")
     pictures = []
     for group in found:
         for name, figure in figures.draw(group):
-            png, _ = figures.save(figure, out / "figures" / name)
+            png, _ = figures.save(figure, drawn / name)
             if name.startswith("boxes-max"):
                 pictures.append((group.title, png.read_bytes()))
     studies = {
@@ -61,10 +64,23 @@ def report(source: str | Path | Sequence[Outcome], out: str | Path | None = None
     _write_claims(out / "claims.csv", judged)
     page = render(found, judged, records, missing(outcomes), pictures)
     path = out / "report.html"
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, lambda file: file.write(page.encode()))
     return path
+
+
+def _check_size(found: Sequence[Group]) -> None:
+    """Refuses figures larger than matplotlib draws, or more of them than anybody waits for."""
+    panels = 0
+    for g in found:
+        cells = len(g.columns) * len(g.rules) * len(g.kinds) * len(g.rates)
+        panels += 4 * cells
+        if max(len(g.columns), len(g.rules)) > MAX_SIDE or cells > MAX_LINES:
+            raise ValueError(
+                f"{g.title}: {len(g.columns)} adversaries, {len(g.rules)} rules and {len(g.rates)} learning rates are "
+                f"too much for one figure (at most {MAX_SIDE} of each, {MAX_LINES:,} together): report fewer at a time."
+            )
+    if panels > MAX_PANELS:
+        raise ValueError(f"these runs need {panels:,} panels, over {MAX_PANELS:,}: report fewer at a time.")
 
 
 def report_results(results: Sequence[Result], out: str | Path, command: str = "varangian demo") -> Path:
@@ -87,14 +103,14 @@ def _write_claims(path: Path, judged: dict[str, list[Verdict]]) -> None:
 def _records(folder: Path) -> list[SweepRecord]:
     """What sweep() noted; a file that cannot be read says nothing."""
     found = []
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+    for path in sorted(folder.glob("*.json"))[-MAX_RECORDS:] if folder.is_dir() else ():
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path, MAX_RECORD)
             versions = {str(k): str(v) for k, v in dict(values["versions"]).items()}
-            made = int(values["jobs"]), int(values["threads"]), int(values["cores"]), int(values["done"])
-            found.append(
-                SweepRecord(str(values["command"]), str(values["started"]), float(values["seconds"]), *made, versions)
-            )
+            jobs, threads, cores, done = (whole(values[name], name) for name in ("jobs", "threads", "cores", "done"))
+            seconds = number(values["seconds"], "seconds", 0)
+            texts = str(values["command"]), str(values["started"])
+            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, versions))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found

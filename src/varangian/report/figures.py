@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from ..files import write_whole
 from ..outcomes import Outcome, condition, rate_text, rule_name
 from ..paper import Measure, accuracy
 from .layout import COLOURS, PLACES, Column, Group, attack_title, column_of, kind_title, middle, rule_title
@@ -39,10 +42,16 @@ def draw(group: Group) -> Iterator[tuple[str, Figure]]:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """As PNG and PDF, the same bytes for the same figure."""
-    png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
-    figure.savefig(png, metadata={"Software": ""})
-    figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    return [png, pdf]
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]  # a dollar sign in a name is one
+    plain = {"CreationDate": None, "Producer": None, "Creator": None}
+    made = []
+    for kind, metadata in (("png", {"Software": ""}), ("pdf", plain)):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=kind, metadata=metadata)
+        made.append(stem.with_name(f"{stem.name}.{kind}"))
+        write_whole(made[-1], lambda file, drawn=drawn: file.write(drawn.getbuffer()))
+    return made
 
 
 def _slug(text: str) -> str:

@@ -7,7 +7,6 @@ numbers must be numbers.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -18,11 +17,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..checks import unknown
-from ..experiment import Experiment
+from ..checks import cut, shown, unknown
+from ..experiment import FORMAT, Experiment
+from ..files import folders_in, make_folder, read_json, read_text
 from ..metrics import COLUMNS, Measures
+from ..outcomes import write_csv
 
-MAX_CONFIG, MAX_TABLE, MAX_ROWS, MAX_FOLDERS = 2**20, 2**28, 10**6, 10**5
+MAX_CONFIG, MAX_TABLE, MAX_CELLS = 2**20, 2**27, 5 * 10**6
 
 DATASETS = {"mnist": "mnist", "fashionmnist": "fashion-mnist", "cifar10": "cifar-10", "cifar100": "cifar-100"}
 MODELS = {
@@ -84,21 +85,22 @@ def import_runs(source: str | Path, out: str | Path) -> tuple[list[Path], list[t
     source, out = Path(source), Path(out)
     if not source.is_dir():
         raise ValueError(f"{source} is not a folder.")
-    candidates = [source] if (source / "config.json").exists() else []
-    for number, entry in enumerate(sorted(source.iterdir())):
-        if number >= MAX_FOLDERS:
-            raise ValueError(f"{source} holds more than {MAX_FOLDERS:,} entries.")
-        if entry.is_dir() and not entry.is_symlink() and (entry / "config.json").exists():
-            candidates.append(entry)
+    candidates = [source] if _has_config(source) else []
+    candidates += folders_in(source, source, _has_config)
     if not candidates:
         raise ValueError(f"{source}: neither it nor a folder in it holds config.json, eval and study.")
     made, refused = [], []
+    target = make_folder(out, "imported")
     for folder in candidates:
         try:
-            made.append(_rewrite(folder, out / "imported"))
+            made.append(_rewrite(folder, target))
         except (ValueError, OSError) as error:
             refused.append((folder, "; ".join(str(error).splitlines())))
     return made, refused
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / "config.json").exists()
 
 
 def _rewrite(folder: Path, target: Path) -> Path:
@@ -110,15 +112,12 @@ def _rewrite(folder: Path, target: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     (temporary / "experiment.json").write_text(experiment.to_json())
-    _write(
-        temporary / "evaluations.csv",
-        ["step", "accuracy", "loss"],
-        [[str(s), f"{a:.9g}", "nan"] for s, a in evaluations],
-    )
-    _write(temporary / "metrics.csv", COLUMNS, [m.row() for m in measures])
+    rows = [[str(s), f"{a:.9g}", "nan"] for s, a in evaluations]
+    write_csv(temporary / "evaluations.csv", ["step", "accuracy", "loss"], rows)
+    write_csv(temporary / "metrics.csv", COLUMNS, [m.row() for m in measures])
     accuracies = [a for _, a in evaluations]
     summary = {
-        **{"format": 1, "name": experiment.name, "digest": experiment.digest, "imported_from": folder.name},
+        **{"format": FORMAT, "name": experiment.name, "digest": experiment.digest, "imported_from": folder.name},
         **{"max_accuracy": max(accuracies), "final_accuracy": accuracies[-1], "final_loss": None},
         **{"steps": max(len(measures), evaluations[-1][0]), "stopped": None, "seconds": None},
     }
@@ -126,24 +125,6 @@ def _rewrite(folder: Path, target: Path) -> Path:
     shutil.rmtree(made, ignore_errors=True)
     temporary.replace(made)
     return made
-
-
-def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def _text(path: Path, limit: int) -> str:
-    if path.is_symlink() or not path.is_file():
-        raise ValueError(f"{path} is missing, or not a plain file.")
-    if path.stat().st_size > limit:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, over {limit:,}.")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file.") from None
 
 
 # ------------------------------------------------------------------------------------------------------- configuration
@@ -155,14 +136,7 @@ def read_configuration(path: Path) -> Experiment:
     Raises:
         ValueError: it lacks a setting, or has one that we have no equal of.
     """
-    try:
-        values = json.loads(_text(path, MAX_CONFIG))
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object.")
+    values = read_json(path, MAX_CONFIG)
     config = _Configuration(path, {_plain(str(key)): value for key, value in values.items()})
     workers, real = config.whole("nb-workers"), config.whole("nb-real-byz", default=0)
     steps = config.whole("nb-steps", "steps")
@@ -210,10 +184,10 @@ class _Configuration:
         value = self.get(*names, default=default)
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"{self.path}: {names[0]} must be a number, got {str(value)[:80]!r}.")
+            raise ValueError(f"{self.path}: {names[0]} must be a number, got {shown(value)}.")
         return number
 
     def whole(self, *names: str, default: Any = ...) -> int:
@@ -227,7 +201,7 @@ class _Configuration:
         for character in strip:
             value = value.replace(character, "")
         if value not in table:
-            raise ValueError(f"{self.path}: {unknown(kind, value[:80], table)}")
+            raise ValueError(f"{self.path}: {unknown(kind, value, table)}")
         return table[value]
 
 
@@ -244,15 +218,15 @@ def _attack(config: _Configuration) -> str:
         items = [arguments] if isinstance(arguments, str) else list(arguments) if isinstance(arguments, list) else []
         given = {_plain(k): v for k, _, v in (str(item).partition(":") for item in items)}
     if name not in ("little", "empire", "nan"):
-        raise ValueError(f"{config.path}: {unknown('attack', name[:80], ('little', 'empire', 'nan'))}")
+        raise ValueError(f"{config.path}: {unknown('attack', name, ('little', 'empire', 'nan'))}")
     if name == "nan":
         return name
     try:
         factor = float(given.get("factor", "1.5" if name == "little" else "1.1"))
     except ValueError:
-        raise ValueError(
-            f"{config.path}: the attack's factor must be a number, got {given['factor'][:80]!r}."
-        ) from None
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise ValueError(f"{config.path}: the attack's factor must be a number, got {shown(given['factor'])}.")
     options = [f"factor={factor!r}"] if factor != (1.5 if name == "little" else 1.1) else []
     if name == "little" and given.get("negative", "true").strip().lower() not in ("true", "1", "yes"):
         options.append("sign=1")
@@ -281,26 +255,33 @@ def read_table(path: Path) -> tuple[list[str], list[list[float]]]:
     Raises:
         ValueError: anything else; the message names the line.
     """
-    lines = _text(path, MAX_TABLE).splitlines()
+    lines = read_text(path, MAX_TABLE).splitlines()
     if not lines or not lines[0].startswith("#"):
         raise ValueError(f'{path} does not begin with "# " and the names of its columns.')
     names = [name.strip() for name in lines[0].lstrip("# ").split("\t")]
-    if len(lines) > MAX_ROWS:
-        raise ValueError(f"{path} has {len(lines):,} lines, over {MAX_ROWS:,}.")
+    if len(lines) * len(names) > MAX_CELLS:
+        raise ValueError(f"{path} has {len(lines):,} lines of {len(names):,} columns, over {MAX_CELLS:,} cells.")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip() or line.startswith("#"):
             continue
+        cells = line.split("\t")
+        if len(cells) != len(names):
+            raise ValueError(f"{path}, line {number}: {len(cells)} columns, the header has {len(names)}.")
         try:
-            row = [float(cell) if cell.strip() else math.nan for cell in line.split("\t")]
+            rows.append([_number(cell) for cell in cells])
         except ValueError:
             raise ValueError(f"{path}, line {number}: not numbers.") from None
-        if len(row) != len(names):
-            raise ValueError(f"{path}, line {number}: {len(row)} columns, the header has {len(names)}.")
-        rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no rows.")
     return names, rows
+
+
+def _number(cell: str) -> float:
+    cell = cell.strip()
+    if len(cell) > 40 or "_" in cell or not cell.isascii():  # float() takes 1_0 for ten
+        raise ValueError(cell)
+    return float(cell) if cell else math.nan
 
 
 def _find(names: Sequence[str], words: Sequence[str], without: Sequence[str] = ()) -> int | None:
@@ -325,7 +306,7 @@ def read_evaluations(path: Path) -> list[tuple[int, float]]:
     names, rows = read_table(path)
     step, accuracy = _find(names, ("step",)), _find(names, ("accura|top-?1",))
     if step is None or accuracy is None:
-        raise ValueError(f"{path} lacks a column of steps or of accuracies; it has {', '.join(names)}.")
+        raise ValueError(f"{path} lacks a column of steps or of accuracies; it has {cut(', '.join(names))}.")
     values = [row[accuracy] for row in rows]
     if any(not 0 <= v <= 100 for v in values):
         raise ValueError(f"{path}: accuracies must lie between 0 and 1, or 0 and 100 %.")
@@ -338,7 +319,7 @@ def read_study(path: Path) -> list[Measures]:
     names, rows = read_table(path)
     step = _find(names, ("step",))
     if step is None:
-        raise ValueError(f"{path} lacks a column of steps; it has {', '.join(names)}.")
+        raise ValueError(f"{path} lacks a column of steps; it has {cut(', '.join(names))}.")
     places = {ours: _find(names, words, without) for ours, (words, without) in MEASURES.items()}
     found = []
     known = {f.name for f in fields(Measures)}
@@ -348,7 +329,7 @@ def read_study(path: Path) -> list[Measures]:
         }
         points = values.pop("points", 0.0)
         deviation, norm = values.get("honest_deviation"), values.get("honest_norm")
-        ratio = (deviation / norm) ** 2 if deviation is not None and norm else None
+        ratio = (q * q if math.isfinite(q := deviation / norm) else None) if deviation is not None and norm else None
         loss = values.pop("loss", math.nan)
         found.append(
             Measures(number, int(points) if math.isfinite(points) else 0, math.nan, loss, **values, ratio=ratio)

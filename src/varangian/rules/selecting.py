@@ -110,7 +110,8 @@ class MultiKrum(Selecting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, self.m is None or self.m in range(1, 2**31), "an integer m >= 1 (or None)", self.m)
+        whole = self.m is None or (isinstance(self.m, int) and self.m >= 1)
+        require(self, whole, "an integer m >= 1 (or None)", self.m)
         check_conventions(self)
 
     @property
