@@ -7,7 +7,7 @@ Bytes are counted where the collectives are called and compared with a ring all-
 2 d (W - 1) / W numbers a rank. Times are of whole steps: forward, backward, exchange, optimizer. Rounds of a few steps
 alternate between plain DistributedDataParallel and each entry, so that a drift of the machine hits all alike; printed
 are the median times of a step and the median of the round-by-round ratios to plain. With fewer processors than ranks
-the ranks wait for each other's arithmetic too.
+the ranks wait for each other's arithmetic too, and for whatever else runs; the processor time of rank 0 does not.
 """
 
 from __future__ import annotations
@@ -107,25 +107,29 @@ def rank_main(rank: int, size: int, rounds: int, steps: int, batch: int, bucket:
             step(name)
         traffic[name] = sent[0] / ring
     times: dict[str, list[float]] = {name: [] for name in models}
+    busy: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
         for name in models:
             step(name)
             dist.barrier()
-            start = time.perf_counter()
+            start, start_busy = time.perf_counter(), time.process_time()
             for _ in range(steps):
                 step(name)
             dist.barrier()
             times[name].append(1e3 * (time.perf_counter() - start) / steps)
+            busy[name].append(1e3 * (time.process_time() - start_busy) / steps)
     if rank == 0:
         print(
             f"{platform.machine()}, {os.cpu_count()} processors, {size} ranks of {torch.get_num_threads()} thread(s), "
             f"torch {torch.__version__}, gloo on loopback; d = {d:,}, batch {batch} a rank, buckets of {bucket} MB"
         )
-        print(f"{'':32} {'ms a step':>10} {'/ plain':>8} {'bytes / ring all-reduce':>24}")
-        for name, values in times.items():
-            ratio = statistics.median(a / b for a, b in zip(values, times["plain"], strict=True))
-            bytes_ = "" if name == "plain" else f"{traffic[name]:24.4f}"
-            print(f"{name:32} {statistics.median(values):10.1f} {ratio:8.2f} {bytes_}")
+        print(f"{'':32} {'ms a step':>10} {'/ plain':>8} {'busy ms':>8} {'/ plain':>8} {'bytes / ring':>13}")
+        for name in models:
+            cells = []
+            for values in (times, busy):
+                ratio = statistics.median(a / b for a, b in zip(values[name], values["plain"], strict=True))
+                cells.append(f"{statistics.median(values[name]):8.1f} {ratio:8.2f}")
+            print(f"{name:32}   {' '.join(cells)}" + ("" if name == "plain" else f" {traffic[name]:13.4f}"))
     dist.destroy_process_group()
 
 
