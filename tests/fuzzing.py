@@ -15,6 +15,7 @@ import tarfile
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 from varangian import data
 from varangian.attacks import ATTACKS
 from varangian.cli_study import _Duration, _Numbers, _Shard
-from varangian.experiment import Experiment, Result, read, run
+from varangian.experiment import Experiment, Result, read, resume, run
 from varangian.files import read_text
 from varangian.mixing import MIXINGS
 from varangian.outcomes import Outcome, from_result, gather, order, read_outcome, write_runs
@@ -442,6 +443,38 @@ def cifar_archive() -> Files:
     return {"cifar-100-binary.tar.gz": packed.getvalue()}
 
 
+# ---- runs that go on
+
+
+def interrupted(experiment: Experiment, out: Path) -> Files:
+    """The files of a run that was stopped after a checkpoint of every step."""
+
+    def stop(step: int, newest: object) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        run(experiment, out, progress=stop, checkpoint_every=0)
+    [folder] = out.iterdir()
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+
+
+def read_resumed(reference: Result) -> Callable[[Path], object]:
+    """Goes on with the run, which must come to what the undisturbed one came to, or be refused."""
+
+    def reads(folder: Path) -> object:
+        victim = folder.parent / "victim"
+        found = resume(folder)
+        check_experiment(found.experiment)
+        if found.experiment == reference.experiment:
+            must(found.evaluations[-1].accuracy == reference.evaluations[-1].accuracy, "another result")
+            must(len(found.measures) == len(reference.measures), "another number of steps")
+        must(not victim.exists(), "written elsewhere")
+        return found
+
+    return reads
+
+
 # ---- all of them
 
 CONFIG = {
@@ -478,6 +511,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         "experiment.toml": Reader({"e.toml": EXAMPLE.to_toml().encode()}, read_experiment("toml")),
         "run folder": Reader(whole, read_one_outcome),
         "run folder, whole": Reader(whole, read_result),
+        "interrupted run": Reader(interrupted(e, folder / "interrupted"), read_resumed(results[0])),
         "runs.csv": Reader(tables, read_tables),
         "sweep record": Reader({"sweeps/a.json": json.dumps(RECORD).encode()}, read_records),
         "imported": Reader(old, read_legacy),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,10 +25,10 @@ import fuzzing
 import varangian as vg
 from fuzzing import Reader, outcome, put, readers
 from test_report import chromium, made, old_run
-from varangian import Experiment, data
+from varangian import Experiment, data, folders
 from varangian.checks import printable
 from varangian.cli_study import import_command, reproduce
-from varangian.experiment import ConfigurationError, read, run
+from varangian.experiment import ConfigurationError, read, resume, run
 from varangian.files import folders_in, parse_json, read_columns, read_rows, read_text, write_whole
 from varangian.outcomes import gather, read_outcome, write_runs
 from varangian.report import figures, report
@@ -40,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 # ---------------------------------------------------------------------------------- nothing that runs what it reads
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml",
-                     "xml", "tarfile", "shutil.unpack_archive"}  # fmt: skip
+                     "xml", "tarfile"}  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "input", "breakpoint"}
 
 
@@ -100,8 +102,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     return readers(tmp_path_factory.mktemp("valid"))
 
 
-NAMES = ["experiment.json", "experiment.toml", "run folder", "run folder, whole", "runs.csv", "sweep record",
-         "imported", "idx", "idx.gz", "cifar .bin", "cifar .tar.gz"]  # fmt: skip
+NAMES = ["experiment.json", "experiment.toml", "run folder", "run folder, whole", "interrupted run", "runs.csv",
+         "sweep record", "imported", "idx", "idx.gz", "cifar .bin", "cifar .tar.gz"]  # fmt: skip
 TEXTS = ["rule", "rule 2", "mixing", "attack", "attack 2", "partition", "model", "dataset", "schedule", "mixings",
          "device", "seeds", "shard", "duration"]  # fmt: skip
 ALL = [*NAMES, *(f"text: {name}" for name in TEXTS)]
@@ -276,7 +278,7 @@ def change(path: Path, **values: object) -> None:
         ({"stopped": "step 3: \x1b[2J"}, "stopped must be one line of plain text"),
         ({"stopped": ["x"]}, "stopped must be one line of plain text"),
         ({"digest": "0123456789"}, "of another experiment: its digest is '0123456789'"),
-        ({"format": 99}, "a later version wrote it: its format is 99"),
+        ({"format": 99}, "was written by a newer version of Varangian (format 99"),
         ({"format": None}, "format must be a whole number"),
     ],
 )
@@ -385,6 +387,68 @@ def test_cells_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a\n" + "1" * 2**21 + "\n")
     with pytest.raises(ValueError, match="not a CSV file: field larger than"):
         list(read_rows(tmp_path / "t.csv"))
+
+
+# ---- checkpoints whose checksum is right
+
+
+CRAFTED = [
+    *((("metrics",), value) for value in ([], [1], torch.zeros(0), [10**30, "x"], [2**62, "x"])),
+    *((("state", "points"), value) for value in (None, "x", [], -1, 10**30, torch.zeros(3, dtype=torch.bool))),
+    *((("state", "step"), value) for value in (10**30, 2, True)),
+    *((("state",), value) for value in (torch.tensor(5.0), [], "x")),
+    *((("state", "parameters"), value) for value in (None, torch.zeros(3), torch.zeros(3).to_sparse())),
+    *((("state", "worker"), value) for value in (None, [], [torch.zeros(2, 2)], {})),
+    *((("evaluations",), value) for value in (torch.zeros(3), torch.zeros(1, 3), [[0, 0.5, 1.0]])),
+    *((("seconds",), value) for value in (float("nan"), -1.0, "x")),
+    (("stopped",), "=cmd()"),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), CRAFTED, ids=lambda item: str(item)[:30].replace("\n", " "))
+def test_crafted_checkpoints(tmp_path: Path, place: tuple[str, ...], value: object) -> None:
+    """Anybody can compute a checksum: what is crafted is not gone on from, and the run starts over."""
+    put(tmp_path / "run", fuzzing.interrupted(replace(SMALL, steps=6), tmp_path / "first"))
+    folder = tmp_path / "run"
+    (folder / "checkpoint-former.pt").unlink()
+    content = inner = torch.load(folder / "checkpoint.pt", weights_only=True)
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    del content["checksum"]
+    with suppress(RuntimeError):  # of sparse tensors there is none
+        content["checksum"] = folders._checksum(content)
+    torch.save(content, folder / "checkpoint.pt")
+    with pytest.warns(UserWarning, match=r"checkpoint.pt cannot be used: .*; starting over"):
+        result = resume(folder)
+    assert (result.began, len(result.measures)) == (0, 6)
+
+
+def test_checkpoints_of_the_older_format_are_not_for_torch(tmp_path: Path) -> None:
+    """A file that torch reads in one way and zipfile in another."""
+    put(tmp_path / "run", fuzzing.interrupted(replace(SMALL, steps=6), tmp_path / "first"))
+    folder = tmp_path / "run"
+    (folder / "checkpoint-former.pt").unlink()
+    old = io.BytesIO()
+    torch.save({"a": 1}, old, _use_new_zipfile_serialization=False)
+    (folder / "checkpoint.pt").write_bytes(old.getvalue() + (folder / "checkpoint.pt").read_bytes())
+    with pytest.warns(UserWarning, match="torn or no checkpoint"):
+        assert resume(folder).began == 0
+
+
+def test_resuming_writes_through_no_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    put(tmp_path / "run", fuzzing.interrupted(replace(SMALL, steps=6), tmp_path / "first"))
+    for name in ("checkpoint.pt", "state.pt", "result.json", "environment.json"):
+        (tmp_path / "run" / f"{name}.partial").symlink_to(victim)
+    assert resume(tmp_path / "run", checkpoint_every=0).began == 3
+    assert victim.read_text() == "precious"
+    e = replace(SMALL, steps=6)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{e.name}-{e.digest}").symlink_to(tmp_path / "run")
+    with pytest.raises(ValueError, match="a symbolic link, and not written through"):
+        run(e, tmp_path / "out")
 
 
 # ---- results of the paper's code

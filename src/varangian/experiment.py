@@ -549,6 +549,8 @@ def run(
     _check_interval(checkpoint_every)
     if out is not None:
         folder = Path(out) / f"{experiment.name}-{experiment.digest}"
+        if folder.is_symlink():
+            raise ValueError(f"{folder} is a symbolic link, and not written through.")
         return _run_in(folder, experiment, dataset, data_folder, progress, fresh, checkpoint_every)
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
     with kernels.exclusive_threads(), _memory():

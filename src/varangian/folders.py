@@ -27,14 +27,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from .checks import cut
 from .environment import environment
-from .files import read_json, sync, write_partial, write_whole
+from .files import line_of_text, number, read_json, sync, whole, write_partial, write_whole
 from .simulate import Simulation, Snapshot
 
 FORMAT = 1  # of run folders
@@ -44,6 +45,8 @@ FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, CHECKPOINT, FORMER, STATE,
 PARTIAL = ".partial"
 MAX_JSON = 2**20  # bytes of a JSON file that is read
 SHARE = 0.01  # of the time, at most, goes into checkpoints
+
+T = TypeVar("T")
 
 
 class FolderInUse(OSError):
@@ -192,7 +195,7 @@ def _beginning(path: Path, mark: Mark) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(mark.size)
+            content = file.read(min(mark.size, path.stat().st_size))  # never memory for what is only claimed
     except FileNotFoundError:
         content = b""
     if len(content) != mark.size or hashlib.sha256(content).hexdigest() != mark.sha256:
@@ -275,6 +278,9 @@ def _load(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\x03\x04":  # torch would take it for a file of its older format
+                raise _Unusable("it is torn or no checkpoint")
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > size:
                 raise _Unusable("it says that it holds more than its file does")
@@ -305,23 +311,45 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _unpack(content: dict[str, Any]) -> Past:
+    """Whoever can write a checkpoint can write its checksum: types and ranges are looked at all the same."""
     try:
-        state = content["state"]
-        snapshot = Snapshot(**{f.name: state[f.name] for f in fields(Snapshot)})
-        rows = content["evaluations"].tolist()
-        sizes, stopped = (content["metrics"][0], content["evaluated"][0], snapshot.step), content["stopped"]
-        if any(type(size) is not int or size < 0 for size in sizes) or not isinstance(stopped, (str, type(None))):
-            raise ValueError("sizes are numbers, reasons are text")
+        state = _typed(content["state"], dict)
+        values = {f.name: state[f.name] for f in fields(Snapshot)}
+        for name in ("step", "points"):
+            whole(values[name], name)
+        for name in ("worker", "server"):
+            values[name] = tuple(_typed(values[name], list))
+        _typed(values["buffers"], dict)
+        rows = _typed(content["evaluations"], Tensor)
+        if rows.dtype != torch.float64 or rows.ndim != 2 or rows.shape[1] != 3:
+            raise ValueError("evaluations are [k, 3] in float64")
+        marks = []
+        for name in ("metrics", "evaluated"):
+            size, digest = _typed(content[name], list)
+            marks.append(Mark(whole(size, name), _typed(digest, str)))
+        stopped = content["stopped"]
         return Past(
-            [(int(step), accuracy, loss) for step, accuracy, loss in rows],
-            stopped,
-            float(content["seconds"]),
-            snapshot,
-            Mark(*content["metrics"]),
-            Mark(*content["evaluated"]),
+            [(int(step), accuracy, loss) for step, accuracy, loss in rows.tolist()],
+            None if stopped is None else line_of_text(stopped, "stopped"),
+            number(content["seconds"], "seconds", 0),
+            Snapshot(**values),
+            *marks,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _Unusable(f"it is no checkpoint ({type(error).__name__})") from None
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _check_length(past: Past, metrics: bytes, evaluations: bytes) -> None:
+    """A row of metrics a step, and of evaluations what the checkpoint holds of them."""
+    rows = metrics.count(b"\n") - 1, evaluations.count(b"\n") - 1
+    if rows != (past.snapshot.step, len(past.evaluations)):
+        raise _Unusable(f"the tables have {rows[0]} and {rows[1]} rows, it has others")
 
 
 def nearest(folder: Path, digest: str, step: int, simulation: Simulation) -> None:
@@ -340,8 +368,8 @@ def nearest(folder: Path, digest: str, step: int, simulation: Simulation) -> Non
 def _bring(simulation: Simulation, snapshot: Snapshot) -> None:
     try:
         simulation.restore(snapshot)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise _Unusable(f"it does not fit: {error}") from None
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _Unusable(f"it does not fit: {cut(str(error))}") from None
 
 
 # ------------------------------------------------------------------------------------------------------ a run under way
@@ -416,6 +444,7 @@ class Journal:
                 past = _unpack(content)
                 metrics = _beginning(self.folder / METRICS, past.metrics)
                 evaluations = _beginning(self.folder / EVALUATIONS, past.evaluated)
+                _check_length(past, metrics, evaluations)
                 _bring(self._simulation, past.snapshot)
             except _Unusable as error:
                 reasons.append(f"{name} cannot be used: {error}")

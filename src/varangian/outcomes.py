@@ -29,6 +29,7 @@ from .files import (
     whole_of,
     write_whole,
 )
+from .folders import check_format
 from .metrics import COLUMNS
 
 Source = Literal["varangian", "imported"]
@@ -192,6 +193,7 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
     try:
         summary = read_json(folder / "result.json")
         experiment = Experiment.from_json(read_text(folder / "experiment.json"))
+        check_format(folder / "result.json", summary)
         check_summary(summary, experiment)
         if summary["seconds"] is not None:
             number(summary["seconds"], "seconds", 0)
