@@ -574,9 +574,9 @@ def test_checkpoints_take_little_time(tmp_path: Path, digits: data.Dataset, monk
     def slow(journal: folders.Journal, *arguments: Any) -> None:
         write = folders.write_partial
 
-        def partial(path: Path, content: Any) -> Path:
+        def partial(path: Path, content: Any, suffix: str) -> Path:
             now[0] += 1
-            return write(path, content)
+            return write(path, content, suffix)
 
         with monkeypatch.context() as patch:
             patch.setattr(folders, "write_partial", partial)

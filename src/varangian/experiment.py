@@ -724,7 +724,8 @@ def _train(
                 raise
         if journal is not None and journal.due:
             save()
-    evaluate()
+    if not evaluations or evaluations[-1].step < simulation.steps_done:  # else the step that failed was evaluated
+        evaluate()
     return Result(e, evaluations, measures, time.perf_counter() - start, stopped, began=began)
 
 
