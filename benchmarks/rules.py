@@ -94,12 +94,11 @@ def time_all(calls: dict[str, Call], x: Tensor, repeats: int, fresh: bool = Fals
     for call in calls.values():
         call(x)
     # OpenMP's threads spin on for some milliseconds after the entry before: each entry starts after its own kind.
-    warm = WARM if x.numel() < 5e7 else 0.0
     other = np.zeros(OTHER // 8 if fresh else 0)
     for _ in range(repeats):
         for name, call in calls.items():
             start = time.perf_counter()
-            while time.perf_counter() - start < warm:
+            while time.perf_counter() - start < WARM:
                 call(x)
             other += 1
             start = time.perf_counter()

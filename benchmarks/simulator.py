@@ -75,11 +75,11 @@ def timed_step(simulation: Simulation, watch: Stopwatch) -> None:
     with watch.part("gradients of honest workers"):
         point = a.point(s.parameters, s.state, rate)
         s.gradients(point, batch, s.sampled, s.steps_done)
-    with watch.part("l2, clip, momentum"):
-        s._regularize(point)
-        honest, state = a.send(s.sampled, s.state, out=s.vectors[: s.h])
-    with watch.part("attack (mean, deviation, copies)"):
-        seen = Knowledge(honest, s.real_byzantine, None, state.previous, generator(s.seed, "attack", s.steps_done))
+    with watch.part("l2, clip, momentum, moments"):
+        honest, state, _, moments = s._send(point)
+    with watch.part("attack and its copies"):
+        random = generator(s.seed, "attack", s.steps_done)
+        seen = Knowledge(honest, s.real_byzantine, None, state.previous, random, known=moments)
         crafted = s.attack.craft(seen)
         s.vectors[s.h :] = crafted
     with watch.part("aggregation"):

@@ -344,7 +344,7 @@ def test_column_statistic_whatever_d(d: int) -> None:
         np.testing.assert_allclose(found, statistic(x.numpy(), low, high, window), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 11, 27, 64])
+@pytest.mark.parametrize("n", [1, 2, 3, 11, 27, 65])
 @pytest.mark.parametrize("dtype", NATIVE, ids=str)
 def test_sorting_in_registers_gives_the_same_bits(dtype: torch.dtype, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first block on that holds a NaN or an infinity it gives way to the plain way."""
