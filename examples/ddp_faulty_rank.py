@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,9 @@ def main() -> None:
             survive(options.steps, options.crash_at, options.checkpoints)
     finally:
         dist.destroy_process_group()
+    # Threads of gloo may still be letting go of what they held; the end of Python would cut them off, and abort.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
