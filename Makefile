@@ -98,9 +98,9 @@ audit: $(READY) .venv-audit/.ready ## ask PyPI for known vulnerabilities of what
 	.venv-audit/bin/pip-audit --strict --skip-editable --progress-spinner off \
 	    --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(ARGS)
 
-bench: $(READY) ## run every benchmark (results vary with the machine: compare ratios within one run)
-	@for script in benchmarks/*.py; do \
-	    echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; \
+bench: $(READY) ## a training step, every rule, and the engines, each beside something plain in the same run
+	@for script in simulator rules engines; do \
+	    echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
 	done
 
 clean: ## remove caches and built archives (results and .venv stay)

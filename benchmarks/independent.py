@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--f", type=int, default=24, help="12 or 24")
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--nesterov", action="store_true")
-    parser.add_argument("--seeds", type=numbers, default="1-3")
+    parser.add_argument("--seeds", type=numbers, default="1-5")
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     seeds = options.seeds if isinstance(options.seeds, list) else numbers(options.seeds)

@@ -3,6 +3,7 @@
     python benchmarks/simulator.py                   the paper's Fashion-MNIST setting, n = 51, f = 24
     python benchmarks/simulator.py --rule bulyan --byzantine 12
     python benchmarks/simulator.py --panels          one step of every panel at full size, time and peak memory
+    python benchmarks/simulator.py --together        gradients of two runs in one call, beside one after the other
 
 Figures move with the machine: compare within one run. Recorded ones are in benchmarks/README.md.
 """
@@ -28,6 +29,7 @@ from varangian import kernels
 from varangian.attacks import Knowledge
 from varangian.data import Dataset, prepare
 from varangian.experiment import Experiment, build, open_dataset, run
+from varangian.gradients import Batch
 from varangian.randomness import generator
 from varangian.simulate import Simulation
 
@@ -103,6 +105,26 @@ def ours(e: Experiment, dataset: Dataset) -> tuple[float, dict[str, float]]:
             with watch.part("one evaluation"):
                 evaluator(simulation.gradients, simulation.parameters, step)
     return statistics.median(whole), {k: 1e3 * statistics.median(v) for k, v in watch.seconds.items()}
+
+
+def together(e: Experiment, dataset: Dataset, rounds: int = 30) -> tuple[float, float]:
+    """On one thread, ms for the gradients of two runs, each with its own parameters: in two calls, and in one."""
+    torch.set_num_threads(1)
+    with kernels.exclusive_threads():
+        s, _ = build(e, dataset)
+        one, other = s.batches(0), s.batches(1)
+        both = Batch(torch.cat([one.inputs, other.inputs]), torch.cat([one.labels, other.labels]))
+        points = torch.cat([s.parameters.expand(s.h, -1), (1.01 * s.parameters).expand(s.h, -1)])
+        out = torch.empty(2 * s.h, s.gradients.d)
+        watch = Stopwatch()
+        for _ in range(rounds):
+            with watch.part("apart"):
+                s.gradients(points[0], one, out[: s.h])
+                s.gradients(points[-1], other, out[s.h :])
+            with watch.part("together"):
+                s.gradients(points, both, out)
+    apart, joint = (1e3 * statistics.median(watch.seconds[name]) for name in ("apart", "together"))
+    return apart, joint
 
 
 def plain(e: Experiment, dataset: Dataset, steps: int = 10) -> float:
@@ -190,6 +212,7 @@ def panels() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--panels", action="store_true", help="one step of every panel at full size")
+    parser.add_argument("--together", action="store_true", help="gradients of two runs in one call or in two")
     parser.add_argument("--rule", default=SETTING.rule)
     parser.add_argument("--byzantine", type=int, default=SETTING.byzantine)
     parser.add_argument("--json", action="store_true")
@@ -199,6 +222,10 @@ def main() -> None:
         return
     e = replace(SETTING, rule=options.rule, byzantine=options.byzantine)
     dataset = open_dataset(e)
+    if options.together:
+        apart, joint = together(e, dataset)
+        print(f"gradients of two runs of {e.honest} workers, one thread: {apart:.2f} ms apart, {joint:.2f} ms together")
+        return
     whole, parts = ours(e, dataset)
     slow = plain(e, dataset)
     if options.json:

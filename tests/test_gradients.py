@@ -230,7 +230,7 @@ def test_float32_is_float64_rounded(name: str) -> None:
 @by_model
 @pytest.mark.parametrize("training", [False, True])
 def test_the_number_of_threads_changes_nothing(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SMALL", 0)  # share out however little there is
+    monkeypatch.setattr(kernels.runtime, "SMALL", 0)  # share out however little there is
     full = batch_of()
     batch = Batch(full.inputs[:, :2], full.labels[:, :2])
 
@@ -346,7 +346,7 @@ def test_parameters_and_adopt_are_inverse(name: str) -> None:
 @by_model
 def test_evaluate_against_plain_torch(name: str, context: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """In evaluation mode, at other parameters than the model's own, over chunks of unequal size, on two threads."""
-    monkeypatch.setattr(kernels, "SMALL", 0)
+    monkeypatch.setattr(kernels.runtime, "SMALL", 0)
     gradients = WorkerGradients(model_of(name), training=True)
     parameters = gradients.parameters() + 0.05
     generator = torch.Generator().manual_seed(5)

@@ -239,6 +239,32 @@ def test_a_row_of_weight_zero_is_never_touched(dtype: torch.dtype, used: int) ->
     assert torch.equal(kernels.weighted_rows(spoiled, weights, spoiled[:1]), found)
 
 
+@pytest.mark.parametrize(("m", "n", "share"), [(1, 3, 1.0), (3, 7, 0.7), (9, 5, 0.5), (51, 50, 0.9), (20, 30, 0.05)])
+@pytest.mark.parametrize("dtype", NATIVE, ids=str)
+def test_mixtures_are_sums_in_the_order_of_the_rows(dtype: torch.dtype, m: int, n: int, share: float) -> None:
+    """Bit for bit, four at a time or not, and whatever stands in rows of weight zero."""
+    random = np.random.default_rng(m)
+    x, extra = normal(n, 300, dtype=dtype), normal(2, 300, seed=1, dtype=dtype)
+    for row in x[::3]:
+        row[random.integers(300)] = random.choice([np.nan, np.inf, 1e30])
+    x[1] = torch.nan
+    table = np.where(random.random((m, n + 2)) < share, random.normal(size=(m, n + 2)), 0)
+    table[m // 2 :, :n:3] = 0
+    table[:, 1] = 0
+    table[0] = np.eye(n + 2)[1]
+    wide = torch.cat([x, extra]).double().numpy()
+    expected = np.zeros((m, 300))
+    with np.errstate(invalid="ignore"):
+        for i, j in zip(*np.nonzero(table), strict=True):
+            expected[i] += table[i, j] * wide[j]
+    expected = torch.from_numpy(expected).to(dtype).numpy()
+    assert m == 1 or np.isfinite(expected[m // 2 :]).all()
+    np.testing.assert_array_equal(kernels.weighted_rows(x, table, extra).numpy(), expected)
+    narrow = np.ascontiguousarray(table[:, :n])
+    found = kernels.weighted_panel(x, narrow, None, 100, 300).to(dtype)
+    assert torch.equal(found.nan_to_num(0.5), kernels.weighted_rows(x, narrow)[:, 100:].nan_to_num(0.5))
+
+
 def test_a_single_row_is_copied_bit_for_bit() -> None:
     x = torch.tensor([[1e-45, 3e38], [1.0, 2.0]])
     found = kernels.weighted_rows(x, np.array([1.0, 0.0]))
@@ -364,7 +390,7 @@ def test_sorting_in_registers_gives_the_same_bits(dtype: torch.dtype, n: int, mo
             for source in (x, spoiled):
                 plain, wrong = kernels.column_statistic(source, low, high, window, table)
                 with monkeypatch.context() as patch:
-                    patch.setattr(kernels, "WORTH", 0)
+                    patch.setattr(kernels.columns, "WORTH", 0)
                     fast, bad = kernels.column_statistic(source, low, high, window, table)
                 assert torch.equal(fast.nan_to_num(7.0), plain.nan_to_num(7.0))
                 assert bad == wrong
@@ -473,7 +499,7 @@ def test_column_statistic_whatever_the_layout(layout: str, window: int) -> None:
 
 
 def test_half_types_are_upcast_exactly_panel_by_panel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "PANEL", 128)
+    monkeypatch.setattr(kernels.columns, "PANEL", 128)
     x = normal(6, 300, dtype=torch.bfloat16)
     x[1, 290] = float("nan")
     wide = x.float()

@@ -163,11 +163,11 @@ class Geometry:
         matrix = np.diag(weights) if scaling else weights
         table = self.through(matrix)
         finite = ~(matrix[:, ~self.finite] != 0).any(1)
-        squared, terms = self._scaled(weights) if scaling else self._mixed(weights)
+        squared, terms = _scaled(self._known, weights) if scaling else self._mixed(weights)
         if anew or self._blurred(squared, terms, finite, scaling):
             squared = self.vectors.measured(np.where(finite[:, None], table, 0), self.squared.shape[0] > self.n + 1)
-        squared = 0.5 * (squared + squared.T)  # exactly symmetric, as a matrix product is not
-        np.fill_diagonal(squared, 0)
+            squared = 0.5 * (squared + squared.T)  # exactly symmetric, as sums of panels are not
+            np.fill_diagonal(squared, 0)
         if not scaling:
             first: dict[bytes, int] = {}
             whole, size = table.tobytes(), table.shape[1] * table.itemsize
@@ -178,52 +178,26 @@ class Geometry:
         if not finite.all():
             faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
             squared[faulty] = squared[:, faulty] = np.inf
-        np.fill_diagonal(squared, 0)
+            np.fill_diagonal(squared, 0)
         return Geometry(squared, finite, self.vectors, table)
 
     @property
     def _known(self) -> np.ndarray:
         """The squared distances, 0 where they are not finite: such points have no weight in any mixture."""
         known = np.isfinite(self.squared)
-        return self.squared if known.all() else np.where(known, self.squared, 0)
+        return np.ascontiguousarray(self.squared if known.all() else np.where(known, self.squared, 0))
 
     def _mixed(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances between affine combinations a, b of points, and the size of the terms that were added.
 
         ||a - b||^2 = a D b - (a D a + b D b) / 2
         """
-        (m, n), e = weights.shape, self.squared.shape[0] - self.n - 1
-        combined = np.zeros((m + e + 1, n + e + 1))
-        combined[:m, :n] = weights
-        combined[:m, -1] = 1 - weights.sum(1)
-        combined[:m, -1][np.abs(combined[:m, -1]) < 1e-12] = 0  # rounding of 1 / n summed, no share of the origin
-        combined[m:, n:] = np.eye(e + 1)
-        known = self._known
-
-        def halves(product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            half = 0.5 * np.diag(product)
-            return half[:, None], half[None, :]
-
+        known, combined, signed = self._known, *_over_all(weights, self.squared.shape[0])
         product = combined @ known @ combined.T
-        left, right = halves(product)
-        squared = np.maximum(product - left - right, 0)
-        if (combined < 0).any():
-            product = np.abs(combined) @ known @ np.abs(combined).T
-            left, right = halves(product)
-        return squared, product + left + right
-
-    def _scaled(self, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same for scaled points: ||s x - t y||^2 = s t ||x - y||^2 + (s - t) (s ||x||^2 - t ||y||^2)."""
-        known = self._known
-        s = np.append(scales, np.ones(known.shape[0] - scales.size))
-        weighted = s * known[-1]
-        near, across = np.outer(s, s) * known, s[:, None] - s[None, :]
-        squared = np.maximum(near + across * (weighted[:, None] - weighted[None, :]), 0)
-        terms = near + np.abs(across) * (weighted[:, None] + weighted[None, :])
-        # Distances to the origin need no difference.
-        for matrix in (squared, terms):
-            matrix[-1] = matrix[:, -1] = s * weighted
-        return squared, terms
+        if not signed:
+            return _distances(product, product)
+        sizes = np.abs(combined)
+        return _distances(product, sizes @ known @ sizes.T)
 
     def _blurred(self, squared: np.ndarray, terms: np.ndarray, finite: np.ndarray, scaling: bool) -> bool:
         """Whether a derived distance may be wrong by an amount that matters, given the size of the terms it sums.
@@ -397,7 +371,61 @@ def _refined(ranks: np.ndarray, rows: np.ndarray) -> np.ndarray:
         ranks = np.unique(np.stack([ranks, values]), axis=1, return_inverse=True)[1].reshape(-1)
 
 
-@njit(nogil=True, cache=True)
+_jit = njit(nogil=True, cache=True, boundscheck=False)
+
+
+@_jit
+def _over_all(weights, points):  # type: ignore[no-untyped-def]
+    """Weights [m, n] of points as [m+e+1, n+e+1], the extra ones and the origin included, and whether one is < 0."""
+    m, n = weights.shape
+    combined, signed = np.zeros((m + points - n, points)), False
+    for i in range(m):
+        rest = 1 - weights[i].sum()
+        for j in range(n):
+            combined[i, j] = weights[i, j]
+            signed |= weights[i, j] < 0
+        if abs(rest) >= 1e-12:  # else rounding of 1 / n summed, no share of the origin
+            combined[i, points - 1] = rest
+            signed |= rest < 0
+    for j in range(n, points):
+        combined[m + j - n, j] = 1
+    return combined, signed
+
+
+@_jit
+def _distances(product, sizes):  # type: ignore[no-untyped-def]
+    """a D b - (a D a + b D b) / 2 of all a, b, and the same with sizes and plus signs; symmetric to the last bit."""
+    p = product.shape[0]
+    squared, terms = np.zeros((p, p)), np.empty((p, p))
+    for i in range(p):
+        for j in range(p):
+            terms[i, j] = sizes[i, j] + 0.5 * sizes[i, i] + 0.5 * sizes[j, j]
+        for j in range(i):
+            left, right = 0.5 * product[i, i], 0.5 * product[j, j]
+            one, other = product[i, j] - left - right, product[j, i] - right - left
+            squared[i, j] = squared[j, i] = 0.5 * (max(one, 0.0) + max(other, 0.0))
+    return squared, terms
+
+
+@_jit
+def _scaled(known, scales):  # type: ignore[no-untyped-def]
+    """As _mixed, for scaled points: ||s x - t y||^2 = s t ||x - y||^2 + (s - t) (s ||x||^2 - t ||y||^2)."""
+    p, n = known.shape[0], scales.size
+    squared, terms, s = np.empty((p, p)), np.empty((p, p)), np.ones(p)
+    s[:n] = scales
+    weighted = s * known[-1]
+    for i in range(p):
+        for j in range(p):
+            near, across = s[i] * s[j] * known[i, j], s[i] - s[j]
+            squared[i, j] = max(near + across * (weighted[i] - weighted[j]), 0.0)
+            terms[i, j] = near + abs(across) * (weighted[i] + weighted[j])
+    for i in range(p):  # distances to the origin need no difference
+        squared[i, i] = 0
+        squared[i, -1] = squared[-1, i] = terms[i, -1] = terms[-1, i] = s[i] * weighted[i]
+    return squared, terms
+
+
+@_jit
 def _coordinates(inner):  # type: ignore[no-untyped-def]
     """[n, n] positions of points with the given inner products: Cholesky's factor, the longest rest first.
 

@@ -6,7 +6,6 @@ out or had to settle are named under "Convention".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
@@ -362,7 +361,8 @@ class LASA(General):
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
-    Cost: one pass for norms, one that ranks each vector's values (a copy of one row), two over the layers.
+    Cost: one pass for norms, one that ranks each vector's values (a copy of one row), two over the layers, for which a
+        GPU's vectors pass through main memory.
     Convention: less certain than the others in this file: from memory of the paper, the mean is of sparsified (not
         merely clipped) vectors and the deviation is the population's. Of equal values the first coordinates are kept.
         A layer that nobody passes is null. Vectors that are not finite are left out.
@@ -400,35 +400,88 @@ class LASA(General):
         radius = np.median(norms[good])
         scales = np.divide(radius, norms[good], out=np.ones(good.size), where=norms[good] > radius)
         bounds, rows = (0, *self.layers, d), good.tolist()
-        least, spared = self._thresholds(x, rows)
+        least, cuts = self._thresholds(x, rows)
+        panels = [
+            (layer, start, min(start + PANEL, last))
+            for layer, (first, last) in enumerate(pairwise(bounds))
+            for start in range(first, last, PANEL)
+        ]
 
-        squares, signs, counts = (np.zeros((len(bounds) - 1, good.size)) for _ in range(3))
-        for layer, _, part in _sparsified(x, rows, least, spared, bounds):
-            squares[layer] += part.double().square().sum(1).cpu().numpy()
-            signs[layer] += part.sign().sum(1, dtype=torch.float64).cpu().numpy()
-            counts[layer] += (part != 0).sum(1).cpu().numpy()
+        sums = np.zeros((len(panels), 3, good.size))
+
+        def measure(p: int) -> None:
+            _, start, stop = panels[p]
+            _kept_sums(*_panel(x, start, stop), good, least, cuts - start, sums[p])
+
+        kernels.share(measure, len(panels), x.numel())
+        squares, signs, counts = np.zeros((3, len(bounds) - 1, good.size))
+        for (layer, _, _), found in zip(panels, sums, strict=True):
+            squares[layer] += found[0]
+            signs[layer] += found[1]
+            counts[layer] += found[2]
         lengths, purities = scales * np.sqrt(squares), 0.5 * (1 + signs / np.maximum(counts, 1))
         passing = (_oddness(lengths) <= self.lambda_norm) & (_oddness(purities) <= self.lambda_sign)
 
         weights = passing * scales / np.maximum(passing.sum(1, keepdims=True), 1)
         result = x.new_zeros(d)
-        for layer, start, part in _sparsified(x, rows, least, spared, bounds):
-            factors = torch.from_numpy(weights[layer]).to(x.device)
-            result[start : start + part.shape[1]] = (factors @ part.double()).to(x.dtype)
+
+        def combine(p: int) -> None:
+            layer, start, stop = panels[p]
+            total = np.zeros(stop - start)
+            _kept_mean(*_panel(x, start, stop), good, least, cuts - start, weights[layer], total)
+            result[start:stop] = torch.from_numpy(total).to(x.device, x.dtype)
+
+        kernels.share(combine, len(panels), x.numel())
         return result
 
-    def _thresholds(self, x: Tensor, rows: list[int]) -> tuple[Tensor, dict[int, int]]:
-        """[k, 1] the least size that each row keeps; for rows that drop some values of that very size, how many they
-        keep."""
-        dropped = floor(self.sparsity * x.shape[1])
-        found: list[tuple[float, int, int]] = [(0.0, 0, 0)] * len(rows)
+    def _thresholds(self, x: Tensor, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """[k] the least size that each row keeps, and [k] from which column on it keeps no more of that very size."""
+        dropped, d = floor(self.sparsity * x.shape[1]), x.shape[1]
+        least, cuts = np.zeros(len(rows), _panel(x, 0, 0)[0].dtype), np.full(len(rows), d)
 
         def rank(i: int) -> None:
-            found[i] = _order_statistic(x[rows[i]].abs(), dropped)
+            sizes = x[rows[i]].abs()
+            value, below, equal = _order_statistic(sizes, dropped)
+            least[i] = value
+            if below < dropped:
+                cuts[i] = int((sizes == value).nonzero()[below + equal - dropped, 0])
 
-        kernels.share(rank, len(rows), len(rows) * x.shape[1])
-        least = torch.tensor([[size] for size, _, _ in found], dtype=x.dtype, device=x.device)
-        return least, {i: below + equal - dropped for i, (_, below, equal) in enumerate(found) if below < dropped}
+        kernels.share(rank, len(rows), len(rows) * d)
+        return least, cuts
+
+
+def _panel(x: Tensor, start: int, stop: int) -> tuple[np.ndarray, int, int]:
+    """(a, s, t): columns s..t of an array, float64 or float32, that are columns start..stop of x."""
+    if kernels.is_native(x) and x.is_contiguous():
+        return x.numpy(), start, stop
+    panel = x[:, start:stop]
+    return (panel if x.dtype == torch.float64 else panel.float()).cpu().contiguous().numpy(), 0, stop - start
+
+
+@njit(nogil=True, cache=True, boundscheck=False, fastmath={"reassoc", "contract", "nsz"})
+def _kept_sums(x, start, stop, rows, least, cuts, out):  # type: ignore[no-untyped-def]
+    """Of the values that the rows keep the sum of squares, of signs, and how many are not zero: out [3, rows]."""
+    for i in range(rows.size):
+        row, limit, cut = x[rows[i], start:stop], least[i], cuts[i]
+        squares, signs, count = 0.0, 0.0, 0.0
+        for k in range(row.size):
+            value, size = np.float64(row[k]), abs(row[k])
+            value = value if size > limit or (size == limit and k < cut) else 0.0
+            squares += value * value
+            signs += (1.0 if value > 0 else 0.0) - (1.0 if value < 0 else 0.0)
+            count += 1.0 if value != 0 else 0.0
+        out[0, i], out[1, i], out[2, i] = squares, signs, count
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _kept_mean(x, start, stop, rows, least, cuts, weights, total):  # type: ignore[no-untyped-def]
+    """The weighted sum of the rows, of each the values that it keeps."""
+    for i in range(rows.size):
+        row, limit, cut, weight = x[rows[i], start:stop], least[i], cuts[i], weights[i]
+        if weight != 0:
+            for k in range(row.size):
+                size = abs(row[k])
+                total[k] += weight * (np.float64(row[k]) if size > limit or (size == limit and k < cut) else 0.0)
 
 
 def _order_statistic(sizes: Tensor, k: int) -> tuple[float, int, int]:
@@ -458,23 +511,6 @@ def _select(bits, k):  # type: ignore[no-untyped-def]
             digit += 1
         prefix, equal = (prefix << np.uint64(16)) | np.uint64(digit), counts[digit]
     return prefix, below, equal
-
-
-def _sparsified(
-    x: Tensor, rows: list[int], least: Tensor, spared: dict[int, int], bounds: tuple[int, ...]
-) -> Iterator[tuple[int, int, Tensor]]:
-    """(layer, first column, panel of the sparsified rows), panel by panel."""
-    spared = dict(spared)
-    for layer, (first, last) in enumerate(pairwise(bounds)):
-        for start in range(first, last, PANEL):
-            panel = x[rows, start : min(start + PANEL, last)]
-            sizes = panel.abs()
-            kept = sizes >= least
-            for i, left in spared.items():
-                equal = (sizes[i] == least[i]).nonzero()[:, 0]
-                kept[i, equal[left:]] = False
-                spared[i] = max(left - equal.numel(), 0)
-            yield layer, start, torch.where(kept, panel, 0)
 
 
 def _oddness(values: np.ndarray) -> np.ndarray:

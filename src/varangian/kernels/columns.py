@@ -1,0 +1,655 @@
+"""What is computed column by column: weighted sums, statistics of ranks, moments. One pass over [n, d] each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, share
+
+SORT_WIDTH = 128  # columns per block of a sorting network or a mixing: 51 rows of float32 are 26 KiB
+LANES = 64 if get_host_cpu_features().get("avx512f") else 32  # bytes of a vector register
+AHEAD = 512  # bytes: how far ahead of a sort in registers a row is asked for
+REGISTER_ROWS = 128  # so many rows at most are sorted in registers, and the stack behind them: 1 to 3 s to compile
+WORTH = 1 << 20  # so many numbers at least: below, compiling for this n and these ranks would not be worth it
+FULL = 0.25  # the share of non-zero weights from which mixtures are made four at a time, zeros included
+
+# ---------------------------------------------------------------------------------------------- weighted sums
+
+
+@jit
+def _vector(x, extra, i, start, stop):  # type: ignore[no-untyped-def]
+    """Columns start..stop of the i-th vector, the extra ones coming last."""
+    return x[i, start:stop] if i < x.shape[0] else extra[i - x.shape[0], start:stop]
+
+
+@jit
+def _weighted(x, extra, rows, weights, start, stop, total, out):  # type: ignore[no-untyped-def]
+    # Four rows at a time; the last group is filled up with its own first row at weight zero.
+    width = total.size
+    for s in range(start, stop, width):
+        t = min(stop, s + width)
+        total[:] = 0
+        for g in range(0, rows.size, 4):
+            last = rows.size - 1
+            r1, r2, r3 = min(g + 1, last), min(g + 2, last), min(g + 3, last)
+            w0 = weights[g]
+            w1 = weights[r1] if g + 1 <= last else 0.0
+            w2 = weights[r2] if g + 2 <= last else 0.0
+            w3 = weights[r3] if g + 3 <= last else 0.0
+            a0, a1 = _vector(x, extra, rows[g], s, t), _vector(x, extra, rows[r1], s, t)
+            a2, a3 = _vector(x, extra, rows[r2], s, t), _vector(x, extra, rows[r3], s, t)
+            for k in range(t - s):
+                total[k] += w0 * a0[k] + w1 * a1[k] + w2 * a2[k] + w3 * a3[k]
+        for k in range(t - s):
+            out[s + k] = total[k]
+
+
+class _Mixture(NamedTuple):
+    """Weights [m, n+e] as kernels walk over them: of most mixtures four together, of the others one by one."""
+
+    together: np.ndarray  # mixtures,
+    sources: np.ndarray  # the vectors that they are made of,
+    weights: np.ndarray  # and the weights, with zeros up to multiples of four
+    alone: np.ndarray  # the other mixtures
+    offsets: np.ndarray  # of every mixture, where its weights begin that are not zero, [m + 1],
+    places: np.ndarray  # the vectors that they belong to,
+    factors: np.ndarray  # and the weights
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> _Mixture:
+        used = table != 0
+        counts = used.sum(1)
+        together = np.flatnonzero(counts > 1)
+        sources = np.flatnonzero(used[together].any(0))
+        if counts[together].sum() < FULL * together.size * sources.size:
+            together, sources = together[:0], sources[:0]
+        weights = np.zeros((-(-together.size // 4) * 4, -(-sources.size // 4) * 4))
+        weights[: together.size, : sources.size] = table[np.ix_(together, sources)]
+        alone = np.setdiff1d(np.arange(len(table)), together)
+        offsets, factors = np.append(0, np.cumsum(counts)), table[used].astype(np.float64)
+        return cls(together, sources, weights, alone, offsets, np.nonzero(used)[1], factors)
+
+
+@jit
+def _mix_four(x, extra, sources, weights, start, stop, total):  # type: ignore[no-untyped-def]
+    """Columns start..stop of four mixtures, SORT_WIDTH apart in total, added up in the order of the vectors."""
+    last = sources.size - 1
+    total[: 4 * SORT_WIDTH] = 0
+    for c in range(0, sources.size, 4):
+        r1, r2, r3 = sources[min(c + 1, last)], sources[min(c + 2, last)], sources[min(c + 3, last)]
+        a0, a1 = _vector(x, extra, sources[c], start, stop), _vector(x, extra, r1, start, stop)
+        a2, a3 = _vector(x, extra, r2, start, stop), _vector(x, extra, r3, start, stop)
+        u0, u1, u2, u3 = weights[0, c], weights[0, c + 1], weights[0, c + 2], weights[0, c + 3]
+        v0, v1, v2, v3 = weights[1, c], weights[1, c + 1], weights[1, c + 2], weights[1, c + 3]
+        w0, w1, w2, w3 = weights[2, c], weights[2, c + 1], weights[2, c + 2], weights[2, c + 3]
+        z0, z1, z2, z3 = weights[3, c], weights[3, c + 1], weights[3, c + 2], weights[3, c + 3]
+        for k in range(stop - start):
+            p0, p1, p2, p3 = np.float64(a0[k]), np.float64(a1[k]), np.float64(a2[k]), np.float64(a3[k])
+            total[k] = total[k] + u0 * p0 + u1 * p1 + u2 * p2 + u3 * p3
+            j = k + SORT_WIDTH
+            total[j] = total[j] + v0 * p0 + v1 * p1 + v2 * p2 + v3 * p3
+            j = k + 2 * SORT_WIDTH
+            total[j] = total[j] + w0 * p0 + w1 * p1 + w2 * p2 + w3 * p3
+            j = k + 3 * SORT_WIDTH
+            total[j] = total[j] + z0 * p0 + z1 * p1 + z2 * p2 + z3 * p3
+
+
+@jit
+def _mix_one(x, extra, mixture, i, start, stop, total, out):  # type: ignore[no-untyped-def]
+    """The same for a single mixture, vectors of weight zero never touched."""
+    width = stop - start
+    total[:width] = 0
+    for c in range(mixture.offsets[i], mixture.offsets[i + 1]):
+        weight, source = mixture.factors[c], _vector(x, extra, mixture.places[c], start, stop)
+        for k in range(width):
+            total[k] += weight * source[k]
+    for k in range(width):
+        out[k] = total[k]
+
+
+@jit
+def _mix(x, extra, mixture, start, stop, total, out):  # type: ignore[no-untyped-def]
+    """Columns start..stop, at most SORT_WIDTH, of the mixtures, to the first columns of out; total: 5 SORT_WIDTH."""
+    width, spare = stop - start, total[4 * SORT_WIDTH :]
+    for i in mixture.alone:
+        _mix_one(x, extra, mixture, i, start, stop, spare, out[i])
+    for first in range(0, mixture.together.size, 4):
+        _mix_four(x, extra, mixture.sources, mixture.weights[first : first + 4], start, stop, total)
+        for j in range(min(4, mixture.together.size - first)):
+            i, made = mixture.together[first + j], total[j * SORT_WIDTH : j * SORT_WIDTH + width]
+            target, wrong = out[i], 0
+            for k in range(width):
+                target[k] = made[k]
+                wrong |= not (abs(made[k]) < np.inf)
+            if wrong:  # perhaps by a vector of weight zero
+                _mix_one(x, extra, mixture, i, start, stop, spare, target)
+
+
+@jit
+def _mix_rows(x, extra, mixture, start, stop, total, out):  # type: ignore[no-untyped-def]
+    for s in range(start, stop, SORT_WIDTH):
+        t = min(stop, s + SORT_WIDTH)
+        _mix(x, extra, mixture, s, t, total, out[:, s:t])
+
+
+def _mixed_rows(x: Tensor, extra: Tensor | None, table: np.ndarray, out: np.ndarray) -> Tensor:
+    a, b = as_rows(x), as_rows(x[:0] if extra is None else extra)
+    mixture, d = _Mixture.of(table), x.shape[1]
+    size, count = chunks(d, SORT_WIDTH, 16)
+
+    def task(c: int) -> None:
+        _mix_rows(a, b, mixture, c * size, min(d, (c + 1) * size), np.empty(5 * SORT_WIDTH), out)
+
+    share(task, count, table.shape[0] * d)
+    return torch.from_numpy(out)
+
+
+def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -> Tensor:
+    """sum_i w_i x_i, rows of weight zero never touched (0 * NaN is NaN): weights [n+e] -> [d], or [m, n+e] -> [m, d].
+
+    Accumulated in float64, rounded once. One pass over the rows of non-zero weight.
+    """
+    d = x.shape[1]
+    if weights.ndim == 2:
+        out = x.new_empty(weights.shape[0], d)
+        if is_native(x):
+            return _mixed_rows(x, extra, weights, out.numpy())
+        for row, target in zip(weights, out, strict=True):
+            target.copy_(weighted_rows(x, row, extra))
+        return out
+    used = np.flatnonzero(weights)
+    if not used.size:
+        return x.new_zeros(d)
+    if used.size == 1 and weights[used[0]] == 1:
+        source = x[used[0]] if used[0] < x.shape[0] else extra[used[0] - x.shape[0]]  # type: ignore[index]
+        return source.detach().clone()
+    factors = weights[used].astype(np.float64)
+    if is_native(x):
+        a, b = as_rows(x), as_rows(x[:0] if extra is None else extra)
+        result = np.empty(d, a.dtype)
+        size, count = chunks(d, STREAM_WIDTH, 16)
+
+        def task(c: int) -> None:
+            scratch = np.empty(min(STREAM_WIDTH, d))
+            _weighted(a, b, used, factors, c * size, min(d, (c + 1) * size), scratch, result)
+
+        share(task, count, used.size * d)
+        return torch.from_numpy(result)
+    out = x.new_empty(d)
+    device_weights = torch.from_numpy(factors).to(x.device)
+    index = torch.from_numpy(used).to(x.device)
+    for s in range(0, d, PANEL):
+        panel = x[:, s : s + PANEL] if extra is None else torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
+        out[s : s + PANEL] = (device_weights @ panel[index].double()).to(x.dtype)
+    return out
+
+
+def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, start: int, stop: int) -> Tensor:
+    """Columns start..stop of weighted_rows for weights [m, n+e], not rounded: [m, stop - start] in float64."""
+    panel = x[:, start:stop]
+    others = panel[:0] if extra is None else extra[:, start:stop]
+    if not is_native(x):
+        used = np.flatnonzero((table != 0).any(0))
+        sources = torch.cat([panel, others])[torch.from_numpy(used).to(x.device)].double()
+        return torch.from_numpy(np.ascontiguousarray(table[:, used])).to(x.device) @ sources
+    return _mixed_rows(panel, others, table, np.empty((table.shape[0], stop - start)))
+
+
+# ----------------------------------------------------------------------------------------------------- ranks
+
+
+def fetch(builder, pointer) -> None:  # type: ignore[no-untyped-def]
+    """Emits the request for a cache line: the hardware does not follow n streams of short pieces."""
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0"
+    )
+    read, keep, data = word(0), word(3), word(1)
+    builder.call(function, [builder.bitcast(pointer, byte), read, keep, data])
+
+
+@intrinsic
+def _prefetch(typingctx, array, row, column):  # type: ignore[no-untyped-def]
+    """Asks for the cache line of array[row, column]."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kind = signature.args[0]
+        view = context.make_array(kind)(context, builder, arguments[0])
+        fetch(builder, cgutils.get_item_pointer(context, builder, kind, view, list(arguments[1:]), wraparound=False))
+        return context.get_dummy_value()
+
+    return types.void(array, row, column), generate
+
+
+def _batcher(n: int) -> list[tuple[int, int]]:
+    """The comparators (i, j) of Batcher's odd-even merge sort, depth first: a few values for long, then the next few.
+
+    Reference: Batcher, "Sorting networks and their applications", 1968.
+    """
+    comparators: list[tuple[int, int]] = []
+
+    def sort(first: int, size: int) -> None:
+        if size > 1:
+            sort(first, size // 2)
+            sort(first + size // 2, size // 2)
+            merge(first, size, 1)
+
+    def merge(first: int, size: int, gap: int) -> None:
+        pairs = [first]
+        if 2 * gap < size:
+            merge(first, size, 2 * gap)
+            merge(first + gap, size, 2 * gap)
+            pairs = list(range(first + gap, first + size - gap, 2 * gap))
+        comparators.extend((i, i + gap) for i in pairs if i + gap < n)  # beyond n stand values above all others
+
+    sort(0, 1 << max(0, n - 1).bit_length())
+    return comparators
+
+
+@lru_cache(maxsize=256)
+def network(n: int, low: int, high: int) -> tuple[tuple[int, int], ...]:
+    """Comparators that sort n values as far as ranks low..high-1 need it.
+
+    Example:
+        >>> network(3, 0, 3)
+        ((0, 1), (0, 2), (1, 2))
+    """
+    wanted, kept = set(range(low, high)), []
+    for a, b in reversed(_batcher(n)):
+        if a in wanted or b in wanted:
+            wanted |= {a, b}
+            kept.append((a, b))
+    return tuple(kept[::-1])
+
+
+@intrinsic
+def _sort_lanes(typingctx, bases, plan, column, most, place, out):  # type: ignore[no-untyped-def]
+    """The statistic of LANES bytes' worth of columns from ``column`` on, without leaving the registers, to out[place].
+
+    ``bases`` are the addresses of the rows; ``plan`` four tuples of nothing whose lengths are n, low, high and window,
+    so that the compiler knows them; ``most`` keeps the largest magnitudes seen. Lines needed soon are asked for.
+    """
+    n, low, high, window = (part.count for part in plan.types)
+    width = out.dtype.bitwidth
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number, size = ir.IntType(64), width // 8
+        lanes = LANES // size
+        vector, double = ir.VectorType(ir.IntType(width), lanes), ir.DoubleType()
+        floats = ir.VectorType(ir.FloatType() if width == 32 else double, lanes)
+        word, pointer = ir.IntType(32), vector.as_pointer()
+        parts = [range(lanes)] if width == 64 else [range(lanes // 2), range(lanes // 2, lanes)]
+
+        def constant(value: float, kind: ir.VectorType = vector) -> ir.Constant:
+            return ir.Constant(kind, [value] * kind.count)
+
+        def operation(name: str):  # type: ignore[no-untyped-def]
+            kind = ir.FunctionType(vector, [vector, vector])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{lanes}i{width}")
+            return lambda a, b: builder.call(function, [a, b])
+
+        def data(k: int) -> ir.Value:
+            return context.make_array(signature.args[k])(context, builder, arguments[k]).data
+
+        def key(bits: ir.Value) -> ir.Value:  # its own inverse
+            return builder.xor(bits, builder.and_(builder.ashr(bits, shift), mask))
+
+        def shuffled(a: ir.Value, b: ir.Value, order: Sequence[int]) -> ir.Value:
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(word, len(order)), list(order)))
+
+        def wide(r: int) -> list[ir.Value]:  # the values of a rank in float64
+            if r not in widened:
+                value = builder.bitcast(key(ranked(r)), floats)
+                kinds = [ir.VectorType(double, len(order)) for order in parts]
+                widened[r] = [value] if width == 64 else [
+                    builder.fpext(shuffled(value, value, order), kind) for order, kind in zip(parts, kinds, strict=True)
+                ]  # fmt: skip
+            return widened[r]
+
+        def scaled_sum(start: Sequence[ir.Value], scale: float, terms: Sequence[ir.Value]) -> list[ir.Value]:
+            kinds = [ir.VectorType(double, len(order)) for order in parts]
+            scaled = [builder.fmul(constant(scale, kind), b) for kind, b in zip(kinds, terms, strict=True)]
+            return [builder.fadd(a, b) for a, b in zip(start, scaled, strict=True)]
+
+        def select(chosen: list[ir.Value], first: list[ir.Value], second: list[ir.Value]) -> list[ir.Value]:
+            return [builder.select(c, a, b) for c, a, b in zip(chosen, first, second, strict=True)]
+
+        least, greatest, unsigned = operation("smin"), operation("smax"), operation("umax")
+        shift, mask = constant(width - 1), constant((1 << (width - 1)) - 1)
+        rows, largest = data(0), builder.bitcast(data(3), pointer)
+        offset = builder.mul(arguments[2], ir.Constant(number, size))
+        magnitude = builder.load(largest, align=size)
+        values: dict[int, ir.Value] = {}
+        widened: dict[int, list[ir.Value]] = {}
+
+        def ranked(i: int) -> ir.Value:
+            nonlocal magnitude
+            if i not in values:
+                address = builder.add(builder.load(builder.gep(rows, [ir.Constant(number, i)])), offset)
+                bits = builder.load(builder.inttoptr(address, pointer), align=size)
+                fetch(builder, builder.inttoptr(builder.add(address, ir.Constant(number, AHEAD)), pointer))
+                magnitude = unsigned(magnitude, builder.and_(bits, mask))
+                values[i] = key(bits)
+            return values[i]
+
+        for i, j in network(n, *((0, n) if window else (low, high))):
+            a, b = ranked(i), ranked(j)
+            values[i], values[j] = least(a, b), greatest(a, b)
+        if high - low == 1 and not window:
+            result = key(ranked(low))
+        else:
+            zero = [constant(0.0, ir.VectorType(double, len(order))) for order in parts]
+            center = zero
+            for r in range(low, high):
+                center = scaled_sum(center, 1 / (high - low), wide(r))
+            if window:  # as in _closest
+                twice, drop = [builder.fadd(c, c) for c in center], n - window
+                center, kept = zero, [wide(r) for r in range(window)] if window < drop else []
+                for s in range(drop):
+                    pairs = list(zip(wide(s), wide(s + window), strict=True))
+                    nearer = [
+                        builder.fcmp_ordered("<", builder.fadd(*pair), c) for pair, c in zip(pairs, twice, strict=True)
+                    ]
+                    if window < drop:  # the window as a whole moves up, where it does
+                        kept = [select(nearer, wide(s + 1 + k), kept[k]) for k in range(window)]
+                    else:  # then one of the two is in the window, and what lies between them too
+                        center = scaled_sum(center, 1 / window, select(nearer, wide(s + window), wide(s)))
+                for terms in kept or [wide(r) for r in range(drop, window)]:
+                    center = scaled_sum(center, 1 / window, terms)
+            if width == 32:
+                kind = ir.VectorType(ir.FloatType(), lanes // 2)
+                center = [shuffled(*(builder.fptrunc(c, kind) for c in center), range(lanes))]
+            result = builder.bitcast(center[0], vector)
+        into = builder.gep(data(5), [arguments[4]])
+        builder.store(result, builder.bitcast(into, pointer), align=size)
+        builder.store(magnitude, largest, align=size)
+        return context.get_dummy_value()
+
+    return types.void(bases, plan, column, most, place, out), generate
+
+
+@jit
+def _load_keys(source, target, shift, mask, infinity):  # type: ignore[no-untyped-def]
+    """Float bits to integers that sort alike, every NaN above +inf; the largest magnitude, to see who is not finite."""
+    most = infinity - infinity
+    for k in range(source.size):
+        bits = source[k]
+        magnitude = bits & mask
+        most = max(most, magnitude)
+        key = bits ^ ((bits >> shift) & mask)
+        target[k] = mask if magnitude > infinity else key
+    return most
+
+
+@jit
+def _to_bits(keys, shift, mask):  # type: ignore[no-untyped-def]
+    for k in range(keys.size):
+        keys[k] = keys[k] ^ ((keys[k] >> shift) & mask)
+
+
+@jit
+def _walk(block, left, right, bits, start, stop):  # type: ignore[no-untyped-def]
+    """Runs the network over a block while asking for the source of the next one, start..stop."""
+    n = bits.shape[0]
+    step = 64 // bits.itemsize
+    lines = n * ((stop - start + step - 1) // step) if stop > start else 0
+    each = (lines + left.size - 1) // left.size if left.size else 0
+    row, column = 0, start
+    for c in range(left.size):
+        low, high = block[left[c]], block[right[c]]
+        for k in range(SORT_WIDTH):
+            a, b = low[k], high[k]
+            low[k] = min(a, b)
+            high[k] = max(a, b)
+        for _ in range(each):
+            if row < n:
+                _prefetch(bits, row, column)  # pyright: ignore[reportCallIssue]
+                column += step
+                if column >= stop:
+                    row, column = row + 1, start
+
+
+@jit
+def _closest(values, window, width, center, chosen):  # type: ignore[no-untyped-def]
+    """Per column the mean of the ``window`` sorted values nearest to the centre: they are contiguous.
+
+    Starting at rank 0 the window slides up past s while the value that enters is strictly nearer than the one that
+    leaves, so ties keep the lower value: while their sum is less than twice the centre.
+    """
+    m = values.shape[0]
+    drop, share = m - window, 1.0 / window
+    slid, total = chosen[0], chosen[1]
+    slid[:width] = 0
+    total[:width] = 0
+    for s in range(drop):
+        low, high = values[s], values[s + window]
+        if window >= drop:  # then one of the two is in the window, and what lies between them too
+            for k in range(width):
+                a, b = np.float64(low[k]), np.float64(high[k])
+                total[k] += share * (b if a + b < center[k] + center[k] else a)
+        else:
+            for k in range(width):
+                slid[k] += 1.0 if np.float64(low[k]) + np.float64(high[k]) < center[k] + center[k] else 0.0
+    if window >= drop:
+        for r in range(drop, window):
+            row = values[r]
+            for k in range(width):
+                total[k] += share * row[k]
+    else:
+        for r in range(m):
+            row = values[r]
+            for k in range(width):
+                total[k] += share * row[k] if slid[k] <= r and r < slid[k] + window else 0.0
+    for k in range(width):  # copying a slice would compile the message of a shape error, for seconds
+        center[k] = total[k]
+
+
+@jit
+def _columns(
+    x, bits, mixture, mixes, left, right, low, high, window, shift, mask, infinity,
+    start, stop, block, values, scratch, bad, out,
+):  # fmt: skip  # type: ignore[no-untyped-def]
+    """Columns start..stop of the statistic: rank mean, then perhaps the mean of the values closest to it."""
+    m, size = block.shape
+    center = scratch[0]
+    for s in range(start, stop, size):
+        width = min(size, stop - s)
+        if mixes:
+            _mix(x, x[:0], mixture, s, s + width, scratch.reshape(-1), values)
+        for i in range(m):
+            source = block[i, :width] if mixes else bits[mixture.places[i], s : s + width]
+            most = _load_keys(source, block[i], shift, mask, infinity)
+            if most >= infinity:
+                bad[i] = 1
+        _walk(block, left, right, bits, s + size, min(stop, s + 2 * size))
+        first_row, last_row = (0, m) if window > 0 else (low, high)
+        for r in range(first_row, last_row):
+            _to_bits(block[r], shift, mask)
+        if high - low == 1 and window == 0:
+            for k in range(width):
+                out[s + k] = values[low, k]
+            continue
+        scale = 1.0 / (high - low)
+        center[:width] = 0
+        for r in range(low, high):
+            row = values[r]
+            for k in range(width):
+                center[k] += scale * row[k]
+        if window > 0:
+            _closest(values, window, width, center, scratch[1:])
+        for k in range(width):
+            out[s + k] = center[k]
+
+
+@jit
+def _fast_columns(x, bases, plan, mixture, mixes, infinity, start, stop, mixed, scratch, most, bits):  # type: ignore[no-untyped-def]
+    """The same in registers, for whole blocks of columns without NaN or infinity: the first column not done."""
+    size, lanes = SORT_WIDTH, most.size
+    for s in range(start, stop - size + 1, size):
+        if mixes:
+            _mix(x, x[:0], mixture, s, s + size, scratch.reshape(-1), mixed)
+        most[:] = 0
+        for k in range(0, size, lanes):
+            _sort_lanes(bases, plan, k if mixes else s + k, most, s + k, bits)  # pyright: ignore
+        for k in range(lanes):
+            if most[k] >= infinity:
+                return s
+    return start + (stop - start) // size * size
+
+
+_INTEGERS = {
+    np.dtype(np.float32): (np.int32, 31, 0x7FFFFFFF, 0x7F800000),
+    np.dtype(np.float64): (np.int64, 63, 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+}
+
+
+@lru_cache(maxsize=64)
+def _each_row(n: int) -> _Mixture:
+    """No mixing."""
+    return _Mixture.of(np.eye(n))
+
+
+@lru_cache(maxsize=256)
+def _sides(n: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """The network's left and right ends."""
+    left, right = np.array(network(n, low, high), np.int64).reshape(-1, 2).T.copy()
+    return left, right
+
+
+def _column_statistic(
+    x: np.ndarray, mixing: np.ndarray | None, low: int, high: int, window: int
+) -> tuple[np.ndarray, int]:
+    n, d = x.shape
+    m = n if mixing is None else mixing.shape[0]
+    integer, shift, mask, infinity = _INTEGERS[x.dtype]
+    mixture = _each_row(n) if mixing is None else _Mixture.of(mixing)
+    mixes = bool((np.diff(mixture.offsets) != 1).any() or (mixture.factors != 1).any())
+    size, count = chunks(d, SORT_WIDTH, 8)
+    bad, out, bits = np.zeros((count, m), np.uint8), np.empty(d, x.dtype), x.view(integer)
+    plan = tuple((None,) * length for length in (m, low, high, window))
+    fast = m <= REGISTER_ROWS and n * d >= WORTH
+    bases = x.ctypes.data + mixture.places * x.strides[0]
+
+    def task(c: int) -> None:
+        start, stop = c * size, min(d, (c + 1) * size)
+        scratch = np.empty((5, SORT_WIDTH))
+        if fast:
+            mixed = np.empty((m if mixes else 0, SORT_WIDTH), x.dtype)
+            start = _fast_columns(
+                x, mixed.ctypes.data + np.arange(m) * mixed.strides[0] if mixes else bases, plan, mixture,
+                mixes, integer(infinity), start, stop, mixed, scratch, np.zeros(LANES // x.itemsize, integer),
+                out.view(integer),
+            )  # fmt: skip
+        if start < stop:
+            block = np.zeros((m, SORT_WIDTH), integer)
+            left, right = _sides(m, *((0, m) if window else (low, high)))
+            _columns(
+                x, bits, mixture, mixes, left, right, low, high, window, integer(shift), integer(mask),
+                integer(infinity), start, stop, block, block.view(x.dtype), scratch, bad[c], out,
+            )  # fmt: skip
+
+    share(task, count, n * d)
+    return out, int(bad.any(0).sum())
+
+
+def column_statistic(
+    x: Tensor, low: int, high: int, window: int = 0, mixing: np.ndarray | None = None
+) -> tuple[Tensor, int]:
+    """Per column of [n, d], or of mixing @ x for a mixing [m, n]: the mean of the values of ranks low..high-1, and with
+    a ``window`` the mean of the ``window`` values closest to that (ties to the lower value).
+
+    Median, trimmed mean, MeaMed and Phocas are four settings of it. Returns [d] and the number of rows that hold a NaN
+    or an infinity. Each number is read once; a mixing is applied block by block and never stored.
+    """
+    if is_native(x):
+        out, bad = _column_statistic(as_rows(x), mixing, low, high, window)
+        return torch.from_numpy(out), bad
+    out, bad_rows = x.new_empty(x.shape[1]), None
+    for s in range(0, x.shape[1], PANEL):
+        panel = x[:, s : s + PANEL]
+        if is_half(x):
+            part, _ = _column_statistic(panel.float().numpy(), mixing, low, high, window)
+            out[s : s + PANEL] = torch.from_numpy(part).to(x.dtype)
+            faulty = ~panel.isfinite().all(1)
+        else:
+            wide = panel.double()
+            if mixing is not None:
+                wide = torch.stack([_torch_mix(wide, row) for row in mixing])
+            faulty = ~wide.isfinite().all(1)
+            out[s : s + PANEL] = _torch_statistic(wide, low, high, window).to(x.dtype)
+        bad_rows = faulty if bad_rows is None else bad_rows | faulty
+    return out, 0 if bad_rows is None else int(bad_rows.sum())
+
+
+def _torch_mix(x: Tensor, row: np.ndarray) -> Tensor:
+    used = np.flatnonzero(row)
+    return torch.from_numpy(row[used]).to(x.device) @ x[torch.from_numpy(used).to(x.device)]
+
+
+def _torch_statistic(x: Tensor, low: int, high: int, window: int) -> Tensor:
+    ordered = x.sort(dim=0).values
+    center = ordered[low:high].mean(0)
+    if not window:
+        return center
+    drop = x.shape[0] - window
+    slid = (ordered[:drop] + ordered[window:] < 2 * center).sum(0)
+    ranks = slid + torch.arange(window, device=x.device).unsqueeze(1)
+    return ordered.gather(0, ranks).mean(0)
+
+
+# --------------------------------------------------------------------------------------------------- moments
+
+
+@jit
+def _moments(x, ddof, start, stop, scratch, mean, std):  # type: ignore[no-untyped-def]
+    n, size = x.shape[0], scratch.shape[1]
+    total, spread = scratch[0], scratch[1]
+    for s in range(start, stop, size):
+        width = min(size, stop - s)
+        total[:width] = 0
+        spread[:width] = 0
+        for i in range(n):
+            row = x[i, s : s + width]
+            for k in range(width):
+                total[k] += row[k]
+        for k in range(width):
+            total[k] /= n
+        for i in range(n):
+            row = x[i, s : s + width]
+            for k in range(width):
+                e = row[k] - total[k]
+                spread[k] += e * e
+        for k in range(width):
+            mean[s + k] = total[k]
+            std[s + k] = np.sqrt(spread[k] / (n - ddof))
+
+
+def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, [n, d] -> [d], [d]: one pass, two-pass accuracy, in float64.
+
+    The deviation of a single row (n = ddof) is 0 / 0 = NaN, as everywhere.
+    """
+    if not is_native(x):
+        wide = x.float() if is_half(x) else x
+        return wide.mean(0).to(x.dtype), wide.std(0, correction=ddof).to(x.dtype)
+    a = as_rows(x)
+    n, d = a.shape
+    mean, std = np.empty(d, a.dtype), np.empty(d, a.dtype)
+    size, count = chunks(d, SORT_WIDTH, 16)
+
+    def task(c: int) -> None:
+        _moments(a, ddof, c * size, min(d, (c + 1) * size), np.empty((2, SORT_WIDTH)), mean, std)
+
+    share(task, count, n * d)
+    return torch.from_numpy(mean), torch.from_numpy(std)

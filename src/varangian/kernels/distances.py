@@ -1,0 +1,233 @@
+"""Norms, distances and inner products: one pass over [n, d] each."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, share
+
+DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
+
+
+@jit_sum
+def _tile(a0, a1, a2, a3, b0, b1, b2, b3, zero, out):  # type: ignore[no-untyped-def]
+    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = zero
+    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = zero
+    for k in range(a0.size):
+        p0, p1, p2, p3 = a0[k], a1[k], a2[k], a3[k]
+        q0, q1, q2, q3 = b0[k], b1[k], b2[k], b3[k]
+        s00 += (p0 - q0) * (p0 - q0)
+        s01 += (p0 - q1) * (p0 - q1)
+        s02 += (p0 - q2) * (p0 - q2)
+        s03 += (p0 - q3) * (p0 - q3)
+        s10 += (p1 - q0) * (p1 - q0)
+        s11 += (p1 - q1) * (p1 - q1)
+        s12 += (p1 - q2) * (p1 - q2)
+        s13 += (p1 - q3) * (p1 - q3)
+        s20 += (p2 - q0) * (p2 - q0)
+        s21 += (p2 - q1) * (p2 - q1)
+        s22 += (p2 - q2) * (p2 - q2)
+        s23 += (p2 - q3) * (p2 - q3)
+        s30 += (p3 - q0) * (p3 - q0)
+        s31 += (p3 - q1) * (p3 - q1)
+        s32 += (p3 - q2) * (p3 - q2)
+        s33 += (p3 - q3) * (p3 - q3)
+    out[0, 0] += s00
+    out[0, 1] += s01
+    out[0, 2] += s02
+    out[0, 3] += s03
+    out[1, 0] += s10
+    out[1, 1] += s11
+    out[1, 2] += s12
+    out[1, 3] += s13
+    out[2, 0] += s20
+    out[2, 1] += s21
+    out[2, 2] += s22
+    out[2, 3] += s23
+    out[3, 0] += s30
+    out[3, 1] += s31
+    out[3, 2] += s32
+    out[3, 3] += s33
+
+
+@jit
+def _point(x, extra, zeros, i, start, stop):  # type: ignore[no-untyped-def]
+    """Columns start..stop of the i-th point: the vectors, then the extra ones, then (however far) the origin."""
+    n = x.shape[0]
+    if i < n:
+        return x[i, start:stop]
+    if i < n + extra.shape[0]:
+        return extra[i - n, start:stop]
+    return zeros[: stop - start]
+
+
+@jit
+def _distances(x, extra, zeros, start, stop, out):  # type: ignore[no-untyped-def]
+    # Every pair goes through the same tile, so its distance does not depend on where its rows stand.
+    points, width = out.shape[0], zeros.size
+    for s in range(start, stop, width):
+        t = min(stop, s + width)
+        for i in range(0, points, 4):
+            a0, a1 = _point(x, extra, zeros, i, s, t), _point(x, extra, zeros, i + 1, s, t)
+            a2, a3 = _point(x, extra, zeros, i + 2, s, t), _point(x, extra, zeros, i + 3, s, t)
+            for j in range(i, points, 4):
+                b0, b1 = _point(x, extra, zeros, j, s, t), _point(x, extra, zeros, j + 1, s, t)
+                b2, b3 = _point(x, extra, zeros, j + 2, s, t), _point(x, extra, zeros, j + 3, s, t)
+                _tile(a0, a1, a2, a3, b0, b1, b2, b3, zeros[0], out[i : i + 4, j : j + 4])
+
+
+@jit_sum
+def _wide_distance(a, b):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(a.size):
+        e = np.float64(a[k]) - np.float64(b[k])
+        total += e * e
+    return total
+
+
+@jit
+def _wide_distances(x, extra, zeros, start, stop, left, right, out):  # type: ignore[no-untyped-def]
+    width = zeros.size
+    for s in range(start, stop, width):
+        t = min(stop, s + width)
+        for c in range(left.size):
+            a, b = _point(x, extra, zeros, left[c], s, t), _point(x, extra, zeros, right[c], s, t)
+            out[c] += _wide_distance(a, b)
+
+
+@jit_sum
+def _wide_square(a):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(a.size):
+        total += np.float64(a[k]) * np.float64(a[k])
+    return total
+
+
+@jit
+def _squares(x, start, stop, out):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        out[i] += _wide_square(x[i, start:stop])
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """||x_i||^2 of each row, [..., d] -> [...] in float64."""
+    if not is_native(x):
+        return torch.linalg.vector_norm(x.double(), dim=-1).square()
+    rows = as_rows(x.reshape(-1, x.shape[-1]))
+    n, d = rows.shape
+    size, count = chunks(d, STREAM_WIDTH, 8)
+    parts = np.zeros((count, n))
+    share(lambda c: _squares(rows, c * size, min(d, (c + 1) * size), parts[c]), count, rows.size)
+    return torch.from_numpy(parts.sum(0)).reshape(x.shape[:-1])
+
+
+def _sum_of_distances(x: np.ndarray, extra: np.ndarray) -> np.ndarray:
+    """Squared distances between rows, extra rows and the origin, for float32 or float64 arrays."""
+    (n, d), e = x.shape, extra.shape[0]
+    points = n + e + 1
+    padded = -(-points // 4) * 4
+    zeros = np.zeros(min(DISTANCE_WIDTH, d), x.dtype)
+    size, count = chunks(d, zeros.size, 8)
+    parts = np.zeros((count, padded, padded))
+
+    def ends(c: int) -> tuple[int, int]:
+        return c * size, min(d, (c + 1) * size)
+
+    share(lambda c: _distances(x, extra, zeros, *ends(c), parts[c]), count, points * d)
+    squared = np.triu(parts.sum(0)[:points, :points], 1)
+    squared += squared.T
+    if x.dtype == np.float64:
+        return squared
+    # float32 squares overflow beyond 1e19 and vanish below 1e-19: such pairs are summed again in float64, norms first,
+    # since a row whose norm is still not finite has no distances to find.
+
+    def sum_again(left: np.ndarray, right: np.ndarray) -> None:
+        wide = np.zeros((count, left.size))
+        share(lambda c: _wide_distances(x, extra, zeros, *ends(c), left, right, wide[c]), count, left.size * d)
+        squared[left, right] = squared[right, left] = wide.sum(0)
+
+    overflowed = np.flatnonzero(~np.isfinite(squared[-1]))
+    if overflowed.size:
+        sum_again(overflowed, np.full_like(overflowed, points - 1))
+    finite = np.isfinite(squared[-1])
+    tiny = squared[-1] < 1e-24 * d
+    again = ~np.isfinite(squared) | (squared < 1e-30 * d) & tiny[:, None] & tiny[None, :]
+    left, right = np.nonzero(np.triu(again & finite[:, None] & finite[None, :], 1))
+    if left.size:
+        sum_again(left, right)
+    return squared
+
+
+def squared_distances(x: Tensor, extra: Tensor | None = None) -> np.ndarray:
+    """Squared Euclidean distances between the n rows, e extra rows and, last, the origin: [n+e+1, n+e+1] float64.
+
+    Exact to about 1e-6 relative for float32, whatever the rows' common offset; entries of rows that are not finite are
+    not finite. One pass over the data.
+    """
+    e = 0 if extra is None else extra.shape[0]
+    if is_native(x):
+        return _sum_of_distances(
+            as_rows(x), np.empty((0, x.shape[1]), as_rows(x[:, :1]).dtype) if extra is None else as_rows(extra)
+        )
+    total = np.zeros((x.shape[0] + e + 1,) * 2)
+    for s in range(0, x.shape[1], PANEL):
+        panel = x[:, s : s + PANEL] if extra is None else torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
+        if is_half(x):
+            total += _sum_of_distances(panel.float().numpy(), np.empty((0, panel.shape[1]), np.float32))
+        else:
+            points = torch.cat([panel, panel.new_zeros(1, panel.shape[1])]).double()
+            total += torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
+    return total
+
+
+@jit_sum
+def _wide_product(a, b):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(a.size):
+        total += np.float64(a[k]) * np.float64(b[k])
+    return total
+
+
+def inner_products(vectors: list[Tensor]) -> np.ndarray:
+    """<v_i, v_j> of k vectors [d]: [k, k], summed in float64 without stacking them. Meant for a handful of vectors."""
+    k, d = len(vectors), vectors[0].numel()
+    if not all(is_native(v) for v in vectors):
+        wide = torch.stack([v.double() for v in vectors])
+        return (wide @ wide.T).cpu().numpy()
+    arrays = [np.ascontiguousarray(v.detach().numpy()) for v in vectors]
+    size, count = chunks(d, STREAM_WIDTH, 8)
+    parts = np.zeros((count, k, k))
+
+    def task(c: int) -> None:
+        start, stop = c * size, min(d, (c + 1) * size)
+        for s in range(start, stop, 1 << 14):
+            pieces = [a[s : min(stop, s + (1 << 14))] for a in arrays]
+            for i in range(k):
+                for j in range(i + 1):
+                    parts[c, i, j] += _wide_product(pieces[i], pieces[j])
+
+    share(task, count, k * d)
+    lower = parts.sum(0)
+    return np.tril(lower) + np.tril(lower, -1).T
+
+
+def squared_distances_to(x: Tensor, point: Tensor) -> np.ndarray:
+    """Squared distances of the n rows to one vector [d]: [n] float64, summed in float64. One pass over the data."""
+    (n, d), total = x.shape, np.zeros(x.shape[0])
+    if is_native(x):
+        rows, extra = as_rows(x), as_rows(point.unsqueeze(0))
+        zeros = np.zeros(min(STREAM_WIDTH, d), rows.dtype)
+        left, right = np.arange(n), np.full(n, n)
+        size, count = chunks(d, zeros.size, 8)
+        parts = np.zeros((count, n))
+        share(
+            lambda c: _wide_distances(rows, extra, zeros, c * size, min(d, (c + 1) * size), left, right, parts[c]),
+            count,
+            rows.size,
+        )
+        return parts.sum(0)
+    for s in range(0, d, PANEL):
+        total += (x[:, s : s + PANEL].double() - point[s : s + PANEL].double()).square().sum(1).cpu().numpy()
+    return total

@@ -1,0 +1,178 @@
+"""What workers do to images and gradients, without writing anything in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .runtime import STREAM_WIDTH, as_rows, chunks, is_native, jit, jit_sum, share
+
+SEND_WIDTH = 1024  # columns per block of what workers do: the rows it keeps stay in the second cache
+
+
+@jit
+def _blend(scales, x, factor, y, start, stop, out):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        # Slices, so that the compiler sees that no index is negative: else it does not vectorise.
+        a, b, c = x[i, start:stop], y[min(i, y.shape[0] - 1), start:stop], out[i, start:stop]
+        scale = scales[i]
+        for k in range(a.size):
+            c[k] = scale * a[k] + factor * b[k]
+
+
+def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """scale_i x_i + factor y_i for each row, [..., d]: scale may be one number a row, y may be a single row.
+
+    ``out`` may be x or y. One pass.
+    """
+    if not (is_native(x) and x.ndim == 2 and (out is None or out.stride(-1) == 1)):
+        scales = scale.to(x.dtype).unsqueeze(-1) if isinstance(scale, Tensor) else scale
+        return torch.add(x * scales, y, alpha=factor, out=out)
+    result = torch.empty_like(x) if out is None else out
+    a, b, c = as_rows(x), as_rows(y if y.ndim == 2 else y.unsqueeze(0)), result.numpy()
+    n, d = a.shape
+    scales = (scale.numpy() if isinstance(scale, Tensor) else np.full(n, scale)).astype(a.dtype)
+    size, count = chunks(d, STREAM_WIDTH, 16)
+    share(lambda k: _blend(scales, a, a.dtype.type(factor), b, k * size, min(d, (k + 1) * size), c), count, n * d)
+    return result
+
+
+@jit_sum
+def _wide_square(a):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(a.size):
+        total += np.float64(a[k]) * np.float64(a[k])
+    return total
+
+
+@jit
+def _shifted_squares(x, factor, y, start, stop, scratch, out):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        a, b = x[i, start:stop], y[min(i, y.shape[0] - 1), start:stop]
+        for k in range(a.size):
+            scratch[k] = a[k] + factor * b[k]
+        out[i] += _wide_square(scratch[: a.size])
+
+
+@jit
+def _send(x, factor, y, scales, keep, beta, memory, start, stop, held, sums, moments, out):  # type: ignore[no-untyped-def]
+    """Columns start..stop of what is sent, and the moments of what is sampled and of what is sent."""
+    n, size = held.shape[0] - 1, held.shape[1]
+    blended, remembers = held[n], memory.shape[0] > 0
+    for s in range(start, stop, size):
+        t = min(stop, s + size)
+        width = t - s
+        sums[:, :width] = 0
+        sampled, sent = sums[0], sums[1]
+        for i in range(n):
+            a, b, c = x[i, s:t], y[min(i, y.shape[0] - 1), s:t], out[i, s:t]
+            row, scale = held[i], scales[i]
+            for k in range(width):
+                row[k] = (a[k] + factor * b[k]) * scale
+            for k in range(width):
+                sampled[k] += row[k]
+            if remembers:
+                m = memory[min(i, memory.shape[0] - 1), s:t]
+                for k in range(width):  # not into c, which may be m: the compiler then takes the slow way
+                    blended[k] = keep * row[k] + beta * m[k]
+                for k in range(width):
+                    c[k] = blended[k]
+                    sent[k] += blended[k]
+            else:
+                for k in range(width):
+                    c[k] = row[k]
+        if moments.shape[0] == 0:
+            continue
+        for j in range(2 if remembers else 1):
+            total, spread, mean, std = sums[j], sums[2 + j], moments[2 * j, s:t], moments[2 * j + 1, s:t]
+            for k in range(width):
+                total[k] /= n
+            for i in range(n):
+                row = out[i, s:t] if j == 1 else held[i, :width]
+                for k in range(width):
+                    e = row[k] - total[k]
+                    spread[k] += e * e
+            for k in range(width):
+                mean[k] = total[k]
+                std[k] = np.sqrt(spread[k] / (n - 1))
+
+
+def send_rows(
+    x: Tensor, factor: float, y: Tensor, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
+    memory: Tensor | None, out: Tensor, moments: bool,
+) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:  # fmt: skip
+    """What workers do to their gradients, without writing anything in between: l2, clipping, momentum.
+
+    With s_i = (x_i + factor y_i) scale_i, ``out_i`` = keep s_i + beta memory_i, or s_i without a memory. y and memory
+    may be single rows, and ``out`` the memory or x. ``scale`` maps the norms of x_i + factor y_i to the scales.
+
+    Returns (mean, standard deviation) of the s_i and of the rows of ``out``, where asked for. Two passes over x where
+    there is a scale, else one; the same bits as the operations one by one. For float32 and float64 in main memory.
+    """
+    a, b, c = as_rows(x), as_rows(y if y.ndim == 2 else y.unsqueeze(0)), out.numpy()
+    n, d = a.shape
+    kind = a.dtype.type
+    scales = np.ones(n, a.dtype)
+    if scale is not None:
+        size, count = chunks(d, STREAM_WIDTH, 8)
+        parts = np.zeros((count, n))
+
+        def norms(k: int) -> None:
+            _shifted_squares(
+                a, kind(factor), b, k * size, min(d, (k + 1) * size), np.empty(size, a.dtype), parts[k]
+            )  # fmt: skip
+
+        share(norms, count, n * d)
+        scales = scale(torch.from_numpy(parts.sum(0)).sqrt_()).to(x.dtype).numpy()
+    held = np.empty((0, d), a.dtype) if memory is None else as_rows(memory if memory.ndim == 2 else memory.unsqueeze(0))
+    found = np.empty((0 if not moments else 2 if memory is None else 4, d), a.dtype)
+    width, blocks = chunks(d, SEND_WIDTH, 16)
+
+    def task(k: int) -> None:
+        _send(
+            a, kind(factor), b, scales, kind(keep), kind(beta), held, k * width, min(d, (k + 1) * width),
+            np.empty((n + 1, SEND_WIDTH), a.dtype), np.empty((4, SEND_WIDTH)), found, c,
+        )  # fmt: skip
+
+    share(task, blocks, n * d)
+    if not moments:
+        return None, None
+    mean, std, *sent = torch.from_numpy(found)
+    return (mean, std), (sent[0], sent[1]) if sent else (mean, std)
+
+
+@jit
+def _gather(images, index, flip, mirror, scale, shift, start, stop, plane, out):  # type: ignore[no-untyped-def]
+    for b in range(start, stop):
+        for c in range(images.shape[1]):
+            source, target = images[index[b], c].reshape(-1), out[b, c].reshape(-1)
+            direct = plane if flip[b] else target
+            for k in range(source.size):
+                direct[k] = source[k] * scale[c] + shift[c]
+            if flip[b]:
+                for k in range(source.size):
+                    target[k] = plane[mirror[k]]
+
+
+def gather_images(
+    images: Tensor, index: np.ndarray, flip: np.ndarray | None, scale: np.ndarray, shift: np.ndarray
+) -> Tensor:
+    """Picks images [N, C, H, W] uint8 by index [B], mirrors those with flip, and maps channel c to scale_c p + shift_c:
+    [B, C, H, W] float32, in one pass."""
+    source = images.numpy()
+    out = np.empty((index.size, *source.shape[1:]), np.float32)
+    flags = np.zeros(index.size, np.bool_) if flip is None else flip
+    height, width = source.shape[2:]
+    mirror = np.arange(height * width, dtype=np.int32).reshape(height, width)[:, ::-1].ravel()
+    size, count = chunks(index.size, 1, 16)
+    a, b = scale.astype(np.float32), shift.astype(np.float32)
+
+    def task(c: int) -> None:
+        plane = np.empty(height * width, np.float32)
+        _gather(source, index, flags, mirror, a, b, c * size, min(index.size, (c + 1) * size), plane, out)
+
+    share(task, count, out.size)
+    return torch.from_numpy(out)
