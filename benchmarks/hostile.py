@@ -1,6 +1,7 @@
 """Random hostile inputs over all rules, mixings and usual compositions, with a count of failures.
 
     python benchmarks/hostile.py --count 100000 [--seed 0] [--only median,krum] [--show 5]
+    python benchmarks/hostile.py --registers --count 10000     wide enough for columns to be sorted in registers
 
 An input is [n, d] of honest vectors (clouds, ties, duplicates, null, tiny, huge, half to double precision) and up to f
 rows of any value: NaN, infinities, +-1e38, the greatest numbers, denormals, mixtures, copies. A failure is an
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 import varangian as vg
+from varangian import kernels
 from varangian.randomness import generator
 from varangian.rules.core import decide, required_rows
 from varangian.testing import (
@@ -106,10 +108,15 @@ def honest_vectors(case: int, h: int, d: int, dtype: torch.dtype, seed: int) -> 
     return torch.from_numpy(x.clip(limit.min / 4, limit.max / 4)).to(dtype)
 
 
-def attempt(stages: Callable[[int], Stages], case: int, seed: int) -> tuple[str | None, Tensor, Stages, int]:
+NARROW, WIDE = (1, 1, 2, 3, 5, 17, 64), (128, 131, 256, 300)
+
+
+def attempt(
+    stages: Callable[[int], Stages], case: int, seed: int, widths: tuple[int, ...] = NARROW
+) -> tuple[str | None, Tensor, Stages, int]:
     """What went wrong, or None; with the input."""
     random = generator(seed, "hostile case", case)
-    f, d = int(random.integers(0, 5)), int(random.choice([1, 1, 2, 3, 5, 17, 64]))
+    f, d = int(random.integers(0, 5)), int(random.choice(widths))
     dtype = DTYPES[int(random.integers(len(DTYPES)))]
     pre, rule = stages(f)
     least = required_rows(pre, rule) if rule is not None else max(pre[0].min_n, 2 * f + 1)
@@ -160,15 +167,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, default=None, help="a single case, by its number")
     parser.add_argument("--only", default="", help="names of objects, with commas (numbers of cases then differ)")
+    parser.add_argument("--registers", action="store_true", help="wide inputs, sorted in registers (which compiles)")
     parser.add_argument("--show", type=int, default=3, help="failures to show in full, for each object")
     arguments = parser.parse_args()
+    if arguments.registers:
+        kernels.columns.WORTH = 0
     table = subjects()
     names = [name for name in table if not arguments.only or name in arguments.only.split(",")]
     failures: Counter[str] = Counter()
     start = time.perf_counter()
     done = 0
     for case, name in cases(arguments, names):
-        problem, x, stages, f = attempt(table[name], case, arguments.seed)
+        problem, x, stages, f = attempt(table[name], case, arguments.seed, WIDE if arguments.registers else NARROW)
         done += 1
         if problem is not None:
             failures[name] += 1
