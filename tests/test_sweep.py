@@ -21,6 +21,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from cluster import only_ray
 from varangian import Experiment
 from varangian.outcomes import gather, read_runs, write_runs
 from varangian.sweep import Sweep, sweep
@@ -269,7 +270,9 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
     script.write_text(SCRIPT.replace("jobs=1", 'ray="auto"'))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, str(script), str(tmp_path / "out"), "1", "5"]
-    done = subprocess.run(command, env=environment | {"RAY_ADDRESS": ""}, capture_output=True, text=True, timeout=120)
+    environment["RAY_ADDRESS"] = ""
+    with only_ray():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stderr.splitlines()[-1].startswith("ValueError: --ray needs a Ray cluster that answers at 'auto': ")
 
 
@@ -279,9 +282,10 @@ def local_ray() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     names = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     options = {"include_dashboard": False, "log_to_driver": False, "runtime_env": {"env_vars": names}}
-    ray.init(address="local", num_cpus=2, num_gpus=1, **options)
-    yield
-    ray.shutdown()
+    with only_ray():
+        ray.init(address="local", num_cpus=2, num_gpus=1, **options)
+        yield
+        ray.shutdown()
 
 
 def parent(pid: int) -> int:
