@@ -361,7 +361,7 @@ class LASA(General):
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
-    Cost: one pass for norms, one that ranks each vector's values (a copy of one row), two over the layers, for which a
+    Cost: one pass for norms, one that ranks each vector's values, two over the layers, for which a
         GPU's vectors pass through main memory.
     Convention: less certain than the others in this file: from memory of the paper, the mean is of sparsified (not
         merely clipped) vectors and the deviation is the population's. Of equal values the first coordinates are kept.
@@ -440,11 +440,11 @@ class LASA(General):
         least, cuts = np.zeros(len(rows), _panel(x, 0, 0)[0].dtype), np.full(len(rows), d)
 
         def rank(i: int) -> None:
-            sizes = x[rows[i]].abs()
-            value, below, equal = _order_statistic(sizes, dropped)
+            row = x[rows[i]]
+            value, below, equal = _order_statistic(row, dropped)
             least[i] = value
             if below < dropped:
-                cuts[i] = int((sizes == value).nonzero()[below + equal - dropped, 0])
+                cuts[i] = int(((row == value) | (row == -value)).nonzero()[below + equal - dropped, 0])
 
         kernels.share(rank, len(rows), len(rows) * d)
         return least, cuts
@@ -484,25 +484,27 @@ def _kept_mean(x, start, stop, rows, least, cuts, weights, total):  # type: igno
                 total[k] += weight * (np.float64(row[k]) if size > limit or (size == limit and k < cut) else 0.0)
 
 
-def _order_statistic(sizes: Tensor, k: int) -> tuple[float, int, int]:
-    """Of values >= 0 the (k + 1)-th least, how many are less, and how many are equal."""
-    if sizes.device.type != "cpu":
+def _order_statistic(values: Tensor, k: int) -> tuple[float, int, int]:
+    """Of the sizes of values the (k + 1)-th least, how many are less, and how many are equal."""
+    if values.device.type != "cpu":
+        sizes = values.abs()
         value = sizes.kthvalue(k + 1).values
         return float(value), int((sizes < value).sum()), int((sizes == value).sum())
-    wide = (sizes if sizes.dtype == torch.float64 else sizes.float()).contiguous().numpy()
+    wide = (values if values.dtype == torch.float64 else values.float()).contiguous().numpy()
     bits, below, equal = _select(wide.view(np.uint64 if wide.itemsize == 8 else np.uint32), k)
     return float(np.array([bits]).astype(f"u{wide.itemsize}").view(wide.dtype)[0]), below, equal
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
 def _select(bits, k):  # type: ignore[no-untyped-def]
-    """The same for unsigned integers, which the floats >= 0 sort like: their digits one after another, by counting."""
+    """The same for the floats' bits, which sort like the sizes without their sign: digit after digit, by counting."""
     counts = np.zeros(1 << 16, np.int64)
+    mask = (np.uint64(1) << np.uint64(8 * bits.itemsize - 1)) - np.uint64(1)
     prefix, below, equal = np.uint64(0), 0, bits.size
     for shift in range(8 * bits.itemsize - 16, -1, -16):
         counts[:] = 0
         for i in range(bits.size):
-            digits = np.uint64(bits[i]) >> np.uint64(shift)
+            digits = (np.uint64(bits[i]) & mask) >> np.uint64(shift)
             if digits >> np.uint64(16) == prefix:
                 counts[digits & np.uint64(0xFFFF)] += 1
         digit = 0
