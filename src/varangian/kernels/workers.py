@@ -42,6 +42,7 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tenso
 
 @jit_sum
 def _wide_square(a):  # type: ignore[no-untyped-def]
+    # As in distances.py, whose machine code must not be called from here: see runtime.py.
     total = 0.0
     for k in range(a.size):
         total += np.float64(a[k]) * np.float64(a[k])
