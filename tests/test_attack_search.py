@@ -9,7 +9,7 @@ import torch
 import oracles
 import varangian as vg
 from varangian.attacks import ATTACKS, LINES, ComposedDefence, Knowledge, Trials, WorstCase, next_place
-from varangian.explain import explain
+from varangian.explanation import explain
 from varangian.randomness import generator
 from varangian.specs import describe, make
 

@@ -8,7 +8,7 @@ import torch
 
 import oracles
 import varangian as vg
-from varangian.explain import column_weights, explain
+from varangian.explanation import column_weights, explain
 from varangian.rules import RULES
 
 N, F, D = 15, 3, 200

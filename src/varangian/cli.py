@@ -31,7 +31,7 @@ from .files import read_text
 from .interrupts import termination_interrupts
 from .mixing import MIXINGS
 from .models import MODELS
-from .replay import replay
+from .replaying import replay
 from .rules import RULES
 
 output = Console()

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import kernels
 from ..algorithm import Algorithm, State
-from ..explain import shares_of, statistic_of
+from ..explanation import shares_of, statistic_of
 from .history import History, Report
 from .sharded import (
     SAMPLE,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm import Algorithm, State
-from ..explain import explain
+from ..explanation import explain
 from ..mixing import Mixing, NearestNeighborMixing
 from ..rules import Median, Rule, TrimmedMean
 from ..rules.core import Decision

@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import kernels
 from ..algorithm import Algorithm, State
 from ..checks import brief
-from ..explain import shares_of, statistic_of
+from ..explanation import shares_of, statistic_of
 from ..geometry import Geometry, Held, Vectors
 from ..rules.core import Decision, check_rows, measure, weigh
 from .history import History

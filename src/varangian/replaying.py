@@ -10,7 +10,7 @@ from torch import Tensor
 from . import folders, kernels
 from .data import Dataset
 from .experiment import Experiment, Progress, build, open_dataset, settings_of
-from .explain import Explanation, explain
+from .explanation import Explanation, explain
 from .metrics import Measures
 
 
