@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,9 @@ import torch
 import varangian as vg
 from interruption import interrupt, left_by
 from varangian import cli, data, demo
+from varangian.checks import summary_of
+from varangian.cli import runs
+from varangian.cli.catalogue import KINDS, catalogue
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["run", "--workers", "11", "--byzantine", "2", "--steps", "2", "--batch-size", "2", "--quiet"]
@@ -145,7 +149,9 @@ def test_list(varangian) -> None:  # type: ignore[no-untyped-def]
     end = varangian("list")
     assert end.status == 0
     everything = json.loads(varangian("list", "--json").out)
-    assert {*vg.RULES} == {*everything["rules"]}
+    assert {*vg.RULES} - {*everything["rules"]} == {
+        "fltrust"
+    }  # which no run can use: its server has a vector of its own
     assert {*everything} >= {"rules", "mixings", "attacks", "datasets", "models", "partitions"}
     for names in everything.values():
         for name, summary in names.items():
@@ -161,6 +167,68 @@ def test_help(varangian, arguments: list[str]) -> None:  # type: ignore[no-untyp
     end = varangian(*arguments)
     assert (end.status, end.err) == (0, "")
     assert end.out.startswith("Usage: varangian")
+
+
+def test_what_is_read_from_the_source_is_what_there_is() -> None:
+    tables = {kind: getattr(vg, table) for kind, (table, _) in KINDS.items()}
+    found = catalogue()
+    assert {kind: list(entries) for kind, entries in found.items()} == {k: list(table) for k, table in tables.items()}
+    for kind, entries in found.items():
+        for name, entry in entries.items():
+            item = tables[kind][name]
+            assert entry.text == inspect.getdoc(item)
+            assert entry.summary == summary_of(item)
+            options = {option.split("=")[0] for option in entry.options}
+            assert options <= set(inspect.signature(item).parameters)
+            if kind == "rules":
+                assert entry.in_runs == (not item.needs_root)
+
+
+def test_one_thing_described(varangian) -> None:  # type: ignore[no-untyped-def]
+    end = varangian("list", "bulyan")  # a rule and an attack
+    assert end.status == 0
+    assert "bulyan, of the rules: " in end.out
+    assert "bulyan, of the attacks: " in end.out
+    assert "Options: " in varangian("list", "multi-krum").out
+    assert json.loads(varangian("list", "median", "--json").out)["rules"]["options"] == ["even='mid'"]
+
+
+def test_the_commands_say_what_the_table_says() -> None:
+    import click
+
+    context = click.Context(cli.commands)
+    for name, (_, _, text) in cli.COMMANDS.items():
+        command = cli.commands.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert (command.help or "").split()[:2] == text.split()[:2]
+
+
+@pytest.mark.parametrize("words", [["--debug", "run"], ["run", "--debug"]])
+def test_a_bug_of_the_users_own(varangian, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:  # type: ignore[no-untyped-def]
+    """One line that says where, and the traceback on demand."""
+
+    def own(*arguments: object, **options: object) -> None:
+        raise ValueError("my own bug")
+
+    monkeypatch.setattr(runs, "run_experiment", own)
+    end = varangian(*SMALL)
+    assert (end.status, end.out) == (1, "")
+    assert re.fullmatch(
+        r"varangian: ValueError at test_cli.py, line \d+: my own bug \(--debug shows the traceback\)\n", end.err
+    )
+    monkeypatch.setattr(sys, "argv", ["varangian", *words, *SMALL[1:]])
+    with pytest.raises(ValueError, match="my own bug"):
+        cli.main()
+
+
+def test_a_terminal_of_another_encoding(tmp_path: Path) -> None:
+    """What it cannot write is written otherwise: a run that is complete has not failed."""
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "varangian", *SMALL, "--out", "läufe"]
+    end = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert end.returncode == 0, end.stderr
+    assert "l\\xe4ufe" in end.stdout
 
 
 def test_version(varangian) -> None:  # type: ignore[no-untyped-def]
@@ -225,28 +293,38 @@ def test_all_that_is_wrong_at_once(varangian, tmp_path: Path) -> None:  # type: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--rul", "median", "--rool", "x"], "No such option"),
+        (
+            ["run", "--rul", "median", "--rool", "x"],
+            "no such option '--rul'. Did you mean '--rule'? See varangian run",
+        ),
+        (["run", "--lr", "1"], "no such option '--lr'. Did you mean '--learning-rate'?"),
+        (["run", "--n", "1"], "no such option '--n'. Did you mean '--workers'?"),
+        (["run", "--seeds", "1-3"], "a run has one --seed; several seeds are several runs."),
         (["run", "--rule"], "requires an argument"),
         (["run", "--threads", "0"], "0 is not in the range"),
         (["run", "--config", "nowhere.json"], "'nowhere.json' does not exist"),
         (["run", "surplus"], "unexpected extra argument"),
-        (["list", "rulez"], "'rulez' is not one of 'rules'"),
-        (["trian"], "No such command 'trian'"),
+        (["list", "rulez"], "unknown kind or name 'rulez'. Did you mean 'rules'?"),
+        (["trian"], "no such command 'trian'. Did you mean 'run'?"),
+        (["reprduce"], "no such command 'reprduce'. Did you mean 'reproduce'?"),
     ],
 )
 def test_wrong_use(varangian, tmp_path: Path, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
     end = varangian(*arguments)
     assert (end.status, end.out) == (2, "")
     assert message.lower() in end.err.lower()
+    assert end.err.startswith("varangian: ")
+    assert end.err.count("\n") == 1
     assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("e.json", b"{", "not JSON: "),
-        ("e.json", b"[]", "an experiment is a JSON object, got list."),
-        ("e.toml", b"steps = ", "not TOML: "),
+        ("e.json", b"{", "e.json: not JSON: "),
+        ("e.json", b"[]", "e.json: an experiment is a JSON object, got list."),
+        ("e.toml", b"steps = ", "e.toml: not TOML: "),
+        ("e.yaml", b"steps: 3", "Settings are read as JSON, or as TOML from a file named .toml."),
         ("e.json", b"\xff\xfe\x00", "is not a text file."),
         ("e.json", b'{"steps": null}', "steps: must be a valid integer, got None."),
     ],
@@ -301,7 +379,7 @@ def test_too_little_memory_ends_with_a_message(varangian, monkeypatch: pytest.Mo
     def exhaust(*arguments: object, **options: object) -> None:
         raise MemoryError("Unable to allocate 8.00 EiB")
 
-    monkeypatch.setattr(cli, "run_experiment", exhaust)
+    monkeypatch.setattr(runs, "run_experiment", exhaust)
     end = varangian(*SMALL)
     assert (end.status, end.out) == (2, "")
     assert end.err.strip() == "varangian: not enough memory: Unable to allocate 8.00 EiB"
@@ -311,7 +389,7 @@ def test_an_interrupt_ends_with_a_message(varangian, monkeypatch: pytest.MonkeyP
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_experiment", interrupt)
+    monkeypatch.setattr(runs, "run_experiment", interrupt)
     end = varangian(*SMALL)
     assert (end.status, end.out) == (130, "")
     assert (

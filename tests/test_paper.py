@@ -174,7 +174,7 @@ def test_other_runs_are_asked_the_general_claims_only() -> None:
 
 
 def test_the_printed_command_is_the_run() -> None:
-    from varangian.cli import run_command
+    from varangian.cli.runs import run_command
 
     for e in grid(["fashion-mnist", "cifar-10"], [3], "published")[::37]:
         arguments = command(e).split()[2:]

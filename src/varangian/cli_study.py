@@ -228,6 +228,3 @@ def import_command(context: click.Context, folder: Path, out: Path) -> int:
         soft_wrap=True,
     )
     context.exit(1 if refused else 0)
-
-
-COMMANDS = (reproduce, report_command, import_command)

@@ -1,10 +1,8 @@
-"""The command line: thin over the functions of the library."""
+"""The commands of single runs: run, replay, and the demo."""
 
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,82 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import __version__
-from . import demo as demonstration
-from .attacks import ATTACKS
-from .checks import printable, summary_of
-from .cli_study import COMMANDS as STUDY_COMMANDS
-from .data import DATASETS, PARTITIONS
-from .experiment import CHECKPOINT_EVERY, Evaluation, Experiment, Result, differences, settings_of
-from .experiment import resume as resume_experiment
-from .experiment import run as run_experiment
-from .files import read_text
-from .interrupts import termination_interrupts
-from .mixing import MIXINGS
-from .models import MODELS
-from .replaying import replay
-from .rules import RULES
+from .. import demo as demonstration
+from ..experiment import CHECKPOINT_EVERY, ConfigurationError, Evaluation, Experiment, Result, differences, settings_of
+from ..experiment import resume as resume_experiment
+from ..experiment import run as run_experiment
+from ..files import read_text
+from ..interrupts import termination_interrupts
+from ..replaying import replay
 
 output = Console()
 notices = Console(stderr=True)
-
-CATALOGUE = {
-    "rules": RULES,
-    "mixings": MIXINGS,
-    "attacks": ATTACKS,
-    "datasets": DATASETS,
-    "models": MODELS,
-    "partitions": PARTITIONS,
-}
-
-
-def main() -> None:
-    """Runs the program. A user's mistake ends with one clear message on stderr and exit status 2, never a traceback."""
-    try:
-        with _plain_warnings():
-            status = commands.main(standalone_mode=False, prog_name="varangian")
-        sys.exit(status if isinstance(status, int) else 0)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; what run and reproduce have done is kept, and the same command goes on from there.")
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (ValueError, OSError) as error:
-        _say(str(error))
-        sys.exit(2)
-    except MemoryError as error:
-        _say(f"not enough memory: {error}")
-        sys.exit(2)
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Inside, what the library warns of is a line like any other message."""
-    with warnings.catch_warnings():
-        former = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-            if category is UserWarning:
-                _say(str(message))
-            else:
-                former(message, category, *rest)
-
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show
-        yield
-
-
-def _say(message: str) -> None:
-    notices.print(f"varangian: {printable(message)}", markup=False, highlight=False, soft_wrap=True)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
-def commands() -> None:
-    """Byzantine-resilient distributed SGD: rules, attacks, and where momentum should stand."""
 
 
 def _knobs(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,8 +48,12 @@ def _experiment(config: Path | None, settings: dict[str, Any]) -> Experiment:
     values: dict[str, Any] = {}
     if config is not None:
         text = read_text(config, follow=True)
-        # Read leniently: what the command line overrides need not be right in the file.
-        values = Experiment.values_from_text(text, toml=config.suffix.lower() == ".toml")
+        try:  # leniently: what the command line overrides need not be right in the file
+            values = Experiment.values_from_text(text, toml=config.suffix.lower() == ".toml")
+        except ConfigurationError as error:
+            raise ValueError(
+                f"{config}: {error} Settings are read as JSON, or as TOML from a file named .toml."
+            ) from None
     return Experiment.from_dict(values | {key: value for key, value in settings.items() if value is not None})
 
 
@@ -126,7 +62,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-@commands.command("run")
+@click.command("run")
 @_knobs
 @click.option(
     "--config",
@@ -239,7 +175,7 @@ def _show(result: Result) -> None:
     output.print(f"kept in         {result.folder}", soft_wrap=True, highlight=False, markup=False)
 
 
-@commands.command("replay")
+@click.command("replay")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--step", type=click.IntRange(0), required=True, help="which step, from 0")
 @click.option(
@@ -266,28 +202,7 @@ def replay_command(folder: Path, step: int, data: Path | None, threads: int | No
         output.print(f"vectors kept in {save}", soft_wrap=True, highlight=False, markup=False)
 
 
-@commands.command("list")
-@click.argument("kind", required=False, type=click.Choice(list(CATALOGUE)))
-@click.option("--json", "as_json", is_flag=True, help="as JSON")
-def list_command(kind: str | None, as_json: bool) -> None:
-    """What there is: rules, mixings, attacks, datasets, models, partitions."""
-    kinds = [kind] if kind else list(CATALOGUE)
-    if as_json:
-        click.echo(json.dumps({k: {name: summary_of(item) for name, item in CATALOGUE[k].items()} for k in kinds}))
-        return
-    for k in kinds:
-        table = Table(
-            title=k, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 2)
-        )
-        table.add_column(no_wrap=True, style="cyan")
-        table.add_column()
-        for name, item in CATALOGUE[k].items():
-            table.add_row(name, summary_of(item))
-        output.print(table)
-        output.print()
-
-
-@commands.command("demo")
+@click.command("demo")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -300,7 +215,3 @@ def demo_command(out: Path, threads: int | None) -> None:
     """The paper's comparison in small, in under a minute: 6 rules, 2 attacks, momentum in 2 places, 3 seeds."""
     _set_threads(threads)
     demonstration.demo(out, output, notices)
-
-
-for study_command in STUDY_COMMANDS:
-    commands.add_command(study_command)

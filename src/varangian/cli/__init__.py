@@ -1,0 +1,205 @@
+"""The command line: thin over the functions of the library. A command is imported when it is called, and not before."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import sys
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..checks import printable
+
+# name: (module, the command there, what it does)
+COMMANDS = {
+    "demo": (".runs", "demo_command", "The paper's comparison in small, in under a minute."),
+    "import": ("..cli_study", "import_command", "Result folders of the paper's own code as runs, for the report."),
+    "list": (".catalogue", "list_command", "What there is: rules, mixings, attacks, datasets, models, partitions."),
+    "replay": (".runs", "replay_command", "Rebuild all n vectors of one step of a run, and explain it."),
+    "report": ("..cli_study", "report_command", "A page, figures and the claims table of runs."),
+    "reproduce": ("..cli_study", "reproduce", "The paper's study: all its runs, figures and claims."),
+    "run": (".runs", "run_command", "Train once: n workers, some Byzantine, one rule."),
+}
+
+# What others call it, and what it is called here.
+SYNONYMS = {"train": "run", "start": "run", "ls": "list", "show": "list", "study": "reproduce", "plot": "report"}
+OPTIONS = {
+    "--lr": "--learning-rate",
+    "--eta": "--learning-rate",
+    "--rate": "--learning-rate",
+    "--n": "--workers",
+    "--f": "--byzantine",
+    "--mu": "--momentum",
+    "--beta": "--momentum",
+    "--aggregator": "--rule",
+    "--gar": "--rule",
+    "--iterations": "--steps",
+    "--batch": "--batch-size",
+    "--weight-decay": "--l2",
+    "--output": "--out",
+}
+
+
+@dataclass
+class _Asked:
+    """What was asked for beside a command."""
+
+    debug: bool = False
+
+
+def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        asked = context.find_object(_Asked)
+        assert asked is not None
+        asked.debug = True
+
+
+def _with_debug(command: click.Command) -> click.Command:
+    """The command, which now also takes --debug."""
+    if all(parameter.name != "debug" for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, callback=_debug, help="show the traceback of an error"
+            )
+        )
+    return command
+
+
+class _Commands(click.Group):
+    """The commands of the table above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name, _ = COMMANDS[cmd_name]
+        return _with_debug(getattr(importlib.import_module(module, __name__), name))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            close = difflib.get_close_matches(args[0], [*COMMANDS, *SYNONYMS], n=1)
+            hint = f" Did you mean {SYNONYMS.get(close[0], close[0])!r}?" if close else ""
+            raise click.UsageError(f"no such command {args[0][:100]!r}.{hint} Known: {', '.join(COMMANDS)}.", ctx)
+        return click.Group.resolve_command(self, ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="varangian")
+def commands() -> None:
+    """Byzantine-resilient distributed SGD: rules, attacks, and where momentum should stand."""
+
+
+_with_debug(commands)
+
+
+def main() -> None:
+    """Runs the program. A user's mistake ends with one clear message on stderr and exit status 2, never a traceback.
+
+    So does an error in code of the user's own, with the place and exit status 1; ``--debug`` shows the traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot write is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    asked = _Asked()
+    try:
+        with _plain_warnings():
+            status = commands.main(standalone_mode=False, prog_name="varangian", obj=asked)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; what run and reproduce have done is kept, and the same command goes on from there.")
+        sys.exit(130)
+    except click.ClickException as error:
+        _say(_sentence(error))
+        sys.exit(2)
+    except BrokenPipeError:  # the reader has gone
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if asked.debug:
+            raise
+        place = _place_of_others(error)
+        if isinstance(error, MemoryError):
+            _say(f"not enough memory: {error}")
+        elif place is not None:
+            _say(f"{type(error).__name__} at {place}: {error} (--debug shows the traceback)")
+            sys.exit(1)
+        elif isinstance(error, (ValueError, OSError)):
+            _say(str(error))
+        else:
+            raise
+        sys.exit(2)
+
+
+def _place_of_others(error: BaseException) -> str | None:
+    """Where an error comes from, if from code of the user's own: neither this library nor anything installed."""
+    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    ours = [Path(__file__).resolve().parents[1], *installed]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.resolve().is_relative_to(folder) for folder in ours):
+            return f"{path.name}, line {frame.lineno}"
+    return None
+
+
+def _sentence(error: click.ClickException) -> str:
+    """What click has to say, in our form: one line, the likely word, and where to read more."""
+    message = " ".join(error.format_message().split())
+    if isinstance(error, click.NoSuchOption):
+        message = f"no such option {error.option_name!r}."
+        known = _options(error.ctx)
+        likely = OPTIONS.get(error.option_name)
+        close = [likely] if likely in known else difflib.get_close_matches(error.option_name, known, n=1)
+        if error.option_name == "--seeds" and "--seed" in known:
+            message += " A run has one --seed; several seeds are several runs."
+        elif close:
+            message += f" Did you mean {close[0]!r}?"
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        message = (
+            f"{message if message.endswith('?') else message.rstrip('.') + '.'} See {error.ctx.command_path} --help."
+        )
+    return message[:1].lower() + message[1:]
+
+
+def _options(context: click.Context | None) -> Sequence[str]:
+    return [] if context is None else [name for p in context.command.get_params(context) for name in p.opts]
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Inside, what the library warns of is a line like any other message."""
+    with warnings.catch_warnings():
+        former = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if category is UserWarning:
+                _say(str(message))
+            else:
+                former(message, category, *rest)
+
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _say(message: str) -> None:
+    click.echo(f"varangian: {printable(message)}", err=True)
