@@ -51,9 +51,9 @@ experiments = st.builds(
     byzantine=st.integers(0, 2),
     real_byzantine=st.none() | st.integers(0, 5),
     rule=st.sampled_from(
-        ["average", "median", "bulyan", "multi-krum(m=5)", vg.MultiKrum(m=4), vg.Median(even="upper")]
+        ["average", "median", "bulyan", "multi-krum(m=5)", vg.MultiKrum(f=0, m=4), vg.Median(f=0, even="upper")]
     ),
-    pre=st.sampled_from([(), ("nnm",), ("clipping(c=2.0)", "nnm"), (vg.NearestNeighborMixing(),), "nnm,arc"]),
+    pre=st.sampled_from([(), ("nnm",), ("clipping(c=2.0)", "nnm"), (vg.NearestNeighborMixing(f=0),), "nnm,arc"]),
     attack=st.sampled_from(["little", "empire(factor=2.5)", vg.Gaussian(3.0), vg.Inf("mixed")]),
     momentum=st.floats(0, 1, exclude_max=True),
     dampening=st.floats(0, 1, exclude_max=True),

@@ -503,7 +503,7 @@ def test_the_order_of_suspicion() -> None:
 
 
 def test_the_f_of_a_round_is_of_those_asked() -> None:
-    strategy = RobustStrategy(vg.Median(), f=lambda n: n // 3, fraction_train=0.5)
+    strategy = RobustStrategy(vg.Median(f=0), f=lambda n: n // 3, fraction_train=0.5)
     sent = model()
     grid = Nodes(range(30))
     messages = list(strategy.configure_train(1, ArrayRecord(OrderedDict(sent)), ConfigRecord(), grid))
@@ -528,11 +528,11 @@ def test_the_default_is_a_drop_in_for_fedavg() -> None:
     [
         ({"rule": vg.MultiKrum(f=4), "min_train_nodes": 2}, r"min_train_nodes >= 11 for MultiKrum\(f=4\) .*, got 2"),
         ({"rule": vg.Median(f=1), "min_evaluate_nodes": 2}, "min_evaluate_nodes >= 3"),
-        ({"rule": vg.Median(), "f": -1}, "integer f >= 0, got -1"),
-        ({"rule": vg.Median(), "f": lambda n: n / 4}, "integer f >= 0, got 0.25"),
-        ({"rule": vg.Median(), "f": lambda n: n}, "that some number of nodes can survive, got 10000 of 10,000"),
-        ({"rule": vg.Median(), "buffers": "mean"}, 'buffers "median" or "keep", got \'mean\''),
-        ({"rule": vg.Median(), "learning_rate": 0.0}, "learning_rate > 0"),
+        ({"rule": vg.Median(f=0), "f": -1}, "integer f >= 0, got -1"),
+        ({"rule": vg.Median(f=0), "f": lambda n: n / 4}, "integer f >= 0, got 0.25"),
+        ({"rule": vg.Median(f=0), "f": lambda n: n}, "that some number of nodes can survive, got 10000 of 10,000"),
+        ({"rule": vg.Median(f=0), "buffers": "mean"}, 'buffers "median" or "keep", got \'mean\''),
+        ({"rule": vg.Median(f=0), "learning_rate": 0.0}, "learning_rate > 0"),
         ({"rule": vg.Algorithm(worker=(vg.Momentum(0.9, nesterov=True),))}, "needs classical momentum"),
         ({"rule": vg.FLTrust(f=1)}, "needs a root vector"),
     ],
@@ -545,7 +545,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
 
 def test_aggregation_comes_after_configuration() -> None:
     with pytest.raises(ValueError, match="needs configure_train before aggregate_train"):
-        RobustStrategy(vg.Median()).aggregate_train(1, [])
+        RobustStrategy(vg.Median(f=0)).aggregate_train(1, [])
 
 
 def test_byzantine_among_a_sample() -> None:

@@ -44,10 +44,10 @@ def test_every_rule_keeps_the_contract(name: str) -> None:
 @pytest.mark.parametrize(
     "rule",
     [
-        vg.MultiKrum(m=2, neighbours="n-f-1", distance="plain"),
-        vg.Median(even="lower"),
-        vg.Bulyan(even="lower"),
-        vg.CenteredClipping(tau=0.5, iterations=5),
+        vg.MultiKrum(f=1, m=2, neighbours="n-f-1", distance="plain"),
+        vg.Median(f=1, even="lower"),
+        vg.Bulyan(f=1, even="lower"),
+        vg.CenteredClipping(f=1, tau=0.5, iterations=5),
     ],
     ids=str,
 )
@@ -417,8 +417,8 @@ def test_a_rule_with_settings_keeps_them_while_f_varies() -> None:
     report = check_rule(lambda f: vg.MultiKrum(f, m=1), without=most)
     assert report.passed == (Check.NEEDS, Check.SCALE)
     assert report.left_out[Check.ROBUST] == "left out by the caller"
-    assert Check.ROBUST in caught(check_rule, WithSetting(factor=2.0), without=set(RULE_CHECKS) - {Check.ROBUST})
-    check_rule(WithSetting(factor=1.0), without=set(RULE_CHECKS) - {Check.ROBUST})
+    assert Check.ROBUST in caught(check_rule, WithSetting(f=1, factor=2.0), without=set(RULE_CHECKS) - {Check.ROBUST})
+    check_rule(WithSetting(f=1, factor=1.0), without=set(RULE_CHECKS) - {Check.ROBUST})
 
 
 def test_a_guarantee_can_be_weaker_or_stronger() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import kernels, randomness
 from .algorithm import Algorithm
-from .checks import require, unknown
+from .checks import require, set_real, set_whole, unknown, whole
 from .geometry import Geometry, mean_weights, sum_of_smallest
 from .mixing import Mixing
 from .rules import Average, Krum, Rule, Selecting
@@ -124,7 +124,7 @@ class Attack(ABC):
             flipped: [f, d], what the f workers would send had they learnt from flipped labels, for LabelFlip.
         """
         matrix, restore = as_matrix(self, honest)
-        require(self, isinstance(f, int) and f >= 0, "an integer f >= 0", f)
+        f = whole(self, "f", f)
         if f == 0:
             return restore(matrix.new_empty(0, matrix.shape[1]))
         if previous is not None:
@@ -170,8 +170,10 @@ class Little(Attack):
     ddof: int = 1
 
     def __post_init__(self) -> None:
-        require(self, self.factor is None or np.isfinite(self.factor), "a finite factor (or None)", self.factor)
+        set_real(self, "factor", "a finite factor", isfinite, optional=True)
+        set_whole(self, "sign", least=-1)
         require(self, self.sign in (-1, 1), "sign -1 or 1", self.sign)
+        set_whole(self, "ddof")
         require(self, self.ddof in (0, 1), "ddof 0 or 1", self.ddof)
 
     def craft(self, seen: Knowledge) -> Tensor:
@@ -221,7 +223,7 @@ class Empire(Attack):
     factor: float = 1.1
 
     def __post_init__(self) -> None:
-        require(self, np.isfinite(self.factor), "a finite factor", self.factor)
+        set_real(self, "factor", "a finite factor", isfinite)
 
     def craft(self, seen: Knowledge) -> Tensor:
         return torch.add(seen.mean, seen.mean, alpha=-self.factor)
@@ -259,7 +261,7 @@ class Gaussian(Attack):
     std: float = 200.0
 
     def __post_init__(self) -> None:
-        require(self, 0 < self.std < np.inf, "a finite std > 0", self.std)
+        set_real(self, "std", "a finite std > 0", lambda std: 0 < std < inf)
 
     def craft(self, seen: Knowledge) -> Tensor:
         noise = seen.random.standard_normal((seen.f, seen.honest.shape[1]), dtype=np.float32)
@@ -516,8 +518,8 @@ class HiddenVulnerability(Attack):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self, isinstance(self.coordinate, int) and self.coordinate >= 0, "a coordinate >= 0", self.coordinate)
-        require(self, isfinite(self.factor), "a finite factor", self.factor)
+        set_whole(self, "coordinate")
+        set_real(self, "factor", "a finite factor", isfinite)
 
     def craft(self, seen: Knowledge) -> Tensor:
         d = seen.honest.shape[1]
@@ -565,10 +567,10 @@ class ROP(Attack):
     uses_previous: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self, isfinite(self.z), "a finite z", self.z)
-        require(self, 0 <= self.pi <= 1, "pi in [0, 1]", self.pi)
-        require(self, 0 <= self.decay < 1, "decay in [0, 1)", self.decay)
-        require(self, isfinite(self.angle), "a finite angle", self.angle)
+        set_real(self, "z", "a finite z", isfinite)
+        set_real(self, "pi", "pi in [0, 1]", lambda pi: 0 <= pi <= 1)
+        set_real(self, "decay", "decay in [0, 1)", lambda decay: 0 <= decay < 1)
+        set_real(self, "angle", "a finite angle", isfinite)
 
     def craft(self, seen: Knowledge) -> Tensor:
         mean = seen.mean.double()
@@ -619,8 +621,8 @@ class Fang(Attack):
 
     def __post_init__(self) -> None:
         require(self, self.target in ("krum", "trimmed-mean"), 'target "krum" or "trimmed-mean"', self.target)
-        require(self, 0 < self.threshold < inf, "a finite threshold > 0", self.threshold)
-        require(self, 1 < self.b < inf, "a finite b > 1", self.b)
+        set_real(self, "threshold", "a finite threshold > 0", lambda threshold: 0 < threshold < inf)
+        set_real(self, "b", "a finite b > 1", lambda b: 1 < b < inf)
 
     def craft(self, seen: Knowledge) -> Tensor:
         return self._past_extremes(seen) if self.target == "trimmed-mean" else self._selected_by_krum(seen)
@@ -755,12 +757,12 @@ class WorstCase(Attack):
         for direction in self.directions:
             if not isinstance(direction, Attack) and direction not in LINES:
                 raise ValueError(f"WorstCase: {unknown('direction', str(direction), LINES)}")
-        require(self, isinstance(self.evaluations, int) and self.evaluations >= 2, "evaluations >= 2", self.evaluations)
+        set_whole(self, "evaluations", least=2)
 
     def search(self, honest: Any, f: int, defence: Any, previous: Any = None) -> Found:
         """The worst vector found for f >= 1 copies of it, where it lies, and the damage that it does."""
         matrix, _ = as_matrix(self, honest)
-        require(self, isinstance(f, int) and f >= 1, "an integer f >= 1", f)
+        f = whole(self, "f", f, least=1)
         if previous is not None:
             previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
         random = randomness.generator(0, "attack")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
+from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -12,6 +15,45 @@ def require(owner: object, holds: bool, rule: str, got: object) -> None:
     """Raises ValueError("Clip needs max_norm > 0, got -1.") unless ``holds``."""
     if not holds:
         raise ValueError(f"{type(owner).__name__} needs {rule}, got {got!r}.")
+
+
+class _Unsaid:
+    """Stands where a number must be given: no rule chooses for its user how many attackers there are."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+UNSAID: Any = _Unsaid()
+
+
+def whole(owner: object, name: str, value: Any, least: int = 0, optional: bool = False) -> int:
+    """The value as an int; ValueError("LASA needs an integer f >= 0, got 1.0.") for truth values, floats and text."""
+    holds = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    require(owner, holds, f"an integer {name} >= {least}{' (or None)' if optional else ''}", value)
+    return int(value)
+
+
+def set_whole(owner: object, name: str, least: int = 0, optional: bool = False) -> None:
+    """Makes an option of a frozen dataclass an int of Python's own, or raises ValueError."""
+    value = getattr(owner, name)
+    if value is UNSAID:
+        kind = type(owner).__name__
+        raise ValueError(f"{kind} needs {name}, how many vectors may be Byzantine: {kind}({name}=...); 0 must be said.")
+    if not (optional and value is None):
+        object.__setattr__(owner, name, whole(owner, name, value, least, optional))
+
+
+def set_real(owner: object, name: str, rule: str, holds: Callable[[Any], bool], optional: bool = False) -> None:
+    """Makes an option of a frozen dataclass a number of Python's own that keeps the rule, or raises ValueError."""
+    value: Any = getattr(owner, name)
+    if optional and value is None:
+        return
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    held = number and not sys.float_info.max < abs(getattr(owner, name)) < inf  # as a float: not every integer is
+    require(owner, held and holds(value), f"{rule}{' (or None)' if optional else ''}", value)
+    if type(value) not in (int, float):
+        object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))
 
 
 def brief(value: Any) -> str:

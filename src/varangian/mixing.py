@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import kernels
-from .checks import brief, require
+from .checks import UNSAID, brief, set_real, set_whole
 from .geometry import TIE, Geometry, mean_weights
 from .randomness import generator
 from .rules.core import as_matrix, refuse_faulty
@@ -87,10 +87,10 @@ class NearestNeighborMixing(Mixing):
     Byzantine ML under Heterogeneity", AISTATS 2023.
     """
 
-    f: int = 0
+    f: int = UNSAID
 
     def __post_init__(self) -> None:
-        require(self, isinstance(self.f, int) and self.f >= 0, "an integer f >= 0", self.f)
+        set_whole(self, "f")
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -143,8 +143,8 @@ class Bucketing(Mixing):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self, isinstance(self.s, int) and self.s >= 1, "an integer s >= 1", self.s)
-        require(self, isinstance(self.seed, int) and self.seed >= 0, "an integer seed >= 0", self.seed)
+        set_whole(self, "s", least=1)
+        set_whole(self, "seed")
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -190,10 +190,10 @@ class AdaptiveClipping(Mixing):
     Learning", ICLR 2025.
     """
 
-    f: int = 0
+    f: int = UNSAID
 
     def __post_init__(self) -> None:
-        require(self, isinstance(self.f, int) and self.f >= 0, "an integer f >= 0", self.f)
+        set_whole(self, "f")
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -238,7 +238,7 @@ class StaticClipping(Mixing):
     c: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self, self.c > 0, "c > 0", self.c)
+        set_real(self, "c", "c > 0", lambda c: c > 0)
 
     @property
     def needs(self) -> tuple[str, int]:

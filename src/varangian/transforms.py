@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .checks import require
+from .checks import require, set_real
 
 
 class Transform(ABC):
@@ -70,7 +70,7 @@ class Clip(Transform):
     mode: Literal["norm", "unit"] = "norm"
 
     def __post_init__(self) -> None:
-        require(self, self.max_norm > 0, "max_norm > 0", self.max_norm)
+        set_real(self, "max_norm", "max_norm > 0", lambda bound: bound > 0)
         require(self, self.mode in ("norm", "unit"), 'mode "norm" or "unit"', self.mode)
 
     def __call__(
@@ -119,8 +119,9 @@ class Momentum(Transform):
     columnwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self, 0 <= self.beta < 1, "beta in [0, 1)", self.beta)
-        require(self, 0 <= self.dampening < 1, "dampening in [0, 1)", self.dampening)
+        set_real(self, "beta", "beta in [0, 1)", lambda beta: 0 <= beta < 1)
+        set_real(self, "dampening", "dampening in [0, 1)", lambda dampening: 0 <= dampening < 1)
+        require(self, isinstance(self.nesterov, bool), "nesterov True or False", self.nesterov)
 
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
@@ -161,8 +162,9 @@ class SharedMomentum(Transform):
     columnwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self, 0 <= self.beta < 1, "beta in [0, 1)", self.beta)
-        require(self, 0 <= self.dampening < 1, "dampening in [0, 1)", self.dampening)
+        set_real(self, "beta", "beta in [0, 1)", lambda beta: 0 <= beta < 1)
+        set_real(self, "dampening", "dampening in [0, 1)", lambda dampening: 0 <= dampening < 1)
+        require(self, isinstance(self.nesterov, bool), "nesterov True or False", self.nesterov)
 
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None

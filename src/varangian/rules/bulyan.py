@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from ..checks import require
+from ..checks import require, set_whole
 from ..geometry import Geometry, Ties, mean_weights
 from .coordinatewise import Even, median_ranks
 from .core import Bound, Rule, column_statistic
@@ -66,8 +66,7 @@ class Bulyan(Rule):
         super().__post_init__()
         require(self, self.base in ("krum", "multi-krum"), 'base "krum" or "multi-krum"', self.base)
         require(self, self.selection in ("rescored", "frozen"), 'selection "rescored" or "frozen"', self.selection)
-        whole = self.m is None or (isinstance(self.m, int) and self.m >= 1)
-        require(self, whole, "an integer m >= 1 (or None)", self.m)
+        set_whole(self, "m", least=1, optional=True)
         require(self, self.m is None or self.base == "multi-krum", 'base="multi-krum" for m to mean anything', self.m)
         require(self, self.distance in ("squared", "plain"), 'distance "squared" or "plain"', self.distance)
         require(self, self.even in ("mid", "lower", "upper"), 'even "mid", "lower" or "upper"', self.even)

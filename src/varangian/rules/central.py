@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import kernels
-from ..checks import require
+from ..checks import require, set_real, set_whole
 from ..geometry import FAR, Geometry, Held, mean_weights, middle
 from .coordinatewise import Even, median_ranks
 from .core import Bound, General, Nearest, Selecting, column_statistic
@@ -102,7 +102,7 @@ class MoNNA(Nearest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, isinstance(self.pivot, int) and self.pivot >= 0, "a pivot >= 0", self.pivot)
+        set_whole(self, "pivot")
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -303,7 +303,7 @@ class CenteredClipping(Selecting):
 
     Example:
         >>> import torch
-        >>> CenteredClipping(tau=1.0)(torch.tensor([[10.0], [0.0]]))
+        >>> CenteredClipping(f=0, tau=1.0)(torch.tensor([[10.0], [0.0]]))
         tensor([0.5000])
 
     Reference: Karimireddy, He, Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021.
@@ -316,8 +316,8 @@ class CenteredClipping(Selecting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, self.tau > 0, "tau > 0", self.tau)
-        require(self, isinstance(self.iterations, int) and self.iterations >= 1, "iterations >= 1", self.iterations)
+        set_real(self, "tau", "tau > 0", lambda tau: tau > 0)
+        set_whole(self, "iterations", least=1)
 
     @property
     def needs(self) -> tuple[str, int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..checks import brief, require
+from ..checks import UNSAID, brief, require, set_whole
 from ..geometry import Geometry, Held, mean_weights, squared_around
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ class Rule(ABC):
     of each column) or :class:`General` (anything), and write one method.
 
     Args:
-        f: how many of the vectors may be Byzantine, >= 0.
+        f: how many of the vectors may be Byzantine, >= 0; it has no default.
     """
 
-    f: int = 0
+    f: int = UNSAID
 
     uses_previous: ClassVar[bool] = False
     needs_root: ClassVar[bool] = False  # previous must be a vector that is trusted: the last aggregate will not do
@@ -46,7 +46,7 @@ class Rule(ABC):
     variance: ClassVar[Bound | None] = None
 
     def __post_init__(self) -> None:
-        require(self, isinstance(self.f, int) and self.f >= 0, "an integer f >= 0", self.f)
+        set_whole(self, "f")
 
     def __str__(self) -> str:
         return brief(self)
@@ -66,7 +66,7 @@ class Rule(ABC):
 
         Example:
             >>> from varangian import MultiKrum
-            >>> MultiKrum().breakdown(51)
+            >>> MultiKrum(f=0).breakdown(51)
             24
 
         Raises:

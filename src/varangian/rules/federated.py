@@ -17,7 +17,7 @@ from numba import njit
 from torch import Tensor
 
 from .. import kernels
-from ..checks import require
+from ..checks import require, set_real, set_whole, whole
 from ..geometry import Geometry, mean_weights
 from ..randomness import generator
 from .core import General, Selecting, refuse_faulty
@@ -85,7 +85,7 @@ class FoolsGold(Selecting):
 
     Example:
         >>> import torch
-        >>> FoolsGold()(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, -2.0], [-2.0, -2.0]]))
+        >>> FoolsGold(f=1)(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, -2.0], [-2.0, -2.0]]))
         tensor([0.5000, 0.5000])
 
     Reference: Fung, Yoon, Beschastnikh, "Mitigating Sybils in Federated Learning Poisoning", 2018.
@@ -273,10 +273,10 @@ class SignGuard(General):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, 0 <= self.lower <= 1, "lower in [0, 1]", self.lower)
-        require(self, self.upper >= 2, "upper >= 2", self.upper)
-        require(self, 0 < self.share <= 1, "share in (0, 1]", self.share)
-        require(self, isinstance(self.seed, int) and self.seed >= 0, "an integer seed >= 0", self.seed)
+        set_real(self, "lower", "lower in [0, 1]", lambda lower: 0 <= lower <= 1)
+        set_real(self, "upper", "upper >= 2", lambda upper: upper >= 2)
+        set_real(self, "share", "share in (0, 1]", lambda share: 0 < share <= 1)
+        set_whole(self, "seed")
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -383,11 +383,14 @@ class LASA(General):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ascending = all(a < b for a, b in zip((0, *self.layers), self.layers, strict=False))
-        require(self, ascending, "layers that end at ascending places > 0", self.layers)
-        require(self, 0 <= self.sparsity < 1, "sparsity in [0, 1)", self.sparsity)
-        require(self, self.lambda_norm > 0, "lambda_norm > 0", self.lambda_norm)
-        require(self, self.lambda_sign > 0, "lambda_sign > 0", self.lambda_sign)
+        listed = isinstance(self.layers, (tuple, list))
+        require(self, listed, "layers as a tuple of the places where they end", self.layers)
+        object.__setattr__(self, "layers", tuple(whole(self, "end of a layer", end, 1) for end in self.layers))
+        ascending = all(a < b for a, b in pairwise(self.layers))
+        require(self, ascending, "layers that end at ascending places", self.layers)
+        set_real(self, "sparsity", "sparsity in [0, 1)", lambda sparsity: 0 <= sparsity < 1)
+        set_real(self, "lambda_norm", "lambda_norm > 0", lambda bound: bound > 0)
+        set_real(self, "lambda_sign", "lambda_sign > 0", lambda bound: bound > 0)
 
     @property
     def needs(self) -> tuple[str, int]:

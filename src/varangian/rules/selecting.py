@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import kernels
-from ..checks import require
+from ..checks import require, set_whole
 from ..geometry import Geometry, Ties, mean_weights, sum_of_smallest
 from .core import Bound, Nearest, Rule, Selecting
 from .search import first_of_least_diameter, least_diameter
@@ -31,6 +31,8 @@ class Average(Rule):
         >>> Average()(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
         tensor([2., 4.])
     """
+
+    f: int = 0
 
     columnwise: ClassVar[bool] = True
     robust: ClassVar[bool] = False
@@ -110,8 +112,7 @@ class MultiKrum(Selecting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = self.m is None or (isinstance(self.m, int) and self.m >= 1)
-        require(self, whole, "an integer m >= 1 (or None)", self.m)
+        set_whole(self, "m", least=1, optional=True)
         check_conventions(self)
 
     @property

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb, floor
+from math import comb, floor, inf
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import kernels
-from ..checks import require
+from ..checks import require, set_real, set_whole
 from ..geometry import Geometry, mean_weights
 from ..randomness import generator
 from .central import ranked
@@ -147,10 +147,10 @@ class DivideAndConquer(General):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, isinstance(self.rounds, int) and self.rounds >= 1, "rounds >= 1", self.rounds)
-        require(self, self.c > 0, "c > 0", self.c)
-        require(self, isinstance(self.sample, int) and self.sample >= 1, "sample >= 1", self.sample)
-        require(self, isinstance(self.seed, int) and self.seed >= 0, "an integer seed >= 0", self.seed)
+        set_whole(self, "rounds", least=1)
+        set_real(self, "c", "a finite c > 0", lambda c: 0 < c < inf)
+        set_whole(self, "sample", least=1)
+        set_whole(self, "seed")
 
     @property
     def needs(self) -> tuple[str, int]:
