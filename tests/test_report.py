@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from varangian import Experiment, run
 from varangian.cli_study import import_command, report_command, reproduce
 from varangian.outcomes import Outcome, Point, gather, write_runs
-from varangian.paper import PANELS, pairs, unattacked, verdicts
+from varangian.paper import PANELS, mean_gain, pairs, unattacked, verdicts
 from varangian.report import figures, report, report_results
 from varangian.report.layout import Group, groups
 from varangian.report.legacy import import_runs, read_evaluations, read_study, read_table
 from varangian.report.page import render
-from varangian.report.statistics import bootstrap, sign_test, summarize
+from varangian.report.statistics import _drawn, estimate, summarize
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -159,19 +161,88 @@ def test_folders_without_runs_and_runs_without_attacks(tmp_path: Path) -> None:
 def test_statistics() -> None:
     found = pairs(made())
     s = summarize(found)
-    assert (s.pairs, s.raised, s.lowered) == (16, 16, 0)
-    assert s.mean == pytest.approx(26)
+    assert (s.pairs, s.raised, s.lowered, s.configurations, s.seeds) == (16, 16, 0, 8, 2)
+    assert s.mean == pytest.approx(26) == mean_gain(found)
+    assert s.low is not None
+    assert s.high is not None
     assert s.low < 26 < s.high
-    assert s.p == pytest.approx(2 / 2**16)
-    assert sign_test(7, 3) == pytest.approx(0.34375)
-    assert sign_test(3000, 2000) < 1e-40
-    assert bootstrap([[1.0], [2.0], [3.0]]) == bootstrap([[1.0], [2.0], [3.0]])
+    assert s.p is not None
+    assert s.p < 0.05
 
 
-def test_against_scipy() -> None:
+def table(random: np.random.Generator, rows: int, columns: int, effects: tuple[float, float, float], gaps: float = 0.0):
+    """Gains whose true mean is zero, of configurations by seeds: effects of either and a rest, some cells missing."""
+    of_row, of_column, rest = effects
+    values = of_row * random.standard_normal((rows, 1)) + of_column * random.standard_normal((1, columns))
+    values = values + rest * random.standard_normal((rows, columns))
+    there = random.random((rows, columns)) >= gaps
+    return [{c: v for c, v in enumerate(row) if ok[c]} for row, ok in zip(values, there, strict=True) if ok.any()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "effects", "gaps", "most"),
+    [
+        (88, 5, (5.0, 1.0, 3.0), 0.0, 0.98),  # a whole panel
+        (88, 5, (0.0, 3.0, 3.0), 0.0, 0.98),  # what is shared is the seed alone
+        (24, 5, (3.0, 1.0, 1.0), 0.2, 0.98),  # a panel that is not complete
+        (12, 5, (1.0, 3.0, 1.0), 0.0, 0.98),
+        (1, 5, (0.0, 1.0, 1.0), 0.0, 0.98),  # Student's t
+        (3, 3, (1.0, 1.0, 1.0), 0.0, 1.0),  # of so few, it promises less than it could
+        (2, 5, (0.0, 0.0, 1.0), 0.0, 1.0),
+    ],
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(
+    rows: int, columns: int, effects: tuple, gaps: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("varangian.report.statistics.DRAWS", 4000)
+    _drawn.cache_clear()
+    random, studies = np.random.default_rng(7), 1000
+    found = [estimate(table(random, rows, columns, effects, gaps)) for _ in range(studies)]
+    _drawn.cache_clear()
+    covered = sum(e.low <= 0 <= e.high for e in found) / studies  # type: ignore[operator]
+    assert 0.92 <= covered <= most
+    false = sum(e.p <= 0.05 for e in found) / studies  # type: ignore[operator]
+    assert false <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+    assert all((e.p <= 0.05) == (not e.low <= 0 <= e.high) for e in found if abs(e.p - 0.05) > 0.001)  # type: ignore[operator]
+
+
+def test_one_configuration_is_students_t() -> None:
     stats = pytest.importorskip("scipy.stats")
-    for raised, lowered in ((0, 1), (4, 9), (60, 40)):
-        assert sign_test(raised, lowered) == pytest.approx(stats.binomtest(raised, raised + lowered).pvalue)
+    for values in ([1.0, 5.0, 9.0, -3.0, 20.0], [2.0, 3.0], [4.0, 4.5, 1.0]):
+        found = estimate([dict(enumerate(values))])
+        theirs = stats.ttest_1samp(values, 0)
+        interval = theirs.confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx(tuple(interval), abs=0.02 * (interval.high - interval.low))
+        assert found.p == pytest.approx(theirs.pvalue, abs=0.005)
+
+
+def test_few_gains_and_gains_that_are_equal_have_no_interval() -> None:
+    none = (None, None, None)
+    for table_ in ([{1: 5.0}], [{1: 5.0}, {1: 7.0}, {1: 9.0}], [{1: 0.1 + 0.2, 2: 0.3}], [{1: 0.0, 2: 0.0}] * 3):
+        found = estimate(table_)
+        assert (found.low, found.high, found.p) == none
+    with pytest.raises(ValueError, match="at least one value"):
+        estimate([])
+    with pytest.raises(ValueError, match="finite"):
+        estimate([{1: math.nan, 2: 1.0}])
+
+
+def test_order_does_not_matter_and_scale_does_not_either() -> None:
+    random = np.random.default_rng(3)
+    configurations = table(random, 9, 4, (2.0, 1.0, 1.0), 0.3)
+    a = estimate(configurations)
+    b = estimate([{-s: 10 * v for s, v in reversed(list(c.items()))} for c in reversed(configurations)])
+    assert (b.mean, b.low, b.high) == pytest.approx((10 * a.mean, 10 * a.low, 10 * a.high))  # type: ignore[operator]
+    assert (a.p, a.configurations, a.seeds) == (b.p, b.configurations, b.seeds)
+
+
+def test_seeds_that_configurations_share_are_not_counted_twice() -> None:
+    """Many configurations do not make up for few seeds: where all of them see the same seeds, those decide."""
+    shared = [dict(enumerate((1.0, 2.0, 6.0)))] * 200
+    alone = estimate(shared[:1])
+    together = estimate(shared)
+    assert together.p == pytest.approx(alone.p, abs=0.01)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high), abs=0.3)
 
 
 def test_layout_of_the_poster() -> None:

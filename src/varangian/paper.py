@@ -220,6 +220,14 @@ class Pair:
         return _points(accuracy(self.worker, measure), accuracy(self.server, measure))
 
 
+def mean_gain(pairs: Sequence[Pair], measure: Measure = "max") -> float:
+    """The gain of several pairs, in points: the mean of their gains, which is the difference of their mean accuracies.
+
+    Everything that speaks of the gain of more than one pair means this.
+    """
+    return statistics.fmean(pair.gain(measure) for pair in pairs)
+
+
 def accuracy(outcome: Outcome, measure: Measure) -> float:
     """In [0, 1]."""
     return outcome.max_accuracy if measure == "max" else outcome.final_accuracy

@@ -193,14 +193,14 @@ def gains(group: Group) -> Figure:
     for pair in group.pairs:
         e = pair.experiment
         lines.setdefault((column_of(e), rule_name(e), e.nesterov, rate_text(e)), []).append(pair.gain())
-    ordered = sorted(lines.items(), key=lambda item: statistics.median(item[1]))
+    ordered = sorted(lines.items(), key=lambda item: statistics.fmean(item[1]))
     figure = Figure(figsize=(8, 1.4 + 0.17 * len(ordered)), dpi=110)
     FigureCanvasAgg(figure)
     panel = figure.subplots()
     height = 1.4 + 0.17 * len(ordered)
     figure.subplots_adjust(0.42, 0.6 / height, 0.98, 1 - 0.4 / height)
     for place, (_, values) in enumerate(ordered):
-        better = statistics.median(values) >= 0
+        better = statistics.fmean(values) >= 0
         colour, marker = (COLOURS["worker"], "D") if better else (COLOURS["server"], "o")
         panel.plot([min(values), max(values)], [place, place], color=colour, linewidth=1, alpha=0.6)
         panel.plot(values, [place] * len(values), marker, color=colour, markersize=3, linestyle="none")

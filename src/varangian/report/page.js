@@ -16,6 +16,7 @@ const column = (r) => [r[N], r[F], r[REAL], r[ATTACK]];
 const unique = (list) => [...new Map(list.map((v) => [JSON.stringify(v), v])).values()];
 const quantile = (s, q) => { const p = (s.length - 1) * q, i = Math.floor(p);
   return s[i] + (p - i) * ((s[i + 1] ?? s[i]) - s[i]); };
+const mean = (list) => list.reduce((sum, v) => sum + v, 0) / list.length;
 const median = (list) => quantile([...list].sort((a, b) => a - b), 0.5);
 const signed = (v) => (v > 0 ? "+" : v < 0 ? "−" : "±") + Math.abs(v).toFixed(1);
 
@@ -83,7 +84,7 @@ function boxes(c) {
       });
       const ref = data.runs.filter((r) => isReference(r, g, col[0] - col[2], kind, c.rate)).map((r) => r[value]);
       if (ref.length) s += `<line x1="${left}" x2="${W}" y1="${y(median(ref))}" y2="${y(median(ref))}" stroke="#000" stroke-width="1.4" stroke-dasharray="2 3"/>`;
-      const change = found[0].length && found[1].length ? `; medians ${signed(median(found[1].map((r) => r[value])) - median(found[0].map((r) => r[value])))}` : "";
+      const change = found[0].length && found[1].length ? `; medians ${median(found[0].map((r) => r[value])).toFixed(1)} and ${median(found[1].map((r) => r[value])).toFixed(1)}` : "";
       const label = `${shareTitle(col)}, ${attackTitle(col[3])}`;
       return `<figure><figcaption><b>${esc(attackTitle(col[3]))}</b>, ${esc(shareTitle(col))}<span class="soft">${change}</span></figcaption>`
         + `<svg viewBox="0 0 ${W} ${H}" role="img" aria-label="${esc(kindTitle(kind) + ", " + label)}">${s}</svg></figure>`;
@@ -149,8 +150,8 @@ function pairing(c) {
   }
   return [...found.values()].map((e) => {
     const known = e.pairs.map((p) => p.loss).filter((l) => l !== null);
-    return { ...e, server: median(e.pairs.map((p) => p.server)), worker: median(e.pairs.map((p) => p.worker)),
-      gain: median(e.pairs.map((p) => p.worker - p.server)), loss: known.length ? median(known) : null };
+    return { ...e, server: mean(e.pairs.map((p) => p.server)), worker: mean(e.pairs.map((p) => p.worker)),
+      gain: mean(e.pairs.map((p) => p.worker - p.server)), loss: known.length ? mean(known) : null };
   });
 }
 
@@ -199,7 +200,7 @@ function table(lines) {
 
 function drawPairs(c) {
   const lines = pairing(c), pairs = lines.flatMap((l) => l.pairs), up = pairs.filter((p) => p.worker > p.server).length, down = pairs.filter((p) => p.worker < p.server).length;
-  byId("pair-note").textContent = pairs.length ? `Of ${pairs.length} pairs at all learning rates, momentum at the workers raises ${up} and lowers ${down}. Medians over seeds, in per cent and points; cost: what the attack takes from the usual formulation.` : "";
+  byId("pair-note").textContent = pairs.length ? `Of ${pairs.length} pairs at all learning rates, momentum at the workers raises ${up} and lowers ${down}. Means over seeds, in per cent and points; cost: what the attack takes from the usual formulation.` : "";
   byId("scatter").innerHTML = scatter(c, lines);
   byId("table").innerHTML = table(lines);
   for (const th of byId("table").querySelectorAll("th[data-sort]")) {

@@ -45,7 +45,7 @@ def render(
     paper = of_the_paper(pairs)
     body = [
         _heading(found, paper),
-        _cards(pairs),
+        *(_cards(group, len(found) > 1) for group in found),
         _missing(counted, found),
         _filters(),
         _LEGEND,
@@ -125,28 +125,42 @@ def _heading(found: Sequence[Group], paper: bool) -> str:
     )
 
 
-def _cards(pairs: Sequence[Pair]) -> str:
-    if not pairs:
-        return "<p>No run has its twin yet: the same run with momentum at the other place.</p>"
-    s = summarize(pairs)
-    p = "&lt; 0.001" if s.p < 0.001 else f"{s.p:.3f}"
+def _cards(group: Group, named: bool) -> str:
+    """The headline of one group: what is compared is one study on one data set, never several together."""
+    title = f"<h3>{escape(group.title)} ({escape(group.study)})</h3>" if named else ""
+    if not group.pairs:
+        return f"{title}<p>No run has its twin yet: the same run with momentum at the other place.</p>"
+    s = summarize(group.pairs)
     cells = [
-        (f"{s.pairs:,}", "pairs: one run at the server, its twin at the workers"),
-        (
-            f"{_signed(s.mean)} points",
-            f"mean gain in maximum accuracy (95 % interval {_signed(s.low)} to {_signed(s.high)})",
-        ),
+        (f"{s.pairs:,}", f"pairs: one run at the server, its twin at the workers; {_clusters(s)}"),
+        (f"{_signed(s.mean)} points", f"mean gain in maximum accuracy ({_interval(s)})"),
         (
             f"{100 * s.raised / s.pairs:.1f} %",
             f"of pairs are better with momentum at the workers; {s.lowered} are worse",
         ),
-        (f"p {p}" if p.startswith("&") else f"p = {p}", "sign test: as uneven a split by chance"),
+        (_p(s), "how often a mean gain so far from zero would come up by chance; " + _clusters(s)),
     ]
     return (
-        '<div class="cards">'
+        f'{title}<div class="cards">'
         + "".join(f'<div class="card"><b>{b}</b><span>{t}</span></div>' for b, t in cells)
         + "</div>"
     )
+
+
+def _clusters(s: Summary) -> str:
+    """How many of what the evidence comes from."""
+    configurations = f"{s.configurations:,} configuration{'s' if s.configurations > 1 else ''}"
+    return f"{configurations}, {s.seeds:,} seed{'s' if s.seeds > 1 else ''}"
+
+
+def _interval(s: Summary) -> str:
+    if s.low is None or s.high is None:
+        return "no interval: one seed" if s.seeds == 1 else "no interval: no two gains differ"
+    return f"95 % interval {_signed(s.low)} to {_signed(s.high)}"
+
+
+def _p(s: Summary) -> str:
+    return "no p" if s.p is None else "p &lt; 0.001" if s.p < 0.001 else f"p = {s.p:.3f}"
 
 
 def _signed(value: float) -> str:
@@ -233,27 +247,32 @@ def _statistics(found: Sequence[Group]) -> str:
     rows = []
     for label, pairs in lines:
         if pairs:
-            cells = "".join(_summary_cells(summarize(pairs, m), "maximum" if m == "max" else "final") for m in MEASURES)
-            rows.append(f"<tr><td>{label}</td><td class=n data-name=pairs>{len(pairs):,}</td>{cells}</tr>")
+            summaries = [(summarize(pairs, m), "maximum" if m == "max" else "final") for m in MEASURES]
+            cells = "".join(_summary_cells(s, name) for s, name in summaries)
+            clusters = f"<td class=n data-name=from>{_clusters(summaries[0][0])}</td>"
+            rows.append(f"<tr><td>{label}</td><td class=n data-name=pairs>{len(pairs):,}</td>{clusters}{cells}</tr>")
     if not rows:
         return ""
     head = "<th class=n>mean gain (95 % interval)</th><th class=n>better / worse (p)</th>"
     return (
-        "<h2>Paired statistics</h2><p class=soft>Gains in points of accuracy. Intervals by bootstrap over "
-        "configurations, with "
-        "all seeds of each (2,000 draws); two-sided sign tests over pairs, ties left out.</p>"
-        "<div class=wide><table class=stack><thead><tr><th></th><th></th><th class=n colspan=2>maximum accuracy</th>"
-        f"<th class=n colspan=2>final accuracy</th></tr><tr><th></th><th class=n>pairs</th>{head}{head}</tr></thead>"
+        "<h2>Paired statistics</h2><p class=soft>Gains in points of accuracy. Configurations share their seeds, and "
+        "seeds their configurations: intervals and p take the gain as a mean, an effect of the configuration, one of "
+        "the seed, and a rest, all random (parametric bootstrap, two-sided). So they are about other configurations "
+        "and seeds like these, and about the one configuration where there is one. Rows are not corrected for how "
+        "many there are.</p>"
+        "<div class=wide><table class=stack><thead><tr><th></th><th></th><th></th>"
+        "<th class=n colspan=2>maximum accuracy</th>"
+        f"<th class=n colspan=2>final accuracy</th></tr><tr><th></th><th class=n>pairs</th>"
+        f"<th class=n>from</th>{head}{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
 def _summary_cells(s: Summary, name: str) -> str:
-    p = "&lt; 0.001" if s.p < 0.001 else f"= {s.p:.3f}"
+    interval = "no interval" if s.low is None or s.high is None else f"{_signed(s.low)} to {_signed(s.high)}"
     return (
-        f'<td class=n data-name="{name}, mean gain"><b>{_signed(s.mean)}</b> ({_signed(s.low)} to '
-        f"{_signed(s.high)})</td>"
-        f'<td class=n data-name="{name}, better / worse">{s.raised} / {s.lowered} (p {p})</td>'
+        f'<td class=n data-name="{name}, mean gain"><b>{_signed(s.mean)}</b> ({interval})</td>'
+        f'<td class=n data-name="{name}, better / worse">{s.raised} / {s.lowered} ({_p(s)})</td>'
     )
 
 
