@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -422,6 +423,81 @@ def test_geometric_median_is_optimal(n: int, d: int, seed: int, size: float) -> 
     x = rng.normal(size=(n, d))
     x[n - f :] *= size
     assert error(GeometricMedian(f)(x.astype(np.float32)), oracles.geometric_median(x), x, f) < 1e-5
+
+
+def left_over(x: Array, y: Array) -> float:
+    """How far y is from the geometric median, about, in usual distances: Newton's step; 0 at a vertex that is it."""
+    at = np.linalg.qr(np.concatenate([x - x[0], [y - x[0]]]).T)[1].T  # in as many dimensions as there are vectors
+    away = at[:-1] - at[-1]
+    lengths = np.linalg.norm(away, axis=1)
+    size = np.median(lengths)
+    here = lengths <= 1e-6 * size
+    units = away[~here] / lengths[~here, None]
+    slope = units.sum(0)
+    if here.any():
+        return max(float(np.linalg.norm(slope)) - here.sum() - 1e-5, 0.0)
+    curvature = (1 / lengths).sum() * np.eye(at.shape[1]) - (units.T / lengths) @ units
+    return float(np.linalg.norm(np.linalg.lstsq(curvature, slope, rcond=1e-12)[0]) / size)
+
+
+def near_a_line(random: np.random.Generator, n: int, d: int, spread: float) -> Array:
+    """Normal along a direction, and ``spread`` as much across it, all other directions together."""
+    direction = random.standard_normal(d)
+    return (
+        random.standard_normal((n, 1)) * direction / np.linalg.norm(direction)
+        + spread * random.standard_normal((n, d)) / max(d - 1, 1) ** 0.5
+    )
+
+
+@pytest.mark.parametrize("d", [2, 1000])
+@pytest.mark.parametrize("n", [4, 5, 6, 8, 12, 20])
+@pytest.mark.parametrize("spread", [1.0, 0.1, 1e-2, 1e-3, 1e-4])
+def test_geometric_median_of_crowds_near_a_line(n: int, d: int, spread: float) -> None:
+    """Near a line the sum of distances is flat between the inner vectors: optimality decides, in every order."""
+    for seed in range(6):
+        random = generator(seed, "near a line")
+        wide = near_a_line(random, n, d, spread)
+        for dtype, exact in ((np.float64, 1e-7), (np.float32, 2e-5)):
+            x = wide.astype(dtype)
+            answer = GeometricMedian(1)(x)
+            # An answer in float32 is not where it was found, by 1e-7, which is much where the crowd is flatter.
+            if dtype == np.float64 or spread >= 1e-2:
+                assert left_over(x.astype(np.float64), answer.astype(np.float64)) < exact
+            for other in (GeometricMedian(1)(x[random.permutation(n)]), -GeometricMedian(1)(-x)):
+                np.testing.assert_allclose(other, answer, atol=exact * np.abs(x).max())
+
+
+@pytest.mark.parametrize("d", [1, 3, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_geometric_median_on_a_line_is_the_middle(d: int, dtype: torch.dtype) -> None:
+    random = generator(d, "a line")
+    for n in (1, 2, 3, 4, 7, 8):
+        for copies in (1, 2):
+            places = np.sort(random.integers(-9, 10, n).astype(float)).repeat(copies)
+            direction = random.integers(1, 4, d).astype(float)
+            x = torch.from_numpy(places[:, None] * direction).to(dtype)[random.permutation(n * copies).tolist()]
+            assert torch.equal(GeometricMedian(0)(x).double(), torch.from_numpy(np.median(places) * direction))
+            assert torch.equal(GeometricMedian(0)(-x), -GeometricMedian(0)(x))
+
+
+def test_geometric_median_near_a_line_of_long_vectors() -> None:
+    """Beyond one panel distances come in float32, too coarse for a flat crowd: they are measured again."""
+    for seed, n in itertools.product(range(3), (4, 8)):
+        x = near_a_line(generator(seed, "long"), n, 10_000, 0.05).astype(np.float32)
+        assert left_over(x.astype(np.float64), GeometricMedian(1)(x).astype(np.float64)) < 2e-5
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_geometric_median_of_four_is_where_the_diagonals_meet(order: tuple[int, ...]) -> None:
+    x = np.array([[0.0, 1.0], [1.0, 1.0], [8.0, 0.0], [9.0, 0.0]])[list(order)]
+    for sign in ([1, 1], [-1, 1], [1, -1]):
+        np.testing.assert_allclose(GeometricMedian(1)(x * sign), np.multiply(sign, [4.5, 0.5]), rtol=1e-12)
+
+
+def test_geometric_median_between_two_pairs_that_face_each_other() -> None:
+    """Far vectors in opposite directions pull as one in none: what is between the two others is optimal, all of it."""
+    x = np.array([[1.0, 0.0], [-3.0, 0.0], [0.0, 1e30], [0.0, -1e30]])
+    np.testing.assert_allclose(GeometricMedian(1)(x), [-1.0, 0.0], atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(36))

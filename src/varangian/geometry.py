@@ -23,6 +23,7 @@ TIE = 1e-12  # relative: scores so close are equal, and the tie is broken by the
 ROUNDING = 2e-7  # relative: how far off a squared distance may be (its float32 squares were added in float32 lanes)
 BLUR = 5e-6  # relative to a usual squared distance: where a derived one may be further off, it is measured anew
 FAR = 8.0  # radii of the nearest majority: of points beyond, only the direction is placed exactly, then the distance
+NARROW = 1e-2  # of its square: of a crowd so near to a line, what lies across is measured itself
 AGREED = 4e-15  # relative to their norm: mixtures so close may be the same one, added up in another order
 PANEL = 8192  # columns at a time where distances are measured anew
 
@@ -267,14 +268,28 @@ class Geometry:
             radius = lengths[lengths > least].min(initial=np.inf)
         far = lengths > FAR * radius
         stretch = np.where(far, lengths / radius, 1.0)
+        drawn = np.diag(1 / stretch)
+        drawn[:, center] += 1 - 1 / stretch
         if far.any():
-            drawn = np.diag(1 / stretch)
-            drawn[:, center] += 1 - 1 / stretch
             weights = np.zeros((order.size, points.n))
             weights[:, order] = drawn
             squared = points.mix(weights).distances
         inner = 0.5 * (squared[:, center, None] + squared[None, center, :] - squared)
-        result[order] = _coordinates(inner) * stretch[:, None]
+        at = _coordinates(inner)
+        end = int(np.argmax(np.diag(inner)))
+        if (np.square(at[:, 1:]).sum(1) <= NARROW * inner[end, end]).all() and inner[end, end] > 0:
+            # Near a line the squares of what lies across drown in those along it: what lies across is measured itself.
+            along = inner[:, end] / inner[end, end]
+            rest = drawn - drawn[center] - along[:, None] * (drawn[end] - drawn[center])
+            weights = np.zeros((order.size, points.n))
+            weights[:, order] = rest
+            across = np.zeros_like(inner)
+            if self.vectors.d > 1:
+                squared = self.vectors.measured(points.through(weights), False)
+                across = 0.5 * (squared[:-1, -1, None] + squared[None, -1, :-1] - squared[:-1, :-1])
+            at = np.concatenate([along[:, None] * np.sqrt(inner[end, end]), _coordinates(across)], axis=1)
+            result = np.full((points.n, at.shape[1]), np.nan)
+        result[order] = at * stretch[:, None]
         result[order] = result[order[np.argmax(same, axis=1)]]  # equal points stay equal, to the last bit
         return result
 

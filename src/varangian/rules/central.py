@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole
 from ..geometry import FAR, Geometry, Held, mean_weights, middle
+from ..kernels.runtime import jit
 from .coordinatewise import Even, median_ranks
 from .core import Bound, General, Nearest, Selecting, column_statistic
 
 SETTLED = 1e-9  # relative to a usual distance: a walk whose remaining way is shorter has arrived
 CLOSE = 0.03  # so near to a point, float32 distances would show in the answer: they are measured again in float64
-TOGETHER = 1e-4  # relative to a usual distance: points so close pull as one on whatever is not among them
-OPTIMAL = 1e-6  # the unit vectors at a point may add up to so much more than its own weight, by rounding
+FLAT = 0.05  # so flat (of the greatest curvature there can be), they would too
+OPTIMAL = 1e-6  # relative: what float32 distances leave uncertain of sums of unit vectors
+SEARCHES = 200  # Newton's steps; 5 to 10 are usual
+
+Pulls = tuple[int, float, np.ndarray, np.ndarray, int, float, float]
 
 
 @dataclass(frozen=True)
@@ -168,9 +174,10 @@ class GeometricMedian(Selecting):
 
     F = argmin over y of sum of ||x_i - y||
 
-    Found by Weiszfeld's iteration, with Newton's where that is slow, until what remains is below 1e-8 of a usual
-    distance. A vector that is itself the answer is recognised (the unit vectors towards the others add up to no more
-    than its own weight), so the iteration is never caught by its poles.
+    Found by Weiszfeld's iteration, then by Newton's with a search along its direction, until what remains is below 1e-9
+    of a usual distance. What decides is the condition of optimality, that the unit vectors towards the vectors cancel
+    (or, at a vector, add up to no more than its own weight), and not the sum of distances, which near a line is too
+    flat to tell.
 
     Args:
         f: Byzantine vectors tolerated; the definition does not depend on it.
@@ -179,7 +186,10 @@ class GeometricMedian(Selecting):
     Tolerates: f < n / 2.
     Cost: one pass for n x n distances, one over all rows; one more where some vectors are far from the others.
     Convention: vectors that are not finite are left out. Where the answer is not unique (an even number of vectors on
-        one line) the mean of the vectors that are optimal, which is the middle of the segment.
+        one line, but for the rounding of their type) the middle of the segment that is optimal.
+
+    Warns:
+        RuntimeWarning: the search ended before it arrived, which no input is known to bring about.
 
     Example:
         >>> import torch
@@ -198,89 +208,143 @@ class GeometricMedian(Selecting):
         return "2f + 1", 2 * self.f + 1
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        good = np.flatnonzero(geometry.finite)
-        weights, nearest = _geometric_median(geometry.measured() if geometry.is_small else geometry, good)
-        if nearest < CLOSE and not geometry.is_small:
-            weights, _ = _geometric_median(geometry.measured(), good)
+        exact = geometry.is_small
+        order, weights, sure = _geometric_median(geometry.measured() if exact else geometry, exact)
+        if not sure and not exact:
+            order, weights, _ = _geometric_median(geometry.measured(), True)
         result = np.zeros(geometry.n)
-        result[good] = weights
+        result[order] = weights
         return result
 
 
-def _geometric_median(geometry: Geometry, good: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of the finite points, and how near the nearest is, relative to a usual distance."""
+def _geometric_median(geometry: Geometry, exact: bool) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The finite points, their weights, and whether distances in float32 would do (``exact``: they are in float64)."""
+    order = geometry.by_centrality()  # sums run in an order that follows the vectors, to the last bit
     positions = geometry.positions()
-    x, sums = positions[good], distance_sums(geometry, positions)[good]
-    medoid = int(np.argmin(sums))
-    size, pull, multiplicity, target = _pull(x, medoid, TOGETHER)
-    if pull <= multiplicity + OPTIMAL:
-        # The answer is among the points that are together with the medoid: which, their own pulls tell.
-        size, pull, multiplicity, target = _pull(x, medoid, SETTLED)
-    if pull <= multiplicity + OPTIMAL:
-        # The medoid is optimal, and perhaps others that differ: average one of each.
-        chosen = [medoid]
-        for k in np.flatnonzero(sums <= sums[medoid] + OPTIMAL * size).tolist():
-            _, other_pull, other_multiplicity, _ = _pull(x, k, SETTLED)
-            apart = np.sqrt(np.square(x[k] - x[chosen]).sum(1)).min()
-            if apart > SETTLED * size and other_pull <= other_multiplicity + OPTIMAL:
-                chosen.append(k)
-        lengths = np.sqrt(np.square(x - x[medoid]).sum(1))
-        nearest = lengths[lengths > 0].min(initial=np.inf)
-        return mean_weights(chosen, good.size), nearest / size if size > 0 else np.inf
-    at = x[medoid] + (1 - multiplicity / pull) * (target - x[medoid])
-    before, weights = np.inf, np.ones(good.size)
-    for iteration in range(1000):
-        away = x - at
-        lengths = np.sqrt((away * away).sum(1))
-        size = np.median(lengths)
-        weights = 1 / np.maximum(lengths, 1e-15 * size)
-        step = weights @ away / weights.sum()
-        length = float(np.sqrt(step @ step))
-        rate = min(length / before, 0.999)  # of a convergence that is linear; unknown at first
-        if length <= 1e-15 * size or (before < np.inf and length * rate / (1 - rate) <= SETTLED * size):
-            break
-        before, goal = length, at + step
-        if iteration >= 10:
-            goal, arrived = _newton(x, at, away, weights, goal)
-            before = np.inf
-            if arrived:
-                break
+    x, sums = positions[order], distance_sums(geometry, positions)[order]
+    lengths = np.sqrt(np.square(x).sum(1))
+    usual = float(np.median(lengths))
+    usual = usual if usual > 0 else float(lengths.max())
+    if usual == 0:
+        return order, mean_weights([0], order.size), True
+    across = np.sqrt(np.square(x[:, 1:]).sum(1))
+    if (across <= 2 * torch.finfo(geometry.vectors.dtype).eps * np.maximum(lengths, usual)).all():  # on one line
+        along = np.argsort(x[:, 0], kind="stable")
+        return order, mean_weights(along[(order.size - 1) // 2 : order.size // 2 + 1], order.size), exact
+    x = x / usual
+    best = int(np.argmin(sums))
+    optimal, sure = [], True
+    for k in np.flatnonzero(sums <= sums[best] + OPTIMAL * usual).tolist():
+        excess, blur = _excess(*_pulls(x, x[k]), 1e-10 if exact else OPTIMAL)
+        sure &= abs(excess) > blur
+        if excess <= blur and all((x[k] != x[other]).any() for other in optimal):
+            optimal.append(k)
+    if optimal:  # one of them, unless rounding cannot tell
+        lengths = np.sqrt(np.square(x - x[optimal[0]]).sum(1))
+        near = lengths[lengths > 0].min(initial=np.inf) < CLOSE * np.median(lengths)
+        return order, mean_weights(optimal, order.size), sure and not near
+    at = _descended(x, x[best], _slope(_pulls(x, x[best])))
+    for _ in range(10):
+        weights = _pulls(x, at)[3]
+        goal = weights @ x / weights.sum()
+        step = goal - at
         at = goal
-    return weights / weights.sum(), 1 / (weights.max() * size)
+        if step @ step <= SETTLED**2:
+            break
+    for _ in range(SEARCHES):
+        pulls = _pulls(x, at)
+        curvature = _curvature(x, at, pulls)
+        step = np.linalg.lstsq(curvature, _slope(pulls), rcond=None)[0]
+        if step @ step <= SETTLED**2:
+            break
+        at = _descended(x, at, step)
+    else:
+        warnings.warn("GeometricMedian ended its search before it arrived; the answer is near.", RuntimeWarning, 2)
+    weights = _pulls(x, at)[3]
+    sure = sure and weights.max() < 1 / CLOSE and np.linalg.eigvalsh(curvature)[0] > FLAT * weights.sum()
+    return order, weights / weights.sum(), sure
 
 
-def _pull(x: np.ndarray, k: int, near: float) -> tuple[float, float, int, np.ndarray]:
-    """Seen from point k: the median distance, the length of the sum of unit vectors to the points further than ``near``
-    median distances, how many are not, and the inverse-distance mean of those that are."""
-    away = x - x[k]
-    lengths = np.sqrt((away * away).sum(1))
-    size = float(np.median(lengths))
-    apart = lengths > near * size
-    weights = np.divide(1, lengths, out=np.zeros_like(lengths), where=apart)
-    total = weights @ away
-    target = x[k] + total / max(weights.sum(), np.finfo(float).tiny)
-    return size, float(np.sqrt(total @ total)), int((~apart).sum()), target
+@jit
+def _pulls(x, at):  # type: ignore[no-untyped-def]
+    """Of the unit vectors from a place towards the points: how many more look up the first axis than down, what their
+    sum along it lacks to that number, their sum along the other axes, the inverse distances (0 of points at the place),
+    the number of points at the place, and the sizes of what was added up along the first axis and across.
+
+    Near a line the first sum is a small difference of large numbers: taken apart, whole numbers cancel exactly.
+    """
+    n, r = x.shape
+    number, place = 0, 0
+    lack, size, across = 0.0, 0.0, 0.0
+    total, weights = np.zeros(r), np.zeros(n)
+    for i in range(n):
+        first, rest = x[i, 0] - at[0], 0.0
+        for k in range(1, r):
+            rest += (x[i, k] - at[k]) ** 2
+        length = np.sqrt(first * first + rest)
+        if length == 0:
+            place += 1
+            continue
+        sign = 1 if first >= 0 else -1
+        number += sign
+        missing = rest / (length * (length + abs(first)))  # 1 - |first| / length
+        lack += sign * missing
+        size += missing
+        across += np.sqrt(rest) / length
+        weights[i] = 1 / length
+        for k in range(1, r):
+            total[k] += (x[i, k] - at[k]) / length
+    return number, lack, total, weights, place, size, across
 
 
-def _newton(
-    x: np.ndarray, at: np.ndarray, away: np.ndarray, weights: np.ndarray, fallback: np.ndarray
-) -> tuple[np.ndarray, bool]:
-    """Newton's step where it leaves less slope than the fallback does; and whether it was too short to matter."""
-    units = weights[:, None] * away
-    hessian = weights.sum() * np.eye(x.shape[1]) - (units.T * weights) @ units
-    try:
-        step = np.linalg.solve(hessian, units.sum(0))
-    except np.linalg.LinAlgError:
-        return fallback, False
+def _slope(pulls: Pulls) -> np.ndarray:
+    """The sum of the unit vectors: the way down, for the sum of distances."""
+    number, lack, total = pulls[:3]
+    slope = total.copy()
+    slope[0] = number - lack
+    return slope
 
-    def slope(place: np.ndarray) -> float:
-        towards = x - place
-        lengths = np.sqrt((towards * towards).sum(1))
-        return float(np.linalg.norm((towards / lengths[:, None]).sum(0))) if lengths.all() else np.inf
 
-    if not slope(at + step) <= slope(fallback):
-        return fallback, False
-    return at + step, float(np.sqrt(step @ step)) <= SETTLED / np.median(weights)
+def _excess(
+    number: int, lack: float, total: np.ndarray, weights: np.ndarray, place: int, size: float, across: float,
+    rounding: float,
+) -> tuple[float, float]:  # fmt: skip
+    """By how much the square of the sum of unit vectors at a point is over that of its own weight (it is optimal where
+    it is not), and how much of that may be rounding."""
+    sign = 1 if number >= 0 else -1
+    along, beside = abs(number) - sign * lack, float(np.sqrt(total @ total))
+    excess = (abs(number) - place - sign * lack) * (along + place) + beside * beside
+    return excess, rounding * ((abs(along) + place) * size + beside * across)
+
+
+def _curvature(x: np.ndarray, at: np.ndarray, pulls: Pulls) -> np.ndarray:
+    """The second derivative of the sum of distances."""
+    weights = pulls[3]
+    units = weights[:, None] * (x - at)
+    result = weights.sum() * np.eye(x.shape[1]) - (units.T * weights) @ units
+    result[0, 0] = weights @ np.square(units[:, 1:]).sum(1)  # the same, without the difference of large numbers
+    return result
+
+
+def _descended(x: np.ndarray, at: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Where the sum of distances, a convex function, has lost half of its slope along a direction at least."""
+
+    def slope(t: float) -> float:
+        return float(_slope(_pulls(x, at + t * step)) @ step)
+
+    low, high, t = 0.0, np.inf, 1.0
+    least = 0.5 * max(float(_slope(_pulls(x, at)) @ step) - _pulls(x, at)[4] * float(np.sqrt(step @ step)), 0.0)
+    for _ in range(80):
+        left = slope(t)
+        if abs(left) <= least:
+            return at + t * step
+        if left > 0:
+            low = t
+            t = 2 * t if high == np.inf else 0.5 * (low + high)
+        else:
+            high = t
+            t = 0.5 * (low + high)
+    return at + low * step
 
 
 @dataclass(frozen=True)
