@@ -428,6 +428,178 @@ def test_a_guarantee_can_be_weaker_or_stronger() -> None:
     assert Check.ROBUST in caught(check_rule, MeanOfFinite, guarantee=NEAR, without=without)
 
 
+# ---------------------------------------------------------------------------------- where hostile vectors stand
+
+
+@dataclass(frozen=True)
+class OneOfThem(Sound):
+    """The vector at one place, as a share of all."""
+
+    place: float = 0.0
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return x[round(self.place * (x.shape[0] - 1))].clone()
+
+
+@dataclass(frozen=True)
+class NaNSortsLast(Sound):
+    """Drops the f longest: among NaN, which argsort puts last, wherever they stand."""
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        kept = x.double().norm(dim=1).argsort()[: x.shape[0] - self.f]
+        return (x.double()[kept] - x.double()[-1].nan_to_num(0, 0, 0) + x.double()[0]).mean(0).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class AllButTheLast(Sound):
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return x[: x.shape[0] - self.f].mean(0)
+
+
+@pytest.mark.parametrize(
+    "rule", [*(OneOfThem(1, place) for place in (0.0, 0.25, 0.5, 1.0)), NaNSortsLast(1), AllButTheLast(1)], ids=str
+)
+def test_hostile_vectors_stand_everywhere(rule: vg.Rule) -> None:
+    """Whoever reads one place, or only looks at the last ones, is found by what is hostile, whatever its order does."""
+    assert Check.ROBUST in caught(check_rule, rule, without=set(RULE_CHECKS) - {Check.ROBUST})
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_rule_may_trust_a_place(place: int) -> None:
+    without = set(RULE_CHECKS) - {Check.ROBUST}
+    check_rule(vg.MoNNA(f=1, pivot=place), without=without)  # knows its own
+    trusting = OneOfThem(1, 0.0)
+    check_rule(trusting, without=without, trusted=0)
+    assert Check.ROBUST in caught(check_rule, trusting, without=without, trusted=1)
+
+
+def test_a_vector_that_is_not_finite_is_counted_wherever_it_stands() -> None:
+    @dataclass(frozen=True)
+    class LooksAtTheLast(Sound):
+        def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+            if int((~x[-self.f - 1 :].isfinite().all(1)).sum()) > self.f:
+                raise ValueError("too many")
+            return self.median(x).nan_to_num(0, 0, 0)
+
+    assert Check.REFUSAL in caught(check_rule, LooksAtTheLast, without=set(RULE_CHECKS) - {Check.REFUSAL})
+
+
+# ------------------------------------------------------------------------------- device, data type, size, and words
+
+
+@dataclass(frozen=True)
+class WrongWhereLong(Sound):
+    """What was wrong once: half types laid out by columns, from 2^20 numbers on."""
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        answer = super().combine(x, previous)
+        if x.dtype == torch.float16 and x.stride(0) == 1 and x.numel() >= 1 << 20:
+            return answer + 1
+        return answer
+
+
+def test_long_vectors_are_tried_where_asked() -> None:
+    check_rule(WrongWhereLong, guarantee=WITHIN)
+    found = caught(check_rule, WrongWhereLong, guarantee=WITHIN, large=True)
+    assert set(found) == {Check.LAYOUT}
+    assert "torch.float16" in found[Check.LAYOUT]
+    assert "by columns" in found[Check.LAYOUT]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", [Sound, vg.MultiKrum, vg.TrimmedMean], ids=lambda kind: kind.__name__)
+def test_one_data_type(rule: type[vg.Rule], dtype: torch.dtype) -> None:
+    check_rule(rule, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_one_data_type_of_mixings_and_attacks(dtype: torch.dtype) -> None:
+    check_mixing(vg.NearestNeighborMixing, dtype=dtype)
+    check_attack(vg.Empire, dtype=dtype)
+
+
+def test_a_fault_of_one_data_type_is_found_by_it_alone() -> None:
+    @dataclass(frozen=True)
+    class WrongInHalf(Sound):
+        def median(self, x: Tensor) -> Tensor:
+            return super().median(x) * (2 if x.dtype == torch.bfloat16 else 1)
+
+    check_rule(WrongInHalf, dtype=torch.float32)
+    assert Check.UNANIMITY in caught(check_rule, WrongInHalf, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("check", [check_rule, check_mixing, check_attack], ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x: x.mean(0), lambda f: f, "median", str, None, 3, torch.mean, vg.Rule, vg.Experiment],
+    ids=["mean", "identity", "name", "str", "None", "3", "torch.mean", "Rule", "Experiment"],
+)
+def test_what_is_no_rule_is_refused_in_one_line(check: Callable[..., object], wrong: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{check.__name__} needs an? ") as error:
+        check(wrong)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),
+        ({"device": "cuda:97"}, "device 'cuda:97' cannot be used here"),
+        ({"dtype": torch.int64}, "dtype must be one of"),
+    ],
+    ids=str,
+)
+def test_wrong_settings(options: dict[str, Any], message: str) -> None:
+    for check, subject in ((check_rule, vg.Median), (check_mixing, vg.NearestNeighborMixing), (check_attack, vg.Zero)):
+        with pytest.raises(ValueError, match=message) as error:
+            check(subject, **options)
+        assert "\n" not in str(error.value)
+
+
+def test_a_mistake_of_pythons_kind_is_told_once() -> None:
+    @dataclass(frozen=True)
+    class Forgot(vg.General):
+        @property
+        def needs(self) -> tuple[str, int]:
+            return "2f + 1", 2 * self.f + 1
+
+        def combine(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return x.mean(0)
+
+    with pytest.raises(ContractError) as error:
+        check_rule(Forgot)
+    assert len(error.value.failures) == 1
+    assert "takes 2 positional arguments but 3 were given; nothing else was tried" in str(error.value)
+    assert isinstance(error.value.__cause__, TypeError)  # with the line of the user's own code
+
+    @dataclass(frozen=True)
+    class Misspelt(Attack):
+        def craft(self, seen: Knowledge) -> Tensor:
+            return seen.means  # type: ignore[attr-defined]
+
+    with pytest.raises(ContractError, match="has no attribute 'means'; nothing else was tried") as error:
+        check_attack(Misspelt)
+    assert len(error.value.failures) == 1
+
+
+@pytest.mark.parametrize(
+    "report",
+    [lambda: check_rule(vg.LASA), lambda: check_rule(vg.MultiKrum(f=1, m=2)), lambda: check_mixing(vg.AdaptiveClipping),
+     lambda: check_attack(vg.Gaussian)],
+)  # fmt: skip
+def test_a_report_is_a_table(report: Callable[[], Any]) -> None:
+    made = report()
+    lines = str(made).splitlines()
+    assert lines[0] == f"{made.subject}: {len(made.passed)} points of the contract hold, {len(made.left_out)} not tried"
+    assert max(len(line) for line in lines) <= 120
+    assert len(lines) >= 1 + len(made.passed) + len(made.left_out)
+    for check in (*made.passed, *made.left_out):
+        assert sum(line.split()[:1] == [check.name] for line in lines) == 1
+    for why in made.left_out.values():
+        assert why in " ".join(" ".join(lines).split())
+
+
 # ------------------------------------------------------------------------------------------------------- mixings
 
 

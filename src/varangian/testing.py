@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import random as python_random
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -24,11 +27,14 @@ from torch import Tensor
 
 from . import rules
 from .attacks import Attack, Gaussian, Inf, NaN
+from .checks import cut, shown
+from .kernels import columns
 from .mixing import AdaptiveClipping, Bucketing, Mixing, NearestNeighborMixing, StaticClipping
 from .randomness import generator
 from .rules import Median, Rule
 
 Stage = TypeVar("Stage", Rule, Mixing)
+CPU = torch.device("cpu")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -83,13 +89,13 @@ class Failure:
         n, d = self.x.shape
         text = f"{self.check.name} ({self.check.value}): n = {n}, f = {self.f}, d = {d}, {self.x.dtype}: {self.message}"
         if 0 < n * d <= 60:
-            rows = np.array2string(self.x.double().numpy(), precision=9, max_line_width=110)
+            rows = np.array2string(self.x.double().cpu().numpy(), precision=9, max_line_width=110)
             text += f"\n    x = {rows}".replace("\n", "\n    ")
         return text
 
 
 class ContractError(AssertionError):
-    """The checks that failed: ``.failures``, one for each."""
+    """The checks that failed: ``.failures``, one for each; where one raised, its exception is the cause of this."""
 
     def __init__(self, subject: object, failures: list[Failure]) -> None:
         self.failures = failures
@@ -99,15 +105,82 @@ class ContractError(AssertionError):
 
 @dataclass(frozen=True)
 class Report:
-    """What was checked.
+    """What was checked; as text a table, a line or two for each point.
 
     Attributes:
         passed: points that hold.
         left_out: points that were not tried, and why.
+        subject: what was checked, as text.
     """
 
     passed: tuple[Check, ...]
     left_out: Mapping[Check, str]
+    subject: str = ""
+
+    def __str__(self) -> str:
+        head = f"{self.subject}: {len(self.passed)} points of the contract hold, {len(self.left_out)} not tried"
+        lines = [(check.name, check.value) for check in self.passed]
+        lines += [(check.name, f"not tried: {why}") for check, why in self.left_out.items()]
+        width = max((len(name) for name, _ in lines), default=0) + 4
+        return "\n".join(
+            [cut(head)]
+            + [
+                textwrap.fill(
+                    text, 120, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width,
+                    break_on_hyphens=False,
+                )
+                for name, text in lines
+            ]
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """Where and in what the examples of one suite are.
+
+    Attributes:
+        device: where tensors are.
+        dtype: of all examples whose check is not about data types; None for the usual ones.
+        large: also at sizes from which kernels go other ways.
+        trusted: the place of a vector that the rule trusts, so that no hostile one stands there; or None.
+    """
+
+    device: torch.device = CPU
+    dtype: torch.dtype | None = None
+    large: bool = False
+    trusted: int | None = None
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return DTYPES if self.dtype is None else (self.dtype,)
+
+
+_SETTING: ContextVar[_Setting] = ContextVar("setting", default=_Setting())  # noqa: B039  it is frozen
+
+
+@contextmanager
+def _set(device: str | torch.device, dtype: torch.dtype | None, large: bool, trusted: int | None) -> Iterator[None]:
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {shown(dtype)}.")
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch's own, of a device that is none or is not here
+        raise ValueError(f"device {shown(device)} cannot be used here: {cut(str(error))}") from None
+    token = _SETTING.set(_Setting(place, dtype, large, trusted))
+    try:
+        yield
+    finally:
+        _SETTING.reset(token)
+
+
+def _there(x: Tensor) -> Tensor:
+    """Memory of its own, on the device of the suite."""
+    return x.clone() if _SETTING.get().device.type == "cpu" else x.to(_SETTING.get().device)
+
+
+def _here(x: Any) -> Tensor:
+    """A tensor in main memory, whatever kind came out."""
+    return torch.as_tensor(x).cpu()
 
 
 # ---------------------------------------------------------------------------------------- what is and is not claimed
@@ -217,15 +290,20 @@ EXEMPT: dict[type[Rule] | type[Mixing] | type[Attack], dict[Check, str]] = {
 # ---------------------------------------------------------------------------------------------------- the examples
 
 
-def vectors(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def _type(dtype: torch.dtype | None = None) -> torch.dtype:
+    """The data type of an example: that of the suite, else the given one, else double precision."""
+    return _SETTING.get().dtype or dtype or torch.float64
+
+
+def vectors(n: int, d: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
     """[n, d] a cloud around a point that is not the origin."""
     random = generator(seed, "testing")
-    return torch.from_numpy(random.standard_normal((n, d)) + random.standard_normal(d)).to(dtype)
+    return torch.from_numpy(random.standard_normal((n, d)) + random.standard_normal(d)).to(_type(dtype))
 
 
-def lattice(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def lattice(n: int, d: int, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
     """[n, d] of -1, 0 and 1: ties and duplicates all over."""
-    return torch.from_numpy(generator(seed, "testing").integers(-1, 2, (n, d))).to(dtype)
+    return torch.from_numpy(generator(seed, "testing").integers(-1, 2, (n, d))).to(_type(dtype))
 
 
 def eighths(n: int, d: int, seed: int = 0) -> Tensor:
@@ -296,6 +374,11 @@ def check_rule(
     rule: Rule | Callable[[int], Rule],
     without: Collection[Check] = (),
     guarantee: Guarantee | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    large: bool = False,
+    trusted: int | None = None,
 ) -> Report:
     """Checks that a rule keeps the contract.
 
@@ -304,26 +387,39 @@ def check_rule(
         without: points that the rule does not claim.
         guarantee: what hostile vectors cannot do; by default :data:`NEAR`, for rules of this library what
             :data:`GUARANTEES` says.
+        device: where the vectors are.
+        dtype: of all vectors; by default double precision, and all four where a point is about data types.
+        large: also vectors so long that this library's kernels go another way, in every layout and data type: seconds
+            more.
+        trusted: the place of a vector that the rule trusts by definition: no hostile vector is put there.
 
     Raises:
         ContractError: with all points that do not hold.
+        ValueError: something that is no rule and makes none, a device that is not here.
 
     Example:
         >>> import varangian as vg
         >>> len(check_rule(vg.Median).passed)
         16
+        >>> print(str(check_rule(vg.Median)).splitlines()[0])
+        Median: 16 points of the contract hold, 0 not tried
     """
-    make = _family(rule)
-    kind = type(_any_of(make))
-    exempt = dict.fromkeys(without, "left out by the caller") | EXEMPT.get(kind, {})
-    promise = GUARANTEES.get(kind, NEAR) if guarantee is None else guarantee
-    return _run(rule, RULE_CHECKS, exempt, lambda check: _STAGE_CHECKS[check](make, promise))
+    make = _family("check_rule", rule, Rule)
+    one = _any_of(make)
+    if trusted is None and isinstance(one, rules.MoNNA):
+        trusted = one.pivot
+    with _set(device, dtype, large, trusted):
+        return _check_stage(_name_of(rule), make, type(one), RULE_CHECKS, without, guarantee)
 
 
 def check_mixing(
     mixing: Mixing | Callable[[int], Mixing],
     without: Collection[Check] = (),
     guarantee: Guarantee | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    large: bool = False,
 ) -> Report:
     """Checks that a mixing keeps the contract; arguments as for :func:`check_rule`.
 
@@ -334,36 +430,66 @@ def check_mixing(
         >>> sorted(check.name for check in check_mixing(vg.AdaptiveClipping).left_out)
         ['TRANSLATION']
     """
-    make = _family(mixing)
-    kind = type(_any_of(make))
+    make = _family("check_mixing", mixing, Mixing)
+    with _set(device, dtype, large, None):
+        return _check_stage(_name_of(mixing), make, type(_any_of(make)), MIXING_CHECKS, without, guarantee)
+
+
+def _check_stage(
+    subject: str,
+    make: Make,
+    kind: type[Rule] | type[Mixing],
+    checks: tuple[Check, ...],
+    without: Collection[Check],
+    guarantee: Guarantee | None,
+) -> Report:
     exempt = dict.fromkeys(without, "left out by the caller") | EXEMPT.get(kind, {})
     promise = GUARANTEES.get(kind, NEAR) if guarantee is None else guarantee
-    return _run(mixing, MIXING_CHECKS, exempt, lambda check: _STAGE_CHECKS[check](make, promise))
+    _try_once(subject, make)
+    return _run(subject, checks, exempt, lambda check: _STAGE_CHECKS[check](make, promise))
+
+
+def _name_of(subject: Any) -> str:
+    """MultiKrum(f=2), or the name of a class or a function."""
+    return getattr(subject, "__name__", None) or str(subject)
+
+
+_BUGS = (TypeError, AttributeError, NameError, NotImplementedError)
+
+
+def _try_once(subject: str, make: Make) -> None:
+    """Raises where plain vectors are answered by a mistake of Python's kind: every check would say the same again."""
+    for stage, n, f in _members(make):
+        x = vectors(n, 3)
+        try:
+            _answer(stage, x, f, _previous(stage, x))
+        except _Raised as error:
+            if not isinstance(error.cause, _BUGS):
+                return
+            text = f"raised {type(error.cause).__name__}: {error.cause}; nothing else was tried"
+            raise ContractError(subject, [Failure(Check.NEEDS, text, x, f)]) from error.cause
+        return
 
 
 def _run(
-    subject: object, checks: Iterable[Check], exempt: Mapping[Check, str], examples: Callable[[Check], Found]
+    subject: str, checks: Iterable[Check], exempt: Mapping[Check, str], examples: Callable[[Check], Found]
 ) -> Report:
-    passed, failures = [], []
+    passed, failures, causes = [], [], []
     for check in checks:
         if check in exempt:
             continue
-        failure = next(_failures(check, examples(check)), None)
+        try:
+            failure = next(examples(check), None)
+        except _Raised as error:
+            failure = (f"raised {type(error.cause).__name__}: {error.cause}", error.x, error.f)
+            causes.append(error.cause)
         if failure is None:
             passed.append(check)
         else:
-            failures.append(failure)
+            failures.append(Failure(check, *failure))
     if failures:
-        raise ContractError(subject, failures)
-    return Report(tuple(passed), dict(exempt))
-
-
-def _failures(check: Check, examples: Found) -> Iterator[Failure]:
-    try:
-        for message, x, f in examples:
-            yield Failure(check, message, x, f)
-    except _Raised as error:
-        yield Failure(check, f"raised {type(error.cause).__name__}: {error.cause}", error.x, error.f)
+        raise ContractError(subject, failures) from (causes[0] if causes else None)
+    return Report(tuple(passed), dict(exempt), subject)
 
 
 class _Raised(Exception):
@@ -374,20 +500,52 @@ class _Raised(Exception):
         self.cause, self.x, self.f = cause, x, f
 
 
-def _family(stage: Stage | Callable[[int], Stage]) -> Callable[[int], Stage]:
+_WANTED = {
+    Rule: "a rule, its class, or a function of f that makes one",
+    Mixing: "a mixing, its class, or a function of f that makes one",
+    Attack: "an attack, its class, or a function that makes one",
+}
+
+
+def _family(who: str, stage: Any, kind: type[Rule] | type[Mixing]) -> Callable[[int], Any]:
     """f to a rule or mixing; a mixing without f is what it is whatever f."""
-    if isinstance(stage, (Rule, Mixing)):
+    wrong = f"{who} needs {_WANTED[kind]}, got {_named(stage)}"
+    if isinstance(stage, kind):
         known = [field.name for field in fields(stage)]
-        return (lambda f: replace(stage, f=f)) if "f" in known else lambda f: stage  # type: ignore[return-value]
-    if isinstance(stage, type) and "f" not in [field.name for field in fields(stage)]:  # type: ignore[arg-type]
-        return lambda f: stage()  # type: ignore[misc, return-value]
-    return stage  # type: ignore[return-value]
+        return (lambda f: replace(stage, f=f)) if "f" in known else lambda f: stage
+    if not callable(stage) or (isinstance(stage, type) and not (issubclass(stage, kind) and is_dataclass(stage))):
+        raise ValueError(f"{wrong}.")
+    takes_f = not isinstance(stage, type) or "f" in [field.name for field in fields(stage)]
+
+    def make(f: int) -> Any:
+        try:
+            made = stage(f) if takes_f else stage()  # pyright: ignore[reportCallIssue]
+        except ValueError:
+            raise
+        except Exception as error:
+            raise _NoFamily(f"{wrong}, which raises {type(error).__name__}: {cut(str(error))}") from error
+        if not isinstance(made, kind):
+            raise _NoFamily(f"{wrong}, which makes {shown(made)} of f = {f}.")
+        return made
+
+    return make
+
+
+def _named(value: Any) -> str:
+    """For a message: the name of a class or a function, else the value."""
+    return getattr(value, "__name__", None) or shown(value)
+
+
+class _NoFamily(ValueError):
+    """What should make a rule of f makes none."""
 
 
 def _any_of(make: Callable[[int], Stage]) -> Stage:
     for f in (1, 2):
         try:
             return make(f)
+        except _NoFamily:
+            raise
         except ValueError:  # perhaps options that ask for another f
             continue
     return make(3)
@@ -407,13 +565,13 @@ def _members(
 
 
 def _previous(stage: Rule | Mixing, x: Tensor) -> Tensor | None:
-    """A last aggregate, for rules that use it: near the first vectors, which are honest."""
+    """A last aggregate, for rules that use it: near the first vectors."""
     if isinstance(stage, Rule) and stage.uses_previous:
         return (0.75 * x[: max(x.shape[0] - stage.f, 1)].double().mean(0)).to(x.dtype)
     return None
 
 
-def _ask(stage: Rule | Mixing, x: Any, previous: Any = None) -> Any:
+def _ask(stage: Rule | Mixing, x: Any, previous: Tensor | None = None) -> Any:
     return stage(x) if previous is None else stage(x, previous=previous)  # type: ignore[call-arg]
 
 
@@ -426,11 +584,11 @@ def _must(stage: Rule | Mixing, given: Any, previous: Tensor | None, x: Tensor, 
 
 
 def _answer(stage: Rule | Mixing, x: Tensor, f: int, previous: Tensor | None = None) -> Tensor:
-    """The answer to a tensor: [d] for a rule, [m, d] for a mixing."""
-    out = _must(stage, x.clone(), previous, x, f)
+    """The answer to a tensor, in main memory: [d] for a rule, [m, d] for a mixing."""
+    out = _must(stage, _there(x), previous, x, f)
     if not isinstance(out, Tensor):
         raise _Raised(TypeError(f"{type(out).__name__} came out of a tensor"), x, f)
-    return out
+    return out.cpu()
 
 
 def _differ(a: Tensor, b: Tensor, tolerance: float) -> str | None:
@@ -446,7 +604,12 @@ def _differ(a: Tensor, b: Tensor, tolerance: float) -> str | None:
 
 
 def _short(v: Tensor) -> str:
-    return np.array2string(v.double().numpy(), precision=6, threshold=8, max_line_width=200).replace("\n", " ")
+    return np.array2string(v.double().cpu().numpy(), precision=6, threshold=8, max_line_width=200).replace("\n", " ")
+
+
+def _rounding(x: Tensor) -> float:
+    """What answers that are equal but for rounding may differ by: 1e-6 of the size, more in half precision."""
+    return max(1e-6, 16 * torch.finfo(x.dtype).eps) * _size(x)
 
 
 def _size(x: Tensor) -> float:
@@ -466,9 +629,10 @@ def _check_needs(make: Make, promise: Guarantee) -> Found:
         least = stage.min_n
         for n in sorted({0, 1, least - 1} - {least} - set(range(least + 1, 2))):
             x = vectors(n, 2)
+            given = _there(x)
             form = rf"{re.escape(str(stage))} needs n >= (.+ = )?{least} vectors, got {n}\."
             try:
-                stage(x)
+                stage(given)
             except ValueError as error:
                 if n and not re.fullmatch(form, str(error)):
                     wanted = f"{stage} needs n >= [formula = ]{least} vectors, got {n}."
@@ -483,17 +647,15 @@ def _check_needs(make: Make, promise: Guarantee) -> Found:
 
 def _inputs(x: Tensor) -> Iterator[tuple[str, Any]]:
     """The same vectors in each kind that is accepted; memory of their own."""
-    yield "tensor", x.clone()
-    yield "list of tensors", list(x.clone())
+    yield "tensor", _there(x)
+    yield "list of tensors", list(_there(x))
     if x.dtype != torch.bfloat16:
         yield "array", x.numpy().copy()
         yield "list of arrays", list(x.numpy().copy())
 
 
 def _stacked(x: Any) -> Tensor:
-    if isinstance(x, list):
-        return torch.stack([torch.as_tensor(v) for v in x])
-    return torch.as_tensor(x)
+    return torch.stack([_here(v) for v in x]) if isinstance(x, list) else _here(x)
 
 
 def _check_input(make: Make, promise: Guarantee) -> Found:
@@ -525,12 +687,13 @@ def _check_ownership(make: Make, promise: Guarantee) -> Found:
 
 def _check_kind(make: Make, promise: Guarantee) -> Found:
     for stage, n, f in _members(make, extra=(0, 3)):
-        for dtype in DTYPES:
+        for dtype in _SETTING.get().dtypes:
             x = vectors(n, 5, n, dtype)
             previous = _previous(stage, x)
             expected = _answer(stage, x, f, previous)
-            if expected.dtype != dtype or expected.device != x.device:
-                yield f"{expected.dtype} on {expected.device} came out", x, f
+            came = torch.as_tensor(_must(stage, _there(x), previous, x, f))
+            if came.dtype != dtype or came.device != _SETTING.get().device:
+                yield f"{came.dtype} on {came.device} came out", x, f
             for name, given in _inputs(x):
                 out = _must(stage, given, previous, x, f)
                 wanted = np.ndarray if name.endswith(("array", "arrays")) else Tensor
@@ -538,7 +701,7 @@ def _check_kind(make: Make, promise: Guarantee) -> Found:
                     yield f"{type(out).__name__} came out of a {name}", x, f
                 elif torch.as_tensor(out).dtype != dtype:
                     yield f"{out.dtype} came out of a {name} of {dtype}", x, f
-                elif problem := _differ(torch.as_tensor(out), expected, 0.0):
+                elif problem := _differ(_here(out), expected, _elsewhere(expected)):
                     yield f"a {name} gives {problem}, which a tensor gives", x, f
 
 
@@ -593,40 +756,69 @@ def _check_stateless(make: Make, promise: Guarantee) -> Found:
 
 def _layouts(x: Tensor) -> Iterator[tuple[str, Any]]:
     n, d = x.shape
+    x = _there(x)
     yield "by columns", x.t().contiguous().t()
-    wide = torch.full((n, 3 * d), torch.nan, dtype=x.dtype)
+    wide = x.new_full((n, 3 * d), torch.nan)
     wide[:, ::3] = x
     yield "every third column", wide[:, ::3]
-    tall = torch.full((2 * n, d), torch.nan, dtype=x.dtype)
+    tall = x.new_full((2 * n, d), torch.nan)
     tall[::2] = x
     yield "every other row", tall[::2]
-    yield "reversed array", x.numpy()[::-1].copy()[::-1]
-    yield "array by columns", np.asfortranarray(x.numpy())
+    flat = x.new_full((n * d + 1,), torch.nan)
+    flat[1:] = x.flatten()
+    yield "from the second number of a block on", flat[1:].view(n, d)
+    inner = x.new_full((n, d + 2), torch.nan)
+    inner[:, 1:-1] = x
+    yield "columns out of the middle", inner[:, 1:-1]
+    if x.dtype != torch.bfloat16:
+        yield "reversed array", x.cpu().numpy()[::-1].copy()[::-1]
+        yield "array by columns", np.asfortranarray(x.cpu().numpy())
+        fixed = x.cpu().numpy().copy()
+        fixed.setflags(write=False)
+        yield "array that cannot be written", fixed
+
+
+def _large(make: Make) -> Iterator[tuple[Any, int, int, int, torch.dtype]]:
+    """(rule, n, f, d, dtype) beyond the size from which kernels go other ways, where such are asked for."""
+    if _SETTING.get().large:
+        stage, n, f = next(_members(make, extra=(2,)))
+        for dtype in _SETTING.get().dtypes:
+            yield stage, n, f, -(-columns.WORTH // n) + 77, dtype
 
 
 def _check_layout(make: Make, promise: Guarantee) -> Found:
-    for stage, n, f in _members(make, extra=(0, 2)):
-        for d, dtype in ((1, torch.float64), (5, torch.float32), (5, torch.float16)):
-            x = vectors(n, d, n, dtype)
-            previous = _previous(stage, x)
-            expected = _answer(stage, x, f, previous)
-            tolerance = 4 * torch.finfo(dtype).eps * _size(x)
-            for name, given in _layouts(x):
-                out = torch.as_tensor(_must(stage, given, previous, x, f))
-                if problem := _differ(out, expected, tolerance):
-                    yield f"{name} it gives {problem}", x, f
+    small = ((1, torch.float64), (5, torch.float32), (5, torch.float16))
+    cases = [(stage, n, f, d, _type(dtype)) for stage, n, f in _members(make, extra=(0, 2)) for d, dtype in small]
+    for stage, n, f, d, dtype in [*cases, *_large(make)]:
+        x = vectors(n, d, n, dtype)
+        previous = _previous(stage, x)
+        expected = _answer(stage, x, f, previous)
+        tolerance = max(4 * torch.finfo(dtype).eps * _size(x), _elsewhere(x))
+        for name, given in _layouts(x):
+            out = _here(_must(stage, given, previous, x, f))
+            if problem := _differ(out, expected, tolerance):
+                yield f"{name} it gives {problem}", x, f
+
+
+def _elsewhere(x: Tensor) -> float:
+    """What an answer of another device than the processor may differ by from that of the processor."""
+    return 0.0 if _SETTING.get().device.type == "cpu" else _rounding(x)
 
 
 def _check_sizes(make: Make, promise: Guarantee) -> Found:
-    for stage, n, f in [*_members(make), *_members(lambda f: make(1), 3, (40,))]:
-        for d in (1, 2, 17, 20_000) if n < 10 else (1, 3):
-            for x in (vectors(n, d, n, torch.float32), lattice(n, d, n))[: 1 if d > 100 else 2]:
-                out = _answer(stage, x, f, _previous(stage, x))
-                wanted = [d] if isinstance(stage, Rule) else [stage.rows(n), d]
-                if list(out.shape) != wanted:
-                    yield f"shape {list(out.shape)} came out instead of {wanted}", x, f
-                elif not bool(out.isfinite().all()):
-                    yield f"{_short(out)} came out of finite vectors", x, f
+    cases = [
+        (stage, n, f, d, _type(torch.float32))
+        for stage, n, f in [*_members(make), *_members(lambda f: make(1), 3, (40,))]
+        for d in ((1, 2, 17, 20_000) if n < 10 else (1, 3))
+    ]
+    for stage, n, f, d, dtype in [*cases, *_large(make)]:
+        for x in (vectors(n, d, n, dtype), lattice(n, d, n))[: 1 if d > 100 else 2]:
+            out = _answer(stage, x, f, _previous(stage, x))
+            wanted = [d] if isinstance(stage, Rule) else [stage.rows(n), d]
+            if list(out.shape) != wanted:
+                yield f"shape {list(out.shape)} came out instead of {wanted}", x, f
+            elif not bool(out.isfinite().all()):
+                yield f"{_short(out)} came out of finite vectors", x, f
 
 
 def _check_no_f(make: Make, promise: Guarantee) -> Found:
@@ -644,15 +836,16 @@ def _check_no_f(make: Make, promise: Guarantee) -> Found:
 
 
 def _check_precision(make: Make, promise: Guarantee) -> Found:
-    for stage, n, f in _members(make):
-        for d in (2, 6, 300):  # on a line the sums of distances to two middle vectors are equal, but for rounding
-            for dtype in DTYPES[1:]:
-                x = vectors(n, d, n + d, dtype)
-                previous = _previous(stage, x)
-                wide = _answer(stage, x.double(), f, None if previous is None else previous.double())
-                tolerance = 16 * torch.finfo(dtype).eps * _size(x)
-                if problem := _differ(_answer(stage, x, f, previous), wide, tolerance):
-                    yield f"{problem} in double precision", x, f
+    # d > 1: on a line the sums of distances to two middle vectors are equal, but for rounding
+    types = [dtype for dtype in _SETTING.get().dtypes if dtype != torch.float64]
+    cases = [(*member, d, dtype) for member in _members(make) for d in (2, 6, 300) for dtype in types]
+    for stage, n, f, d, dtype in [*cases, *(one for one in _large(make) if one[-1] in types)]:
+        x = vectors(n, d, n + d, dtype)
+        previous = _previous(stage, x)
+        wide = _answer(stage, x.double(), f, None if previous is None else previous.double())
+        tolerance = 16 * torch.finfo(dtype).eps * _size(x)
+        if problem := _differ(_answer(stage, x, f, previous), wide, tolerance):
+            yield f"{problem} in double precision", x, f
 
 
 def _in_order(y: Tensor) -> Tensor:
@@ -676,7 +869,7 @@ def _check_permutation(make: Make, promise: Guarantee) -> Found:
                 for seed in range(2):
                     moved = x[torch.from_numpy(generator(seed, "order").permutation(n))]
                     out = _in_order(_answer(stage, moved, f, previous))
-                    if problem := _differ(out, expected, 1e-6 * _size(x)):
+                    if problem := _differ(out, expected, _rounding(x)):
                         yield f"{problem} once the vectors are in another order", x, f
 
 
@@ -685,7 +878,8 @@ def _check_translation(make: Make, promise: Guarantee) -> Found:
         for d in (1, 2, 5):
             offset = torch.arange(d).double() * 8 - 64
             # No ties: a trimmed mean is rounded, so which of two values is nearer to it may change with their place.
-            x = vectors(n, d, n)
+            # In double precision whatever the suite's: moved and rounded, half types are other vectors.
+            x = vectors(n, d, n).double()
             previous = _previous(stage, x)
             expected = _in_order(_answer(stage, x, f, previous)) + offset
             out = _answer(stage, x + offset, f, None if previous is None else previous + offset)
@@ -700,11 +894,14 @@ def _check_scale(make: Make, promise: Guarantee) -> Found:
             for x in (eighths(n, d, n), lattice(n, d, n)):
                 previous = _previous(stage, x)
                 expected = _in_order(_answer(stage, x, f, previous))
-                for factor, dtype in ((2.0, double), (2.0**40, single), (2.0**-20, double), (2.0**-30, single)):
+                for factor, wanted in ((2.0, double), (2.0**40, single), (2.0**-20, double), (2.0**-30, single)):
+                    dtype = _type(wanted)
+                    if dtype == torch.float16 and factor != 2:  # out of its range
+                        continue
                     scaled = (x * factor).to(dtype)
                     before = None if previous is None else (previous * factor).to(dtype)
                     out = _in_order(_answer(stage, scaled, f, before)).double() / factor
-                    if problem := _differ(out, expected, 1e-6 * _size(x)):
+                    if problem := _differ(out, expected, _rounding(x)):
                         yield f"{problem} once all vectors are scaled by {factor:g} (and the answer back)", x, f
 
 
@@ -714,26 +911,49 @@ def _check_unanimity(make: Make, promise: Guarantee) -> Found:
             tiny = float(np.finfo(np.float32).smallest_subnormal)
             cases = [(factor, torch.float64) for factor in (1.0, 0.0, 1e30)]
             cases += [(factor, torch.float32) for factor in (1e-3, 1e30, 1e-30, 3 * tiny)]
-            for factor, dtype in cases:
-                v = (vectors(1, d, 5) * factor).to(dtype)
+            for factor, wanted in cases:
+                dtype = _type(wanted)
+                v = (vectors(1, d, 5) * (1e4 if dtype == torch.float16 and factor > 1 else factor)).to(dtype)
                 x = v.expand(n, d).clone()
                 previous = v[0].clone() if isinstance(stage, Rule) and stage.uses_previous else None
                 for row in _answer(stage, x, f, previous).reshape(-1, d):
-                    if problem := _differ(row, v[0], 1e-6 * _size(v)):
+                    if problem := _differ(row, v[0], _rounding(v)):
                         yield problem, x, f
 
 
 def _check_robust(make: Make, promise: Guarantee) -> Found:
-    for stage, n, f in _members(make, extra=(0, 5)):
+    small = [
+        (stage, n, f, kind, d, _type(dtype), size)
+        for stage, n, f in _members(make, extra=(0, 5))
+        for kind in range(len(HOSTILE))
+        for d, dtype, size in (_SETTINGS[f] if f < 3 else (_SETTINGS[3][(kind + n) % 3],))
+    ]
+    few = [HOSTILE.index(name) for name in ("NaN", "+1e38", "a little off")]
+    large = [(stage, n, f, kind, d, dtype, 1.0) for stage, n, f, d, dtype in _large(make) for kind in few]
+    for stage, n, f, kind, d, dtype, size in [*small, *large]:
         rows = min(f, n - 1)
-        for kind, name in enumerate(HOSTILE):
-            for d, dtype, size in _SETTINGS[f] if f < 3 else (_SETTINGS[3][(kind + n) % 3],):
-                honest = (vectors(n - rows, d, n + kind) * size).to(dtype)
-                x = torch.cat([honest, hostile(kind, rows, d, dtype, n + d, honest)])
-                previous = _previous(stage, x)
-                out = _answer(stage, x, f, previous)
-                if problem := broken_promise(stage, honest, out, previous, promise, x):
-                    yield f"{name}: {problem}", x, f
+        honest = (vectors(n - rows, d, n + kind) * size).to(dtype)
+        bad = hostile(kind, rows, d, dtype, n + d, honest)
+        previous = _previous(stage, honest)
+        for taken in _places(n, rows, kind):
+            x = torch.empty(n, d, dtype=dtype)
+            x[taken], x[~taken] = bad, honest
+            out = _answer(stage, x, f, previous)
+            if problem := broken_promise(stage, honest, out, previous, promise, x, ~taken):
+                yield f"{HOSTILE[kind]}, rows {taken.nonzero().flatten().tolist()}: {problem}", x, f
+
+
+def _places(n: int, rows: int, kind: int) -> list[Tensor]:
+    """[n] which rows are hostile: the last, the first, a stretch between that moves on from kind to kind, scattered
+    ones; a single NaN or huge vector stands in every place."""
+    free = torch.tensor([row for row in range(n) if row != _SETTING.get().trusted])
+    stretches = free.numel() - rows + 1
+    everywhere = rows == 1 and HOSTILE[kind] in ("NaN", "+1e38")
+    starts = [stretches - 1, 0, *(range(1, stretches - 1) if everywhere else [(kind + 1) % stretches])]
+    chosen = [free[start : start + rows] for start in dict.fromkeys(starts)]
+    if rows > 1:
+        chosen.append(free[torch.from_numpy(generator(n + kind, "places").permutation(free.numel())[:rows])])
+    return [torch.isin(torch.arange(n), places) for places in chosen]
 
 
 _SETTINGS: dict[int, tuple[tuple[int, torch.dtype, float], ...]] = {
@@ -745,9 +965,18 @@ _SETTINGS: dict[int, tuple[tuple[int, torch.dtype, float], ...]] = {
 
 
 def broken_promise(
-    stage: Rule | Mixing, honest: Tensor, out: Tensor, previous: Tensor | None, promise: Guarantee, x: Tensor
+    stage: Rule | Mixing,
+    honest: Tensor,
+    out: Tensor,
+    previous: Tensor | None,
+    promise: Guarantee,
+    x: Tensor,
+    places: Tensor | None = None,
 ) -> str | None:
-    """In words how an answer to hostile vectors breaks a guarantee; None where it does not."""
+    """In words how an answer to hostile vectors breaks a guarantee; None where it does not.
+
+    ``places`` [n] says which of the vectors x are the honest ones; by default the first.
+    """
     if isinstance(stage, Mixing):
         spoilt = int((~out.isfinite().all(1)).sum())
         faulty = int((~x.isfinite().all(1)).sum())
@@ -755,7 +984,7 @@ def broken_promise(
             return f"{faulty} vectors that are not finite spoilt {spoilt}"
         if out.shape[0] != x.shape[0]:
             return None
-        out = out[: honest.shape[0]]
+        out = out[: honest.shape[0]] if places is None else out[places]
     if not bool(out.isfinite().all()):
         return f"{_short(out)} came out"
     good, wide = honest.double().numpy(), out.double().numpy()
@@ -779,12 +1008,15 @@ def _check_refusal(make: Make, promise: Guarantee) -> Found:
     values = ((torch.nan, torch.float64), (torch.inf, torch.float32), (-torch.inf, torch.float16))
     for stage, n, f in _members(make, least=0):
         for faulty in sorted({min(f + 1, n), n}):
-            for value, dtype in values:
-                for columns in (slice(None), 1):
+            for number, (value, dtype) in enumerate(values):
+                for where in (slice(None), 1):
                     x = vectors(n, 3, n, dtype)
-                    x[n - faulty :, columns] = value
+                    rows = torch.arange(n).roll(-number * (n // 2))[
+                        n - faulty :
+                    ]  # the last, from the middle, the first
+                    x[rows if where == 1 else rows.unsqueeze(1), where] = value
                     try:
-                        out = _ask(stage, x, _previous(stage, vectors(n, 3, n, dtype)))
+                        out = _ask(stage, _there(x), _previous(stage, vectors(n, 3, n, dtype)))
                     except ValueError:
                         continue
                     except Exception as error:
@@ -828,7 +1060,13 @@ _STAGE_CHECKS: dict[Check, Callable[[Make, Guarantee], Found]] = {
 # --------------------------------------------------------------------------------------------------------- attacks
 
 
-def check_attack(attack: Attack | Callable[[], Attack], without: Collection[Check] = ()) -> Report:
+def check_attack(
+    attack: Attack | Callable[[], Attack],
+    without: Collection[Check] = (),
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Report:
     """Checks that an attack keeps the contract: honest vectors [h, d] and any f to new vectors [f, d].
 
     Attacks that need a defence, a last aggregate or vectors learnt from flipped labels are given them.
@@ -838,9 +1076,28 @@ def check_attack(attack: Attack | Callable[[], Attack], without: Collection[Chec
         >>> check_attack(vg.NaN).left_out
         {<Check.FINITE: 'finite vectors are answered by finite ones'>: 'not finite on purpose'}
     """
-    subject = attack if isinstance(attack, Attack) else attack()
+    subject = attack
+    if not isinstance(attack, Attack):
+        wrong = f"check_attack needs {_WANTED[Attack]}, got {_named(attack)}"
+        if not callable(attack) or (isinstance(attack, type) and not issubclass(attack, Attack)):
+            raise ValueError(f"{wrong}.")
+        try:
+            subject = attack()
+        except Exception as error:
+            raise ValueError(f"{wrong}, which raises {type(error).__name__}: {cut(str(error))}") from error
+        if not isinstance(subject, Attack):
+            raise ValueError(f"{wrong}, which makes {shown(subject)}.")
+    assert isinstance(subject, Attack)
     exempt = dict.fromkeys(without, "left out by the caller") | EXEMPT.get(type(subject), {})
-    return _run(attack, ATTACK_CHECKS, exempt, lambda check: _ATTACK_CHECKS[check](subject))
+    with _set(device, dtype, False, None):
+        x = vectors(5, 3)
+        try:
+            _attacked(subject, _there(x), 1, x)
+        except _Raised as error:
+            if isinstance(error.cause, _BUGS):
+                text = f"raised {type(error.cause).__name__}: {error.cause}; nothing else was tried"
+                raise ContractError(_name_of(attack), [Failure(Check.SIZES, text, x, 1)]) from error.cause
+        return _run(_name_of(attack), ATTACK_CHECKS, exempt, lambda check: _ATTACK_CHECKS[check](subject))
 
 
 def _attacked(attack: Attack, given: Any, f: int, x: Tensor) -> Any:
@@ -855,10 +1112,10 @@ def _attacked(attack: Attack, given: Any, f: int, x: Tensor) -> Any:
 
 
 def _sent(attack: Attack, x: Tensor, f: int) -> Tensor:
-    out = _attacked(attack, x.clone(), f, x)
+    out = _attacked(attack, _there(x), f, x)
     if not isinstance(out, Tensor):
         raise _Raised(TypeError(f"{type(out).__name__} came out of a tensor"), x, f)
-    return out
+    return out.cpu()
 
 
 def _crowds() -> Iterator[tuple[int, int, int]]:
@@ -892,18 +1149,19 @@ def _attack_ownership(attack: Attack) -> Found:
 
 def _attack_kind(attack: Attack) -> Found:
     for h, f, d in _crowds():
-        for dtype in DTYPES:
+        for dtype in _SETTING.get().dtypes:
             x = vectors(h, d, h, dtype)
             expected = _sent(attack, x, f)
-            if expected.dtype != dtype or expected.device != x.device:
-                yield f"{expected.dtype} on {expected.device} came out", x, f
+            came = torch.as_tensor(_attacked(attack, _there(x), f, x))
+            if came.dtype != dtype or came.device != _SETTING.get().device:
+                yield f"{came.dtype} on {came.device} came out", x, f
             for name, given in _inputs(x):
                 out = _attacked(attack, given, f, x)
                 if not isinstance(out, np.ndarray if name.endswith(("array", "arrays")) else Tensor):
                     yield f"{type(out).__name__} came out of a {name}", x, f
                 elif torch.as_tensor(out).dtype != dtype:
                     yield f"{out.dtype} came out of a {name} of {dtype}", x, f
-                elif problem := _differ(torch.as_tensor(out), expected, 0.0):
+                elif problem := _differ(_here(out), expected, _elsewhere(expected)):
                     yield f"a {name} gives {problem}, which a tensor gives", x, f
 
 
@@ -938,8 +1196,8 @@ def _attack_layout(attack: Attack) -> Found:
         x = vectors(h, d, h)
         expected = _sent(attack, x, f)
         for name, given in _layouts(x):
-            out = torch.as_tensor(_attacked(attack, given, f, x))
-            if problem := _differ(out, expected, 1e-12 * _size(expected)):
+            out = _here(_attacked(attack, given, f, x))
+            if problem := _differ(out, expected, max(1e-12 * _size(expected), _elsewhere(expected))):
                 yield f"{name} it sends {problem}", x, f
 
 
@@ -955,7 +1213,9 @@ def _attack_precision(attack: Attack) -> Found:
     for h, f, d in _crowds():
         if d < 5:  # in few dimensions a search may well prefer one side in one precision, the other in another
             continue
-        for dtype in DTYPES[1:]:
+        for dtype in _SETTING.get().dtypes:
+            if dtype == torch.float64:
+                continue
             x = vectors(h, d, h, dtype)
             wide = _sent(attack, x.double(), f)
             out = _sent(attack, x, f)
@@ -973,11 +1233,13 @@ def _attack_finite(attack: Attack) -> Found:
             vectors(h, d, h),
             vectors(h, d, h, torch.float16),
             lattice(h, d, h),
-            torch.zeros(h, d).double(),
+            torch.zeros(h, d, dtype=_type()),
             vectors(1, d).expand(h, d).clone(),
             1e-30 * vectors(h, d, h, torch.float32),
             1e30 * vectors(h, d, h, torch.float32),
         ):
+            if not bool(x.isfinite().all()):
+                continue
             out = _sent(attack, x, f)
             if not bool(out.isfinite().all()):
                 yield f"{_short(out)} is sent", x, f
