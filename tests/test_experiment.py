@@ -223,13 +223,15 @@ def test_piecewise_learning_rates() -> None:
         ({"workers": 0}, "workers: must be greater than or equal to 1, got 0."),
         ({"workers": "many"}, "workers: must be a valid integer"),
         ({"byzantine": -1}, "byzantine: must be greater than or equal to 0, got -1."),
-        ({"learning_rate": float("nan")}, "learning_rate: must be a finite number"),
-        ({"learning_rate": float("inf")}, "learning_rate: must be a finite number"),
-        ({"learning_rate": -0.1}, "learning_rate: must be greater than or equal to 0"),
-        ({"learning_rate": "5:0.1"}, "learning_rate: pieces must start at step 0 and go up, got steps [5]."),
+        ({"learning_rate": float("nan")}, "learning_rate: must be a number >= 0, or pieces"),
+        ({"learning_rate": float("inf")}, "learning_rate: must be a number >= 0, or pieces"),
+        ({"learning_rate": -0.1}, "learning_rate: must be a number >= 0, or pieces"),
+        ({"learning_rate": "5:0.1"},
+         "learning_rate: pieces must start at step 0 and go up, as in 0.02,8000:0.004, got steps [5]."),
         ({"learning_rate": ((0, 0.1), (9, 0.2), (3, 0.1))},
-         "learning_rate: pieces must start at step 0 and go up, got steps [0, 9, 3]."),
-        ({"learning_rate": ()}, "learning_rate: pieces must start at step 0 and go up, got steps []."),
+         "learning_rate: pieces must start at step 0 and go up, as in 0.02,8000:0.004, got steps [0, 9, 3]."),
+        ({"learning_rate": ()},
+         "learning_rate: pieces must start at step 0 and go up, as in 0.02,8000:0.004, got steps []."),
         ({"momentum": 1.0}, "momentum: must be less than 1, got 1.0."),
         ({"momentum": float("nan")}, "momentum: must be"),
         ({"dampening": 1.0}, "dampening: must be less than 1, got 1.0."),
@@ -640,3 +642,18 @@ def test_what_only_the_data_shows_is_refused_before_anything_is_written(
 def test_the_data_folder_counts_even_where_the_dataset_has_options(tmp_path: Path) -> None:
     with pytest.raises(vg.DataError, match=re.escape(str(tmp_path))):
         module.open_dataset(replace(SMALL, dataset="cifar-10(download=False)"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "meant"), [({"lr": 0.1}, "learning_rate"), ({"n": 5}, "workers"), ({"rul": "krum"}, "rule")]
+)
+def test_settings_that_there_are_not(settings: dict[str, Any], meant: str) -> None:
+    with pytest.raises(TypeError, match=f"unknown setting '{next(iter(settings))}'. Did you mean '{meant}'"):
+        vg.Experiment(**settings)
+    with pytest.raises(vg.ConfigurationError, match=f"Did you mean '{meant}'"):
+        vg.Experiment.from_dict(settings)
+
+
+def test_settings_have_names() -> None:
+    with pytest.raises(TypeError, match="takes its settings by name"):
+        vg.Experiment("digits")  # pyright: ignore[reportCallIssue]

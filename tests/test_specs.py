@@ -47,8 +47,8 @@ def test_parse(text: str, expected: tuple[str, dict[str, Any]]) -> None:
     assert parse("kind", text, TABLE) == expected
 
 
-FORM = "kind {!r} is not of the form name or name(option=value, ...)."
-OPTIONS = "kind {!r}: options are written name(option=value, ...), values as in Python."
+FORM = "{!r} is not of the form name or name(option=value, ...)."
+OPTIONS = "{!r}: options are written thing(f=0, name='plain'), values as in Python."
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,10 @@ OPTIONS = "kind {!r}: options are written name(option=value, ...), values as in 
         ("thing(size=1", FORM),
         ("thing)", FORM),
         ("a b", FORM),
+        ("thing,other-thing", FORM + " A run has one kind; 2 are 2 runs."),
+        ("thing.py:Mine", FORM + " A kind of your own has a name once its class is put into the table, from Python."),
+        ("a.b:Mine", FORM + " A kind of your own has a name once its class is put into the table, from Python."),
+        ("other-thing(3)", "{!r}: options are written other-thing(option=value, ...), values as in Python."),
         ("thing(3)", OPTIONS),
         ("thing(size=)", OPTIONS),
         ("thing(size=1)(x=2)", OPTIONS),

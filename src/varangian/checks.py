@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from math import inf
 from numbers import Integral, Real
@@ -14,7 +14,7 @@ from typing import Any
 def require(owner: object, holds: bool, rule: str, got: object) -> None:
     """Raises ValueError("Clip needs max_norm > 0, got -1.") unless ``holds``."""
     if not holds:
-        raise ValueError(f"{type(owner).__name__} needs {rule}, got {got!r}.")
+        raise ValueError(f"{type(owner).__name__} needs {rule}, got {shown(got)}.")
 
 
 class _Unsaid:
@@ -66,11 +66,27 @@ def brief(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(shown)})"
 
 
-def unknown(kind: str, name: str, names: Iterable[str]) -> str:
+def likely(name: str, names: Iterable[str], others: Mapping[str, str] | None = None) -> str | None:
+    """Which of the names was meant, if one is near; ``others`` are what they are called elsewhere.
+
+    Example:
+        >>> likely("Multi_Krum", ["krum", "multi-krum"]), likely("lr", ["steps"], {"lr": "learning_rate"})
+        ('multi-krum', 'learning_rate')
+    """
+
+    def plain(text: str) -> str:
+        return text[:100].lower().replace("_", "-")
+
+    meant = {plain(other): target for other, target in (others or {}).items()} | {plain(n): n for n in names}
+    close = difflib.get_close_matches(plain(name), meant, n=1)
+    return meant[close[0]] if close else None
+
+
+def unknown(kind: str, name: str, names: Iterable[str], others: Mapping[str, str] | None = None) -> str:
     """The message for a mistyped name: what came, the closest match, all that there is."""
     names = list(names)
-    close = difflib.get_close_matches(name[:100], names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    meant = likely(name, names, others)
+    hint = "" if meant is None else f" Did you mean {meant!r}?"
     return f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(names)}."
 
 
@@ -81,14 +97,14 @@ def summary_of(item: object) -> str:
 
 
 def shown(value: object) -> str:
-    """The value for a message: its repr, of which long ones are cut.
+    """The value for a message: its repr on one line, of which long ones are cut.
 
     Example:
         >>> shown("x" * 1000)
         "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... (1,002 characters)"
     """
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except ValueError:  # of Python's limit to the digits of an integer
         return f"a number of {type(value).__name__} with thousands of digits"
     except RecursionError:

@@ -108,6 +108,25 @@ Natural = Annotated[int, Field(ge=0, le=10**9)]
 Spec = Annotated[str, BeforeValidator(_spec)]
 Schedule = Annotated[tuple[tuple[Natural, Rate], ...], Field(max_length=10_000)]
 MAX_PRE = 16
+FORMS = {"learning_rate": "must be a number >= 0, or pieces from a step on as in 0.02,8000:0.004"}
+
+# What settings are called elsewhere, and here.
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "eta": "learning_rate",
+    "rate": "learning_rate",
+    "n": "workers",
+    "clients": "workers",
+    "f": "byzantine",
+    "attackers": "real_byzantine",
+    "mu": "momentum",
+    "aggregator": "rule",
+    "gar": "rule",
+    "preaggregation": "pre",
+    "iterations": "steps",
+    "weight_decay": "l2",
+    "data": "dataset",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +200,16 @@ class Experiment:
         default=True, metadata={"help": "measure norms, cosines, ... at each step; changes no result"}
     )
 
+    def __new__(cls, *given: Any, **settings: Any) -> Experiment:
+        """Says what was meant by a setting that does not exist; all else is for the dataclass."""
+        known = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"Experiment: {unknown('setting', name, known, ELSEWHERE)}")
+        if given:
+            raise TypeError("Experiment takes its settings by name: Experiment(rule=..., workers=..., ...).")
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         # Rules and mixings that tolerate what ``byzantine`` says need not repeat it.
         for name in ("rule", "pre"):
@@ -191,7 +220,7 @@ class Experiment:
                 object.__setattr__(self, name, adapter.validate_python(getattr(self, name)))
                 sound.add(name)
             except ValidationError as error:
-                faults.append(f"{name}: {reason(error)}, got {shown(getattr(self, name))}.")
+                faults.append(f"{name}: {FORMS.get(name) or reason(error)}, got {shown(getattr(self, name))}.")
         faults += self._inconsistencies(sound)
         if faults:
             raise ConfigurationError(faults)
@@ -231,7 +260,10 @@ class Experiment:
         if "learning_rate" in sound and isinstance(self.learning_rate, tuple):
             starts = [start for start, _ in self.learning_rate]
             if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-                yield f"learning_rate: pieces must start at step 0 and go up, got steps {shown(starts)}."
+                yield (
+                    "learning_rate: pieces must start at step 0 and go up, as in 0.02,8000:0.004, "
+                    f"got steps {shown(starts)}."
+                )
 
     @property
     def attackers(self) -> int:
@@ -336,7 +368,7 @@ class Experiment:
         """From plain values; unknown settings are faults like any other."""
         known = [f.name for f in fields(cls)]
         strange = [key for key in values if key not in known]
-        faults = [unknown("setting", key, known) for key in strange[:20]]
+        faults = [unknown("setting", key, known, ELSEWHERE) for key in strange[:20]]
         if len(strange) > 20:
             faults.append(f"and {len(strange) - 20:,} more unknown settings.")
         try:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from .checks import shown, unknown
+from .checks import UNSAID, shown, unknown
 
 MAX_LENGTH = 1000  # of a spec: what Python's own parser takes from anybody
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
         raise ValueError(f"{kind} {shown(text)}: at most {MAX_LENGTH:,} characters.")
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if match is None:
-        raise ValueError(f"{kind} {text!r} is not of the form name or name(option=value, ...).")
+        raise ValueError(f"{shown(text)} is not of the form name or name(option=value, ...).{_hint(kind, text, table)}")
     name, inside = match.groups()
     if name not in table:
         raise ValueError(unknown(kind, name, table))
@@ -46,10 +46,28 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
         if len(options) < len(call.keywords):
             raise ValueError("an option twice, or **")
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # all of them Python's, of a literal
-        raise ValueError(
-            f"{kind} {text!r}: options are written name(option=value, ...), values as in Python."
-        ) from None
+        form = f"{name}({_form(table[name])})"
+        raise ValueError(f"{shown(text)}: options are written {form}, values as in Python.") from None
     return name, options
+
+
+def _form(factory: Callable[..., Any]) -> str:
+    """The options of something, as they would be written."""
+    try:
+        options = [p for p in inspect.signature(factory).parameters.values() if p.default not in (p.empty, UNSAID)]
+    except ValueError:  # of what is built in
+        options = []
+    return ", ".join(f"{p.name}={p.default!r}" for p in options) or "option=value, ..."
+
+
+def _hint(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> str:
+    """What else somebody may have meant by a text that is no spec."""
+    pieces = [piece.strip() for piece in text.split(",")]
+    if len(pieces) > 1 and all(piece in table for piece in pieces):
+        return f" A run has one {kind}; {len(pieces)} are {len(pieces)} runs."
+    if re.search(r"[\w/.]+[.:/]\w+", text):
+        return f" A {kind} of your own has a name once its class is put into the table, from Python."
+    return ""
 
 
 def _value(node: ast.expr) -> Any:

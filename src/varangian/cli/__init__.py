@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..checks import printable
+from ..checks import likely, printable, unknown
 
 # name: (module, the command there, what it does)
 COMMANDS = {
@@ -31,23 +30,8 @@ COMMANDS = {
     "run": (".runs", "run_command", "Train once: n workers, some Byzantine, one rule."),
 }
 
-# What others call it, and what it is called here.
+# What others call a command, and what it is called here.
 SYNONYMS = {"train": "run", "start": "run", "ls": "list", "show": "list", "study": "reproduce", "plot": "report"}
-OPTIONS = {
-    "--lr": "--learning-rate",
-    "--eta": "--learning-rate",
-    "--rate": "--learning-rate",
-    "--n": "--workers",
-    "--f": "--byzantine",
-    "--mu": "--momentum",
-    "--beta": "--momentum",
-    "--aggregator": "--rule",
-    "--gar": "--rule",
-    "--iterations": "--steps",
-    "--batch": "--batch-size",
-    "--weight-decay": "--l2",
-    "--output": "--out",
-}
 
 
 @dataclass
@@ -91,9 +75,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS:
-            close = difflib.get_close_matches(args[0], [*COMMANDS, *SYNONYMS], n=1)
-            hint = f" Did you mean {SYNONYMS.get(close[0], close[0])!r}?" if close else ""
-            raise click.UsageError(f"no such command {args[0][:100]!r}.{hint} Known: {', '.join(COMMANDS)}.", ctx)
+            raise click.UsageError(unknown("command", args[0], COMMANDS, SYNONYMS), ctx)
         return click.Group.resolve_command(self, ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -166,18 +148,25 @@ def _sentence(error: click.ClickException) -> str:
     message = " ".join(error.format_message().split())
     if isinstance(error, click.NoSuchOption):
         message = f"no such option {error.option_name!r}."
-        known = _options(error.ctx)
-        likely = OPTIONS.get(error.option_name)
-        close = [likely] if likely in known else difflib.get_close_matches(error.option_name, known, n=1)
-        if error.option_name == "--seeds" and "--seed" in known:
+        meant = likely(error.option_name, _options(error.ctx), _elsewhere(error.ctx))
+        if error.option_name == "--seeds" and meant == "--seed":
             message += " A run has one --seed; several seeds are several runs."
-        elif close:
-            message += f" Did you mean {close[0]!r}?"
+        elif meant is not None:
+            message += f" Did you mean {meant!r}?"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         message = (
             f"{message if message.endswith('?') else message.rstrip('.') + '.'} See {error.ctx.command_path} --help."
         )
     return message[:1].lower() + message[1:]
+
+
+def _elsewhere(context: click.Context | None) -> dict[str, str]:
+    if context is None or context.command.name != "run":
+        return {}
+    from ..experiment import ELSEWHERE  # by now the command has imported it
+
+    settings = {name: meant.replace("_", "-") for name, meant in ELSEWHERE.items()} | {"output": "out"}
+    return {f"--{name}": f"--{meant}" for name, meant in settings.items()}
 
 
 def _options(context: click.Context | None) -> Sequence[str]:
