@@ -74,8 +74,8 @@ def _entry(node: ast.ClassDef | ast.FunctionDef) -> Entry:
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             if "ClassVar" not in ast.unparse(item.annotation):
-                default = "" if item.value is None else f"={ast.unparse(item.value)}"
-                options.append(f"{item.target.id}{default}")
+                default = "" if item.value is None else ast.unparse(item.value)
+                options.append(item.target.id + (f"={default}" if default not in ("", "UNSAID") else ""))
             elif item.target.id == "needs_root":
                 in_runs = False
     return Entry(text, tuple(options), in_runs)
