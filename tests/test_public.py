@@ -9,6 +9,7 @@ import pkgutil
 import pydoc
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,9 @@ def test_nothing_heavy_is_imported_for_the_name_alone(code: str) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "set()"
+
+
+def test_every_setting_is_described() -> None:
+    text = pydoc.plain(pydoc.render_doc(vg.Experiment))
+    for setting in fields(vg.Experiment):
+        assert f"{setting.name}: {setting.metadata['help'].split()[0]}" in text

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -200,16 +200,6 @@ class Experiment:
         default=True, metadata={"help": "measure norms, cosines, ... at each step; changes no result"}
     )
 
-    def __new__(cls, *given: Any, **settings: Any) -> Experiment:
-        """Says what was meant by a setting that does not exist; all else is for the dataclass."""
-        known = [f.name for f in fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise TypeError(f"Experiment: {unknown('setting', name, known, ELSEWHERE)}")
-        if given:
-            raise TypeError("Experiment takes its settings by name: Experiment(rule=..., workers=..., ...).")
-        return object.__new__(cls)
-
     def __post_init__(self) -> None:
         # Rules and mixings that tolerate what ``byzantine`` says need not repeat it.
         for name in ("rule", "pre"):
@@ -397,6 +387,32 @@ class Experiment:
         if not isinstance(values, dict):
             raise ConfigurationError([f"an experiment is a JSON object, got {type(values).__name__}."])
         return values
+
+
+def _described() -> str:
+    """The settings as a part of the docstring: each is described once, beside its default."""
+    lines = [f"        {f.name}: {f.metadata['help']}; {f.default!r} by default.\n" for f in fields(Experiment)]
+    return f"    Args:\n{''.join(lines)}\n    Raises:"
+
+
+def _named(init: Callable[..., None]) -> Callable[..., None]:
+    """The constructor, which says what was meant by a setting that there is not."""
+
+    @wraps(init)
+    def checked(self: Experiment, *given: Any, **settings: Any) -> None:
+        known = [f.name for f in fields(Experiment)]
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"Experiment: {unknown('setting', name, known, ELSEWHERE)}")
+        if given:
+            raise TypeError("Experiment takes its settings by name: Experiment(rule=..., workers=..., ...).")
+        init(self, **settings)
+
+    return checked
+
+
+Experiment.__init__ = _named(Experiment.__init__)
+Experiment.__doc__ = (Experiment.__doc__ or "").replace("    Raises:", _described(), 1)
 
 
 @lru_cache(maxsize=1)
