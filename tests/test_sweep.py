@@ -79,6 +79,30 @@ def test_complete_runs_are_not_run_again(swept: tuple[Path, Sweep, str], tmp_pat
     assert tables(tmp_path) == before  # the order of the runs does not matter, and the table can be read back
 
 
+def test_spellings_of_one_run_are_run_once(tmp_path: Path) -> None:
+    base = replace(BASE, rule="median", momentum=0.0, steps=3)
+    spellings = [
+        replace(base, **changed)
+        for changed in ({"momentum_at": "worker"}, {"momentum_at": "server"}, {"clip_mode": "norm"})
+    ]
+    result = sweep([*spellings, spellings[0], replace(base, seed=2)], tmp_path, jobs=1)
+    assert (result.done, result.left) == (2, 0)
+    assert [o.experiment for o in result.outcomes] == [spellings[0], replace(base, seed=2)]
+    assert len(read_runs(tmp_path / "runs.csv")) == 2
+
+
+def test_what_a_sweep_learns_from_it_reads_within_bounds(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
+    """Files of anybody: too long, a link, no number. The run is named as one that cannot be read, and nothing ends."""
+    shutil.copytree(swept[0], tmp_path / "copy")
+    folders = sorted((tmp_path / "copy" / "runs").iterdir())
+    (folders[0] / "result.json").write_text('{"seconds": 1e999}')
+    (folders[1] / "experiment.json").write_text(" " * 2**23)
+    (folders[2] / "result.json").rename(tmp_path / "elsewhere.json")
+    (folders[2] / "result.json").symlink_to(tmp_path / "elsewhere.json")
+    result = sweep(GRID, tmp_path / "copy", jobs=1)
+    assert (len(result.outcomes), len(result.failed)) == (1, 3)
+
+
 def start(out: Path, seeds: int, steps: int) -> subprocess.Popen[str]:
     script = out.parent / "script.py"
     script.write_text(SCRIPT)

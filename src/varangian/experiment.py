@@ -47,7 +47,7 @@ from .models import build as build_model
 from .rules import RULES, Rule, published
 from .rules.core import check_rows
 from .simulate import Evaluator, Profile, Sampler, Simulation
-from .specs import MAX_LENGTH, check, describe, make, parse, reason
+from .specs import MAX_LENGTH, check, describe, make, parse, reason, split
 from .transforms import Clip, Momentum, SharedMomentum, Transform
 
 CHECKPOINT_EVERY = 60.0  # seconds
@@ -95,9 +95,9 @@ def _optional_spec(value: Any) -> Any:
 
 def _list(value: Any) -> Any:
     if isinstance(value, str):
-        if len(value) > MAX_PRE * MAX_LENGTH:  # a pattern that looks ahead takes the square of it
+        if len(value) > MAX_PRE * MAX_LENGTH:
             raise ValueError(f"at most {MAX_PRE} mixings of {MAX_LENGTH:,} characters")
-        value = [] if _nothing(value) is None else re.split(r",(?![^(]*\))", value)
+        value = [] if _nothing(value) is None else split(value)
     return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 

@@ -261,8 +261,20 @@ def read_columns(path: Path, needed: Sequence[str], wanted: Sequence[str], most:
         yield [cells[place] for place in places]
 
 
-def folders_in(place: Path, root: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """The wanted folders in a folder, in order. Links that lead out of the root are left out, with a warning.
+def _warn_of(line: str) -> None:
+    warnings.warn(f"left out: {line}", stacklevel=3)
+
+
+def folders_in(
+    place: Path, root: Path, wanted: Callable[[Path], bool], left_out: Callable[[str], object] = _warn_of
+) -> list[Path]:
+    """The wanted folders in a folder, in order. Links that lead out of the root are left out.
+
+    Args:
+        place: where they are looked for.
+        root: what they must not lead out of.
+        wanted: which they are.
+        left_out: is told of each link that leads out, in a line.
 
     Raises:
         ValueError: it holds too much.
@@ -280,7 +292,7 @@ def folders_in(place: Path, root: Path, wanted: Callable[[Path], bool]) -> list[
         if entry.resolve().is_relative_to(inside):
             found.append(entry)
         else:
-            warnings.warn(f"left out: {entry} leads out of {root}.", stacklevel=2)
+            left_out(f"{entry} leads out of {root}.")
     return found
 
 

@@ -8,7 +8,7 @@ import math
 import shlex
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -29,11 +29,13 @@ from .files import (
     whole_of,
     write_whole,
 )
-from .folders import check_format
+from .folders import ENVIRONMENT, FORMAT, check_format
+from .folders import SETTINGS as SETTINGS_FILE
 from .metrics import COLUMNS
 
 Source = Literal["varangian", "imported"]
 SETTINGS = [field.name for field in fields(Experiment)]
+IDENTITY = ["name", "digest", "source", "format"]
 RESULTS = ["steps_done", "max_accuracy", "final_accuracy", "final_loss", "ratio", "ratio_within", "stopped"]
 MAX_RUNS = 10**5  # in one table
 
@@ -62,6 +64,7 @@ class Outcome:
         seconds: how long it took, or None where nobody knows.
         curve: its evaluations, in the order of steps; empty where only the row is known.
         source: "imported" for runs of the paper's own code.
+        machine: processor, threads and versions, where one machine did all of it and is known; see :func:`machine_of`.
     """
 
     experiment: Experiment
@@ -75,6 +78,12 @@ class Outcome:
     seconds: float | None = None
     curve: tuple[Point, ...] = ()
     source: Source = "varangian"
+    machine: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What no two runs of a table have in common."""
+        return self.experiment.digest, self.source
 
     @property
     def study(self) -> str:
@@ -83,8 +92,8 @@ class Outcome:
 
 
 def rule_name(experiment: Experiment) -> str:
-    """The rule without options, mixings before it: "nnm + median"."""
-    return " + ".join([*experiment.pre, experiment.rule.split("(")[0].strip()])
+    """The rule, mixings before it, with options where they are not the defaults: "nnm + multi-krum(m=5)"."""
+    return " + ".join([*experiment.pre, experiment.rule])
 
 
 def attack_name(experiment: Experiment) -> str:
@@ -102,6 +111,8 @@ def rate_text(experiment: Experiment) -> str:
     rate = experiment.learning_rate
     if not isinstance(rate, tuple):
         return f"{rate!r}"
+    if len(rate) == 1:  # a schedule of one piece is not the number alone
+        return f"{rate[0][0]}:{rate[0][1]!r}"
     return ",".join(f"{start}:{value!r}" if start else f"{value!r}" for start, value in rate)
 
 
@@ -165,6 +176,7 @@ def _outcome(
     evaluations: Sequence[tuple[int, float]],
     ratios: Sequence[tuple[int, float]],
     source: Source = "varangian",
+    machine: str | None = None,
 ) -> Outcome:
     at, limit = dict(ratios), condition(experiment) if experiment.attack else None
     within = None if limit is None or not ratios else sum(r < limit for _, r in ratios) / len(ratios)
@@ -181,6 +193,7 @@ def _outcome(
         None if seconds is None else float(seconds),
         tuple(Point(step, accuracy, at.get(step)) for step, accuracy in evaluations),
         source,
+        machine,
     )
 
 
@@ -199,7 +212,7 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
             number(summary["seconds"], "seconds", 0)
         evaluations = list(_evaluations(folder / "evaluations.csv"))
         ratios = list(_ratios(folder / "metrics.csv")) if (folder / "metrics.csv").exists() else []
-        outcome = _outcome(experiment, summary, evaluations, ratios, source)
+        outcome = _outcome(experiment, summary, evaluations, ratios, source, machine_of(folder))
         _check_curve(outcome)
         _check_accuracies(outcome)
         return outcome
@@ -207,6 +220,19 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} cannot be read as a run: {_first_line(error)}") from None
+
+
+_TIMES = ("processor", "device", "threads", "platform", "python", "torch", "numpy", "numba", "varangian", "commit")
+
+
+def machine_of(folder: Path) -> str | None:
+    """What the time of a run depends on beside its settings, in one line; None where that changed or is not known."""
+    try:
+        sessions = read_json(folder / ENVIRONMENT)["sessions"]
+        found = {", ".join(f"{name} {session[name]}" for name in _TIMES if session.get(name)) for session in sessions}
+        return line_of_text(found.pop(), "machine") if len(found) == 1 else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # it says nothing, and decides nothing else
+        return None
 
 
 def _evaluations(path: Path) -> Iterator[tuple[int, float]]:
@@ -252,37 +278,90 @@ def complete(folder: Path) -> bool:
     return (folder / "result.json").is_file()
 
 
-def run_folders(folder: Path) -> list[tuple[Path, Source]]:
-    """The complete runs under a folder of runs, of a sweep, or of imported runs, in a fixed order."""
-    places: list[tuple[Path, Source]] = [(folder, "varangian"), (folder / "runs", "varangian")]
-    places.append((folder / "imported", "imported"))
-    return [(run, source) for place, source in places for run in folders_in(place, folder, complete)]
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """The runs of a folder, in a fixed order, and a line each on what is there and not among them."""
+
+    outcomes: list[Outcome]
+    left_out: list[str]
 
 
-def gather(folder: str | Path) -> list[Outcome]:
-    """All complete runs of a folder, or the rows of a CSV file, in a fixed order.
+def collect(folder: str | Path) -> Gathered:
+    """All complete runs of a folder, each once, or the rows of a CSV file.
 
     Args:
         folder: of run folders (`varangian run --out`), of a sweep, or holding runs.csv only; or such a file itself.
 
     Raises:
-        ValueError: there is nothing of the kind. Single folders that cannot be read are left out with a warning.
+        ValueError: there is nothing of the kind, or a table of runs that cannot be read.
     """
     folder = Path(folder)
     if folder.is_file():
-        return read_runs(folder)
-    found = []
-    for run, source in run_folders(folder):
-        try:
-            found.append(read_outcome(run, source))
-        except ValueError as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
-    ours = [o for o in found if o.source == "varangian"]
-    if not ours and (folder / "runs.csv").is_file():
-        found += read_runs(folder / "runs.csv")
+        return Gathered(read_runs(folder), [])
+    found: dict[tuple[str, str], Outcome] = {}
+    left_out: list[str] = []
+    places: list[tuple[Path, Source]] = [(folder, "varangian"), (folder / "runs", "varangian")]
+    places.append((folder / "imported", "imported"))
+    for place, source in places:
+        for run in folders_in(place, folder, _begun, left_out.append):
+            if not complete(run):
+                left_out.append(f"{run} is not complete.")
+                continue
+            try:
+                outcome = read_outcome(run, source)
+            except ValueError as error:
+                left_out.append(str(error))
+                continue
+            there = found.setdefault(outcome.key, outcome)
+            if there is not outcome:
+                left_out.append(f"{run} is a run that another folder holds too{_unequal(there, outcome)}.")
+    table = folder / "runs.csv"
+    if table.is_file():
+        if all(source == "imported" for _, source in found):
+            found = {o.key: o for o in read_runs(table)} | found
+        else:
+            left_out += _only_in(table, found)
     if not found:
-        raise ValueError(f"{folder} holds no complete runs and no runs.csv.")
-    return sorted(found, key=order)
+        raise ValueError("\n".join([f"{folder} holds no complete runs and no runs.csv.", *left_out[:10]]))
+    return Gathered(sorted(found.values(), key=order), left_out)
+
+
+def gather(folder: str | Path) -> list[Outcome]:
+    """The runs that :func:`collect` finds; of what it leaves out, a warning each."""
+    found = collect(folder)
+    for line in found.left_out:
+        warnings.warn(f"left out: {line}", stacklevel=2)
+    return found.outcomes
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / SETTINGS_FILE).is_file() or complete(folder)
+
+
+def _only_in(table: Path, found: Container[tuple[str, str]]) -> list[str]:
+    """The rows of a table beside run folders that are of none of these."""
+    try:
+        rows = [(row["digest"], row["source"]) for row in read_rows(table, ("digest", "source"), MAX_RUNS)]
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    alone = sum(key not in found for key in rows)
+    return [f"{table}: {alone} of its {len(rows)} rows are of runs whose folders were not read."] if alone else []
+
+
+def _unequal(a: Outcome, b: Outcome) -> str:
+    same = (a.max_accuracy, a.final_accuracy, a.steps) == (b.max_accuracy, b.final_accuracy, b.steps)
+    return "" if same else f", with other numbers ({b.max_accuracy:.4g} for {a.max_accuracy:.4g} at most)"
+
+
+def each_once(outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[str]]:
+    """The runs in order, each once, and a line on each that was there again."""
+    found: dict[tuple[str, str], Outcome] = {}
+    again = []
+    for o in sorted(outcomes, key=order):
+        there = found.setdefault(o.key, o)
+        if there is not o:
+            again.append(f"{o.experiment.name} ({o.experiment.digest}) is there more than once{_unequal(there, o)}.")
+    return list(found.values()), again
 
 
 def order(outcome: Outcome) -> tuple[object, ...]:
@@ -307,10 +386,16 @@ def order(outcome: Outcome) -> tuple[object, ...]:
 
 
 def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
-    """runs.csv (a row a run) and curves.csv (a row an evaluation), the same bytes for the same runs; timings.csv."""
-    outcomes = sorted(outcomes, key=order)
+    """runs.csv (a row a run) and curves.csv (a row an evaluation), the same bytes for the same runs; timings.csv.
+
+    Settings that are None and lists without items are empty cells. A run that is there twice is written once, with a
+    warning.
+    """
+    outcomes, again = each_once(outcomes)
+    for line in again:
+        warnings.warn(f"left out: {line}", stacklevel=2)
     runs = [
-        [o.experiment.name, o.experiment.digest, o.source]
+        [o.experiment.name, o.experiment.digest, o.source, str(FORMAT)]
         + [_text(o.experiment, name) for name in SETTINGS]
         + [_cell(v) for v in (o.steps, o.max_accuracy, o.final_accuracy, o.final_loss)]
         + [_cell(v) for v in (o.ratio, o.ratio_within, o.stopped)]
@@ -321,10 +406,12 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
         for o in outcomes
         for p in o.curve
     ]
-    timings = [[o.experiment.digest, o.source, _cell(o.seconds)] for o in outcomes if o.seconds is not None]
-    write_csv(folder / "runs.csv", ["name", "digest", "source", *SETTINGS, *RESULTS], runs)
+    timings = [
+        [o.experiment.digest, o.source, _cell(o.seconds), o.machine or ""] for o in outcomes if o.seconds is not None
+    ]
+    write_csv(folder / "runs.csv", [*IDENTITY, *SETTINGS, *RESULTS], runs)
     write_csv(folder / "curves.csv", ["digest", "source", "step", "accuracy", "ratio"], curves)
-    write_csv(folder / "timings.csv", ["digest", "source", "seconds"], timings)
+    write_csv(folder / "timings.csv", ["digest", "source", "seconds", "machine"], timings)
 
 
 def _cell(value: float | str | None) -> str:
@@ -344,7 +431,7 @@ def read_runs(path: Path) -> list[Outcome]:
     """The rows of runs.csv, with the curves and timings beside it if they are there.
 
     Raises:
-        ValueError: it is no such file; the message names the line.
+        ValueError: it is no such file, or a row is of another run than its digest says; the message names the line.
     """
     curves: dict[tuple[str, str], list[Point]] = {}
     beside = path.with_name("curves.csv")
@@ -353,31 +440,41 @@ def read_runs(path: Path) -> list[Outcome]:
             ratio = number_of(row["ratio"], "ratio", 0) if row["ratio"] else None
             point = Point(whole_of(row["step"], "step"), number_of(row["accuracy"], "accuracy", 0, 1), ratio)
         curves.setdefault((row["digest"], row["source"]), []).append(point)
-    timings: dict[tuple[str, str], float] = {}
+    timings: dict[tuple[str, str], tuple[float, str | None]] = {}
     beside = path.with_name("timings.csv")
     for line, row in _rows(beside, ("digest", "source", "seconds")):
         with _naming(beside, line):
-            timings[row["digest"], row["source"]] = number_of(row["seconds"], "seconds", 0)
+            if (row["digest"], row["source"]) in timings:
+                raise ValueError(f"digest {shown(row['digest'])} occurs twice.")
+            machine = line_of_text(row["machine"], "machine") if row.get("machine") else None
+            timings[row["digest"], row["source"]] = number_of(row["seconds"], "seconds", 0), machine
     found: dict[tuple[str, str], Outcome] = {}
     needed = ("name", "digest", "source", "max_accuracy", "final_accuracy")
     for line, row in enumerate(read_rows(path, needed, MAX_RUNS), start=2):
         with _naming(path, line):
             key = row["digest"], row["source"]
             if key in found:
-                raise ValueError(f"digest {key[0]} occurs twice.")
-            found[key] = _from_row(row, curves.get(key, ()), timings.get(key))
+                raise ValueError(f"digest {shown(key[0])} occurs twice.")
+            found[key] = _from_row(row, curves.get(key, ()), *timings.get(key, (None, None)))
             _check_curve(found[key])
     if not found:
         raise ValueError(f"{path} holds no runs.")
     return sorted(found.values(), key=order)
 
 
-def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None) -> Outcome:
-    # Columns that Experiment does not know would be settings of a later version.
-    settings = {k: v for k, v in row.items() if k not in ("name", "digest", "source", *RESULTS)}
-    experiment = Experiment.from_dict({k: v for k, v in settings.items() if v != "" or k == "pre"})
+def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None, machine: str | None) -> Outcome:
     if row["source"] not in ("varangian", "imported"):
         raise ValueError(f"source: must be varangian or imported, got {shown(row['source'])}")
+    written = whole_of(row.get("format", "1"), "format", 1)  # the first tables did not say
+    if written > FORMAT:
+        raise ValueError(f"it is of a newer version of Varangian (format {written}, this one reads up to {FORMAT}).")
+    # Columns that Experiment does not know would be settings of a later version.
+    experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in (*IDENTITY, *RESULTS)})
+    if written == FORMAT and row["digest"] != experiment.digest:
+        raise ValueError(
+            f"its settings are those of the run {experiment.digest}, its digest is {shown(row['digest'])}: "
+            "one of them was changed."
+        )
     # What cannot be measured is empty, and so is what a table of another kind does not have.
     optional = ("final_loss", "ratio", "ratio_within")
     loss, ratio, within = (number_of(row[name], name) if row.get(name) else None for name in optional)
@@ -393,6 +490,7 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
         seconds,
         tuple(curve),
         "imported" if row["source"] == "imported" else "varangian",
+        machine,
     )
 
 

@@ -18,6 +18,24 @@ MAX_LENGTH = 1000  # of a spec: what Python's own parser takes from anybody
 T = TypeVar("T")
 
 
+def split(text: str) -> list[str]:
+    """The specs in a comma-separated list; commas in parentheses, brackets and quotes belong to a spec.
+
+    Example:
+        >>> split('bucketing(s=2),own(names=("a,b", ")"), m=1),nnm')
+        ['bucketing(s=2)', 'own(names=("a,b", ")"), m=1)', 'nnm']
+    """
+    # What is quoted counts for nothing: blanked, character for character.
+    plain = re.sub(r"""(["'])(?:\\.|(?!\1).)*\1""", lambda match: "_" * len(match[0]), text, flags=re.DOTALL)
+    depth, start, found = 0, 0, []
+    for place, character in enumerate(plain):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            found.append(text[start:place])
+            start = place + 1
+    return [*found, text[start:]]
+
+
 def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:
     """The name and the options of a spec.
 

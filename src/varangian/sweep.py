@@ -34,9 +34,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from . import kernels
 from .data import Dataset
 from .environment import versions
-from .experiment import Evaluation, Experiment, build, open_dataset, run
-from .files import write_whole
-from .folders import FolderInUse
+from .experiment import Evaluation, Experiment, build, open_dataset, run, settings_of
+from .files import number, read_json, write_whole
+from .folders import RESULT, FolderInUse
 from .interrupts import termination_interrupts
 from .outcomes import Outcome, complete, read_outcome, write_runs
 
@@ -98,7 +98,7 @@ def sweep(
     each sweep: command, versions, machine, time.
 
     Args:
-        experiments: what to run, in this order; equal ones once.
+        experiments: what to run, in this order; those of one digest once, however they are written.
         out: where everything is kept.
         jobs: worker processes, or tasks at a time on Ray; by default as many as there are cores for their threads.
         threads: of torch and the kernels, per process. Results of different numbers of threads may differ.
@@ -126,7 +126,10 @@ def sweep(
         raise ValueError(f"a shard i/N needs 1 <= i <= N, got {number}/{shards}.")
     out = Path(out)
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    everything = list(dict.fromkeys(experiments))
+    first: dict[str, Experiment] = {}
+    for e in experiments:
+        first.setdefault(e.digest, e)
+    everything = list(first.values())
     mine = everything[number - 1 :: shards]
     folders = {e: out / "runs" / f"{e.name}-{e.digest}" for e in mine}
     todo = [e for e in mine if not complete(folders[e])]
@@ -194,10 +197,10 @@ class _Plan:
         """The times of complete runs."""
         for folder in folders:
             try:
-                settings = Experiment.from_json((folder / "experiment.json").read_text())
-                seconds = float(json.loads((folder / "result.json").read_text())["seconds"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+                settings = settings_of(folder)
+                seconds = number(read_json(folder / RESULT)["seconds"], "seconds", 0)
+            except (OSError, ValueError, KeyError):
+                continue  # collecting the outcomes will say so
             self.measured.setdefault(_kind(settings), []).append(seconds)
             self.before += 1
 
