@@ -343,7 +343,7 @@ def test_runs_outside_of_the_folder_are_left_out(folder: Path, tmp_path: Path) -
     inside, outside = tmp_path / "study", tmp_path / "other"
     outside.mkdir()
     (outside / "runs").symlink_to(folder.parent)
-    with pytest.warns(UserWarning, match="leads out of"), pytest.raises(ValueError, match="holds no complete runs"):
+    with pytest.raises(ValueError, match=r"holds no complete runs.*leads out of"):
         gather(outside)
     (inside / "runs" / "again").symlink_to(folder)  # within the study: as good as a folder
     with pytest.warns(UserWarning, match="a run that another folder holds too"):

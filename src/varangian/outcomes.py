@@ -322,7 +322,8 @@ def collect(folder: str | Path) -> Gathered:
         else:
             left_out += _only_in(table, found)
     if not found:
-        raise ValueError("\n".join([f"{folder} holds no complete runs and no runs.csv.", *left_out[:10]]))
+        more = f" ({len(left_out)} left out, the first: {left_out[0]})" if left_out else ""
+        raise ValueError(f"{folder} holds no complete runs and no runs.csv{more}.")
     return Gathered(sorted(found.values(), key=order), left_out)
 
 
