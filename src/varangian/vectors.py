@@ -1,20 +1,25 @@
 """Models as vectors: a list of state dicts, or of lists of tensors, to [n, d] and back.
 
-Rules work on floating-point vectors. What else a model holds (the batch counter of a batch normalisation, a mask, an
-index) has no mean, so it is never averaged in silence: ``buffers`` says what becomes of it.
+Rules work on vectors of what is trained. What else a model holds (the running statistics and the batch counter of a
+normalisation, a mask, an index) would decide who is near whom without being trained, or has no mean at all, so it never
+enters a vector in silence: ``buffers`` says what becomes of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .checks import shown
+
 Buffers = Literal["refuse", "keep", "aggregate"]
 BUFFERS = ("refuse", "keep", "aggregate")
+BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")
+"""What torch calls the buffers of its normalisations: all that it has which are floating-point and not trained."""
 Model = Mapping[str, Tensor] | Sequence[Tensor]
 
 
@@ -42,32 +47,44 @@ class ModelShape:
 
 
 def flatten(
-    models: Sequence[Model], buffers: Buffers = "refuse", dtype: torch.dtype | None = None
+    models: Sequence[Model],
+    buffers: Buffers = "refuse",
+    dtype: torch.dtype | None = None,
+    buffer_names: Collection[str] = BUFFER_NAMES,
 ) -> tuple[Tensor, ModelShape]:
     """[n, d] of n models, each a state dict or a list of tensors; and what :func:`unflatten` needs.
 
+    Buffers are the tensors that are not floating-point, and those of the given names: a state dict does not say what is
+    trained.
+
     Args:
         models: all with the same names (in any order), shapes and data types; only read.
-        buffers: what becomes of tensors that are not floating-point: "refuse" raises; "keep" leaves them out and
-            ``unflatten`` gives back those of the first model; "aggregate" takes them along as numbers, which
-            ``unflatten`` rounds to the nearest (true from 1/2 up): meaningful for counters, not for indices.
+        buffers: what becomes of buffers: "refuse" raises; "keep" leaves them out and ``unflatten`` gives back those of
+            the first model; "aggregate" takes them along as numbers, which then count in distances as weights do, and
+            which ``unflatten`` rounds to the nearest where they are integers (true from 1/2 up): meaningful for
+            counters, not for indices.
         dtype: of the vectors; by default the widest of the tensors that are taken along.
+        buffer_names: of floating-point tensors that are buffers, whole or their last part. By default what torch calls
+            the running statistics of its normalisations; for a module with others
+            ``[name for name, _ in module.named_buffers()]``. () for none.
 
     Raises:
-        ValueError: no models, models that differ in names, shapes or data types, tensors that are not floating-point
-            under "refuse", complex ones, or integers that the vectors' data type cannot hold exactly.
+        ValueError: no models, models that differ in names, shapes or data types, buffers under "refuse", names of
+            buffers that no tensor has, complex tensors, or integers that the vectors' data type cannot hold exactly.
 
     Example:
         >>> import torch, varangian as vg
         >>> models = [torch.nn.BatchNorm1d(2).state_dict() for _ in range(5)]
         >>> x, shape = flatten(models, buffers="keep")
         >>> x.shape
-        torch.Size([5, 8])
+        torch.Size([5, 4])
         >>> list(unflatten(vg.Median(f=2)(x), shape))
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
     """
     if buffers not in BUFFERS:
         raise ValueError(f'flatten needs buffers "refuse", "keep" or "aggregate", got {buffers!r}.')
+    if isinstance(buffer_names, str) or not all(isinstance(name, str) for name in buffer_names):
+        raise ValueError(f"flatten needs buffer_names as a list of names, got {shown(buffer_names)}.")
     models = list(models)
     if not models:
         raise ValueError("flatten needs n >= 1 models, got none.")
@@ -78,21 +95,26 @@ def flatten(
         raise ValueError("flatten needs models with at least one tensor, got an empty one.")
     for i, model in enumerate(named[1:], 1):
         _check_alike(first, model, i)
+    if buffer_names is not BUFFER_NAMES:
+        absent = [one for one in buffer_names if not any(one in (name, _last(name)) for name in first)]
+        if absent:
+            raise ValueError(f"flatten needs buffer_names of the models, got {absent}, which no tensor has.")
     in_vector, odd = [], []
     for name, tensor in first.items():
         if tensor.is_complex():
             raise ValueError(f"flatten needs real tensors, got {tensor.dtype} in {name!r}.")
-        if not tensor.is_floating_point():
+        trained = tensor.is_floating_point() and name not in buffer_names and _last(name) not in buffer_names
+        if not trained:
             odd.append(f"{name!r} ({tensor.dtype})")
-        in_vector.append(tensor.is_floating_point() or buffers == "aggregate")
+        in_vector.append(trained or buffers == "aggregate")
     if odd and buffers == "refuse":
         raise ValueError(
-            f"flatten needs floating-point tensors, or buffers= to say what becomes of others "
+            f"flatten needs tensors that are trained, or buffers= to say what becomes of others "
             f'("keep" the first model\'s, or "aggregate" and round), got {", ".join(odd)}.'
         )
     taken = [name for name, takes in zip(first, in_vector, strict=True) if takes]
     if not taken:
-        raise ValueError("flatten needs at least one floating-point tensor, got none.")
+        raise ValueError("flatten needs at least one floating-point tensor that is trained, got none.")
     if dtype is None:
         floating = [first[name].dtype for name in taken if first[name].is_floating_point()]
         dtype = torch.float32 if not floating else floating[0]
@@ -165,12 +187,21 @@ def _of_type(part: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return whole.to(dtype)
 
 
+def _last(name: str) -> str:
+    """The last part of a name: "running_mean" of "encoder.norm.running_mean"."""
+    return name.rsplit(".", 1)[-1]
+
+
 def _named(model: Model, i: int, is_list: bool) -> dict[str, Tensor]:
+    if isinstance(model, (str, Tensor)) or not isinstance(model, (Mapping, Sequence)):
+        raise ValueError(f"flatten needs state dicts or lists of tensors, got {type(model).__name__} at {i}.")
     if isinstance(model, Mapping) == is_list:
         raise ValueError(f"flatten needs models of one kind, got {type(model).__name__} at {i} after another kind.")
     items = model.items() if isinstance(model, Mapping) else ((str(k), tensor) for k, tensor in enumerate(model))
     named = dict(items)
     for name, tensor in named.items():
+        if not isinstance(name, str):
+            raise ValueError(f"flatten needs names that are text, got {shown(name)} in model {i}.")
         if not isinstance(tensor, Tensor):
             raise ValueError(f"flatten needs tensors, got {type(tensor).__name__} in {name!r} of model {i}.")
     return named

@@ -28,7 +28,7 @@ from ..mixing import Mixing, NearestNeighborMixing
 from ..rules import Median, Rule, TrimmedMean
 from ..rules.core import Decision
 from ..transforms import Momentum, SharedMomentum, Transform
-from ..vectors import flatten, unflatten
+from ..vectors import BUFFER_NAMES, flatten, unflatten
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -41,7 +41,7 @@ except ImportError:
 
 Buffers = Literal["median", "keep"]
 BUFFERS = ("median", "keep")
-BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")  # of torch's batch normalisation
+
 WHOLE = 2**53  # integers up to this are exact in float64
 COORDINATES = 4096  # on which a coordinate-wise rule's weights are counted for the report
 MEMORY = "varangian.worker"  # where a node keeps its memory, in its context
@@ -536,7 +536,7 @@ class _Model:
         dtype = torch.float32
         for tensor in trained.values():
             dtype = torch.promote_types(dtype, tensor.dtype)
-        x, self.shape = flatten([trained], dtype=dtype)
+        x, self.shape = flatten([trained], dtype=dtype, buffer_names=())
         self.vector = x[0]
         self.untrained = tuple(name for name in record if name not in trained)
         for name in self.untrained if buffers == "median" else ():
@@ -562,7 +562,7 @@ class _Model:
         buffers: dict[str, Tensor] = {}
         if self.buffers == "median":
             buffers = {name: self._received(name, record) for name in self.untrained}
-        x, _ = flatten([trained], dtype=self.vector.dtype)
+        x, _ = flatten([trained], dtype=self.vector.dtype, buffer_names=())
         update = x[0].sub_(self.vector)
         overflows = not _finite(update)
         for name, tensor in (trained | buffers if overflows else buffers).items():
