@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .attacks import SignFlip as SignFlip
     from .attacks import WorstCase as WorstCase
     from .attacks import Zero as Zero
+    from .checks import Refused as Refused
     from .data import DATASETS as DATASETS
     from .data import PARTITIONS as PARTITIONS
     from .data import DataError as DataError
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .mixing import NearestNeighborMixing as NearestNeighborMixing
     from .mixing import StaticClipping as StaticClipping
     from .models import MODELS as MODELS
+    from .randomness import Draw as Draw
     from .replaying import Replay as Replay
     from .replaying import replay as replay
     from .rules import CAF as CAF
@@ -113,6 +115,7 @@ _HOMES = {
     "algorithm": "Algorithm State",
     "attacks": "ATTACKS AntiCGE Attack ComposedDefence Defence Empire Fang Found Gaussian HiddenVulnerability Inf "
     "Knowledge LabelFlip Little Mimic MinMax MinSum NaN ROP SignFlip WorstCase Zero",
+    "checks": "Refused",
     "data": "DATASETS DataError Dataset PARTITIONS Split",
     "experiment": "ConfigurationError Evaluation Experiment Result read resume run",
     "explanation": "Explanation explain",
@@ -121,6 +124,7 @@ _HOMES = {
     "metrics": "Measures",
     "mixing": "AdaptiveClipping Bucketing MIXINGS Mixing NearestNeighborMixing StaticClipping",
     "models": "MODELS",
+    "randomness": "Draw",
     "replaying": "Replay replay",
     "rules": "Aksel Average Bulyan CAF CenteredClipping ClippedClustering ComparativeGradientElimination "
     "Coordinatewise DivideAndConquer FLAME FLTrust FoolsGold General GeometricMedian Krum LASA MeaMed Median Medoid "

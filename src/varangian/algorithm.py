@@ -22,7 +22,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .checks import whole
 from .mixing import Mixing
+from .randomness import Draw
 from .rules import Average, Rule
 from .rules.core import Decision, decide, required_rows
 from .transforms import Transform
@@ -36,11 +38,15 @@ class State:
         worker: one entry per worker transform, [h, d] momenta or None.
         server: one entry per server transform, [d] momenta or None.
         previous: [d], the last output of F, zero at first; None for algorithms that never look at it.
+        step: how many aggregations came before.
+        seed: what rules and mixings that draw depend on, beside the step.
     """
 
     worker: tuple[Tensor | None, ...]
     server: tuple[Tensor | None, ...]
     previous: Tensor | None
+    step: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,20 @@ class Algorithm:
         """Whether some stage looks at the last output of F."""
         return self.rule.uses_previous or any(stage.uses_previous for stage in self.worker)
 
-    def init(self, h: int, d: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> State:
-        """Zero momenta: of h workers and of the server."""
+    def init(
+        self, h: int, d: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
+    ) -> State:
+        """Zero momenta: of h workers and of the server.
+
+        ``seed`` decides what rules and mixings that draw will draw, step by step: whoever knows it knows all of it, so
+        a server that faces real adversaries keeps it to itself.
+        """
         options = {"dtype": dtype, "device": device}
         return State(
             worker=tuple(torch.zeros(h, d, **options) if stage.remembers else None for stage in self.worker),
             server=tuple(torch.zeros(d, **options) if stage.remembers else None for stage in self.server),
             previous=torch.zeros(d, **options) if self.remembers_aggregate else None,
+            seed=whole(self, "seed", seed),
         )
 
     def point(self, parameters: Tensor, state: State, lr: float) -> Tensor:
@@ -134,13 +147,13 @@ class Algorithm:
 
     def decide(self, vectors: Tensor, state: State) -> Decision:
         """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered."""
-        return decide(vectors, self.pre, self.rule, state.previous)
+        return decide(vectors, self.pre, self.rule, state.previous, Draw(state.seed, state.step))
 
     def finish(self, decision: Decision, state: State) -> tuple[Tensor, State]:
-        """The second part of :meth:`aggregate`: the server's transforms."""
+        """The second part of :meth:`aggregate`: the server's transforms. The new state is that of the next step."""
         update, memories = decision.aggregate, []
         for stage, memory in zip(self.server, state.server, strict=True):
             update, memory = stage(update, memory)
             memories.append(memory)
         previous = decision.aggregate.clone() if self.remembers_aggregate else None
-        return update, State(state.worker, tuple(memories), previous)
+        return update, State(state.worker, tuple(memories), previous, state.step + 1, state.seed)

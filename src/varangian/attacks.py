@@ -22,11 +22,15 @@ from .algorithm import Algorithm
 from .checks import require, set_real, set_whole, unknown, whole
 from .geometry import Geometry, mean_weights, sum_of_smallest
 from .mixing import Mixing
+from .randomness import BARE, Draw
 from .rules import Average, Krum, Rule, Selecting
 from .rules.core import as_matrix, check_rows, decide
 
 Defence = Callable[[Any], Any]
 PANEL = 8192  # columns at a time where float64 copies are made
+
+
+TRIED = BARE.fork()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +44,17 @@ class ComposedDefence:
         pre: mixings.
         rule: the rule behind them.
         previous: [d], the last aggregate, for rules that use it; or None.
+        draw: what its rules and mixings draw: numbers like the server's, but others. An adversary knows how the server
+            draws, not what.
     """
 
     pre: tuple[Mixing, ...]
     rule: Rule
     previous: Tensor | None = None
+    draw: Draw = TRIED
 
     def __call__(self, x: Tensor) -> Tensor:
-        return decide(x, self.pre, self.rule, self.previous).aggregate
+        return decide(x, self.pre, self.rule, self.previous, self.draw).aggregate
 
 
 def as_defence(defence: Any, previous: Tensor | None = None) -> Defence | None:
@@ -870,7 +877,7 @@ class Trials:
         weights[self.h :, self.h + line] = scale
         geometry = base.mix(weights)
         for mixing in self.defence.pre:
-            geometry = geometry.mix(mixing.weights(geometry))
+            geometry = mixing.mix(geometry, self.defence.draw)
         selection = self.defence.rule.choose(geometry.n, geometry)
         assert selection is not None
         moved = geometry.through(selection)

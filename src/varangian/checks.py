@@ -11,6 +11,14 @@ from numbers import Integral, Real
 from typing import Any
 
 
+class Refused(ValueError):
+    """The server refuses what it received: the vectors of this step, not a setting, are why there is no aggregate.
+
+    Raised where more than f vectors are not finite, and where anything else about the vectors leaves a rule without an
+    answer. Of all errors in a step, this one alone is an outcome of the experiment; any other is a mistake.
+    """
+
+
 def require(owner: object, holds: bool, rule: str, got: object) -> None:
     """Raises ValueError("Clip needs max_norm > 0, got -1.") unless ``holds``."""
     if not holds:
@@ -27,10 +35,15 @@ class _Unsaid:
 UNSAID: Any = _Unsaid()
 
 
+MOST_SEED = 2**63 - 1  # what NumPy, torch and a signed 64-bit field of a table hold
+
+
 def whole(owner: object, name: str, value: Any, least: int = 0, optional: bool = False) -> int:
     """The value as an int; ValueError("LASA needs an integer f >= 0, got 1.0.") for truth values, floats and text."""
     holds = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
     require(owner, holds, f"an integer {name} >= {least}{' (or None)' if optional else ''}", value)
+    if name == "seed":
+        require(owner, value <= MOST_SEED, "a seed < 2^63", value)
     return int(value)
 
 

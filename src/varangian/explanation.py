@@ -14,6 +14,7 @@ from . import kernels
 from .algorithm import Algorithm
 from .geometry import Geometry
 from .mixing import Bucketing
+from .randomness import Draw
 from .rules import (
     Bulyan,
     ComparativeGradientElimination,
@@ -107,7 +108,14 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if np.isfinite(value) else "-"
 
 
-def explain(x: Any, algorithm: Algorithm | Rule, previous: Any = None, coordinates: int = COORDINATES) -> Explanation:
+def explain(
+    x: Any,
+    algorithm: Algorithm | Rule,
+    previous: Any = None,
+    coordinates: int = COORDINATES,
+    step: int = 0,
+    seed: int = 0,
+) -> Explanation:
     """Who was selected or weighed down by an algorithm's mixings and rule, with scores, distances and norms.
 
     Args:
@@ -116,6 +124,8 @@ def explain(x: Any, algorithm: Algorithm | Rule, previous: Any = None, coordinat
         previous: [d] the last aggregate, for rules that use it.
         coordinates: the most that a coordinate-wise rule's weights are counted on. All where d is no more, otherwise
             so many evenly spaced ones: shares are then a sample's, everything else is exact.
+        step: as in the state of the algorithm, which says what rules and mixings that draw have drawn.
+        seed: likewise.
 
     Raises:
         ValueError: as the algorithm would.
@@ -137,7 +147,7 @@ def explain(x: Any, algorithm: Algorithm | Rule, previous: Any = None, coordinat
     matrix, restore = as_matrix(rule, x)
     if previous is not None:
         previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
-    decision = decide(matrix, pre, rule, previous)
+    decision = decide(matrix, pre, rule, previous, Draw(seed, step))
     n, looked_at, weight = matrix.shape[0], 0, None
     statistic = statistic_of(rule, n if decision.table is None else decision.table.shape[0])
     if statistic is not None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from . import kernels
-from .checks import UNSAID, brief, set_real, set_whole
+from .checks import UNSAID, brief, set_real, set_whole, whole
 from .geometry import TIE, Geometry, mean_weights
-from .randomness import generator
+from .randomness import BARE, Draw
 from .rules.core import as_matrix, refuse_faulty
 
 
 @dataclass(frozen=True)
 class Mixing(ABC):
-    """n vectors to m vectors, each a combination of those that came: m x n weights, found in n x n."""
+    """n vectors to m vectors, each a combination of those that came: m x n weights, found in n x n.
+
+    Class attributes:
+        draws: its weights are random, and take the numbers of the step, a Draw.
+    """
+
+    draws: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return brief(self)
@@ -45,21 +51,29 @@ class Mixing(ABC):
         """[m, n] weights; or [n] scales for a mixing that only shortens vectors.
 
         A mixture that a point which is not finite enters is not finite; only points that are not finite themselves, or
-        no more than f mixtures, may become so.
+        no more than f mixtures, may become so. A class with ``draws = True`` takes
+        ``weights(self, geometry, draw=Draw())``, and nothing else may be random.
         """
 
-    def __call__(self, x: Any) -> Any:
+    def mix(self, geometry: Geometry, draw: Draw = BARE) -> Geometry:
+        """The geometry of the mixtures."""
+        return geometry.mix(self.weights(geometry, *([draw] if self.draws else [])))
+
+    def __call__(self, x: Any, step: int = 0) -> Any:
         """[n, d] -> [m, d], of the same kind, dtype and device; the input is only read.
 
         Rows that are not finite make those not finite that they are mixed into: only Bucketing mixes them into others.
+
+        Args:
+            x: the vectors.
+            step: as for a rule: what a mixing draws is a function of it.
         """
         matrix, restore = as_matrix(self, x)
         formula, least = self.needs
         if matrix.shape[0] < least:
             wanted = formula if formula == str(least) else f"{formula} = {least}"
             raise ValueError(f"{self} needs n >= {wanted} vectors, got {matrix.shape[0]}.")
-        geometry = Geometry.of(matrix)
-        table = geometry.mix(self.weights(geometry)).table
+        table = self.mix(Geometry.of(matrix), Draw(0, whole(self, "step", step))).table
         assert table is not None
         return restore(kernels.weighted_rows(matrix, table))
 
@@ -123,13 +137,14 @@ class Bucketing(Mixing):
 
     Args:
         s: vectors in a bucket, >= 1; 1 leaves the vectors as they are, in another order.
-        seed: what the shuffle depends on.
+        seed: what the shuffle depends on, beside the seed of the run and the step.
 
     Shape: [n, d] -> [ceil(n / s), d].
     Tolerates: nothing by itself: f Byzantine vectors spoil up to f buckets, which the rule behind must tolerate.
     Cost: one pass for n x n distances, one over all rows; nothing more in front of a selecting rule.
-    Convention: stateless. The vectors are put in order of norm (ties by value), then shuffled by ``seed``; so the
-        buckets do not depend on the order in which vectors came, and differ from step to step as the norms do.
+    Convention: the vectors are put in order of norm (ties by value), then shuffled, anew at each step; so the buckets
+        do not depend on the order in which vectors came. The shuffle is a function of (seed, step): a bare call is that
+        of step 0, and whoever knows the seed knows who will share a bucket with whom.
 
     Example:
         >>> import torch
@@ -141,6 +156,8 @@ class Bucketing(Mixing):
 
     s: int = 2
     seed: int = 0
+
+    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         set_whole(self, "s", least=1)
@@ -156,9 +173,10 @@ class Bucketing(Mixing):
     def rows_for(self, m: int) -> int:
         return (m - 1) * self.s + 1
 
-    def weights(self, geometry: Geometry) -> np.ndarray:
+    def weights(self, geometry: Geometry, draw: Draw = BARE) -> np.ndarray:
         n = geometry.n
-        shuffled = geometry.smallest(geometry.norms, n)[generator(self.seed, "bucketing").permutation(n)]
+        order = draw.seeded(self.seed).generator("bucketing").permutation(n)
+        shuffled = geometry.smallest(geometry.norms, n)[order]
         table = np.zeros((self.rows(n), n))
         for bucket, first in enumerate(range(0, n, self.s)):
             members = shuffled[first : first + self.s]

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import folders, kernels
+from .checks import Refused
 from .data import Dataset
 from .experiment import Experiment, Progress, build, open_dataset, settings_of
 from .explanation import Explanation, explain
@@ -98,14 +99,16 @@ def replay(
             previous = simulation.state.previous
             try:
                 row = simulation.step()
-            except ValueError as error:
+            except Refused as error:
                 refused, row = str(error), None
             if progress is not None:
                 progress(simulation.steps_done, None)
         if refused is not None and simulation.steps_done < step:
             raise ValueError(f"{folder}: the run ended at step {simulation.steps_done}: {refused}")
         vectors = simulation.vectors.clone()
-        explanation = explain(vectors, simulation.algorithm, previous) if refused is None else None
+        explanation = None
+        if refused is None:
+            explanation = explain(vectors, simulation.algorithm, previous, step=step, seed=simulation.state.seed)
     recorded = _recorded(folder / folders.METRICS, step)
     agrees = None if recorded is None or row is None else recorded == row.row()
     return Replay(e, step, vectors, explanation, refused, row, agrees)

@@ -210,7 +210,7 @@ class Simulation:
         self.active = workers if attack is not None and attack.uses_flipped else self.h
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
-        self.state = algorithm.init(self.active, gradients.d, **options)
+        self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
         self.meter = Meter(self.parameters, momentum) if measure else None
         self.previous: Tensor | None = None  # the last aggregate, where the attack looks at it
         self.steps_done = 0
@@ -239,7 +239,9 @@ class Simulation:
         seen = Knowledge(
             honest,
             f,
-            ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous),
+            ComposedDefence(
+                self.algorithm.pre, self.algorithm.rule, state.previous, randomness.Draw(self.seed, step).fork()
+            ),
             self.previous,
             randomness.generator(self.seed, "attack", step),
             sent[h:] if self.active > h else None,
@@ -320,6 +322,7 @@ class Simulation:
         if self.meter is not None:
             self.meter.previous = None if snapshot.sampled is None else snapshot.sampled.clone().to(device)
         self.gradients.adopt(self.parameters, buffers)
+        self.state = replace(self.state, step=snapshot.step)
         self.steps_done, self.points = snapshot.step, snapshot.points
 
     def _send(self, point: Tensor) -> tuple[Tensor, State, Moments | None, Moments | None]:

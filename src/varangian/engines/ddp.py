@@ -360,6 +360,8 @@ def _split(chunk: Chunk) -> dict[str, State]:
             tuple(None if m is None else m[:, here] for m in chunk.state.worker),
             tuple(None if m is None else m[here] for m in chunk.state.server),
             None if chunk.state.previous is None else chunk.state.previous[here],
+            chunk.state.step,
+            chunk.state.seed,
         )
         at += span.size
     return result
@@ -376,6 +378,8 @@ def _joined(parts: Sequence[State]) -> State:
         tuple(along(m, 1) for m in zip(*(part.worker for part in parts), strict=True)),
         tuple(along(m, 0) for m in zip(*(part.server for part in parts), strict=True)),
         along([part.previous for part in parts], 0),
+        parts[0].step,
+        parts[0].seed,
     )
 
 

@@ -311,7 +311,7 @@ class RobustStrategy(Strategy):
         try:
             f = self._given(f, len(nodes), len(dropped))
             algorithm = _tolerating(self.algorithm, f)
-            found = explain(vectors, algorithm, state.previous, COORDINATES)
+            found = explain(vectors, algorithm, state.previous, COORDINATES, state.step, state.seed)
             update, state = algorithm.finish(Decision(found.aggregate, None, None), state)
             arrays = model.moved(self.learning_rate * update, [buffers[node] for node in nodes], f)
         except ValueError as error:

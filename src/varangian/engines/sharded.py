@@ -24,6 +24,7 @@ from ..algorithm import Algorithm, State
 from ..checks import brief
 from ..explanation import shares_of, statistic_of
 from ..geometry import Geometry, Held, Vectors
+from ..randomness import Draw
 from ..rules.core import Decision, check_rows, measure, weigh
 from .history import History
 
@@ -261,7 +262,8 @@ class Aggregation:
             numbers = self.ranks.total(np.concatenate([faulty, squared.ravel()]))
             refuse(self.algorithm, numbers[:size] > 0, history)
             geometry = Geometry.measured_as(numbers[size:].reshape(squared.shape), Sharded(self.ranks, chunks))
-            table, geometry = weigh(size, self.algorithm.pre, self.algorithm.rule, geometry)
+            draw = Draw(chunks[0].state.seed, chunks[0].state.step)
+            table, geometry = weigh(size, self.algorithm.pre, self.algorithm.rule, geometry, draw)
             for chunk in chunks:
                 self._decided(chunk, self.algorithm.rule.apply(chunk.matrix, table, chunk.previous), table)
         numbers = self.ranks.total(

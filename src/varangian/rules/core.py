@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..checks import UNSAID, brief, require, set_whole
+from ..checks import UNSAID, Refused, brief, require, set_whole, whole
 from ..geometry import Geometry, Held, mean_weights, squared_around
+from ..randomness import BARE, Draw
 
 if TYPE_CHECKING:
     from ..mixing import Mixing
@@ -41,6 +42,7 @@ class Rule(ABC):
     needs_root: ClassVar[bool] = False  # previous must be a vector that is trusted: the last aggregate will not do
     needs_geometry: ClassVar[bool] = False
     columnwise: ClassVar[bool] = False  # given the weights, pieces of vectors will do
+    draws: ClassVar[bool] = False  # of a General rule: combine takes the random numbers of the step, a Draw
     robust: ClassVar[bool] = True  # False for the average alone, which has an f but tolerates nothing
     kappa: ClassVar[Bound | None] = None
     variance: ClassVar[Bound | None] = None
@@ -99,21 +101,25 @@ class Rule(ABC):
         require(self, d >= 1, "d >= 1", d)
         return _bound(self, type(self).variance, n)
 
-    def __call__(self, x: Any, previous: Any = None) -> Any:
+    def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
         """Aggregates [n, d] (a tensor, an array, or n vectors [d]) to [d] of the same kind, dtype and device.
 
         Args:
             x: the vectors; only read.
             previous: [d], for the rules that use it (``uses_previous``) the last aggregate, or the root vector
                 (``needs_root``); the origin if None.
+            step: which aggregation it is, for the rules that draw (``draws``): what they sample is a function of it,
+                so that the same call gives the same answer. Count it up where you aggregate again and again: an
+                adversary who knows what will be drawn hides where nobody looks.
 
         Raises:
-            ValueError: fewer than ``min_n`` vectors, more than f that are not finite, or something that is not [n, d].
+            Refused: more than f vectors are not finite.
+            ValueError: fewer than ``min_n`` vectors, or something that is not [n, d].
         """
         matrix, restore = as_matrix(self, x)
         if previous is not None:
             previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
-        return restore(decide(matrix, (), self, previous).aggregate)
+        return restore(decide(matrix, (), self, previous, Draw(0, whole(self, "step", step))).aggregate)
 
     @abstractmethod
     def choose(self, n: int, geometry: Geometry | None) -> np.ndarray | None:
@@ -158,7 +164,8 @@ class Nearest(Selecting):
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         n, center = geometry.n, self.center
-        require(self, center < 0 or bool(geometry.finite[center]), "a finite pivot", "one with NaN or infinity")
+        if center >= 0 and not geometry.finite[center]:
+            raise Refused(f"{self} needs a finite pivot, got one with NaN or infinity.")
         return mean_weights(geometry.smallest(geometry.squared[center, :n], n - self.f), n)
 
 
@@ -184,13 +191,16 @@ class General(Rule):
 
     @abstractmethod
     def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
-        """[n, d] -> [d]; must not write into x nor return a view of it."""
+        """[n, d] -> [d]; must not write into x nor return a view of it.
+
+        A class with ``draws = True`` takes ``combine(self, x, previous, draw=Draw())``, and nothing else may be random.
+        """
 
     def choose(self, n: int, geometry: Geometry | None) -> None:
         return None
 
-    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
-        return self.combine(x if table is None else kernels.weighted_rows(x, table), previous)
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None, *draw: Draw) -> Tensor:
+        return self.combine(x if table is None else kernels.weighted_rows(x, table), previous, *draw)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +236,7 @@ def column_statistic(rule: Rule, x: Tensor, statistic: tuple[int, int, int], tab
 def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int) -> None:
     """Fails closed: what declares f cannot vouch for anything when more than f vectors are not finite."""
     if faulty > f:
-        raise ValueError(f"{stage} tolerates {f} vectors with NaN or infinity, got {faulty}.")
+        raise Refused(f"{stage} tolerates {f} vectors with NaN or infinity, got {faulty}.")
 
 
 def required_rows(pre: Sequence[Mixing], rule: Rule) -> int:
@@ -249,19 +259,20 @@ def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
             n = stage.rows(n)  # type: ignore[union-attr]
 
 
-def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None = None) -> Decision:
+def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None = None, draw: Draw = BARE) -> Decision:
     """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result."""
     n = x.shape[0]
     check_rows(pre, rule, n)
     previous = None if not rule.uses_previous else x.new_zeros(x.shape[1]) if previous is None else previous
     if previous is not None:
         require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
-        require(rule, bool(torch.isfinite(kernels.squared_norms(previous))), "a finite previous", "one that is not")
+        if not torch.isfinite(kernels.squared_norms(previous)):
+            raise Refused(f"{rule} needs a finite previous, got one with NaN or infinity.")
     extra = None if previous is None else previous.unsqueeze(0)
     squared = measure(x, pre, rule, extra)
     geometry = None if squared is None else Geometry.measured_as(squared, Held(x, extra))
-    table, geometry = weigh(n, pre, rule, geometry)
-    return Decision(rule.apply(x, table, previous), table, geometry)
+    table, geometry = weigh(n, pre, rule, geometry, draw)
+    return Decision(rule.apply(x, table, previous, *([draw] if rule.draws else [])), table, geometry)
 
 
 def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) -> np.ndarray | None:
@@ -274,14 +285,14 @@ def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) 
 
 
 def weigh(
-    n: int, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None
+    n: int, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, draw: Draw = BARE
 ) -> tuple[np.ndarray | None, Geometry | None]:
     """What is decided in n x n: the weights for :meth:`Rule.apply`, and the geometry that the rule saw."""
     table = None
     if geometry is not None:
         refuse_faulty(rule, rule.f, geometry.faulty)
         for mixing in pre:
-            geometry = geometry.mix(mixing.weights(geometry))
+            geometry = mixing.mix(geometry, draw)
         n, table = geometry.n, geometry.table
     selection = rule.choose(n, geometry)
     if selection is not None:

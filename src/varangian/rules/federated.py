@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import kernels
 from ..checks import require, set_real, set_whole, whole
 from ..geometry import Geometry, mean_weights
-from ..randomness import generator
+from ..randomness import BARE, Draw
 from .core import General, Selecting, refuse_faulty
 
 PANEL = 1 << 14  # columns looked at together
@@ -247,15 +247,16 @@ class SignGuard(General):
         lower: the least norm that passes, in median norms.
         upper: the greatest.
         share: of the coordinates that are looked at, in (0, 1].
-        seed: what the sample depends on.
+        seed: what the sample depends on, beside the seed of the run and the step.
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
     Cost: one pass for norms, the sampled columns, one pass over the rows kept.
-    Convention: stateless: one coordinate at random out of every 1 / share, the same at each step. The bandwidth of the
-        clustering, which the paper leaves to a library, is the mean distance of a point to its floor(n / 2)-th nearest,
-        itself counted. Where nobody passes both filters, those that pass the first. Vectors that are not finite are
-        left out. This is the paper's plain variant, without its similarity features.
+    Convention: one coordinate at random out of every 1 / share, anew at each step. The sample is a function of
+        (seed, step): a bare call is that of step 0, and whoever knows the seed knows where nobody will look. The
+        bandwidth of the clustering, which the paper leaves to a library, is the mean distance of a point to its
+        floor(n / 2)-th nearest, itself counted. Where nobody passes both filters, those that pass the first. Vectors
+        that are not finite are left out. This is the paper's plain variant, without its similarity features.
 
     Example:
         >>> import torch
@@ -271,6 +272,8 @@ class SignGuard(General):
     share: float = 0.1
     seed: int = 0
 
+    draws: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         set_real(self, "lower", "lower in [0, 1]", lambda lower: 0 <= lower <= 1)
@@ -282,20 +285,20 @@ class SignGuard(General):
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
-    def coordinates(self, d: int) -> np.ndarray:
-        """The coordinates whose signs are counted, in order."""
+    def coordinates(self, d: int, draw: Draw = BARE) -> np.ndarray:
+        """The coordinates whose signs are counted at one step, in order."""
         if self.share == 1:
             return np.arange(d)
         edges = np.linspace(0, d, max(floor(self.share * d), 1) + 1).astype(np.int64)
-        return generator(self.seed, "signguard").integers(edges[:-1], edges[1:])
+        return draw.seeded(self.seed).generator("signguard").integers(edges[:-1], edges[1:])
 
-    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+    def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:
         n = x.shape[0]
         norms, good = finite_norms(self, x)
         radius = np.median(norms[good])
         passes = (self.lower * radius <= norms[good]) & (norms[good] <= self.upper * radius)
 
-        columns, counts = self.coordinates(x.shape[1]), np.zeros((n, 2))
+        columns, counts = self.coordinates(x.shape[1], draw), np.zeros((n, 2))
         for start in range(0, columns.size, PANEL):
             panel = x.index_select(1, torch.from_numpy(columns[start : start + PANEL]).to(x.device))
             counts += torch.stack([(panel > 0).sum(1), (panel < 0).sum(1)], 1).cpu().numpy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from ..checks import Refused
 from ..geometry import TIE
 
 _jit = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
@@ -232,8 +233,8 @@ def _threshold(squared: np.ndarray, size: int) -> float:
     return values[low]
 
 
-def _too_long(size: int, n: int) -> ValueError:
-    return ValueError(f"the least diameter of {size} among {n} vectors takes more than {NODES:,} steps to find.")
+def _too_long(size: int, n: int) -> Refused:
+    return Refused(f"the least diameter of {size} among {n} vectors takes more than {NODES:,} steps to find.")
 
 
 def first_of_least_diameter(squared: np.ndarray, size: int) -> np.ndarray:

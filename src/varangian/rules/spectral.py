@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb, floor, inf
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import kernels
 from ..checks import require, set_real, set_whole
 from ..geometry import Geometry, mean_weights
-from ..randomness import generator
+from ..randomness import BARE, Draw
 from .central import ranked
 from .core import General, Selecting, refuse_faulty
 from .search import least_top_eigenvalue
@@ -120,15 +121,16 @@ class DivideAndConquer(General):
         rounds: how many samples.
         c: how many to drop a round, in units of f, > 0.
         sample: coordinates in a sample; all where there are no more.
-        seed: what the samples depend on.
+        seed: what the samples depend on, beside the seed of the run and the step.
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2, of vectors that stick out alike. The definition drops floor(c f) a round by one direction: of
         attackers of very different huge sizes the greatest sets the mean and the direction, and others may survive all
         rounds.
     Cost: one pass for norms (who is finite), the sampled columns, one pass over the rows kept.
-    Convention: stateless: the samples are the same at each step. Vectors that are not finite are dropped first. Where
-        no vector is kept in all rounds, which the paper leaves open, those kept in most. Ties go to the
+    Convention: samples are drawn anew at each step, as a function of (seed, step): a bare call is that of step 0, and
+        whoever knows the seed knows in which coordinates nobody will look. Vectors that are not finite are dropped
+        first. Where no vector is kept in all rounds, which the paper leaves open, those kept in most. Ties go to the
         lexicographically smaller vector.
 
     Example:
@@ -145,6 +147,8 @@ class DivideAndConquer(General):
     sample: int = 10_000
     seed: int = 0
 
+    draws: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         set_whole(self, "rounds", least=1)
@@ -157,21 +161,21 @@ class DivideAndConquer(General):
         least, dropped = 2 * self.f + 1, max(floor(self.c * self.f), self.f) + 1
         return ("2f + 1", least) if dropped <= least else ("c f + 1", dropped)
 
-    def coordinates(self, d: int, round_: int) -> np.ndarray:
-        """The coordinates that a round looks at, in order."""
+    def coordinates(self, d: int, round_: int, draw: Draw = BARE) -> np.ndarray:
+        """The coordinates that a round of one step looks at, in order."""
         if d <= self.sample:
             return np.arange(d)
-        chosen = generator(self.seed, "dnc", round_).choice(d, self.sample, replace=False, shuffle=False)
+        chosen = draw.seeded(self.seed).generator("dnc", round_).choice(d, self.sample, replace=False, shuffle=False)
         return np.sort(chosen)
 
-    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+    def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:
         n, norms = x.shape[0], kernels.squared_norms(x).cpu().numpy()
         # In order of norm, so that what rounding does follows the vectors when they are permuted.
         order = ranked(x, norms)
         refuse_faulty(self, self.f, n - order.size)
         times_kept = np.zeros(n, int)
         for round_ in range(self.rounds):
-            columns = torch.from_numpy(self.coordinates(x.shape[1], round_)).to(x.device)
+            columns = torch.from_numpy(self.coordinates(x.shape[1], round_, draw)).to(x.device)
             part = x.index_select(1, columns)[order.tolist()].double()
             centred = part - part.mean(0)
             direction = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1] @ centred
