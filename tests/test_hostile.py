@@ -31,7 +31,7 @@ from varangian.cli_study import import_command, reproduce
 from varangian.experiment import ConfigurationError, read, resume, run
 from varangian.files import folders_in, parse_json, read_columns, read_rows, read_text, write_whole
 from varangian.outcomes import gather, read_outcome, write_runs
-from varangian.report import figures, report
+from varangian.report import figures, report, style
 from varangian.report.layout import Group
 from varangian.report.legacy import import_runs, read_study
 from varangian.specs import make, parse
@@ -553,7 +553,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_dollar_signs_are_no_formulas(tmp_path: Path) -> None:
     group = Group(r"$\frac{$ and $x^$", "described", tuple(made(rules=("median",), seeds=(1,))))
     for name, figure in figures.draw(group):
-        figures.save(figure, tmp_path / name)
+        style.save(figure, tmp_path / name)
         break
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -19,7 +19,7 @@ from varangian import Experiment, run
 from varangian.cli_study import import_command, report_command, reproduce
 from varangian.outcomes import Outcome, Point, gather, write_runs
 from varangian.paper import PANELS, mean_gain, pairs, unattacked, verdicts
-from varangian.report import figures, report, report_results
+from varangian.report import figures, report, report_results, style
 from varangian.report.layout import Group, groups
 from varangian.report.legacy import import_runs, read_evaluations, read_study, read_table
 from varangian.report.page import render
@@ -102,7 +102,7 @@ def test_figures_in_both_formats_and_always_the_same(page: Path, tmp_path: Path)
     assert {n.split("-")[0] for n in names} == {"boxes", "curves", "ratios", "gains"}
     for name, outcomes in (("a", made()), ("b", list(reversed(made())))):
         [group] = groups(outcomes)
-        figures.save(figures.boxes(group, "0.5"), tmp_path / name)
+        style.save(figures.boxes(group, "0.5"), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
 

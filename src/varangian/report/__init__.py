@@ -9,12 +9,13 @@ from ..experiment import Result
 from ..files import make_folder, number, read_json, whole, write_whole
 from ..outcomes import Outcome, from_result, gather, write_csv
 from ..paper import Verdict, missing, verdicts
-from . import figures
-from .layout import Group, groups
+from . import figures, style
+from .layout import Group, by_batch_size, groups
 from .page import SweepRecord, render
 from .statistics import Summary, summarize
 
 MAX_RECORDS, MAX_RECORD = 1000, 2**16  # of sweeps: files, and bytes of each
+PAGE_DPI = 110  # of pictures within the page
 MAX_SIDE, MAX_PANELS, MAX_LINES = 100, 20_000, 3000  # of figures that can be drawn, and looked at
 __all__ = ["Summary", "report", "report_results", "summarize"]
 
@@ -53,9 +54,11 @@ def report(source: str | Path | Sequence[Outcome], out: str | Path | None = None
     pictures = []
     for group in found:
         for name, figure in figures.draw(group):
-            png, _ = figures.save(figure, drawn / name)
-            if name.startswith("boxes-max"):
-                pictures.append((group.title, png.read_bytes()))
+            style.save(figure, drawn / name)
+            if name.startswith(("boxes-max", "heat-max")):
+                pictures.append((group.title, style.png(figure, PAGE_DPI)))
+    for same in by_batch_size(found):
+        style.save(figures.by_noise(same), drawn / f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}")
     studies = {
         study: [p for g in found if g.study == study for p in g.pairs]
         for study in dict.fromkeys(g.study for g in found)

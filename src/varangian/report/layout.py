@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 from ..experiment import Experiment
 from ..outcomes import Outcome, attack_name, order, rate_text, rule_name
 from ..paper import Measure, Pair, accuracy, pairs, panel_of
 
-SERVER, WORKER = "#D55E00", "#0072B2"  # Okabe and Ito's colours, told apart by colour-blind readers
-COLOURS = {"server": SERVER, "worker": WORKER, "shared": "#009E73"}
-PLACES = {"server": "at the server (usual)", "worker": "at the workers (the paper)"}
+PLACES = {"server": "at the server", "worker": "at the workers"}
 ATTACKS = {"little": "Little", "empire": "Empire"}
 RULES = {
     "multi-krum": "Multi-Krum",
@@ -49,11 +47,68 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in rule, adversary, place and kind of momentum, learning rate and seed only: a figure a rate."""
+    """Runs that differ in rule, adversary, place and kind of momentum, learning rate and seed only: a figure a rate.
+
+    Attributes:
+        title: its name, and what tells it from others of the same name.
+        study: what it may be compared with, see ``Outcome.study``.
+        name: without what tells it apart; the title where nothing does.
+    """
 
     title: str
     study: str
     outcomes: tuple[Outcome, ...]
+    name: str = ""
+
+    @property
+    def example(self) -> Experiment:
+        """One of its experiments: what does not vary within a group is the same in all."""
+        return (self.attacked or self.outcomes)[0].experiment
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """What its runs were given, for a table: names and values, what varies as a list."""
+        e = self.example
+        columns = self.columns
+        clip = "none" if e.clip is None else f"{e.clip:g}"
+        found = [
+            ("data set", e.dataset),
+            ("model", e.model),
+            ("workers n", _listed(c.workers for c in columns)),
+            ("Byzantine, f tolerated", _listed(c.byzantine for c in columns)),
+            ("batch size", f"{e.batch_size}"),
+            ("steps", f"{e.steps:,}"),
+            ("learning rate", "; ".join(self.rates)),
+            ("momentum μ", f"{e.momentum:g}" + (f", dampening {e.dampening:g}" if e.dampening else "")),
+            ("clip", clip),
+            ("l2", f"{e.l2:g}"),
+            ("partition", str(e.partition)),
+            ("evaluated", f"every {e.evaluate_every} steps" if e.evaluate_every else "at the end"),
+            ("seeds", _listed(o.experiment.seed for o in self.outcomes)),
+            ("profile", e.profile),
+        ]
+        attackers = _listed(c.attackers for c in columns)
+        if attackers != _listed(c.byzantine for c in columns):
+            found.insert(4, ("attackers", attackers))
+        return found
+
+    @property
+    def shares(self) -> list[str]:
+        """Each once: "3 of 15 Byzantine"."""
+        return list(dict.fromkeys(c.share for c in self.columns))
+
+    @property
+    def origin(self) -> str:
+        """What its runs may be compared with."""
+        return "run by the paper's code" if self.study == "imported" else f"profile {self.study}"
+
+    def line(self, batch: bool = True) -> str:
+        """The settings in a line, without what figures say elsewhere; the batch size if wanted."""
+        e = self.example
+        clip = "" if e.clip is None else f", clip {e.clip:g}"
+        where = "" if str(e.partition) == "iid" else f", {e.partition}"
+        size = f"batch size {e.batch_size}, " if batch else ""
+        return f"{size}{e.steps:,} steps, momentum {e.momentum:g}{clip}, l2 {e.l2:g}{where}"
 
     @cached_property
     def attacked(self) -> list[Outcome]:
@@ -104,15 +159,15 @@ class Group:
         ]
 
     def reference(self, column: Column, nesterov: bool, rate: str) -> list[Outcome]:
-        """The unattacked runs of a box, a seed each."""
-        return [
+        """The runs of a box without attack: of the honest workers alone, averaged; else of the group's rules."""
+        calm = [
             o
             for o in self.outcomes
-            if o.experiment.attack is None
-            and rule_name(o.experiment) == "average"
-            and o.experiment.workers == column.workers - column.attackers
-            and (o.experiment.nesterov, rate_text(o.experiment)) == (nesterov, rate)
+            if o.experiment.attack is None and (o.experiment.nesterov, rate_text(o.experiment)) == (nesterov, rate)
         ]
+        honest = column.workers - column.attackers
+        averaged = [o for o in calm if rule_name(o.experiment) == "average" and o.experiment.workers == honest]
+        return averaged or [o for o in calm if o.experiment.workers in (honest, column.workers)]
 
 
 def column_of(e: Experiment) -> Column:
@@ -138,18 +193,63 @@ def groups(outcomes: Iterable[Outcome]) -> list[Group]:
         settings = asdict(o.experiment)
         key = (o.source, *(settings[f.name] for f in fields(Experiment) if f.name not in _VARIES))
         found.setdefault(key, []).append(o)
-    titled: dict[str, int] = {}
-    result = []
+    named: dict[tuple[str, str], list[Group]] = {}
     for members in found.values():
         panel = next((p for o in members if (p := panel_of(o.experiment)) is not None), None)
         e = members[0].experiment
-        title = panel.title if panel is not None else f"{e.dataset}, {e.model}"
-        again = titled[title + members[0].study] = titled.get(title + members[0].study, 0) + 1
-        name = title if again == 1 else f"{title} ({again}: {e.steps} steps, momentum {e.momentum:g}, {e.partition})"
-        group = Group(name, members[0].study, tuple(members))
+        name = panel.title if panel is not None else f"{e.dataset}, {e.model}"
+        group = Group(name, members[0].study, tuple(members), name)
         if group.attacked:
-            result.append(group)
-    return result
+            named.setdefault((name, group.study), []).append(group)
+    return [group for same in named.values() for group in _told_apart(same)]
+
+
+def _told_apart(same: Sequence[Group]) -> list[Group]:
+    """Groups of one name, in the order of the settings that differ, which their titles say."""
+    settings = [asdict(g.example) for g in same]
+    fixed = [f.name for f in fields(Experiment) if f.name not in _VARIES]
+    differ = [name for name in fixed if len({str(s[name]) for s in settings}) > 1]
+    said = [", ".join(_words(name, s[name]) for name in differ) for s in settings]
+    titled = [
+        replace(group, title=f"{group.name}, {words}" if words else group.title)
+        for group, words in zip(same, said, strict=True)
+    ]
+    return sorted(titled, key=lambda g: [_order(asdict(g.example)[name]) for name in differ])
+
+
+def _words(name: str, value: object) -> str:
+    shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{shown} steps" if name == "steps" else f"{name.replace('_', ' ')} {shown}"
+
+
+def _order(value: object) -> tuple[float, str]:
+    return (float(value), "") if isinstance(value, (int, float)) else (0.0, str(value))
+
+
+def _listed(values: Iterable[int]) -> str:
+    """Each once, in order; the first and the last of many."""
+    found = sorted(set(values))
+    if len(found) > 6:
+        return f"{found[0]} to {found[-1]} ({len(found)} of them)"
+    return ", ".join(f"{v:,}" for v in found)
+
+
+def noise(group: Group) -> float | None:
+    """The mean variance-norm ratio of honest gradients at the first step, over the runs without attack."""
+    first = [o.curve[0].ratio for o in group.outcomes if o.experiment.attack is None and o.curve]
+    known = [ratio for ratio in first if ratio is not None]
+    return statistics.fmean(known) if known else None
+
+
+def by_batch_size(found: Sequence[Group]) -> list[list[Group]]:
+    """Groups that differ in the batch size and nothing else: at least two of them, each with pairs."""
+    alike: dict[tuple[object, ...], list[Group]] = {}
+    for g in found:
+        settings = asdict(g.example)
+        fixed = (settings[f.name] for f in fields(Experiment) if f.name not in (*_VARIES, "batch_size"))
+        if g.pairs:
+            alike.setdefault((g.study, *fixed, *g.rates[:1], *g.kinds[:1], *g.columns), []).append(g)
+    return [members for members in alike.values() if len(members) > 1]
 
 
 def middle(outcomes: Sequence[Outcome], measure: Measure) -> float | None:
