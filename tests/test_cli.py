@@ -493,14 +493,34 @@ def test_as_a_program_of_its_own(tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
-def test_the_demo_ends_with_the_report(varangian, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for name in ("ATTACKED", "UNATTACKED"):
-        monkeypatch.setattr(demo, name, replace(getattr(demo, name), steps=3))
+@pytest.fixture
+def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "ATTACKED", replace(demo.ATTACKED, steps=3))
     monkeypatch.setattr(demo, "SEEDS", (1,))
+    monkeypatch.setattr(demo, "BATCHES", (2, 16))
+
+
+def test_the_demo_ends_with_the_report(varangian, short_demo: None, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     ended = varangian("demo", "--out", "here")
     assert ended.status == 0, ended.err
     assert all(rule in ended.out for rule in demo.RULES)
-    assert "25 runs" in ended.out
-    assert "12 pairs" in (tmp_path / "here" / "report.html").read_text().replace("</b><span>", " ")
+    assert "50 runs" in ended.out
+    table, _ = ended.out.split("\n50 runs")
+    assert table.isascii()
+    assert all(len(line) <= 80 and line == line.rstrip() for line in table.splitlines())
+    assert (tmp_path / "here" / "report.html").read_text().replace("</b><span>", " ").count(">12 pairs") == 2
     assert (tmp_path / "here" / "claims.csv").exists()
-    assert list((tmp_path / "here" / "figures").glob("boxes-max-*.png"))
+    assert len(list((tmp_path / "here" / "figures").glob("boxes-max-*.png"))) == 2
+    assert len(list((tmp_path / "here" / "figures").glob("noise-*.png"))) == 1
+
+
+def test_the_demo_for_machines(varangian, short_demo: None) -> None:  # type: ignore[no-untyped-def]
+    ended = varangian("demo", "--json")
+    assert ended.status == 0, ended.err
+    found = json.loads(ended.out)
+    assert found["settings"]["steps"] == 3
+    assert len(found["cells"]) == 2 * 2 * 6
+    assert {n["batch_size"] for n in found["without_attack"]} == {2, 16}
+    assert Path(found["report"]).name == "report.html"
+    for cell in found["cells"]:
+        assert cell["gain"] == pytest.approx(cell["workers"] - cell["server"])

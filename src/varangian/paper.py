@@ -450,11 +450,11 @@ def of_the_paper(pairs: Sequence[Pair]) -> bool:
 
 def missing(outcomes: Iterable[Outcome], seeds: Sequence[int] = SEEDS) -> dict[str, tuple[int, int]]:
     """For each panel and profile of which there is any run: how many of its runs are there, and how many it has."""
-    counted: dict[str, tuple[int, int]] = {}
+    done: dict[str, int] = {}
+    panels: dict[str, Panel] = {}
     for o in outcomes:
         panel = panel_of(o.experiment)
         if panel is not None and o.experiment.seed in seeds:
             key = f"{panel.name}, {o.study}"
-            done = counted.get(key, (0, 0))[0] + 1
-            counted[key] = done, len(panel.experiments(seeds[:1])) * len(seeds)
-    return counted
+            done[key], panels[key] = done.get(key, 0) + 1, panel
+    return {key: (done[key], len(panel.experiments(seeds[:1])) * len(seeds)) for key, panel in panels.items()}
