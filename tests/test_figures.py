@@ -21,8 +21,8 @@ from varangian.outcomes import Outcome
 from varangian.report import figures, style
 from varangian.report.layout import Group, by_batch_size, groups
 
-RULES = ("centered-clipping", "median", "trimmed-mean", "phocas", "meamed", "bulyan", "krum", "multi-krum", "cge", "aksel",
-         "monna", "geometric-median", "medoid", "caf")  # fmt: skip
+RULES = ("centered-clipping", "median", "trimmed-mean", "phocas", "meamed", "bulyan", "krum", "multi-krum", "cge",
+         "aksel", "monna", "geometric-median", "medoid", "caf")  # fmt: skip
 LONG = "nnm + centered-clipping(iterations=5, tau=0.123456)"
 
 

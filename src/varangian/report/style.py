@@ -29,7 +29,11 @@ SIZE, SMALL, TITLE = 8.0, 7.0, 8.5  # points
 LINE = 1.25  # from one line of text to the next, in heights of letters
 EDGE = 0.06  # inches that stay free on all sides
 
+_LOOKS = ("axes", "boxplot", "figure", "font", "grid", "hatch", "legend", "lines", "markers", "mathtext", "patch", "path",
+          "pdf", "savefig", "text", "xtick", "ytick")  # fmt: skip
 STYLE = {
+    # All that a user may have set goes first.
+    **{name: value for name, value in matplotlib.rcParamsDefault.items() if name.split(".")[0] in _LOOKS},
     "font.family": ["DejaVu Sans"],
     "font.size": SIZE,
     "text.usetex": False,
