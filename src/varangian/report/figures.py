@@ -6,11 +6,12 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 from math import ceil, floor
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Rectangle
 
 from ..outcomes import Outcome, condition, rate_text, rule_name
 from ..paper import Measure, Pair, accuracy, mean_gain
@@ -36,7 +37,7 @@ from .style import (
 MEASURE = {"max": "maximum accuracy on the test set, %", "final": "final accuracy on the test set, %"}
 COLOURS = {"server": SERVER, "worker": WORKER, "shared": "#009E73"}
 MARKERS = {"server": "o", "worker": "D"}
-STYLES = {"server": "-", "worker": "--"}
+STYLES: dict[str, Literal["-", "--"]] = {"server": "-", "worker": "--"}
 SHAPES = "osD^vP*X<>ph"  # of rules in a box
 ACROSS = 4  # panels side by side
 DOWN = 8  # rows of panels in a figure
@@ -489,9 +490,7 @@ def heat(group: Group, rate: str, nesterov: bool, columns: Sequence[Column], mea
     return found.figure
 
 
-def _cell(x: int, y: int, depth: float) -> Patch:
-    from matplotlib.patches import Rectangle
-
+def _cell(x: int, y: int, depth: float) -> Rectangle:
     light, dark = (0.93, 0.95, 0.98), (0.0, 0.27, 0.45)
     colour = tuple(a + (b - a) * depth for a, b in zip(light, dark, strict=True))
     return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from contextlib import ContextDecorator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ..files import write_whole
 
@@ -29,8 +30,10 @@ SIZE, SMALL, TITLE = 8.0, 7.0, 8.5  # points
 LINE = 1.25  # from one line of text to the next, in heights of letters
 EDGE = 0.06  # inches that stay free on all sides
 
-_LOOKS = ("axes", "boxplot", "figure", "font", "grid", "hatch", "legend", "lines", "markers", "mathtext", "patch", "path",
-          "pdf", "savefig", "text", "xtick", "ytick")  # fmt: skip
+_LOOKS = (
+    *("axes", "boxplot", "figure", "font", "grid", "hatch", "legend", "lines", "markers", "mathtext", "patch", "path"),
+    *("pdf", "savefig", "text", "xtick", "ytick"),
+)
 STYLE = {
     # All that a user may have set goes first.
     **{name: value for name, value in matplotlib.rcParamsDefault.items() if name.split(".")[0] in _LOOKS},
@@ -67,9 +70,11 @@ STYLE = {
 }
 
 
-def house() -> ContextDecorator:
+@contextmanager
+def house() -> Iterator[None]:
     """Inside, figures are made and saved in this style, whatever the user's own settings of matplotlib are."""
-    return matplotlib.rc_context(STYLE)  # type: ignore[return-value]  # a generator's context manager is one
+    with matplotlib.rc_context(STYLE):
+        yield
 
 
 def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
@@ -173,7 +178,7 @@ def sheet(
     names: Sequence[str] = (),
     left: float = 0.35,
     below: float = 0.2,
-    legend: Sequence[tuple[object, str]] = (),
+    legend: Sequence[tuple[Artist, str]] = (),
     width: float = WIDE,
     gap: float = 0.1,
     between: float = 0.1,
@@ -254,8 +259,8 @@ def sheet(
     return Sheet(figure, panels)
 
 
-def _legend_rows(legend: Sequence[tuple[object, str]], width: float) -> list[list[tuple[object, str]]]:
-    rows: list[list[tuple[object, str]]] = []
+def _legend_rows(legend: Sequence[tuple[Artist, str]], width: float) -> list[list[tuple[Artist, str]]]:
+    rows: list[list[tuple[Artist, str]]] = []
     used = width
     for handle, label in legend:
         label = _cut(label, width - 0.4, SMALL, False)
@@ -292,7 +297,7 @@ def logarithmic(panel: Axes, axis: str, ticks: int = 4) -> None:
     which = panel.xaxis if axis == "x" else panel.yaxis
     which.set_major_locator(LogLocator(10, numticks=ticks))
     which.set_major_formatter(FuncFormatter(power))
-    which.set_minor_locator(matplotlib.ticker.NullLocator())
+    which.set_minor_locator(NullLocator())
 
 
 def steps_along(found: Sheet, last: float, ticks: int = 3) -> None:
@@ -303,8 +308,10 @@ def steps_along(found: Sheet, last: float, ticks: int = 3) -> None:
     first.set_xticks([t for t in places if 0 <= t <= last])
     first.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for panel in found.panels[-1]:
-        for label, side in _ends(panel.get_xticklabels(), "left", "right"):
-            label.set_horizontalalignment(side)
+        labels = panel.get_xticklabels()
+        if len(labels) > 1:
+            labels[0].set_horizontalalignment("left")
+            labels[-1].set_horizontalalignment("right")
 
 
 def per_cent_up(found: Sheet) -> None:
@@ -313,12 +320,9 @@ def per_cent_up(found: Sheet) -> None:
     first.set_ylim(0, 100)
     first.set_yticks([0, 25, 50, 75, 100])
     for row in found.panels:
-        for label, side in _ends(row[0].get_yticklabels(), "bottom", "top"):
-            label.set_verticalalignment(side)
-
-
-def _ends(labels: Sequence[Text], first: str, last: str) -> list[tuple[Text, str]]:
-    return [(labels[0], first), (labels[-1], last)] if len(labels) > 1 else []
+        labels = row[0].get_yticklabels()
+        labels[0].set_verticalalignment("bottom")
+        labels[-1].set_verticalalignment("top")
 
 
 def plain_numbers(panel: Axes, axis: str, ticks: int = 5) -> None:
