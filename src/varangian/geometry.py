@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from . import kernels
+from .kernels.runtime import jit
 
 TIE = 1e-12  # relative: scores so close are equal, and the tie is broken by the vectors' values
 ROUNDING = 2e-7  # relative: how far off a squared distance may be (its float32 squares were added in float32 lanes)
@@ -386,10 +386,7 @@ def _refined(ranks: np.ndarray, rows: np.ndarray) -> np.ndarray:
         ranks = np.unique(np.stack([ranks, values]), axis=1, return_inverse=True)[1].reshape(-1)
 
 
-_jit = njit(nogil=True, cache=True, boundscheck=False)
-
-
-@_jit
+@jit
 def _over_all(weights, points):  # type: ignore[no-untyped-def]
     """Weights [m, n] of points as [m+e+1, n+e+1], the extra ones and the origin included, and whether one is < 0."""
     m, n = weights.shape
@@ -407,7 +404,7 @@ def _over_all(weights, points):  # type: ignore[no-untyped-def]
     return combined, signed
 
 
-@_jit
+@jit
 def _distances(product, sizes):  # type: ignore[no-untyped-def]
     """a D b - (a D a + b D b) / 2 of all a, b, and the same with sizes and plus signs; symmetric to the last bit."""
     p = product.shape[0]
@@ -422,7 +419,7 @@ def _distances(product, sizes):  # type: ignore[no-untyped-def]
     return squared, terms
 
 
-@_jit
+@jit
 def _scaled(known, scales):  # type: ignore[no-untyped-def]
     """As _mixed, for scaled points: ||s x - t y||^2 = s t ||x - y||^2 + (s - t) (s ||x||^2 - t ||y||^2)."""
     p, n = known.shape[0], scales.size
@@ -440,7 +437,7 @@ def _scaled(known, scales):  # type: ignore[no-untyped-def]
     return squared, terms
 
 
-@_jit
+@jit
 def _coordinates(inner):  # type: ignore[no-untyped-def]
     """[n, n] positions of points with the given inner products: Cholesky's factor, the longest rest first.
 

@@ -15,16 +15,41 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, share
+from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, panels, share
 
 SORT_WIDTH = 128  # columns per block of a sorting network or a mixing: 51 rows of float32 are 26 KiB
 LANES = 64 if get_host_cpu_features().get("avx512f") else 32  # bytes of a vector register
 AHEAD = 512  # bytes: how far ahead of a sort in registers a row is asked for
 REGISTER_ROWS = 128  # so many rows at most are sorted in registers, and the stack behind them: 1 to 3 s to compile
 WORTH = 1 << 20  # so many numbers at least: below, compiling for this n and these ranks would not be worth it
+DENOMINATORS = np.arange(1, 1 << 13)  # that weights are looked for as fractions of
 FULL = 0.25  # the share of non-zero weights from which mixtures are made four at a time, zeros included
 
 # ---------------------------------------------------------------------------------------------- weighted sums
+
+
+def as_counts(weights: np.ndarray, dtype: torch.dtype) -> tuple[np.ndarray, float]:
+    """Weights that are fractions of a small common denominator, as multiples of one number, and what their sums are to
+    be divided by: so that the mean of 1, 4 and 7 is 4. Others as they are, and 1.
+
+    Multiples are whole numbers; of float64 so small a power of two that no sum overflows where the mean does not.
+    """
+    values = np.unique(weights[weights != 0])
+    denominator = 1
+    while values.size and np.isfinite(values).all():
+        counts = values * denominator
+        wrong = np.abs(counts - np.rint(counts)) > 2e-14 * np.abs(counts)
+        if not wrong.any():
+            unit = 1.0
+            if dtype == torch.float64:
+                unit = 2.0 ** -np.ceil(np.log2(max(1.0, denominator * np.abs(weights).sum(-1).max())))
+            return np.rint(weights * denominator) * unit, denominator * unit
+        several = counts[np.argmax(wrong)] * DENOMINATORS[: DENOMINATORS.size // denominator]
+        found = np.flatnonzero(np.abs(several - np.rint(several)) <= 2e-14 * np.abs(several))
+        if not found.size:
+            break
+        denominator *= int(found[0]) + 1
+    return weights, 1.0
 
 
 @jit
@@ -34,7 +59,7 @@ def _vector(x, extra, i, start, stop):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _weighted(x, extra, rows, weights, start, stop, total, out):  # type: ignore[no-untyped-def]
+def _weighted(x, extra, rows, weights, divisor, start, stop, total, out):  # type: ignore[no-untyped-def]
     # Four rows at a time; the last group is filled up with its own first row at weight zero.
     width = total.size
     for s in range(start, stop, width):
@@ -52,7 +77,7 @@ def _weighted(x, extra, rows, weights, start, stop, total, out):  # type: ignore
             for k in range(t - s):
                 total[k] += w0 * a0[k] + w1 * a1[k] + w2 * a2[k] + w3 * a3[k]
         for k in range(t - s):
-            out[s + k] = total[k]
+            out[s + k] = total[k] / divisor
 
 
 class _Mixture(NamedTuple):
@@ -65,9 +90,10 @@ class _Mixture(NamedTuple):
     offsets: np.ndarray  # of every mixture, where its weights begin that are not zero, [m + 1],
     places: np.ndarray  # the vectors that they belong to,
     factors: np.ndarray  # and the weights
+    divisor: float  # what sums are divided by
 
     @classmethod
-    def of(cls, table: np.ndarray) -> _Mixture:
+    def of(cls, table: np.ndarray, divisor: float = 1.0) -> _Mixture:
         used = table != 0
         counts = used.sum(1)
         together = np.flatnonzero(counts > 1)
@@ -78,7 +104,7 @@ class _Mixture(NamedTuple):
         weights[: together.size, : sources.size] = table[np.ix_(together, sources)]
         alone = np.setdiff1d(np.arange(len(table)), together)
         offsets, factors = np.append(0, np.cumsum(counts)), table[used].astype(np.float64)
-        return cls(together, sources, weights, alone, offsets, np.nonzero(used)[1], factors)
+        return cls(together, sources, weights, alone, offsets, np.nonzero(used)[1], factors, divisor)
 
 
 @jit
@@ -115,7 +141,7 @@ def _mix_one(x, extra, mixture, i, start, stop, total, out):  # type: ignore[no-
         for k in range(width):
             total[k] += weight * source[k]
     for k in range(width):
-        out[k] = total[k]
+        out[k] = total[k] / mixture.divisor
 
 
 @jit
@@ -129,6 +155,9 @@ def _mix(x, extra, mixture, start, stop, total, out):  # type: ignore[no-untyped
         for j in range(min(4, mixture.together.size - first)):
             i, made = mixture.together[first + j], total[j * SORT_WIDTH : j * SORT_WIDTH + width]
             target, wrong = out[i], 0
+            if mixture.divisor != 1:
+                for k in range(width):
+                    made[k] /= mixture.divisor
             for k in range(width):
                 target[k] = made[k]
                 wrong |= not (abs(made[k]) < np.inf)
@@ -143,15 +172,15 @@ def _mix_rows(x, extra, mixture, start, stop, total, out):  # type: ignore[no-un
         _mix(x, extra, mixture, s, t, total, out[:, s:t])
 
 
-def _mixed_rows(x: Tensor, extra: Tensor | None, table: np.ndarray, out: np.ndarray) -> Tensor:
+def _mixed_rows(x: Tensor, extra: Tensor | None, mixture: _Mixture, out: np.ndarray) -> Tensor:
     a, b = as_rows(x), as_rows(x[:0] if extra is None else extra)
-    mixture, d = _Mixture.of(table), x.shape[1]
+    d = x.shape[1]
     size, count = chunks(d, SORT_WIDTH, 16)
 
     def task(c: int) -> None:
         _mix_rows(a, b, mixture, c * size, min(d, (c + 1) * size), np.empty(5 * SORT_WIDTH), out)
 
-    share(task, count, table.shape[0] * d)
+    share(task, count, out.size)
     return torch.from_numpy(out)
 
 
@@ -163,8 +192,9 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
     d = x.shape[1]
     if weights.ndim == 2:
         out = x.new_empty(weights.shape[0], d)
-        if is_native(x):
-            return _mixed_rows(x, extra, weights, out.numpy())
+        if is_native(x):  # what is rounded to float32 needs no more exactness than weights have
+            mixture = _Mixture.of(*as_counts(weights, x.dtype)) if x.dtype == torch.float64 else _Mixture.of(weights)
+            return _mixed_rows(x, extra, mixture, out.numpy())
         for row, target in zip(weights, out, strict=True):
             target.copy_(weighted_rows(x, row, extra))
         return out
@@ -174,36 +204,46 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
     if used.size == 1 and weights[used[0]] == 1:
         source = x[used[0]] if used[0] < x.shape[0] else extra[used[0] - x.shape[0]]  # type: ignore[index]
         return source.detach().clone()
-    factors = weights[used].astype(np.float64)
-    if is_native(x):
-        a, b = as_rows(x), as_rows(x[:0] if extra is None else extra)
-        result = np.empty(d, a.dtype)
-        size, count = chunks(d, STREAM_WIDTH, 16)
-
-        def task(c: int) -> None:
-            scratch = np.empty(min(STREAM_WIDTH, d))
-            _weighted(a, b, used, factors, c * size, min(d, (c + 1) * size), scratch, result)
-
-        share(task, count, used.size * d)
-        return torch.from_numpy(result)
+    factors, divisor = as_counts(weights[used].astype(np.float64), x.dtype)
+    if is_native(x) or is_half(x):
+        parts = []
+        for s, t in panels(x):
+            a, b = as_rows(x[:, s:t]), as_rows(x[:0, s:t] if extra is None else extra[:, s:t])
+            parts.append(torch.from_numpy(_weighted_sum(a, b, used, factors, divisor)).to(x.dtype))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     out = x.new_empty(d)
     device_weights = torch.from_numpy(factors).to(x.device)
     index = torch.from_numpy(used).to(x.device)
     for s in range(0, d, PANEL):
         panel = x[:, s : s + PANEL] if extra is None else torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
-        out[s : s + PANEL] = (device_weights @ panel[index].double()).to(x.dtype)
+        out[s : s + PANEL] = (device_weights @ panel[index].double() / divisor).to(x.dtype)
     return out
+
+
+def _weighted_sum(
+    x: np.ndarray, extra: np.ndarray, used: np.ndarray, factors: np.ndarray, divisor: float
+) -> np.ndarray:
+    d = x.shape[1]
+    result = np.empty(d, x.dtype)
+    size, count = chunks(d, STREAM_WIDTH, 16)
+
+    def task(c: int) -> None:
+        scratch = np.empty(min(STREAM_WIDTH, d))
+        _weighted(x, extra, used, factors, divisor, c * size, min(d, (c + 1) * size), scratch, result)
+
+    share(task, count, used.size * d)
+    return result
 
 
 def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, start: int, stop: int) -> Tensor:
     """Columns start..stop of weighted_rows for weights [m, n+e], not rounded: [m, stop - start] in float64."""
     panel = x[:, start:stop]
     others = panel[:0] if extra is None else extra[:, start:stop]
-    if not is_native(x):
-        used = np.flatnonzero((table != 0).any(0))
-        sources = torch.cat([panel, others])[torch.from_numpy(used).to(x.device)].double()
-        return torch.from_numpy(np.ascontiguousarray(table[:, used])).to(x.device) @ sources
-    return _mixed_rows(panel, others, table, np.empty((table.shape[0], stop - start)))
+    if is_native(x) or is_half(x):
+        return _mixed_rows(panel, others, _Mixture.of(table), np.empty((table.shape[0], stop - start)))
+    used = np.flatnonzero((table != 0).any(0))
+    sources = torch.cat([panel, others])[torch.from_numpy(used).to(x.device)].double()
+    return torch.from_numpy(np.ascontiguousarray(table[:, used])).to(x.device) @ sources
 
 
 # ----------------------------------------------------------------------------------------------------- ranks
@@ -273,15 +313,41 @@ def network(n: int, low: int, high: int) -> tuple[tuple[int, int], ...]:
     return tuple(kept[::-1])
 
 
+class _Statistic(NamedTuple):
+    """What is asked of a sorted column: the mean of ranks low..high-1, or of the ``window`` values closest to that.
+
+    Of two values equally close the lower one is kept, so what decides is asked without a quotient, and of values as
+    they are: a window moves up past a, for b, while (a + b) (high - low) < 2 (the sum of the ranks). Mixtures are sums
+    of products, each rounded; so close to equality theirs count as equal.
+    """
+
+    low: int
+    high: int
+    window: int  # 0: none
+    scale: float  # of the values before they are added: of float64 so small a power of two that nothing overflows
+    up: float  # what decides counts as equal where these factors
+    down: float  # make it so
+    divisor: float  # what the values are to be divided by
+    total: float  # what the sum of scaled values that is the answer is to be divided by
+
+    @classmethod
+    def of(cls, m: int, low: int, high: int, window: int, wide: bool, terms: int, divisor: float) -> _Statistic:
+        """Of m values, float64 ones or not, each a sum of so many terms."""
+        scale = 2.0 ** -int(2 * m).bit_length() if wide else 1.0
+        slack = 16 * terms * 2.0**-53
+        return cls(low, high, window, scale, 1 + slack, 1 - slack, divisor, (window or high - low) * scale * divisor)
+
+
 @intrinsic
-def _sort_lanes(typingctx, bases, plan, column, most, place, out):  # type: ignore[no-untyped-def]
+def _sort_lanes(typingctx, bases, plan, column, most, place, out, up, down, total):  # type: ignore[no-untyped-def]
     """The statistic of LANES bytes' worth of columns from ``column`` on, without leaving the registers, to out[place].
 
-    ``bases`` are the addresses of the rows; ``plan`` four tuples of nothing whose lengths are n, low, high and window,
-    so that the compiler knows them; ``most`` keeps the largest magnitudes seen. Lines needed soon are asked for.
+    ``bases`` are the addresses of the rows; ``plan`` five tuples of nothing whose lengths are n, low, high, window and
+    whether the values are mixtures, so that the compiler knows them; ``most`` keeps the largest magnitudes seen, and
+    has the type of the values' bits. Lines needed soon are asked for.
     """
-    n, low, high, window = (part.count for part in plan.types)
-    width = out.dtype.bitwidth
+    n, low, high, window, mixed = (part.count for part in plan.types)
+    width, narrow = most.dtype.bitwidth, out.dtype.bitwidth == 32
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         number, size = ir.IntType(64), width // 8
@@ -290,9 +356,15 @@ def _sort_lanes(typingctx, bases, plan, column, most, place, out):  # type: igno
         floats = ir.VectorType(ir.FloatType() if width == 32 else double, lanes)
         word, pointer = ir.IntType(32), vector.as_pointer()
         parts = [range(lanes)] if width == 64 else [range(lanes // 2), range(lanes // 2, lanes)]
+        part = ir.VectorType(double, len(parts[0]))
+        given = ir.VectorType(ir.IntType(32 if narrow else 64), lanes)
 
         def constant(value: float, kind: ir.VectorType = vector) -> ir.Constant:
             return ir.Constant(kind, [value] * kind.count)
+
+        def everywhere(value: ir.Value) -> ir.Value:
+            one = builder.insert_element(ir.Constant(part, ir.Undefined), value, word(0))
+            return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(word, part.count), [0] * part.count))
 
         def operation(name: str):  # type: ignore[no-untyped-def]
             kind = ir.FunctionType(vector, [vector, vector])
@@ -308,27 +380,36 @@ def _sort_lanes(typingctx, bases, plan, column, most, place, out):  # type: igno
         def shuffled(a: ir.Value, b: ir.Value, order: Sequence[int]) -> ir.Value:
             return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(word, len(order)), list(order)))
 
-        def wide(r: int) -> list[ir.Value]:  # the values of a rank in float64
+        def wide(r: int) -> list[ir.Value]:  # the values of a rank in float64, scaled
             if r not in widened:
                 value = builder.bitcast(key(ranked(r)), floats)
-                kinds = [ir.VectorType(double, len(order)) for order in parts]
-                widened[r] = [value] if width == 64 else [
-                    builder.fpext(shuffled(value, value, order), kind) for order, kind in zip(parts, kinds, strict=True)
-                ]  # fmt: skip
+                widened[r] = (
+                    [builder.fmul(value, constant(scale, part))]
+                    if width == 64
+                    else [builder.fpext(shuffled(value, value, order), part) for order in parts]
+                )
             return widened[r]
 
-        def scaled_sum(start: Sequence[ir.Value], scale: float, terms: Sequence[ir.Value]) -> list[ir.Value]:
-            kinds = [ir.VectorType(double, len(order)) for order in parts]
-            scaled = [builder.fmul(constant(scale, kind), b) for kind, b in zip(kinds, terms, strict=True)]
-            return [builder.fadd(a, b) for a, b in zip(start, scaled, strict=True)]
+        def added(start: Sequence[ir.Value], terms: Sequence[ir.Value]) -> list[ir.Value]:
+            return [builder.fadd(a, b) for a, b in zip(start, terms, strict=True)]
 
         def select(chosen: list[ir.Value], first: list[ir.Value], second: list[ir.Value]) -> list[ir.Value]:
             return [builder.select(c, a, b) for c, a, b in zip(chosen, first, second, strict=True)]
 
+        def lifted(value: ir.Value, over: ir.Value, under: ir.Value) -> ir.Value:  # the greater of the products
+            a, b = builder.fmul(value, over), builder.fmul(value, under)
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def lowered(value: ir.Value, over: ir.Value, under: ir.Value) -> ir.Value:
+            a, b = builder.fmul(value, over), builder.fmul(value, under)
+            return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+        scale = _Statistic.of(n, low, high, window, width == 64, 0, 1.0).scale
         least, greatest, unsigned = operation("smin"), operation("smax"), operation("umax")
         shift, mask = constant(width - 1), constant((1 << (width - 1)) - 1)
         rows, largest = data(0), builder.bitcast(data(3), pointer)
         offset = builder.mul(arguments[2], ir.Constant(number, size))
+        over, under, divisor = (everywhere(argument) for argument in arguments[6:])
         magnitude = builder.load(largest, align=size)
         values: dict[int, ir.Value] = {}
         widened: dict[int, list[ir.Value]] = {}
@@ -346,37 +427,48 @@ def _sort_lanes(typingctx, bases, plan, column, most, place, out):  # type: igno
         for i, j in network(n, *((0, n) if window else (low, high))):
             a, b = ranked(i), ranked(j)
             values[i], values[j] = least(a, b), greatest(a, b)
-        if high - low == 1 and not window:
-            result = key(ranked(low))
+        if high - low == 1 and not window and not mixed:
+            answer = key(ranked(low))
         else:
-            zero = [constant(0.0, ir.VectorType(double, len(order))) for order in parts]
-            center = zero
+            center = [constant(0.0, part) for _ in parts]
             for r in range(low, high):
-                center = scaled_sum(center, 1 / (high - low), wide(r))
+                center = added(center, wide(r))
             if window:  # as in _closest
                 twice, drop = [builder.fadd(c, c) for c in center], n - window
-                center, kept = zero, [wide(r) for r in range(window)] if window < drop else []
+                if mixed:
+                    twice = [lowered(c, over, under) for c in twice]
+                ranks = constant(float(high - low), part)
+                center, kept = [constant(0.0, part) for _ in parts], []
+                if window < drop:
+                    kept = [wide(r) for r in range(window)]
                 for s in range(drop):
-                    pairs = list(zip(wide(s), wide(s + window), strict=True))
-                    nearer = [
-                        builder.fcmp_ordered("<", builder.fadd(*pair), c) for pair, c in zip(pairs, twice, strict=True)
-                    ]
+                    nearer = []
+                    for a, b, c in zip(wide(s), wide(s + window), twice, strict=True):
+                        if mixed:
+                            a, b = lifted(a, over, under), lifted(b, over, under)
+                        both = builder.fadd(a, b)
+                        if high - low > 1:
+                            both = builder.fmul(both, ranks)
+                        nearer.append(builder.fcmp_ordered("<", both, c))
                     if window < drop:  # the window as a whole moves up, where it does
                         kept = [select(nearer, wide(s + 1 + k), kept[k]) for k in range(window)]
                     else:  # then one of the two is in the window, and what lies between them too
-                        center = scaled_sum(center, 1 / window, select(nearer, wide(s + window), wide(s)))
+                        center = added(center, select(nearer, wide(s + window), wide(s)))
                 for terms in kept or [wide(r) for r in range(drop, window)]:
-                    center = scaled_sum(center, 1 / window, terms)
-            if width == 32:
-                kind = ir.VectorType(ir.FloatType(), lanes // 2)
-                center = [shuffled(*(builder.fptrunc(c, kind) for c in center), range(lanes))]
-            result = builder.bitcast(center[0], vector)
-        into = builder.gep(data(5), [arguments[4]])
-        builder.store(result, builder.bitcast(into, pointer), align=size)
+                    center = added(center, terms)
+            result = [builder.fdiv(c, divisor) for c in center]
+            if narrow:
+                kind = ir.VectorType(ir.FloatType(), part.count)
+                result = [builder.fptrunc(c, kind) for c in result]
+                if width == 32:
+                    result = [shuffled(result[0], result[1], range(lanes))]
+            answer = builder.bitcast(result[0], given)
+        into = builder.bitcast(builder.gep(data(5), [arguments[4]]), given.as_pointer())
+        builder.store(answer, into, align=4 if narrow else 8)
         builder.store(magnitude, largest, align=size)
         return context.get_dummy_value()
 
-    return types.void(bases, plan, column, most, place, out), generate
+    return types.void(bases, plan, column, most, place, out, up, down, total), generate
 
 
 @jit
@@ -421,47 +513,51 @@ def _walk(block, left, right, bits, start, stop):  # type: ignore[no-untyped-def
 
 
 @jit
-def _closest(values, window, width, center, chosen):  # type: ignore[no-untyped-def]
-    """Per column the mean of the ``window`` sorted values nearest to the centre: they are contiguous.
+def _closest(values, statistic, width, center, chosen):  # type: ignore[no-untyped-def]
+    """Per column the scaled sum of the ``window`` sorted values nearest to the centre: they are contiguous.
 
     Starting at rank 0 the window slides up past s while the value that enters is strictly nearer than the one that
-    leaves, so ties keep the lower value: while their sum is less than twice the centre.
+    leaves, so ties keep the lower value. ``center`` comes as the scaled sum of the ranks.
     """
-    m = values.shape[0]
-    drop, share = m - window, 1.0 / window
+    m, window, scale, up, down = values.shape[0], statistic.window, statistic.scale, statistic.up, statistic.down
+    drop, ranks = m - window, float(statistic.high - statistic.low)
     slid, total = chosen[0], chosen[1]
     slid[:width] = 0
     total[:width] = 0
+    for k in range(width):
+        twice = 2 * center[k]
+        center[k] = twice * down if twice > 0 else twice * up
     for s in range(drop):
         low, high = values[s], values[s + window]
-        if window >= drop:  # then one of the two is in the window, and what lies between them too
-            for k in range(width):
-                a, b = np.float64(low[k]), np.float64(high[k])
-                total[k] += share * (b if a + b < center[k] + center[k] else a)
-        else:
-            for k in range(width):
-                slid[k] += 1.0 if np.float64(low[k]) + np.float64(high[k]) < center[k] + center[k] else 0.0
-    if window >= drop:
+        for k in range(width):
+            a, b = scale * low[k], scale * high[k]
+            both = (a * up if a > 0 else a * down) + (b * up if b > 0 else b * down)
+            moves = both * ranks < center[k]
+            slid[k] += 1.0 if moves else 0.0
+            total[k] += b if moves else a  # of use only where one of the two is in the window
+    if window >= drop:  # then what lies between them is in the window too
         for r in range(drop, window):
             row = values[r]
             for k in range(width):
-                total[k] += share * row[k]
+                total[k] += scale * row[k]
     else:
+        total[:width] = 0
         for r in range(m):
             row = values[r]
             for k in range(width):
-                total[k] += share * row[k] if slid[k] <= r and r < slid[k] + window else 0.0
+                total[k] += scale * row[k] if slid[k] <= r and r < slid[k] + window else 0.0
     for k in range(width):  # copying a slice would compile the message of a shape error, for seconds
         center[k] = total[k]
 
 
 @jit
 def _columns(
-    x, bits, mixture, mixes, left, right, low, high, window, shift, mask, infinity,
+    x, bits, mixture, mixes, left, right, statistic, shift, mask, infinity,
     start, stop, block, values, scratch, bad, out,
 ):  # fmt: skip  # type: ignore[no-untyped-def]
-    """Columns start..stop of the statistic: rank mean, then perhaps the mean of the values closest to it."""
+    """Columns start..stop of the statistic."""
     m, size = block.shape
+    low, high, window = statistic.low, statistic.high, statistic.window
     center = scratch[0]
     for s in range(start, stop, size):
         width = min(size, stop - s)
@@ -476,24 +572,23 @@ def _columns(
         first_row, last_row = (0, m) if window > 0 else (low, high)
         for r in range(first_row, last_row):
             _to_bits(block[r], shift, mask)
-        if high - low == 1 and window == 0:
+        if high - low == 1 and window == 0 and not mixes:
             for k in range(width):
                 out[s + k] = values[low, k]
             continue
-        scale = 1.0 / (high - low)
         center[:width] = 0
         for r in range(low, high):
             row = values[r]
             for k in range(width):
-                center[k] += scale * row[k]
+                center[k] += statistic.scale * row[k]
         if window > 0:
-            _closest(values, window, width, center, scratch[1:])
+            _closest(values, statistic, width, center, scratch[1:])
         for k in range(width):
-            out[s + k] = center[k]
+            out[s + k] = center[k] / statistic.total
 
 
 @jit
-def _fast_columns(x, bases, plan, mixture, mixes, infinity, start, stop, mixed, scratch, most, bits):  # type: ignore[no-untyped-def]
+def _fast_columns(x, bases, plan, mixture, mixes, statistic, infinity, start, stop, mixed, scratch, most, bits):  # type: ignore[no-untyped-def]
     """The same in registers, for whole blocks of columns without NaN or infinity: the first column not done."""
     size, lanes = SORT_WIDTH, most.size
     for s in range(start, stop - size + 1, size):
@@ -501,7 +596,9 @@ def _fast_columns(x, bases, plan, mixture, mixes, infinity, start, stop, mixed, 
             _mix(x, x[:0], mixture, s, s + size, scratch.reshape(-1), mixed)
         most[:] = 0
         for k in range(0, size, lanes):
-            _sort_lanes(bases, plan, k if mixes else s + k, most, s + k, bits)  # pyright: ignore
+            _sort_lanes(  # pyright: ignore
+                bases, plan, k if mixes else s + k, most, s + k, bits, statistic.up, statistic.down, statistic.total
+            )
         for k in range(lanes):
             if most[k] >= infinity:
                 return s
@@ -529,15 +626,24 @@ def _sides(n: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _column_statistic(
     x: np.ndarray, mixing: np.ndarray | None, low: int, high: int, window: int
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray]:
     n, d = x.shape
     m = n if mixing is None else mixing.shape[0]
-    integer, shift, mask, infinity = _INTEGERS[x.dtype]
-    mixture = _each_row(n) if mixing is None else _Mixture.of(mixing)
+    mixture, divisor = _each_row(n) if mixing is None else _Mixture.of(mixing), 1.0
     mixes = bool((np.diff(mixture.offsets) != 1).any() or (mixture.factors != 1).any())
+    # What is rounded to float32 must not decide who is closest: there mixtures stay in float64.
+    kind = np.dtype(np.float64) if mixes and window else x.dtype
+    if mixes and kind == np.float64:
+        assert mixing is not None
+        table, divisor = as_counts(mixing, torch.float64)
+        mixture = _Mixture.of(table)
+    statistic = _Statistic.of(m, low, high, window, kind == np.float64, n * mixes, divisor)
+    integer, shift, mask, infinity = _INTEGERS[kind]
     size, count = chunks(d, SORT_WIDTH, 8)
-    bad, out, bits = np.zeros((count, m), np.uint8), np.empty(d, x.dtype), x.view(integer)
-    plan = tuple((None,) * length for length in (m, low, high, window))
+    bad, out = np.zeros((count, m), np.uint8), np.empty(d, x.dtype)
+    out_bits = out.view(_INTEGERS[x.dtype][0])
+    bits = x.view(integer) if kind == x.dtype else np.empty((0, 0), integer)  # not looked at where mixtures are sorted
+    plan = tuple((None,) * length for length in (m, low, high, window, int(mixes)))
     fast = m <= REGISTER_ROWS and n * d >= WORTH
     bases = x.ctypes.data + mixture.places * x.strides[0]
 
@@ -545,22 +651,22 @@ def _column_statistic(
         start, stop = c * size, min(d, (c + 1) * size)
         scratch = np.empty((5, SORT_WIDTH))
         if fast:
-            mixed = np.empty((m if mixes else 0, SORT_WIDTH), x.dtype)
+            mixed = np.empty((m if mixes else 0, SORT_WIDTH), kind)
             start = _fast_columns(
                 x, mixed.ctypes.data + np.arange(m) * mixed.strides[0] if mixes else bases, plan, mixture,
-                mixes, integer(infinity), start, stop, mixed, scratch, np.zeros(LANES // x.itemsize, integer),
-                out.view(integer),
+                mixes, statistic, integer(infinity), start, stop, mixed, scratch,
+                np.zeros(LANES // kind.itemsize, integer), out_bits,
             )  # fmt: skip
         if start < stop:
             block = np.zeros((m, SORT_WIDTH), integer)
             left, right = _sides(m, *((0, m) if window else (low, high)))
             _columns(
-                x, bits, mixture, mixes, left, right, low, high, window, integer(shift), integer(mask),
-                integer(infinity), start, stop, block, block.view(x.dtype), scratch, bad[c], out,
+                x, bits, mixture, mixes, left, right, statistic, integer(shift), integer(mask), integer(infinity),
+                start, stop, block, block.view(kind), scratch, bad[c], out,
             )  # fmt: skip
 
     share(task, count, n * d)
-    return out, int(bad.any(0).sum())
+    return out, np.logical_or.reduce(bad)
 
 
 def column_statistic(
@@ -572,40 +678,47 @@ def column_statistic(
     Median, trimmed mean, MeaMed and Phocas are four settings of it. Returns [d] and the number of rows that hold a NaN
     or an infinity. Each number is read once; a mixing is applied block by block and never stored.
     """
-    if is_native(x):
-        out, bad = _column_statistic(as_rows(x), mixing, low, high, window)
-        return torch.from_numpy(out), bad
-    out, bad_rows = x.new_empty(x.shape[1]), None
-    for s in range(0, x.shape[1], PANEL):
-        panel = x[:, s : s + PANEL]
-        if is_half(x):
-            part, _ = _column_statistic(panel.float().numpy(), mixing, low, high, window)
-            out[s : s + PANEL] = torch.from_numpy(part).to(x.dtype)
-            faulty = ~panel.isfinite().all(1)
+    native = is_native(x) or is_half(x)
+    parts, bad = [], np.zeros(x.shape[0] if mixing is None else mixing.shape[0], bool)
+    for s, t in panels(x) if native else [(s, s + PANEL) for s in range(0, x.shape[1], PANEL)]:
+        panel = x[:, s:t]
+        if native:
+            part, faulty = _column_statistic(as_rows(panel), mixing, low, high, window)
+            parts.append(torch.from_numpy(part).to(x.dtype))
         else:
-            wide = panel.double()
-            if mixing is not None:
-                wide = torch.stack([_torch_mix(wide, row) for row in mixing])
-            faulty = ~wide.isfinite().all(1)
-            out[s : s + PANEL] = _torch_statistic(wide, low, high, window).to(x.dtype)
-        bad_rows = faulty if bad_rows is None else bad_rows | faulty
-    return out, 0 if bad_rows is None else int(bad_rows.sum())
+            wide, statistic = _torch_mixed(panel.double(), mixing, low, high, window)
+            faulty = (~wide.isfinite().all(1)).cpu().numpy()
+            parts.append(_torch_statistic(wide, statistic).to(x.dtype))
+        bad |= faulty
+    return parts[0] if len(parts) == 1 else torch.cat(parts), int(bad.sum())
 
 
-def _torch_mix(x: Tensor, row: np.ndarray) -> Tensor:
-    used = np.flatnonzero(row)
-    return torch.from_numpy(row[used]).to(x.device) @ x[torch.from_numpy(used).to(x.device)]
+def _torch_mixed(x: Tensor, mixing: np.ndarray | None, low: int, high: int, window: int) -> tuple[Tensor, _Statistic]:
+    """What is to be sorted, in float64, and what is asked of it."""
+    n = x.shape[0]
+    if mixing is None:
+        return x, _Statistic.of(n, low, high, window, True, 0, 1.0)
+    table, divisor = as_counts(mixing, torch.float64)
+    rows = []
+    for row in table:
+        used = np.flatnonzero(row)
+        rows.append(torch.from_numpy(row[used]).to(x.device) @ x[torch.from_numpy(used).to(x.device)])
+    return torch.stack(rows), _Statistic.of(len(table), low, high, window, True, n, divisor)
 
 
-def _torch_statistic(x: Tensor, low: int, high: int, window: int) -> Tensor:
+def _torch_statistic(x: Tensor, statistic: _Statistic) -> Tensor:
+    low, high, window = statistic.low, statistic.high, statistic.window
     ordered = x.sort(dim=0).values
-    center = ordered[low:high].mean(0)
-    if not window:
-        return center
-    drop = x.shape[0] - window
-    slid = (ordered[:drop] + ordered[window:] < 2 * center).sum(0)
-    ranks = slid + torch.arange(window, device=x.device).unsqueeze(1)
-    return ordered.gather(0, ranks).mean(0)
+    if high - low == 1 and not window and statistic.divisor == 1:
+        return ordered[low]
+    ordered = ordered * statistic.scale
+    center = ordered[low:high].sum(0)
+    if window:
+        lifted, drop = torch.maximum(ordered * statistic.up, ordered * statistic.down), x.shape[0] - window
+        twice = torch.minimum(2 * center * statistic.up, 2 * center * statistic.down)
+        slid = ((lifted[:drop] + lifted[window:]) * (high - low) < twice).sum(0)
+        center = ordered.gather(0, slid + torch.arange(window, device=x.device).unsqueeze(1)).sum(0)
+    return center / statistic.total
 
 
 # --------------------------------------------------------------------------------------------------- moments
@@ -640,16 +753,20 @@ def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
 
     The deviation of a single row (n = ddof) is 0 / 0 = NaN, as everywhere.
     """
-    if not is_native(x):
-        wide = x.float() if is_half(x) else x
-        return wide.mean(0).to(x.dtype), wide.std(0, correction=ddof).to(x.dtype)
-    a = as_rows(x)
+    if not (is_native(x) or is_half(x)):
+        return x.mean(0), x.std(0, correction=ddof)
+    moments = [_mean_and_std(as_rows(x[:, s:t]), ddof).to(x.dtype) for s, t in panels(x)]
+    mean, std = moments[0] if len(moments) == 1 else torch.cat(moments, dim=1)
+    return mean, std
+
+
+def _mean_and_std(a: np.ndarray, ddof: int) -> Tensor:
     n, d = a.shape
-    mean, std = np.empty(d, a.dtype), np.empty(d, a.dtype)
+    found = np.empty((2, d), a.dtype)
     size, count = chunks(d, SORT_WIDTH, 16)
 
     def task(c: int) -> None:
-        _moments(a, ddof, c * size, min(d, (c + 1) * size), np.empty((2, SORT_WIDTH)), mean, std)
+        _moments(a, ddof, c * size, min(d, (c + 1) * size), np.empty((2, SORT_WIDTH)), found[0], found[1])
 
     share(task, count, n * d)
-    return torch.from_numpy(mean), torch.from_numpy(std)
+    return torch.from_numpy(found)

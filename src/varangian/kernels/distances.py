@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, share
+from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, panels, share
 
 DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
 
@@ -113,14 +113,21 @@ def _squares(x, start, stop, out):  # type: ignore[no-untyped-def]
 
 def squared_norms(x: Tensor) -> Tensor:
     """||x_i||^2 of each row, [..., d] -> [...] in float64."""
-    if not is_native(x):
+    if not (is_native(x) or is_half(x)):
         return torch.linalg.vector_norm(x.double(), dim=-1).square()
-    rows = as_rows(x.reshape(-1, x.shape[-1]))
+    matrix = x.reshape(-1, x.shape[-1])
+    total = np.zeros(matrix.shape[0])
+    for start, stop in panels(matrix):
+        total += _sum_of_squares(as_rows(matrix[:, start:stop]))
+    return torch.from_numpy(total).reshape(x.shape[:-1])
+
+
+def _sum_of_squares(rows: np.ndarray) -> np.ndarray:
     n, d = rows.shape
     size, count = chunks(d, STREAM_WIDTH, 8)
     parts = np.zeros((count, n))
     share(lambda c: _squares(rows, c * size, min(d, (c + 1) * size), parts[c]), count, rows.size)
-    return torch.from_numpy(parts.sum(0)).reshape(x.shape[:-1])
+    return parts.sum(0)
 
 
 def _sum_of_distances(x: np.ndarray, extra: np.ndarray) -> np.ndarray:
@@ -166,19 +173,16 @@ def squared_distances(x: Tensor, extra: Tensor | None = None) -> np.ndarray:
     Exact to about 1e-6 relative for float32, whatever the rows' common offset; entries of rows that are not finite are
     not finite. One pass over the data.
     """
-    e = 0 if extra is None else extra.shape[0]
-    if is_native(x):
-        return _sum_of_distances(
-            as_rows(x), np.empty((0, x.shape[1]), as_rows(x[:, :1]).dtype) if extra is None else as_rows(extra)
-        )
-    total = np.zeros((x.shape[0] + e + 1,) * 2)
+    extra = x[:0] if extra is None else extra
+    total = np.zeros((x.shape[0] + extra.shape[0] + 1,) * 2)
+    if is_native(x) or is_half(x):
+        for s, t in panels(x):
+            total += _sum_of_distances(as_rows(x[:, s:t]), as_rows(extra[:, s:t]))
+        return total
     for s in range(0, x.shape[1], PANEL):
-        panel = x[:, s : s + PANEL] if extra is None else torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
-        if is_half(x):
-            total += _sum_of_distances(panel.float().numpy(), np.empty((0, panel.shape[1]), np.float32))
-        else:
-            points = torch.cat([panel, panel.new_zeros(1, panel.shape[1])]).double()
-            total += torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
+        panel = torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
+        points = torch.cat([panel, panel.new_zeros(1, panel.shape[1])]).double()
+        total += torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
     return total
 
 
@@ -192,11 +196,18 @@ def _wide_product(a, b):  # type: ignore[no-untyped-def]
 
 def inner_products(vectors: list[Tensor]) -> np.ndarray:
     """<v_i, v_j> of k vectors [d]: [k, k], summed in float64 without stacking them. Meant for a handful of vectors."""
-    k, d = len(vectors), vectors[0].numel()
-    if not all(is_native(v) for v in vectors):
+    k = len(vectors)
+    if not all(is_native(v) or is_half(v) for v in vectors):
         wide = torch.stack([v.double() for v in vectors])
         return (wide @ wide.T).cpu().numpy()
-    arrays = [np.ascontiguousarray(v.detach().numpy()) for v in vectors]
+    lower = np.zeros((k, k))
+    for start, stop in panels(vectors[0].unsqueeze(0)):
+        lower += _sum_of_products([as_rows(v[start:stop].unsqueeze(0))[0] for v in vectors])
+    return np.tril(lower) + np.tril(lower, -1).T
+
+
+def _sum_of_products(arrays: list[np.ndarray]) -> np.ndarray:
+    k, d = len(arrays), arrays[0].size
     size, count = chunks(d, STREAM_WIDTH, 8)
     parts = np.zeros((count, k, k))
 
@@ -209,25 +220,30 @@ def inner_products(vectors: list[Tensor]) -> np.ndarray:
                     parts[c, i, j] += _wide_product(pieces[i], pieces[j])
 
     share(task, count, k * d)
-    lower = parts.sum(0)
-    return np.tril(lower) + np.tril(lower, -1).T
+    return parts.sum(0)
 
 
 def squared_distances_to(x: Tensor, point: Tensor) -> np.ndarray:
     """Squared distances of the n rows to one vector [d]: [n] float64, summed in float64. One pass over the data."""
-    (n, d), total = x.shape, np.zeros(x.shape[0])
-    if is_native(x):
-        rows, extra = as_rows(x), as_rows(point.unsqueeze(0))
-        zeros = np.zeros(min(STREAM_WIDTH, d), rows.dtype)
-        left, right = np.arange(n), np.full(n, n)
-        size, count = chunks(d, zeros.size, 8)
-        parts = np.zeros((count, n))
-        share(
-            lambda c: _wide_distances(rows, extra, zeros, c * size, min(d, (c + 1) * size), left, right, parts[c]),
-            count,
-            rows.size,
-        )
-        return parts.sum(0)
-    for s in range(0, d, PANEL):
+    total = np.zeros(x.shape[0])
+    if is_native(x) or is_half(x):
+        for s, t in panels(x):
+            total += _sum_of_distances_to(as_rows(x[:, s:t]), as_rows(point[s:t].unsqueeze(0)))
+        return total
+    for s in range(0, x.shape[1], PANEL):
         total += (x[:, s : s + PANEL].double() - point[s : s + PANEL].double()).square().sum(1).cpu().numpy()
     return total
+
+
+def _sum_of_distances_to(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
+    n, d = rows.shape
+    zeros = np.zeros(min(STREAM_WIDTH, d), rows.dtype)
+    left, right = np.arange(n), np.full(n, n)
+    size, count = chunks(d, STREAM_WIDTH, 8)
+    parts = np.zeros((count, n))
+    share(
+        lambda c: _wide_distances(rows, point, zeros, c * size, min(d, (c + 1) * size), left, right, parts[c]),
+        count,
+        rows.size,
+    )
+    return parts.sum(0)

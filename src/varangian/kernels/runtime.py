@@ -9,25 +9,87 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numba import njit
 from numba.core import event
+from numba.core.caching import FunctionCache
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 STREAM_WIDTH = 2048  # columns per block of a pass that streams
-PANEL = 1 << 16  # columns upcast at a time for half types
-SMALL = 1 << 15  # below so many numbers a second thread costs more than it saves
-
-# A kernel calls no kernel of another file: the cache on disk looks at the file of the one that is called.
-jit = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
-# Sums may be reordered to fill vector lanes, but NaN and infinity keep their meaning.
-jit_sum = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+SMALL = 1 << 15  # up to so many numbers a second thread costs more than it saves; torch starts none either
+PANEL = SMALL // 2  # columns upcast at a time for half types
 
 # -------------------------------------------------------------------------------------------------- compilation
+
+
+class _Cache:
+    """Numba's cache on disk, whose failures are none of the caller's: what cannot be read or kept is compiled.
+
+    Numba itself raises at the definition of a function where no folder can be written, and at its call where a file
+    of the cache is cut off or may not be read, or where the disk is full.
+    """
+
+    said = False
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        try:
+            self._kept: FunctionCache | None = FunctionCache(function)
+        except (RuntimeError, OSError):
+            self._kept = None
+
+    @property
+    def cache_path(self) -> str | None:
+        return None if self._kept is None else self._kept.cache_path
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        if self._kept is None:
+            return self._say("no folder for them can be written; NUMBA_CACHE_DIR may name one")
+        try:
+            return self._kept.load_overload(signature, context)
+        except Exception as error:  # a file that was cut off may raise anything
+            self._say(f"{self.cache_path} cannot be read ({type(error).__name__})")
+        try:
+            self._kept.flush()  # so that the next process finds what this one compiles
+        except Exception as error:
+            self._say(f"{self.cache_path} cannot be written ({type(error).__name__})")
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        if self._kept is None:
+            return
+        try:
+            self._kept.save_overload(signature, compiled)
+        except Exception as error:
+            self._say(f"{self.cache_path} cannot be written ({type(error).__name__})")
+
+    def _say(self, why: str) -> None:
+        if not _Cache.said:
+            _Cache.said = True
+            print(f"varangian: compiling kernels that are not kept on disk: {why}.", file=sys.stderr)
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator: the function as machine code, without the interpreter's lock, kept on disk where that is possible.
+
+    It calls no compiled function of another file: the cache on disk looks at the file of the one that is called.
+    """
+
+    def compile_with(function: Callable[..., Any]) -> Any:
+        dispatcher: Any = njit(nogil=True, boundscheck=False, error_model="numpy", **options)(function)
+        dispatcher._cache = _Cache(function)
+        return dispatcher
+
+    return compile_with
+
+
+jit = compiled()
+# Sums may be reordered to fill vector lanes, but NaN and infinity keep their meaning.
+jit_sum = compiled(fastmath={"reassoc", "contract", "nsz"})
 
 
 class _Patience(event.Listener):
@@ -56,7 +118,10 @@ class _Patience(event.Listener):
 
     def _say(self) -> None:
         self.said = True
-        print("varangian: compiling kernels for this processor, once; later runs find them on disk.", file=sys.stderr)
+        if not _Cache.said:
+            print(
+                "varangian: compiling kernels for this processor, once; later runs find them on disk.", file=sys.stderr
+            )
 
 
 event.register("numba:compile", _Patience())
@@ -64,17 +129,17 @@ event.register("numba:compile", _Patience())
 # ---------------------------------------------------------------------------------------------------- threads
 
 
-_own: int | None = None  # threads that share() uses instead of torch's number, inside exclusive_threads()
+_own: ContextVar[int | None] = ContextVar("threads", default=None)  # what share() uses inside exclusive_threads()
 
 
 def threads() -> int:
     """How many threads a pass uses: torch's number."""
-    return torch.get_num_threads() if _own is None else _own
+    return _own.get() or torch.get_num_threads()
 
 
 def own_threads() -> int:
     """How many tasks that call torch may run side by side: 1 outside :func:`exclusive_threads`."""
-    return 1 if _own is None else _own
+    return _own.get() or 1
 
 
 @lru_cache(maxsize=1)
@@ -82,23 +147,70 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+class _Guests:
+    """Who is inside :func:`exclusive_threads` just now, and what to give back when the last one leaves.
+
+    Torch keeps a number of threads for each thread that has used it, one for those that have not, and one for its BLAS;
+    other BLAS libraries keep one for all. The latter two are of the process, so they are restored by whoever is last.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.known = threading.local()  # threads whose number was their own before anybody came
+        self.inside = 0
+        self.outside = 1  # torch's number before the first one came
+        self.blas: Any = None
+
+    def enter(self) -> int:
+        """The number of torch's threads that this thread had, which now is 1."""
+        with self.lock:
+            number = torch.get_num_threads()
+            if not self.inside:
+                self.outside = number
+                self.blas = _blas().limit(limits=1, user_api="blas")
+            elif number == 1 and not getattr(
+                self.known, "before", False
+            ):  # a new thread's number is that of those inside
+                number = self.outside
+            self.inside += 1
+            self.known.before = True
+            torch.set_num_threads(1)
+        return number
+
+    def leave(self, number: int) -> None:
+        with self.lock:
+            self.inside -= 1
+            torch.set_num_threads(number)
+            if not self.inside:
+                self.blas.restore_original_limits()
+            of_process = 1 if self.inside else self.outside
+            if number != of_process:  # set by a thread whose own number does not matter
+                other = threading.Thread(target=torch.set_num_threads, args=(of_process,))
+                other.start()
+                other.join()
+
+
+_guests = _Guests()
+
+
 @contextmanager
 def exclusive_threads() -> Iterator[None]:
     """Inside, torch operations run on one thread each and ``share`` spreads whole tasks over torch's former number.
 
     One division of labour instead of two: no thread of torch's pool spins on a core that a kernel needs, and no barrier
-    stands behind every small operation. The former number is restored at the end.
+    stands behind every small operation. At the end all numbers are as before, however many threads are inside at once
+    and whoever leaves first. A number that is set by ``torch.set_num_threads`` inside is forgotten at the end.
     """
-    global _own
-    former, own = torch.get_num_threads(), _own
-    _own = threads()
-    torch.set_num_threads(1)
+    if _own.get() is not None:  # nested: nothing more to give
+        yield
+        return
+    number = _guests.enter()
+    token = _own.set(number)
     try:
-        with _blas().limit(limits=1, user_api="blas"):
-            yield
+        yield
     finally:
-        _own = own
-        torch.set_num_threads(former)
+        _own.reset(token)
+        _guests.leave(number)
 
 
 @contextmanager
@@ -131,8 +243,10 @@ def share(task: Callable[[int], object], count: int, numbers: int) -> None:
         while (item := next(items)) < count:
             task(item)
 
+    alone = _own.get() is not None
+
     def help_out() -> None:
-        if _own is not None and torch.get_num_threads() != 1:
+        if alone and torch.get_num_threads() != 1:
             torch.set_num_threads(1)  # torch's number is per thread once a thread has used it
         work()
 
@@ -144,7 +258,7 @@ def share(task: Callable[[int], object], count: int, numbers: int) -> None:
 
 def chunks(d: int, width: int, most: int) -> tuple[int, int]:
     """(columns per chunk, chunks): at most ``most`` chunks of whole blocks; a function of d alone."""
-    blocks = -(-d // width)
+    blocks = max(1, -(-d // width))
     size = -(-blocks // min(most, blocks)) * width
     return size, -(-d // size)
 
@@ -155,9 +269,32 @@ def is_native(x: Tensor) -> bool:
 
 
 def is_half(x: Tensor) -> bool:
+    """Whether Numba kernels take it upcast."""
     return x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16)
 
 
+def panels(x: Tensor) -> list[tuple[int, int]]:
+    """The columns start..stop of [n, d] that are at hand at a time: all; of half types, which are copied, some."""
+    d = x.shape[1]
+    return [(s, min(d, s + PANEL)) for s in range(0, d, PANEL)] if is_half(x) else [(0, d)]
+
+
 def as_rows(x: Tensor) -> np.ndarray:
-    """[n, d] in numpy, contiguous: a copy where it is not, since kernels vectorise over neighbours in memory only."""
-    return x.detach().contiguous().numpy()
+    """[n, d] of any layout as kernels take it: contiguous, since they vectorise over neighbours in memory only, and in
+    float32 or float64. A copy where it is not so.
+
+    The copy is made of pieces for which torch needs none of its own threads: a forked child does not have them.
+    """
+    x = x.detach()
+    if is_native(x) and x.is_contiguous() and not x.is_neg():
+        return x.numpy()
+    n, d = x.shape
+    rows = np.empty((n, d), np.float64 if x.dtype == torch.float64 else np.float32)
+    width = max(1, SMALL // max(1, n))
+
+    def task(c: int) -> None:
+        piece = slice(c * width, min(d, (c + 1) * width))
+        torch.from_numpy(rows)[:, piece].copy_(x[:, piece])
+
+    share(task, -(-d // width), n * d)
+    return rows

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import STREAM_WIDTH, as_rows, chunks, is_native, jit, jit_sum, share
+from .runtime import STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, share
 
 SEND_WIDTH = 1024  # columns per block of what workers do: the rows it keeps stay in the second cache
 
@@ -23,6 +23,14 @@ def _blend(scales, x, factor, y, start, stop, out):  # type: ignore[no-untyped-d
             c[k] = scale * a[k] + factor * b[k]
 
 
+def _beside(x: Tensor, y: Tensor) -> np.ndarray:
+    """y as rows for those of x: one for each, or one for all."""
+    rows = y if y.ndim == 2 else y.unsqueeze(0)
+    if rows.ndim != 2 or rows.shape[1] != x.shape[1] or rows.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"rows {list(x.shape)} go with {list(x.shape)} or with one of them, got {list(y.shape)}.")
+    return as_rows(rows)
+
+
 def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tensor | None = None) -> Tensor:
     """scale_i x_i + factor y_i for each row, [..., d]: scale may be one number a row, y may be a single row.
 
@@ -31,8 +39,8 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tenso
     if not (is_native(x) and x.ndim == 2 and (out is None or out.stride(-1) == 1)):
         scales = scale.to(x.dtype).unsqueeze(-1) if isinstance(scale, Tensor) else scale
         return torch.add(x * scales, y, alpha=factor, out=out)
-    result = torch.empty_like(x) if out is None else out
-    a, b, c = as_rows(x), as_rows(y if y.ndim == 2 else y.unsqueeze(0)), result.numpy()
+    result = torch.empty(x.shape, dtype=x.dtype) if out is None else out
+    a, b, c = as_rows(x), _beside(x, y), result.numpy()
     n, d = a.shape
     scales = (scale.numpy() if isinstance(scale, Tensor) else np.full(n, scale)).astype(a.dtype)
     size, count = chunks(d, STREAM_WIDTH, 16)
@@ -113,7 +121,7 @@ def send_rows(
     Returns (mean, standard deviation) of the s_i and of the rows of ``out``, where asked for. Two passes over x where
     there is a scale, else one; the same bits as the operations one by one. For float32 and float64 in main memory.
     """
-    a, b, c = as_rows(x), as_rows(y if y.ndim == 2 else y.unsqueeze(0)), out.numpy()
+    a, b, c = as_rows(x), _beside(x, y), out.numpy()
     n, d = a.shape
     kind = a.dtype.type
     scales = np.ones(n, a.dtype)
@@ -128,7 +136,7 @@ def send_rows(
 
         share(norms, count, n * d)
         scales = scale(torch.from_numpy(parts.sum(0)).sqrt_()).to(x.dtype).numpy()
-    held = np.empty((0, d), a.dtype) if memory is None else as_rows(memory if memory.ndim == 2 else memory.unsqueeze(0))
+    held = np.empty((0, d), a.dtype) if memory is None else _beside(x, memory)
     found = np.empty((0 if not moments else 2 if memory is None else 4, d), a.dtype)
     width, blocks = chunks(d, SEND_WIDTH, 16)
 
@@ -161,9 +169,13 @@ def _gather(images, index, flip, mirror, scale, shift, start, stop, plane, out):
 def gather_images(
     images: Tensor, index: np.ndarray, flip: np.ndarray | None, scale: np.ndarray, shift: np.ndarray
 ) -> Tensor:
-    """Picks images [N, C, H, W] uint8 by index [B], mirrors those with flip, and maps channel c to scale_c p + shift_c:
-    [B, C, H, W] float32, in one pass."""
-    source = images.numpy()
+    """Picks images [N, C, H, W] by index [B], mirrors those with flip, and maps channel c to scale_c p + shift_c:
+    [B, C, H, W] float32, in one pass; those that lie otherwise in memory, or are of half a type, are copied first."""
+    kept = images.detach()
+    if is_half(kept) or kept.is_neg() or not kept.is_contiguous():
+        kept = kept[torch.from_numpy(index)].contiguous()
+        kept, index = kept.float() if is_half(kept) else kept.resolve_neg(), np.arange(index.size)
+    source = kept.numpy()
     out = np.empty((index.size, *source.shape[1:]), np.float32)
     flags = np.zeros(index.size, np.bool_) if flip is None else flip
     height, width = source.shape[2:]

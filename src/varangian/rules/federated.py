@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole, whole
 from ..geometry import Geometry, mean_weights
+from ..kernels.runtime import jit, jit_sum
 from ..randomness import BARE, Draw
 from .core import General, Selecting, refuse_faulty
 
@@ -464,7 +464,7 @@ def _panel(x: Tensor, start: int, stop: int) -> tuple[np.ndarray, int, int]:
     return (panel if x.dtype == torch.float64 else panel.float()).cpu().contiguous().numpy(), 0, stop - start
 
 
-@njit(nogil=True, cache=True, boundscheck=False, fastmath={"reassoc", "contract", "nsz"})
+@jit_sum
 def _kept_sums(x, start, stop, rows, least, cuts, out):  # type: ignore[no-untyped-def]
     """Of the values that the rows keep the sum of squares, of signs, and how many are not zero: out [3, rows]."""
     for i in range(rows.size):
@@ -479,7 +479,7 @@ def _kept_sums(x, start, stop, rows, least, cuts, out):  # type: ignore[no-untyp
         out[0, i], out[1, i], out[2, i] = squares, signs, count
 
 
-@njit(nogil=True, cache=True, boundscheck=False)
+@jit
 def _kept_mean(x, start, stop, rows, least, cuts, weights, total):  # type: ignore[no-untyped-def]
     """The weighted sum of the rows, of each the values that it keeps."""
     for i in range(rows.size):
@@ -501,7 +501,7 @@ def _order_statistic(values: Tensor, k: int) -> tuple[float, int, int]:
     return float(np.array([bits]).astype(f"u{wide.itemsize}").view(wide.dtype)[0]), below, equal
 
 
-@njit(nogil=True, cache=True, boundscheck=False)
+@jit
 def _select(bits, k):  # type: ignore[no-untyped-def]
     """The same for the floats' bits, which sort like the sizes without their sign: digit after digit, by counting."""
     counts = np.zeros(1 << 16, np.int64)

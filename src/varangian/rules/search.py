@@ -6,19 +6,17 @@ Points come in an order that follows the vectors (:meth:`Geometry.by_centrality`
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ..checks import Refused
 from ..geometry import TIE
-
-_jit = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+from ..kernels.runtime import jit
 
 NODES = 5_000_000  # of a search for a diameter, before it gives up
 TIE_NODES = 20_000  # spent on choosing between subsets of one and the same diameter
 TIES = 64  # equally good subsets kept, for the vectors' values to decide between
 
 
-@_jit
+@jit
 def _degrees(conflict, state, degrees):  # type: ignore[no-untyped-def]
     """How many undecided points each undecided point (state 0) conflicts with; (sum, index of the greatest)."""
     total, top = 0, 0
@@ -35,7 +33,7 @@ def _degrees(conflict, state, degrees):  # type: ignore[no-untyped-def]
     return total, top
 
 
-@_jit
+@jit
 def _coverable(conflict, budget, nodes):  # type: ignore[no-untyped-def]
     """Whether removing at most ``budget`` points leaves no two in conflict: 1, 0, or -1 beyond ``nodes`` tries."""
     n = conflict.shape[0]
@@ -115,7 +113,7 @@ def _coverable(conflict, budget, nodes):  # type: ignore[no-untyped-def]
     return 0
 
 
-@_jit
+@jit
 def _tightest(squared, conflict, f, nodes, best, found):  # type: ignore[no-untyped-def]
     """Among the (n-f)-subsets without conflict, those whose squared distances add up to least, into ``found``.
 
@@ -282,7 +280,7 @@ def least_diameter(squared: np.ndarray, size: int) -> np.ndarray:
     return found[:count]
 
 
-@_jit
+@jit
 def _below(inner, chosen, size, bound, work):  # type: ignore[no-untyped-def]
     """Whether the scatter matrix of the chosen points has all eigenvalues under ``bound``, by Cholesky."""
     mean = np.zeros(size)
@@ -308,7 +306,7 @@ def _below(inner, chosen, size, bound, work):  # type: ignore[no-untyped-def]
     return True
 
 
-@_jit
+@jit
 def _top(inner, chosen, size, work):  # type: ignore[no-untyped-def]
     """The top eigenvalue of the scatter matrix of the chosen points, by bisection under its trace."""
     low, high = 0.0, 0.0
@@ -326,7 +324,7 @@ def _top(inner, chosen, size, work):  # type: ignore[no-untyped-def]
     return high
 
 
-@_jit
+@jit
 def _flattest(inner, size, found):  # type: ignore[no-untyped-def]
     """Subsets of ``size`` points whose scatter has the least top eigenvalue, into ``found``; returns how many.
 
