@@ -734,17 +734,18 @@ def min_max(honest: ArrayLike, f: int, direction: str = "std", ddof: int = 1) ->
     return copies(mean - gamma * p, f)
 
 
-def min_sum(honest: ArrayLike, f: int, direction: str = "std", ddof: int = 1) -> Array:
+def min_sum(honest: ArrayLike, f: int, direction: str = "std", ddof: int = 1, bound: str = "max") -> Array:
     """Min-sum (NDSS 2021): mean - gamma p, greatest gamma with sum_i ||m - x_i||^2 <= max_i sum_j ||x_i - x_j||^2.
 
     The left side is sum_i ||mean - x_i||^2 + h gamma^2 ||p||^2, since deviations from the mean cancel: gamma is
-    explicit.
+    explicit. bound="min" takes the least of the sums on the right.
     """
     honest = matrix(honest)
     mean, p = honest.mean(axis=0), perturbation(honest, direction, ddof)
     if not p.any():
         return copies(mean, f)
-    room = squared_distances(honest).sum(axis=1).max() - ((honest - mean) ** 2).sum()
+    sums = squared_distances(honest).sum(axis=1)
+    room = (sums.max() if bound == "max" else sums.min()) - ((honest - mean) ** 2).sum()
     return copies(mean - sqrt(max(room, 0.0) / (len(honest) * float(p @ p))) * p, f)
 
 
@@ -786,14 +787,13 @@ def rop_reference(honest: ArrayLike, reference: ArrayLike | None = None, decay: 
     return decay * before + (1 - decay) * mean
 
 
-def fang_krum(honest: ArrayLike, f: int, threshold: float = 1e-5) -> Array:
+def fang_krum(honest: ArrayLike, f: int, threshold: float = 1e-5, distance: str = "plain") -> Array:
     """Fang et al. (USENIX Security 2020), against Krum: -lambda sign(mean), the first Krum selects.
 
     Written for gradients: the paper's w_Re (the model received) is the null vector, s = sign of the honest change.
-    lambda starts at its Theorem 1 bound, sqrt(min_i sum of squared distances to the n-f-2 nearest honest / ((n-2f-1)
-    d)) + max_i ||x_i|| / sqrt(d), and is halved until Krum selects the attack or lambda < threshold. Copies are equal
-    (epsilon 0). Fairly sure of the search, less of the bound's exact form; the result depends on the bound through
-    halvings only.
+    lambda starts at its Theorem 1 bound, min_i sum of distances to the n-f-2 nearest honest / ((n-2f-1) sqrt(d)) +
+    max_i ||x_i|| / sqrt(d), and is halved until Krum selects the attack or lambda < threshold. Copies are equal
+    (epsilon 0). With distance="squared" the first part is sqrt(min_i sum of squared distances / ((n-2f-1) d)).
     """
     honest = matrix(honest)
     h, d = honest.shape
@@ -801,8 +801,9 @@ def fang_krum(honest: ArrayLike, f: int, threshold: float = 1e-5) -> Array:
     s = np.sign(honest.mean(axis=0))
     if f == 0:
         return np.zeros((0, d))
-    nearest = krum_scores(honest, n - f - 2)
-    bound = sqrt(nearest.min() / ((n - 2 * f - 1) * d)) + np.linalg.norm(honest, axis=1).max() / sqrt(d)
+    nearest = krum_scores(honest, n - f - 2, distance).min()
+    bound = nearest / ((n - 2 * f - 1) * sqrt(d)) if distance == "plain" else sqrt(nearest / ((n - 2 * f - 1) * d))
+    bound += np.linalg.norm(honest, axis=1).max() / sqrt(d)
     while True:
         crafted = copies(-bound * s, f)
         chosen = krum(np.concatenate([honest, crafted]), f)

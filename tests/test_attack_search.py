@@ -32,12 +32,17 @@ def test_definitions(seed: int, dtype: type) -> None:
     previous = np.random.default_rng(seed + 1000).normal(size=d).astype(dtype)
     pairs = (
         [(vg.MinMax(p)(honest, f), oracles.min_max(honest, f, p)) for p in ("std", "sign", "unit")]
-        + [(vg.MinSum(p)(honest, f), oracles.min_sum(honest, f, p)) for p in ("std", "sign", "unit")]
+        + [
+            (vg.MinSum(p, bound)(honest, f), oracles.min_sum(honest, f, p, bound=bound))
+            for p in ("std", "sign", "unit")
+            for bound in ("max", "min")
+        ]
         + [
             (vg.Mimic()(honest, f), oracles.mimic(honest, f)),
             (vg.AntiCGE()(honest, f), oracles.anti_cge(honest, f)),
             (vg.HiddenVulnerability(d // 2, -3.0)(honest, f), oracles.hidden_vulnerability(honest, f, d // 2, -3.0)),
             (vg.Fang()(honest, f), oracles.fang_krum(honest, f)),
+            (vg.Fang(distance="squared")(honest, f), oracles.fang_krum(honest, f, distance="squared")),
         ]
     )
     if d > 1:  # in one dimension nothing is orthogonal
@@ -203,7 +208,7 @@ def test_what_is_found_is_in_units_of_the_attack_that_names_the_line() -> None:
     found = vg.WorstCase(("empire",)).search(honest, f, vg.Median(f))
     np.testing.assert_allclose(found.vector, vg.Empire(found.factor)(honest, f)[0], rtol=1e-8, atol=1e-12)
     own = vg.WorstCase((vg.SignFlip(),)).search(honest, f, vg.Median(f))
-    assert own.direction == "SignFlip()"
+    assert own.direction == "sign-flip"
 
 
 @pytest.mark.parametrize("evaluations", [2, 3, 6, 7, 24])

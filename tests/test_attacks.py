@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,11 +112,155 @@ def test_what_is_not_finite() -> None:
     assert (mixed[:, 1::2] == -np.inf).all()
 
 
+# ------------------------------------------------------------------------------------- sizes, and what is sent
+
+
+@pytest.mark.parametrize(
+    ("attack", "h", "f", "d", "message"),
+    [
+        (vg.Little(), 1, 1, 3, "Little needs at least 2 honest vectors, got 1."),
+        (vg.Little(None), 2, 4, 3, "Little(factor=None) needs 0 < s < n - f for s = floor(n/2 + 1) - f, "
+         "got n = 6, f = 4."),
+        (vg.MinMax(), 1, 1, 3, 'MinMax needs at least 2 honest vectors with direction="std", got 1.'),
+        (vg.MinSum(), 1, 1, 3, 'MinSum needs at least 2 honest vectors with direction="std", got 1.'),
+        (vg.AntiCGE(), 3, 3, 3, "AntiCGE needs more honest vectors than the f = 3 that attack, got 3."),
+        (vg.HiddenVulnerability(3), 4, 1, 3, "HiddenVulnerability needs a coordinate below d = 3, got 3."),
+        (vg.Fang(), 5, 4, 3, "Fang needs n >= 2f + 3 = 11 vectors, of which f = 4 attack, to try Krum, got 9."),
+        (vg.WorstCase(("anti-cge",)), 3, 3, 3, "AntiCGE needs more honest vectors than the f = 3 that attack, got 3."),
+        (vg.WorstCase((vg.HiddenVulnerability(7),)), 4, 1, 3,
+         "HiddenVulnerability needs a coordinate below d = 3, got 7."),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sizes_that_an_attack_cannot_do_with(attack: vg.Attack, h: int, f: int, d: int, message: str) -> None:
+    """Told where the attack is made for given sizes, and where it is called."""
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        attack.check(h, f, d)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        attack(np.ones((h, d)), f, defence=vg.Average())
+
+
+@pytest.mark.parametrize("name", vg.ATTACKS)
+def test_no_attack_without_anybody_honest(name: str) -> None:
+    with pytest.raises(ValueError, match=r"(at least [12] honest vectors?|more honest vectors than|n >= 2f \+ 3).*\.$"):
+        vg.ATTACKS[name]()(torch.zeros(0, 3), 1, defence=vg.Average(), flipped=torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("attack", "byzantine", "message"),
+    [
+        ("anti-cge", 6, "attack: AntiCGE needs more honest vectors than the f = 6 that attack, got 5."),
+        ("fang", 5, "attack: Fang needs n >= 2f + 3 = 13 vectors, of which f = 5 attack, to try Krum, got 11."),
+        ("little", 10, "attack: Little needs at least 2 honest vectors, got 1."),
+        ("min-max", 10, 'attack: MinMax needs at least 2 honest vectors with direction="std", got 1.'),
+        ("little(factor=None)", 6, "attack: Little(factor=None) needs 0 < s < n - f"),
+        ('worst-case(directions=("anti-cge",))', 6, "attack: AntiCGE needs more honest vectors"),
+    ],
+)
+def test_an_experiment_is_told_before_it_starts(attack: str, byzantine: int, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        vg.Experiment(workers=11, byzantine=1, real_byzantine=byzantine, rule="average", attack=attack)
+
+
+def test_a_simulation_is_told_what_depends_on_the_model() -> None:
+    experiment = vg.Experiment(
+        workers=5, byzantine=1, rule="median", attack="bulyan(coordinate=10000000)", model="linear", steps=1
+    )
+    with pytest.raises(ValueError, match=r"^HiddenVulnerability needs a coordinate below d = 650, got 10000000\.$"):
+        vg.run(experiment)
+
+
+@dataclass(frozen=True)
+class Sends(vg.Attack):
+    what: Any = None
+
+    def craft(self, seen: vg.Knowledge) -> torch.Tensor:
+        return self.what(seen)
+
+
+@pytest.mark.parametrize(
+    ("what", "got"),
+    [
+        (lambda seen: None, "got NoneType."),
+        (lambda seen: seen.mean.numpy(), "got ndarray."),
+        (lambda seen: seen.mean[:-1], "got shape [2]."),
+        (lambda seen: seen.honest, "got shape [5, 3]."),
+        (lambda seen: seen.mean.unsqueeze(0), "got shape [1, 3]."),
+        (lambda seen: seen.mean.double(), "got torch.float64 on cpu."),
+    ],
+)
+def test_what_an_attack_of_ones_own_sends_is_looked_at(what: Any, got: str) -> None:
+    message = r"^Sends must send \[d\] = \[3\] or \[f, d\] = \[2, 3\] of torch.float32.*" + re.escape(got) + "$"
+    with pytest.raises(ValueError, match=message):
+        Sends(what)(torch.ones(5, 3), 2)
+
+
+def test_littles_original_factor_that_attacks_nobody_is_said() -> None:
+    for n, f, factor in ((20, 2, "0"), (10, 1, "-0.14")):
+        honest = np.random.default_rng(n).normal(size=(n - f, 7))
+        message = rf"^Little\(factor=None\) attacks nobody with n = {n}, f = {f}: its factor is {factor}, "
+        with pytest.warns(UserWarning, match=message) as heard:
+            sent = vg.Little(None)(honest, f)
+        assert len(heard) == 1
+        np.testing.assert_allclose(sent, oracles.little(honest, f, None), rtol=1e-10)
+    with pytest.warns(UserWarning, match="attacks nobody with n = 20, f = 2"):
+        vg.run(vg.Experiment(attack="little(factor=None)", workers=20, byzantine=2, rule="median", steps=1))
+
+
+@pytest.mark.parametrize(
+    ("direction", "text"),
+    [
+        (vg.Little(2.0), "little(factor=2.0)"),
+        (vg.Little(1.5), "little(factor=1.5)"),
+        (vg.Little(1.0), "little(factor=1.0)"),
+        (vg.MinMax(), "min-max(direction='std')"),
+        (vg.Empire(), "empire(factor=1.1)"),
+        (vg.Mimic(), "mimic"),
+        (vg.HiddenVulnerability(2), "bulyan(coordinate=2)"),
+        (vg.SignFlip(), "sign-flip"),
+        ("rop(z=3.0)", "rop(z=3.0)"),
+        ("min-max", "min-max"),
+    ],
+    ids=str,
+)
+def test_every_direction_of_the_worst_case_can_be_written_down(direction: Any, text: str) -> None:
+    attack = vg.WorstCase((direction,), 4)
+    assert attack.directions == (text,)
+    experiment = vg.Experiment(attack=attack, workers=7, byzantine=2, rule="median", steps=1)
+    assert experiment.make_attack() == attack
+    again = vg.WorstCase((text,), 4)
+    assert again == attack
+    defence, honest = vg.Median(f=2), torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).double()
+    if isinstance(direction, vg.Attack):  # the line is the one through what that attack sends
+        found = attack.search(honest, 2, defence)
+        p = direction(honest, 2, defence, previous=torch.zeros(4).double())[0] - honest.mean(0)
+        q = found.vector - honest.mean(0)
+        torch.testing.assert_close(q * p.norm() * (q @ p).sign(), p * q.norm(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("directions", "message"),
+    [
+        (("litle",), "WorstCase: unknown direction 'litle'. Did you mean 'little'?"),
+        (("little(factr=1)",), "WorstCase: little: unknown option 'factr'"),
+        ((3,), "WorstCase: a direction is a name or an attack, got 3."),
+        ((vg.Little,), "WorstCase: a direction is a name or an attack, got <class"),
+        ("little", "WorstCase needs a tuple of names of directions, or of attacks, got 'little'."),
+        ((), "WorstCase needs a tuple of names of directions, or of attacks, got ()."),
+    ],
+    ids=str,
+)
+def test_directions_that_are_none(directions: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        vg.WorstCase(directions)
+
+
 # ---------------------------------------------------------------------------------------------------- contract
 
 
 @every
 @pytest.mark.parametrize("f", [0, 1, F])
+@pytest.mark.filterwarnings(r"ignore:Little\(factor=None\) attacks nobody")
 def test_shape_whatever_f(attack: vg.Attack, f: int) -> None:
     assert attack(HONEST, f).shape == (f, D)
     assert attack(torch.from_numpy(HONEST), f).shape == (f, D)

@@ -5,11 +5,12 @@ mean and std are those of the vectors that honest workers send (momentum include
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from math import cos, inf, isfinite, radians, sin, sqrt
+from math import cos, inf, isfinite, log2, radians, sin, sqrt
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from . import kernels, randomness
 from .algorithm import Algorithm
-from .checks import require, set_real, set_whole, unknown, whole
+from .checks import require, set_real, set_whole, shown, whole
 from .geometry import Geometry, mean_weights, sum_of_smallest
 from .mixing import Mixing
 from .randomness import BARE, Draw
@@ -98,10 +99,33 @@ class Knowledge:
     def mean(self) -> Tensor:
         return self.moments[0]
 
+    @cached_property
+    def unit(self) -> float:
+        """1, or in double precision the power of two in which what honest vectors measure has squares in its range."""
+        if self.honest.dtype != torch.float64:
+            return 1.0
+        # No coordinate is further from its mean than h - 1 standard deviations.
+        size = float(torch.maximum(self.mean.abs(), self.moments[1].nan_to_num(0, inf)).max())
+        return 1.0 if not 0 < size < inf or 1e-60 < size < 1e60 else 2.0 ** round(log2(size))
+
+    def in_unit(self) -> Knowledge:
+        """The same, with all vectors divided by ``unit``; without the defence, which knows lengths."""
+        if self.unit == 1:
+            return self
+        return replace(
+            self,
+            honest=self.honest / self.unit,
+            defence=None,
+            previous=None if self.previous is None else self.previous / self.unit,
+            flipped=None if self.flipped is None else self.flipped / self.unit,
+            known=None,
+        )
+
 
 @dataclass(frozen=True)
 class Attack(ABC):
-    """An attack: the honest vectors to f Byzantine ones. An immutable value; subclasses write :meth:`craft`.
+    """An attack: the honest vectors to f Byzantine ones. An immutable value; subclasses write :meth:`craft`, and
+    :meth:`check` where they cannot do with any h, f and d.
 
     Attacks remember nothing: what their papers carry from step to step is taken from what an omniscient adversary sees
     anyway (the last aggregate, the momenta inside honest vectors), under "Convention" in each docstring.
@@ -139,12 +163,61 @@ class Attack(ABC):
         if flipped is not None:
             flipped = as_matrix(self, flipped)[0].to(matrix)
         random = randomness.generator(0, "attack") if random is None else random
-        crafted = self.craft(Knowledge(matrix, f, as_defence(defence, previous), previous, random, flipped))
+        crafted = self.send(Knowledge(matrix, f, as_defence(defence, previous), previous, random, flipped))
         return restore(crafted.expand(f, -1).clone() if crafted.ndim == 1 else crafted)
 
     @abstractmethod
     def craft(self, seen: Knowledge) -> Tensor:
         """A new [d] that all f workers send, or a new [f, d]; f >= 1."""
+
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        """Raises ValueError where the attack is not defined for h honest vectors and f >= 1 of its own, of d
+        coordinates where these are known already. A run asks before it starts."""
+        require(self, h >= 1, "at least 1 honest vector", h)
+
+    def send(self, seen: Knowledge) -> Tensor:
+        """:meth:`craft` as whoever runs an attack calls it: asked what is possible, what is sent looked at.
+
+        Half precision is crafted in single precision and rounded once, since deviations and squares soon leave its
+        range; what is too large for it is sent as its greatest number.
+
+        Raises:
+            ValueError: sizes that the attack cannot do with, or an attack that does not send what it must.
+        """
+        (h, d), f, dtype = seen.honest.shape, seen.f, seen.honest.dtype
+        require(self, h >= 1, "at least 1 honest vector", h)
+        self.check(h, f, d)
+        half = dtype in (torch.float16, torch.bfloat16)
+        crafted = self.craft(_widened(seen) if half else seen)
+        wanted = f"{type(self).__name__} must send [d] = [{d}] or [f, d] = [{f}, {d}] of {dtype}"
+        if not isinstance(crafted, Tensor):
+            raise ValueError(f"{wanted}, got {type(crafted).__name__}.")
+        if list(crafted.shape) not in ([d], [f, d]):
+            raise ValueError(f"{wanted}, got shape {list(crafted.shape)}.")
+        if half and crafted.dtype == torch.float32:
+            limit = torch.finfo(dtype).max
+            crafted = torch.where(crafted.isfinite(), crafted.clamp(-limit, limit), crafted).to(dtype)
+        if crafted.dtype != dtype or crafted.device != seen.honest.device:
+            raise ValueError(f"{wanted} on {seen.honest.device}, got {crafted.dtype} on {crafted.device}.")
+        return crafted
+
+
+def _widened(seen: Knowledge) -> Knowledge:
+    """The same in single precision."""
+    defence, dtype = seen.defence, seen.honest.dtype
+
+    def asked(x: Any) -> Any:
+        assert defence is not None
+        return defence(x.to(dtype)).float()
+
+    return replace(
+        seen,
+        honest=seen.honest.float(),
+        defence=defence if defence is None or isinstance(defence, ComposedDefence) else asked,
+        previous=None if seen.previous is None else seen.previous.float(),
+        flipped=None if seen.flipped is None else seen.flipped.float(),
+        known=None,
+    )
 
 
 @dataclass(frozen=True)
@@ -162,6 +235,9 @@ class Little(Attack):
     Shape: [h, d] -> f equal rows [f, d]; h >= 2 with ddof 1.
     Cost: one pass.
     Convention: the paper of distributed momentum uses factor 1.5, sign -1, ddof 1.
+
+    Warns:
+        UserWarning: factor=None where so few attack that the original factor is not positive: nobody is attacked.
 
     Example:
         >>> import torch
@@ -183,11 +259,21 @@ class Little(Attack):
         set_whole(self, "ddof")
         require(self, self.ddof in (0, 1), "ddof 0 or 1", self.ddof)
 
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        require(self, h > self.ddof, f"at least {self.ddof + 1} honest vectors", h)
+        if self.factor is None:
+            original_factor(h + f, f)
+
     def craft(self, seen: Knowledge) -> Tensor:
         h = seen.honest.shape[0]
-        require(self, h > self.ddof, f"at least {self.ddof + 1} honest vectors", h)
         mean, std = seen.moments if h > 1 else (seen.mean, torch.zeros_like(seen.mean))
         factor = original_factor(h + seen.f, seen.f) if self.factor is None else self.factor
+        if self.factor is None and factor <= 0:
+            warnings.warn(
+                f"Little(factor=None) attacks nobody with n = {h + seen.f}, f = {seen.f}: its factor is {factor:.3g}, "
+                "so that the honest mean is sent, or a vector on its other side.",
+                stacklevel=2,
+            )
         return torch.add(mean, std, alpha=self.sign * factor * (1.0 if self.ddof else ((h - 1) / h) ** 0.5))
 
 
@@ -371,15 +457,18 @@ Direction = Literal["std", "sign", "unit"]
 DIRECTIONS_OF_SHIFT = ("std", "sign", "unit")
 
 
-def perturbation(attack: Attack, seen: Knowledge, direction: Direction) -> Tensor:
+def perturbation(seen: Knowledge, direction: Direction) -> Tensor:
     """[d] the p of Shejwalkar and Houmansadr: std, sign(mean) or mean / ||mean|| (null where the mean is)."""
     if direction == "std":
-        require(attack, seen.honest.shape[0] > 1, 'at least 2 honest vectors with direction="std"', 1)
         return seen.moments[1]
     if direction == "sign":
         return seen.mean.sign()
-    norm = float(kernels.squared_norms(seen.mean).sqrt())
+    norm = float(kernels.norms(seen.mean))
     return seen.mean / norm if norm else seen.mean
+
+
+def check_direction(attack: MinMax | MinSum, h: int) -> None:
+    require(attack, h > 1 or attack.direction != "std", 'at least 2 honest vectors with direction="std"', h)
 
 
 def along(honest: Tensor, start: Tensor, p: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
@@ -422,15 +511,19 @@ class MinMax(Attack):
     def __post_init__(self) -> None:
         require(self, self.direction in DIRECTIONS_OF_SHIFT, 'direction "std", "sign" or "unit"', self.direction)
 
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        check_direction(self, h)
+
     def craft(self, seen: Knowledge) -> Tensor:
-        p = perturbation(self, seen, self.direction)
+        unit, seen = seen.unit, seen.in_unit()
+        p = perturbation(seen, self.direction)
         a, b, c = along(seen.honest, seen.mean, p)
         if not c > 0:
-            return seen.mean.clone()
+            return seen.mean * unit
         bound = kernels.squared_distances(seen.honest)[:-1, :-1].max()
         # ||m - x_i||^2 = a_i - 2 b_i gamma + c gamma^2; the mean itself is within the bound, but for rounding.
         gamma = ((b + np.sqrt(np.maximum(b * b - c * (a - bound), 0))) / c).min()
-        return torch.add(seen.mean, p, alpha=-float(gamma))
+        return torch.add(seen.mean, p, alpha=-float(gamma)) * unit
 
 
 @dataclass(frozen=True)
@@ -440,7 +533,12 @@ class MinSum(Attack):
     mean - gamma p, for the greatest gamma with
     sum over i of ||m - x_i||^2 <= max over i of the sum over j of ||x_i - x_j||^2
 
-    Args, Shape, Cost: as for :class:`MinMax`.
+    Args:
+        direction: as for :class:`MinMax`.
+        bound: "max" as the paper writes it; "min", the least of these sums, as the code published with it computes
+            (fairly certain).
+
+    Shape, Cost: as for :class:`MinMax`.
     Convention: gamma in closed form, where the paper bisects: the left side is the sum of ||mean - x_i||^2 plus
         h gamma^2 ||p||^2.
 
@@ -453,18 +551,25 @@ class MinSum(Attack):
     """
 
     direction: Direction = "std"
+    bound: Literal["max", "min"] = "max"
 
     def __post_init__(self) -> None:
         require(self, self.direction in DIRECTIONS_OF_SHIFT, 'direction "std", "sign" or "unit"', self.direction)
+        require(self, self.bound in ("max", "min"), 'bound "max" or "min"', self.bound)
+
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        check_direction(self, h)
 
     def craft(self, seen: Knowledge) -> Tensor:
-        p = perturbation(self, seen, self.direction)
+        unit, seen = seen.unit, seen.in_unit()
+        p = perturbation(seen, self.direction)
         a, _, c = along(seen.honest, seen.mean, p)
         if not c > 0:
-            return seen.mean.clone()
-        bound = kernels.squared_distances(seen.honest)[:-1, :-1].sum(1).max()
+            return seen.mean * unit
+        sums = kernels.squared_distances(seen.honest)[:-1, :-1].sum(1)
+        bound = sums.max() if self.bound == "max" else sums.min()
         gamma = np.sqrt(np.maximum(bound - a.sum(), 0) / (a.size * c))
-        return torch.add(seen.mean, p, alpha=-float(gamma))
+        return torch.add(seen.mean, p, alpha=-float(gamma)) * unit
 
 
 @dataclass(frozen=True)
@@ -484,15 +589,17 @@ class AntiCGE(Attack):
         tensor([[-4.0000]])
     """
 
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        require(self, h > f, f"more honest vectors than the f = {f} that attack", h)
+
     def craft(self, seen: Knowledge) -> Tensor:
         h, f = seen.honest.shape[0], seen.f
-        require(self, h > f, f"more honest vectors than the f = {f} that attack", h)
         geometry = Geometry.of(seen.honest)
         order = geometry.smallest(geometry.norms, h)
         margin = max(1e-6, torch.finfo(seen.honest.dtype).eps)
         radius = (1 - margin) * float(np.sqrt(geometry.norms[order[h - f]]))
         direction = kernels.weighted_rows(seen.honest, mean_weights(order[: h - f], h))
-        norm = float(kernels.squared_norms(direction).sqrt())
+        norm = float(kernels.norms(direction))
         return direction * (-radius / norm if norm > 0 else 1.0)
 
 
@@ -528,9 +635,10 @@ class HiddenVulnerability(Attack):
         set_whole(self, "coordinate")
         set_real(self, "factor", "a finite factor", isfinite)
 
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        require(self, d is None or self.coordinate < d, f"a coordinate below d = {d}", self.coordinate)
+
     def craft(self, seen: Knowledge) -> Tensor:
-        d = seen.honest.shape[1]
-        require(self, self.coordinate < d, f"a coordinate below d = {d}", self.coordinate)
         vector = seen.mean.clone()
         vector[self.coordinate] += self.factor
         return vector
@@ -583,7 +691,7 @@ class ROP(Attack):
         mean = seen.mean.double()
         last = torch.zeros_like(mean) if seen.previous is None else seen.previous.double()
         u = torch.add(self.decay * last, mean, alpha=1 - self.decay)
-        length = torch.linalg.vector_norm(u)
+        length = kernels.norms(u)
         u = torch.where(length > 0, u / length, u)
         p = 1 - u * u.sum()
         size = torch.linalg.vector_norm(p)
@@ -598,7 +706,8 @@ class Fang(Attack):
     """Directed deviation: against the sign of the honest mean, as far as one given rule lets it.
 
     target="krum": -lambda sign(mean), for the first lambda, halved from the bound of the paper's Theorem 1, at which
-    Krum(f) selects the attack (or that falls under ``threshold``).
+    Krum(f) selects the attack (or that falls under ``threshold``). The bound is, over the n - f - 2 nearest honest
+    vectors, min over i of sum ||x_i - x_j|| / ((n - 2f - 1) sqrt(d)) + max over i of ||x_i|| / sqrt(d).
     target="trimmed-mean": just beyond the honest values: where the mean is positive between min / b and min (b min and
     min if min < 0), where it is not between max and b max (max / b if max < 0), each value drawn uniformly.
 
@@ -606,12 +715,15 @@ class Fang(Attack):
         target: the rule attacked.
         threshold: of lambda, > 0; target "krum" only.
         b: how far beyond, > 1; target "trimmed-mean" only.
+        distance: in the bound: "plain", the sum of distances, as the paper's equation 3 and its account of Krum have
+            it; "squared", sqrt(sum ||x_i - x_j||^2 / ((n - 2f - 1) d)), which goes with the scores of Krum itself;
+            target "krum" only.
 
     Shape: [h, d] -> [f, d]; equal rows against Krum, f independent ones against the trimmed mean.
     Cost: against Krum one pass for distances, each trial in n x n; against the trimmed mean one pass.
     Convention: for gradients, so the model that the paper starts from is the null vector. The adversary tries Krum(f)
         with the f that it controls, whatever defends, so n >= 2f + 3; copies are equal (the paper's epsilon is 0).
-        Fairly certain, the exact form of the paper's bound less so; lambda depends on it through halvings only.
+        lambda depends on the bound through halvings only.
 
     Example:
         >>> import torch
@@ -625,32 +737,40 @@ class Fang(Attack):
     target: Literal["krum", "trimmed-mean"] = "krum"
     threshold: float = 1e-5
     b: float = 2.0
+    distance: Literal["plain", "squared"] = "plain"
 
     def __post_init__(self) -> None:
         require(self, self.target in ("krum", "trimmed-mean"), 'target "krum" or "trimmed-mean"', self.target)
         set_real(self, "threshold", "a finite threshold > 0", lambda threshold: 0 < threshold < inf)
         set_real(self, "b", "a finite b > 1", lambda b: 1 < b < inf)
+        require(self, self.distance in ("plain", "squared"), 'distance "plain" or "squared"', self.distance)
+
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        least = f"n >= 2f + 3 = {2 * f + 3} vectors, of which f = {f} attack, to try Krum"
+        require(self, self.target != "krum" or h + f >= 2 * f + 3, least, h + f)
 
     def craft(self, seen: Knowledge) -> Tensor:
         return self._past_extremes(seen) if self.target == "trimmed-mean" else self._selected_by_krum(seen)
 
     def _selected_by_krum(self, seen: Knowledge) -> Tensor:
         (h, d), f = seen.honest.shape, seen.f
-        n = h + f
-        require(self, n >= 2 * f + 3, f"n >= 2f + 3 = {2 * f + 3} vectors, of which f = {f} attack, to try Krum", n)
+        n, unit, seen = h + f, seen.unit, seen.in_unit()
         signs = seen.mean.sign()
         squared = kernels.squared_distances(seen.honest)
         between = squared[:h, :h] + np.diag(np.full(h, inf))
-        nearest = sum_of_smallest(between, n - f - 2).min()
-        size = sqrt(nearest / ((n - 2 * f - 1) * d)) + sqrt(squared[:h, -1].max() / d)
+        if self.distance == "plain":
+            near = sum_of_smallest(np.sqrt(between), n - f - 2).min() / ((n - 2 * f - 1) * sqrt(d))
+        else:
+            near = sqrt(sum_of_smallest(between, n - f - 2).min() / ((n - 2 * f - 1) * d))
+        size = near + sqrt(squared[:h, -1].max() / d)
         if not (isfinite(size) and signs.any()):  # honest vectors that are not finite, or no direction to deviate from
             return -signs
         geometry = Geometry.of(torch.cat([seen.honest, (-size * signs).unsqueeze(0)]))
         rows, scale = np.append(np.arange(h), np.full(f, h)), 1.0
         while True:
             trial = geometry.mix(np.eye(h + 1)[rows] * np.append(np.ones(h), np.full(f, scale))[:, None])
-            if Krum(f).weights(trial)[h:].any() or scale * size < self.threshold:
-                return signs * (-scale * size)
+            if Krum(f).weights(trial)[h:].any() or scale * size * unit < self.threshold:
+                return signs * (-scale * size * unit)
             scale /= 2
 
     def _past_extremes(self, seen: Knowledge) -> Tensor:
@@ -721,6 +841,38 @@ of "empire" Empire(z), and one of "min-max" is min-max with p = sign(mean)."""
 STEP = 3.0  # between the first factors tried on a line
 
 
+def line(direction: Any) -> Attack:
+    """The attack through whose vectors a line goes: one of ``LINES``, an attack, or an attack as text.
+
+    Raises:
+        ValueError: neither.
+    """
+    from .specs import make, parse
+
+    if isinstance(direction, Attack):
+        return direction
+    if not isinstance(direction, str):
+        raise ValueError(f"a direction is a name or an attack, got {shown(direction)}.")
+    if direction in LINES:
+        return LINES[direction]
+    parse("direction", direction, LINES | ATTACKS)
+    return make("direction", direction, ATTACKS)
+
+
+def _spelt(attack: Attack) -> str | Attack:
+    """The text for which :func:`line` gives an equal attack; the attack itself where none does."""
+    from .specs import describe
+
+    try:
+        text = describe(attack)
+    except ValueError:  # a class without a name
+        return attack
+    options = fields(attack)
+    if text in LINES and LINES[text] != attack:  # the options of a line of that name are others
+        text = f"{text}({options[0].name}={getattr(attack, options[0].name)!r})"
+    return text
+
+
 @dataclass(frozen=True)
 class WorstCase(Attack):
     """The worst factor there is, for one defence: lines are searched for what moves the aggregate most.
@@ -732,7 +884,7 @@ class WorstCase(Attack):
 
     Args:
         directions: lines through the honest mean, by name (see ``LINES``: "little", "empire", "min-max", "mimic",
-            "bulyan"), or any attack: the line through what it sends.
+            "bulyan"), or any attack, as text with its options or as an object: the line through what it sends.
         evaluations: how many vectors to try, >= 2.
 
     Shape: [h, d] -> f equal rows [f, d].
@@ -758,13 +910,25 @@ class WorstCase(Attack):
     uses_previous: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(
-            self, isinstance(self.directions, tuple) and len(self.directions) > 0, "a tuple of names", self.directions
-        )
-        for direction in self.directions:
-            if not isinstance(direction, Attack) and direction not in LINES:
-                raise ValueError(f"WorstCase: {unknown('direction', str(direction), LINES)}")
+        listed = isinstance(self.directions, (tuple, list)) and len(self.directions) > 0
+        require(self, listed, "a tuple of names of directions, or of attacks", self.directions)
+        object.__setattr__(self, "directions", tuple(self._as_text(direction) for direction in self.directions))
         set_whole(self, "evaluations", least=2)
+
+    def _as_text(self, direction: Any) -> str | Attack:
+        """A direction as text wherever text can say it, so that an experiment can."""
+        if isinstance(direction, Attack):
+            return _spelt(direction)
+        if not (isinstance(direction, str) and direction in LINES):
+            try:
+                line(direction)
+            except ValueError as error:
+                raise ValueError(f"WorstCase: {error}") from None
+        return direction
+
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        for direction in self.directions:
+            line(direction).check(h, f, d)
 
     def search(self, honest: Any, f: int, defence: Any, previous: Any = None) -> Found:
         """The worst vector found for f >= 1 copies of it, where it lies, and the damage that it does."""
@@ -806,13 +970,13 @@ class WorstCase(Attack):
 
     def _lines(self, seen: Knowledge) -> Any:
         """(name, factor of the unit point, unit point - mean [d]) of each line that is one."""
-        a, _, _ = along(seen.honest, seen.mean, torch.zeros_like(seen.mean))
-        spread = float(np.sqrt(a.mean()))
+        within = seen.in_unit()
+        a, _, _ = along(within.honest, within.mean, torch.zeros_like(seen.mean))
+        spread = float(np.sqrt(a.mean())) * seen.unit
         for direction in self.directions:
-            attack = direction if isinstance(direction, Attack) else LINES[direction]
-            sent = attack.craft(seen)
+            sent = line(direction).send(seen)
             p = (sent[0] if sent.ndim == 2 else sent) - seen.mean
-            length = float(kernels.squared_norms(p).sqrt())
+            length = float(kernels.norms(p))
             if length > 0 and isfinite(length):
                 # Where honest vectors agree nothing tells how far to go: the attack's own length.
                 factor = spread / length if spread > 0 else 1.0
@@ -866,7 +1030,10 @@ class Trials:
             moved = self._by_distances(self.geometry, line, scale)
         else:
             self.vectors[self.h :] = self.vector(line, scale)
-            moved = float(kernels.squared_distances_to(self.defence(self.vectors).unsqueeze(0), self.seen.mean)[0])
+            answer = self.defence(self.vectors)
+            moved = float(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean)[0])
+            if not 1e-250 < moved < inf:  # out of the range of squares, or none
+                return float(kernels.norms(answer - self.seen.mean).nan_to_num(inf))
         return sqrt(moved) if isfinite(moved) else inf
 
     def _by_distances(self, base: Geometry, line: int, scale: float) -> float:

@@ -245,6 +245,11 @@ class Experiment:
                 f"real_byzantine: at least one of the {self.workers} workers must be honest, "
                 f"got {self.real_byzantine} that attack."
             )
+        elif {"workers", "byzantine", "real_byzantine"} <= sound and made.get("attack") and self.attackers:
+            try:
+                made["attack"].check(self.honest, self.attackers)
+            except ValueError as error:
+                yield f"attack: {error}"
         if {"real_byzantine", "attack"} <= sound and self.real_byzantine and self.attack is None:
             yield f"attack: {self.real_byzantine} workers are to attack (real_byzantine) and no attack is named."
         if "learning_rate" in sound and isinstance(self.learning_rate, tuple):

@@ -208,6 +208,8 @@ class Simulation:
         self.classes = classes
         # Workers that compute gradients: the honest ones, and those of a data attack.
         self.active = workers if attack is not None and attack.uses_flipped else self.h
+        if attack is not None and real_byzantine:
+            attack.check(self.h, real_byzantine, gradients.d)
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
         self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
@@ -249,7 +251,7 @@ class Simulation:
         )
         crafted = None
         if self.attack is not None and f:
-            crafted = self.attack.craft(seen)
+            crafted = self.attack.send(seen)
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
             kernels.share(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
         decision = self.algorithm.decide(self.vectors, state)

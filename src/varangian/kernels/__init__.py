@@ -18,7 +18,7 @@ them.
 """
 
 from .columns import column_statistic, mean_and_std, network, weighted_panel, weighted_rows
-from .distances import inner_products, squared_distances, squared_distances_to, squared_norms
+from .distances import inner_products, norms, squared_distances, squared_distances_to, squared_norms
 from .runtime import exclusive_threads, is_native, own_threads, share, threads, torch_threads
 from .workers import blend, gather_images, send_rows
 
@@ -31,6 +31,7 @@ __all__ = [
     "is_native",
     "mean_and_std",
     "network",
+    "norms",
     "own_threads",
     "send_rows",
     "share",

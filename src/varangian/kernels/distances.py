@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, panels, share
 
+VANISHING = 1e-280  # of sums of squares in float64: below, some of the squares may have vanished
 DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
 
 
@@ -128,6 +129,23 @@ def _sum_of_squares(rows: np.ndarray) -> np.ndarray:
     parts = np.zeros((count, n))
     share(lambda c: _squares(rows, c * size, min(d, (c + 1) * size), parts[c]), count, rows.size)
     return parts.sum(0)
+
+
+def norms(x: Tensor) -> Tensor:
+    """||x_i|| of each row, [..., d] -> [...] in float64, also where squares of float64 leave its range.
+
+    One pass; a second one over rows of float64 whose squares overflow or vanish.
+    """
+    squared = squared_norms(x)
+    result = squared.sqrt()
+    if x.dtype == torch.float64:
+        odd = ~((squared > VANISHING) & (squared < np.inf))
+        if bool(odd.any()):
+            rows = x.detach()[odd]
+            size = rows.abs().amax(-1)
+            scale = torch.where((size > 0) & (size < np.inf), size, torch.ones_like(size))
+            result[odd] = squared_norms(rows / scale.unsqueeze(-1)).sqrt() * scale
+    return result
 
 
 def _sum_of_distances(x: np.ndarray, extra: np.ndarray) -> np.ndarray:
