@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import cos, inf, isfinite, log2, radians, sin, sqrt
 from statistics import NormalDist
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 import torch
@@ -135,6 +135,16 @@ class Attack(ABC):
     uses_defence: ClassVar[bool] = False
     uses_flipped: ClassVar[bool] = False  # whoever runs it must have the f workers learn from flipped labels
 
+    @overload
+    def __call__(
+        self, honest: Tensor | Sequence[Tensor], f: int, defence: Defence | Algorithm | None = None,
+        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, honest: np.ndarray | Sequence[np.ndarray], f: int, defence: Defence | Algorithm | None = None,
+        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
+    ) -> np.ndarray: ...  # fmt: skip
     def __call__(
         self,
         honest: Any,

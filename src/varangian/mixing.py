@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
+from torch import Tensor
 
 from . import kernels
 from .checks import UNSAID, brief, set_real, set_whole, whole
@@ -59,6 +61,10 @@ class Mixing(ABC):
         """The geometry of the mixtures."""
         return geometry.mix(self.weights(geometry, *([draw] if self.draws else [])))
 
+    @overload
+    def __call__(self, x: Tensor | Sequence[Tensor], step: int = 0) -> Tensor: ...
+    @overload
+    def __call__(self, x: np.ndarray | Sequence[np.ndarray], step: int = 0) -> np.ndarray: ...
     def __call__(self, x: Any, step: int = 0) -> Any:
         """[n, d] -> [m, d], of the same kind, dtype and device; the input is only read.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Bound = Callable[[int, int], float]
 """A bound that some paper proves, as a function of n and f."""
-
-Vectors = TypeVar("Vectors", Tensor, np.ndarray, Sequence[Tensor], Sequence[np.ndarray])
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,10 @@ class Rule(ABC):
         require(self, d >= 1, "d >= 1", d)
         return _bound(self, type(self).variance, n)
 
+    @overload
+    def __call__(self, x: Tensor | Sequence[Tensor], previous: Any = None, step: int = 0) -> Tensor: ...
+    @overload
+    def __call__(self, x: np.ndarray | Sequence[np.ndarray], previous: Any = None, step: int = 0) -> np.ndarray: ...
     def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
         """Aggregates [n, d] (a tensor, an array, or n vectors [d]) to [d] of the same kind, dtype and device.
 
