@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from varangian import data, kernels
+from varangian.kernels import columns
 from varangian.simulate import Images
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -189,6 +190,30 @@ def test_squared_distances_to_a_point(dtype: torch.dtype, d: int) -> None:
     x, point = normal(7, d, dtype=dtype), normal(1, d, seed=1, dtype=dtype)[0]
     expected = ((x.double() - point.double()) ** 2).sum(1).numpy()
     np.testing.assert_allclose(kernels.squared_distances_to(x, point), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 7, 70_001])
+def test_squared_around(dtype: torch.dtype, d: int) -> None:
+    x, extra = normal(6, d, 1).to(dtype), normal(2, d, 2).to(dtype)
+    weights, scales = np.array([0.5, 0, -1, 0, 0, 0.25, 2, 0]), np.array([1, 0.5, 1, 3, 0, 1e-3])
+    every = torch.cat([x, extra]).double().numpy()
+    for scaling in (None, scales):
+        rows = every[:6] if scaling is None else scaling[:, None] * every[:6]
+        expected = [(rows**2).sum(1), ((rows - weights @ every) ** 2).sum(1)]
+        np.testing.assert_allclose(kernels.squared_around(x, weights, extra, scaling), expected, rtol=1e-12)
+    one = kernels.squared_around(x, np.eye(6)[4])
+    assert one[1, 4] == 0
+    np.testing.assert_allclose(one[1], kernels.squared_distances_to(x, x[4]), rtol=1e-12)
+
+
+def test_scaled_rows_are_whole_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "SCALE_WIDTH", 1000)
+    for dtype in (torch.float32, torch.float64):
+        x, extra = normal(5, 2500).to(dtype), normal(1, 2500, 1).to(dtype)
+        weights = np.eye(6)[[3, 0, 5, 5]] * np.array([0.5, 1, 1, -2])[:, None]
+        every = torch.cat([x, extra]).double()
+        assert torch.equal(kernels.weighted_rows(x, weights, extra), (torch.from_numpy(weights) @ every).to(dtype))
 
 
 @pytest.mark.parametrize("d", [1, 129, 40_000])

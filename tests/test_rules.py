@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 import golden_conventions as golden
 import oracles
 import varangian as vg
-from varangian import mixing, rules
+from varangian import kernels, mixing, rules
 from varangian.geometry import Geometry
 from varangian.mixing import AdaptiveClipping, Bucketing, NearestNeighborMixing, StaticClipping
 from varangian.randomness import generator
@@ -49,7 +50,7 @@ from varangian.rules import (
     SignGuard,
     TrimmedMean,
 )
-from varangian.rules.core import decide
+from varangian.rules.core import decide, weigh
 from varangian.rules.federated import _order_statistic
 
 Array = np.ndarray
@@ -386,6 +387,78 @@ def test_what_looks_from_one_point_measures_from_there_only(rule: Rule, dtype: t
     np.testing.assert_array_equal(decision.table, rule.choose(9, pairs))
     with pytest.raises(ValueError, match="tolerates 2 vectors with NaN or infinity, got 3"):
         rule(torch.cat([x, x[7:8], x[7:8]]))
+
+
+ONE_POINT: dict[str, tuple[tuple[mixing.Mixing, ...], Rule]] = {
+    "cge": ((), ComparativeGradientElimination(2)),
+    "monna": ((), MoNNA(2, pivot=3)),
+    "fltrust": ((), FLTrust(2)),
+    "centered-clipping": ((), CenteredClipping(2, tau=2.0, iterations=3)),
+    "arc, median": ((AdaptiveClipping(2),), Median(2)),
+    "arc, average": ((AdaptiveClipping(2),), Average()),
+    "bucketing, median": ((Bucketing(s=2),), Median(1)),
+    "arc, clipping, signguard": ((AdaptiveClipping(2), StaticClipping(2.0)), SignGuard(2)),
+    "clipping, cge": ((StaticClipping(2.0),), ComparativeGradientElimination(2)),
+    "arc, monna": ((AdaptiveClipping(2),), MoNNA(2, pivot=3)),
+    "arc, clipping, centered-clipping": (
+        (AdaptiveClipping(2), StaticClipping(2.0)),
+        CenteredClipping(2, tau=2.0, iterations=3),
+    ),
+}
+"""Stages that look at norms, or at distances to one point."""
+
+
+@pytest.mark.parametrize("name", ONE_POINT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1.0, 1.0), (1.0, 1e9), (1e-6, 1e9)])
+def test_what_looks_from_one_point_reads_the_vectors_once(
+    name: str, dtype: torch.dtype, sizes: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No distances between other vectors are measured, however long some are; and the answer is that of them all."""
+    pre, rule = ONE_POINT[name]
+    x = torch.randn(9, 60, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.3
+    x[7:] *= sizes[1]
+    previous = sizes[0] * (x[0] + 0.1 * x[1]) if rule.uses_previous else None
+    x, previous = x.to(dtype), None if previous is None else previous.to(dtype)
+    extra = None if previous is None else previous.unsqueeze(0)
+    everything = Geometry.of(x, extra).measured()
+    table, _ = weigh(9, pre, rule, everything)
+    expected = rule.apply(x, table, previous)
+    for measuring in ("squared_distances", "weighted_panel"):
+        monkeypatch.setattr(kernels, measuring, None)
+    actual = decide(x, pre, rule, previous).aggregate
+    limit = 1e-9 if dtype == torch.float64 else 2e-6
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=limit * float(expected.abs().max()))
+
+
+def test_clippings_alone_measure_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "squared_distances", None)
+    x = np.random.default_rng(0).normal(size=(9, 50)).astype(np.float32)
+    x[4:] *= np.float32(1e20)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(AdaptiveClipping(4)(x), oracles.arc(wide, 4), rtol=1e-6)
+    np.testing.assert_allclose(StaticClipping(2.0)(x), oracles.static_clipping(wide, 2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("d", [3, 9000])
+def test_centered_clipping_is_exact_wherever_it_starts(seed: int, d: int) -> None:
+    """From far away, from among the vectors, and from close to vectors that lie nearly on a line."""
+    random = generator(seed, "centered clipping")
+    n, tau = 8, float(10.0 ** random.integers(-3, 2))
+    x = near_a_line(random, n, d, float(10.0 ** random.integers(-6, 1))).astype(np.float32)
+    previous = x.astype(np.float64).mean(0) + 10.0 ** random.integers(-6, 3) * random.standard_normal(d) / d**0.5
+    previous = previous.astype(np.float32)
+    for stages in ((), (NearestNeighborMixing(2),)):
+        algorithm = vg.Algorithm(pre=stages, rule=CenteredClipping(2, tau=tau, iterations=4))
+        state = replace(algorithm.init(n, d), previous=torch.from_numpy(previous))
+        actual = algorithm.decide(torch.from_numpy(x), state).aggregate.double().numpy()
+        wide = x.astype(np.float64)
+        for stage in stages:
+            wide = oracles.nnm(wide, stage.f)
+        expected = oracles.centered_clipping(wide, 2, tau=tau, iterations=4, previous=previous)
+        usual = np.median(oracles.squared_distances(wide)) ** 0.5
+        assert np.linalg.norm(actual - expected) < 1e-6 * usual + 1e-7 * np.linalg.norm(expected)
 
 
 def test_many_copies_tie_without_being_read_often() -> None:

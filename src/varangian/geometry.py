@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -57,6 +57,11 @@ class Vectors(ABC):
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
         """Squared distances, in float64, between the mixtures table @ vectors (and the extra ones) and the origin."""
 
+    @abstractmethod
+    def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+        """[2, N], in float64: squared norms of the scaled vectors, and their squared distances to one mixture, of
+        weights [N+e] of vectors and extra ones as they are."""
+
 
 @dataclass(frozen=True, eq=False)
 class Held(Vectors):
@@ -90,6 +95,10 @@ class Held(Vectors):
             total += kernels.squared_distances(mixed, others)
         return total
 
+    def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+        """In one pass."""
+        return kernels.squared_around(self.x, weights, self.extra, scales)
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -97,26 +106,24 @@ class Geometry:
 
     Attributes:
         squared: [n+e+1, n+e+1] squared distances, in float64; the origin comes last, before it the e extra points.
-            NaN where nobody measured them (see :meth:`around`).
+            NaN where nobody measured them, since nobody looks at them: known are then norms, and at most the distances
+            to one point.
         finite: [n] whether a point is finite; the distances of one that is not are infinite.
         vectors: what the points are made of: N vectors and e extra ones (the last aggregate, for rules that use it).
         table: [n, N+e] the points as weights over the vectors and the extra ones; None when they are the vectors.
+        exact: whether what was measured was added up in float64: else it is right to float32's rounding.
     """
 
     squared: np.ndarray
     finite: np.ndarray
     vectors: Vectors
     table: np.ndarray | None
+    exact: bool = False
 
     @classmethod
     def of(cls, x: Tensor, extra: Tensor | None = None) -> Geometry:
         """The geometry of the rows of [n, d]; one pass over the data."""
         return cls.measured_as(kernels.squared_distances(x, extra), Held(x, extra))
-
-    @classmethod
-    def around(cls, x: Tensor, row: int) -> Geometry:
-        """Norms, and distances to one row (none for row -1, the origin), without those between other rows."""
-        return cls.measured_as(squared_around(x, row), Held(x))
 
     @classmethod
     def measured_as(cls, squared: np.ndarray, vectors: Vectors) -> Geometry:
@@ -127,7 +134,8 @@ class Geometry:
         finite = np.isfinite(squared[-1])
         squared[~finite] = squared[:, ~finite] = np.inf
         np.fill_diagonal(squared, 0)
-        return cls(squared, finite[: squared.shape[0] - vectors.e - 1], vectors, None)
+        found = cls(squared, finite[: squared.shape[0] - vectors.e - 1], vectors, None)
+        return replace(found, exact=vectors.dtype == torch.float64 or found.center is not None)
 
     @property
     def n(self) -> int:
@@ -154,18 +162,48 @@ class Geometry:
         """How many points are not finite."""
         return self.n - int(self.finite.sum())
 
-    def mix(self, weights: np.ndarray, anew: bool = False) -> Geometry:
+    @cached_property
+    def center(self) -> int | None:
+        """The one point from which distances are known, as an index of ``squared`` (-1: norms alone are); None where
+        those of all pairs are."""
+        points = np.append(self.finite, np.ones(self.squared.shape[0] - self.n, bool))
+        known = ~np.isnan(self.squared[:, points][points]).any(1)
+        if known.all():
+            return None
+        centers = np.flatnonzero(points)[known] - points.size
+        return int(centers[0])
+
+    @property
+    def scales(self) -> np.ndarray | None:
+        """[n] by how much each vector was scaled to become a point; None where points are made of several."""
+        if self.table is None:
+            return np.ones(self.n)
+        square = self.table[:, : self.n]
+        diagonal = np.diag(square)
+        alone = self.table.shape == (self.n, self.n + self.vectors.e) and not (self.table[:, self.n :]).any()
+        return diagonal if alone and np.count_nonzero(square) == np.count_nonzero(diagonal) else None
+
+    def mix(self, weights: np.ndarray, anew: bool = False, seen: bool = True) -> Geometry:
         """The geometry of mixtures: weights [m, n], or [n] scales of each point.
 
         Distances are derived from those that are known, unless rounding could spoil them (a vector of 1e30 clipped to
-        size 1, say) or ``anew`` asks for it: then one more pass over the data measures them, in float64.
+        size 1, say) or ``anew`` asks for it: then one more pass over the data measures them, in float64. Where nobody
+        looks at them any more (``seen`` is False), they are unknown.
         """
         scaling = weights.ndim == 1
         matrix = np.diag(weights) if scaling else weights
         table = self.through(matrix)
         finite = ~(matrix[:, ~self.finite] != 0).any(1)
+        if not seen:
+            unknown = np.full((table.shape[0] + self.squared.shape[0] - self.n,) * 2, np.nan)
+            return Geometry(unknown, finite, self.vectors, table)
+        if self.center is not None and scaling and not anew:
+            return self._scaled_around(weights, finite, table)
+        if self.center is not None:
+            anew = True
         squared, terms = _scaled(self._known, weights) if scaling else self._mixed(weights)
-        if anew or self._blurred(squared, terms, finite, scaling):
+        anew = anew or self._blurred(squared, terms, finite, scaling)
+        if anew:
             squared = self.vectors.measured(np.where(finite[:, None], table, 0), self.squared.shape[0] > self.n + 1)
             squared = 0.5 * (squared + squared.T)  # exactly symmetric, as sums of panels are not
             np.fill_diagonal(squared, 0)
@@ -180,7 +218,24 @@ class Geometry:
             faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
             squared[faulty] = squared[:, faulty] = np.inf
             np.fill_diagonal(squared, 0)
-        return Geometry(squared, finite, self.vectors, table)
+        return Geometry(squared, finite, self.vectors, table, self.exact or anew)
+
+    def _scaled_around(self, scales: np.ndarray, finite: np.ndarray, table: np.ndarray) -> Geometry:
+        """:meth:`mix` of scales, where only norms and distances to one point are known: afterwards too."""
+        center, n, before = self.center, self.n, self.scales
+        assert center is not None
+        squared, terms = _scaled(np.where(np.isinf(self.squared), 0, self.squared), scales)
+        known = squared[:n, center]
+        usual = np.median(known[finite]) if finite.any() else 0.0
+        if center != -1 and (terms[:n, center] > 1e3 * np.maximum(known, usual))[finite].any():  # digits were lost
+            assert before is not None
+            whole = np.append(before * scales, np.ones(self.vectors.e))
+            point = np.where(np.arange(whole.size) == center % (whole.size + 1), whole, 0)
+            squared[:n, center] = squared[center, :n] = self.vectors.around(point, before * scales)[1]
+        faulty = np.append(~finite, np.zeros(squared.shape[0] - n, bool))
+        squared[faulty] = squared[:, faulty] = np.inf
+        np.fill_diagonal(squared, 0)
+        return Geometry(squared, finite, self.vectors, table, True)
 
     @property
     def _known(self) -> np.ndarray:
@@ -213,7 +268,7 @@ class Geometry:
         # Mixing draws points together, all into one perhaps: what they were before tells what matters.
         count = int(finite.sum())
         before = middle((middle(squared[:, :count]) if scaling else self.usual)[None])[0]
-        errors = (1e-14 if self.vectors.dtype == torch.float64 else ROUNDING) * terms
+        errors = (1e-14 if self.exact else ROUNDING) * terms
         if not (errors > BLUR * before).any():
             return False
         usual = middle(squared[:, :count])
@@ -239,7 +294,14 @@ class Geometry:
 
     def measured(self) -> Geometry:
         """The same, its distances measured again, in float64: one more pass, which costs little for one panel."""
-        return self.mix(np.ones(self.n), anew=True)
+        e = self.squared.shape[0] - self.n - 1
+        table = np.where(self.finite[:, None], self.through(np.eye(self.n)), 0)
+        squared = self.vectors.measured(table, e > 0)
+        squared = 0.5 * (squared + squared.T)
+        faulty = np.append(~self.finite, np.zeros(e + 1, bool))
+        squared[faulty] = squared[:, faulty] = np.inf
+        np.fill_diagonal(squared, 0)
+        return replace(self, squared=squared, exact=True)
 
     def positions(self) -> np.ndarray:
         """[n+e, r] Cartesian coordinates of the points and the extra ones, as if space were turned so that r suffice.
@@ -308,7 +370,7 @@ class Geometry:
         table = np.zeros((self.n + e, over.shape[1]))
         table[: self.n] = over
         table[self.n :, -e:] = np.eye(e)
-        return Geometry(self.squared, np.append(self.finite, np.ones(e, bool)), self.vectors, table)
+        return Geometry(self.squared, np.append(self.finite, np.ones(e, bool)), self.vectors, table, self.exact)
 
     def through(self, weights: np.ndarray) -> np.ndarray:
         """Weights [..., n] or [..., n+e] over the points (and extra points) as weights [..., N+e] over what they are
@@ -364,14 +426,19 @@ class Geometry:
         return index[np.argsort(ranks, kind="stable")]
 
 
-def squared_around(x: Tensor, row: int) -> np.ndarray:
-    """[n+1, n+1] squared norms, and squared distances to one row (none for row -1, the origin); the rest is NaN."""
-    n = x.shape[0]
-    squared = np.full((n + 1, n + 1), np.nan)
-    squared[-1, :n] = squared[:n, -1] = kernels.squared_norms(x).cpu().numpy()
-    squared[-1, -1] = 0
-    if row >= 0:
-        squared[row, :n] = squared[:n, row] = kernels.squared_distances_to(x, x[row])
+def squared_from(x: Tensor, extra: Tensor | None, center: int) -> np.ndarray:
+    """[n+e+1, n+e+1] squared norms, and squared distances to one point (-1: the origin); the rest is NaN."""
+    n, e = x.shape[0], 0 if extra is None else extra.shape[0]
+    squared = np.full((n + e + 1, n + e + 1), np.nan)
+    if center == -1:
+        norms = kernels.squared_norms(x).cpu().numpy()
+    else:
+        norms, distances = kernels.squared_around(x, np.eye(n + e + 1)[center, :-1], extra)
+        squared[center, :n] = squared[:n, center] = distances
+    squared[-1, :n] = squared[:n, -1] = norms
+    if extra is not None:
+        squared[-1, n:-1] = squared[n:-1, -1] = kernels.squared_norms(extra).cpu().numpy()
+    np.fill_diagonal(squared, 0)
     return squared
 
 
@@ -429,7 +496,8 @@ def _scaled(known, scales):  # type: ignore[no-untyped-def]
     for i in range(p):
         for j in range(p):
             near, across = s[i] * s[j] * known[i, j], s[i] - s[j]
-            squared[i, j] = max(near + across * (weighted[i] - weighted[j]), 0.0)
+            value = near + across * (weighted[i] - weighted[j])
+            squared[i, j] = 0.0 if value < 0 else value  # NaN stays
             terms[i, j] = near + abs(across) * (weighted[i] + weighted[j])
     for i in range(p):  # distances to the origin need no difference
         squared[i, i] = 0

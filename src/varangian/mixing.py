@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import kernels
 from .checks import UNSAID, brief, set_real, set_whole, whole
-from .geometry import TIE, Geometry, mean_weights
+from .geometry import TIE, Geometry, Held, mean_weights, squared_from
 from .randomness import BARE, Draw
 from .rules.core import as_matrix, refuse_faulty
 
@@ -23,9 +23,13 @@ class Mixing(ABC):
 
     Class attributes:
         draws: its weights are random, and take the numbers of the step, a Draw.
+        norms_only: it looks at norms, and at no other distances, which are then not measured for its sake.
+        scales: its weights are [n] scales.
     """
 
     draws: ClassVar[bool] = False
+    norms_only: ClassVar[bool] = False
+    scales: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return brief(self)
@@ -57,9 +61,9 @@ class Mixing(ABC):
         ``weights(self, geometry, draw=Draw())``, and nothing else may be random.
         """
 
-    def mix(self, geometry: Geometry, draw: Draw = BARE) -> Geometry:
-        """The geometry of the mixtures."""
-        return geometry.mix(self.weights(geometry, *([draw] if self.draws else [])))
+    def mix(self, geometry: Geometry, draw: Draw = BARE, seen: bool = True) -> Geometry:
+        """The geometry of the mixtures; without their distances where nobody looks at them."""
+        return geometry.mix(self.weights(geometry, *([draw] if self.draws else [])), seen=seen)
 
     @overload
     def __call__(self, x: Tensor | Sequence[Tensor], step: int = 0) -> Tensor: ...
@@ -79,7 +83,9 @@ class Mixing(ABC):
         if matrix.shape[0] < least:
             wanted = formula if formula == str(least) else f"{formula} = {least}"
             raise ValueError(f"{self} needs n >= {wanted} vectors, got {matrix.shape[0]}.")
-        table = self.mix(Geometry.of(matrix), Draw(0, whole(self, "step", step))).table
+        squared = squared_from(matrix, None, -1) if self.norms_only else kernels.squared_distances(matrix)
+        geometry = Geometry.measured_as(squared, Held(matrix))
+        table = self.mix(geometry, Draw(0, whole(self, "step", step)), seen=False).table
         assert table is not None
         return restore(kernels.weighted_rows(matrix, table))
 
@@ -164,6 +170,7 @@ class Bucketing(Mixing):
     seed: int = 0
 
     draws: ClassVar[bool] = True
+    norms_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         set_whole(self, "s", least=1)
@@ -201,8 +208,8 @@ class AdaptiveClipping(Mixing):
 
     Shape: [n, d] -> [n, d].
     Tolerates: f < n / 2; adds at most 2f / (n - 2f) to the robustness coefficient of the rule behind.
-    Cost: one pass for n x n distances, one that applies n scales; nothing more in front of a selecting rule, unless
-        vectors are shortened so much that their distances must be measured again.
+    Cost: one pass for norms, one that applies n scales; nothing more in front of a selecting rule, unless vectors are
+        shortened so much that their distances must be measured again.
     Convention: vectors that are not finite count as the longest, and stay as they are.
 
     Example:
@@ -215,6 +222,9 @@ class AdaptiveClipping(Mixing):
     """
 
     f: int = UNSAID
+
+    norms_only: ClassVar[bool] = True
+    scales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         set_whole(self, "f")
@@ -260,6 +270,9 @@ class StaticClipping(Mixing):
     """
 
     c: float = 1.0
+
+    norms_only: ClassVar[bool] = True
+    scales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         set_real(self, "c", "c > 0", lambda c: c > 0)

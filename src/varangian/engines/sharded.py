@@ -184,9 +184,14 @@ class Sharded(Vectors):
         self.ranks.add(block)
         return block[:n], block[n:] if self.e else None
 
+    def _held(self) -> list[Held]:
+        return [Held(c.matrix, None if c.previous is None else c.previous.unsqueeze(0)) for c in self.chunks]
+
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
-        held = (Held(c.matrix, None if c.previous is None else c.previous.unsqueeze(0)) for c in self.chunks)
-        return self.ranks.total(sum(vectors.measured(table, extra) for vectors in held))  # type: ignore[arg-type]
+        return self.ranks.total(sum(held.measured(table, extra) for held in self._held()))  # type: ignore[arg-type]
+
+    def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+        return self.ranks.total(sum(held.around(weights, scales) for held in self._held()))  # type: ignore[arg-type]
 
 
 class Aggregation:

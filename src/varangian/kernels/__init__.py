@@ -17,8 +17,8 @@ may be called from any number of threads. What is summed over columns is summed 
 them.
 """
 
-from .columns import column_statistic, mean_and_std, network, weighted_panel, weighted_rows
-from .distances import inner_products, norms, squared_distances, squared_distances_to, squared_norms
+from .columns import column_statistic, mean_and_std, network, weighted_panel, weighted_rows, zeros_like_row
+from .distances import inner_products, norms, squared_around, squared_distances, squared_distances_to, squared_norms
 from .runtime import exclusive_threads, is_native, own_threads, share, threads, torch_threads
 from .workers import blend, gather_images, send_rows
 
@@ -35,6 +35,7 @@ __all__ = [
     "own_threads",
     "send_rows",
     "share",
+    "squared_around",
     "squared_distances",
     "squared_distances_to",
     "squared_norms",
@@ -42,4 +43,5 @@ __all__ = [
     "torch_threads",
     "weighted_panel",
     "weighted_rows",
+    "zeros_like_row",
 ]

@@ -21,6 +21,7 @@ SORT_WIDTH = 128  # columns per block of a sorting network or a mixing: 51 rows 
 LANES = 64 if get_host_cpu_features().get("avx512f") else 32  # bytes of a vector register
 AHEAD = 512  # bytes: how far ahead of a sort in registers a row is asked for
 REGISTER_ROWS = 128  # so many rows at most are sorted in registers, and the stack behind them: 1 to 3 s to compile
+SCALE_WIDTH = 1 << 17  # columns of a row at a time where rows are only scaled
 WORTH = 1 << 20  # so many numbers at least: below, compiling for this n and these ranks would not be worth it
 DENOMINATORS = np.arange(1, 1 << 13)  # that weights are looked for as fractions of
 FULL = 0.25  # the share of non-zero weights from which mixtures are made four at a time, zeros included
@@ -172,10 +173,33 @@ def _mix_rows(x, extra, mixture, start, stop, total, out):  # type: ignore[no-un
         _mix(x, extra, mixture, s, t, total, out[:, s:t])
 
 
+@jit
+def _scaled(source, factor, divisor, out):  # type: ignore[no-untyped-def]
+    if factor == divisor:
+        out[:] = source
+    elif divisor == 1:
+        for k in range(source.size):
+            out[k] = factor * source[k]
+    else:
+        for k in range(source.size):
+            out[k] = factor * source[k] / divisor
+
+
 def _mixed_rows(x: Tensor, extra: Tensor | None, mixture: _Mixture, out: np.ndarray) -> Tensor:
     a, b = as_rows(x), as_rows(x[:0] if extra is None else extra)
     d = x.shape[1]
     size, count = chunks(d, SORT_WIDTH, 16)
+    if (np.diff(mixture.offsets) == 1).all():
+        pieces = -(-d // SCALE_WIDTH)
+
+        def scale(c: int) -> None:
+            i, piece = divmod(c, pieces)
+            place, part = mixture.places[i], slice(piece * SCALE_WIDTH, (piece + 1) * SCALE_WIDTH)
+            source = a[place, part] if place < a.shape[0] else b[place - a.shape[0], part]
+            _scaled(source, mixture.factors[i], mixture.divisor, out[i, part])
+
+        share(scale, out.shape[0] * pieces, out.size)
+        return torch.from_numpy(out)
 
     def task(c: int) -> None:
         _mix_rows(a, b, mixture, c * size, min(d, (c + 1) * size), np.empty(5 * SORT_WIDTH), out)
@@ -200,7 +224,9 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
         return out
     used = np.flatnonzero(weights)
     if not used.size:
-        return x.new_zeros(d)
+        return zeros_like_row(x)
+    if used.size == 1 and is_native(x):
+        return _mixed_rows(x, extra, _Mixture.of(weights[None]), np.empty((1, d), as_rows(x[:, :1]).dtype))[0]
     if used.size == 1 and weights[used[0]] == 1:
         source = x[used[0]] if used[0] < x.shape[0] else extra[used[0] - x.shape[0]]  # type: ignore[index]
         return source.detach().clone()
@@ -233,6 +259,11 @@ def _weighted_sum(
 
     share(task, count, used.size * d)
     return result
+
+
+def zeros_like_row(x: Tensor) -> Tensor:
+    """[d] zeros. In main memory without torch's threads, which spin for a while after they have filled it."""
+    return torch.from_numpy(np.zeros(x.shape[1], as_rows(x[:, :1]).dtype)) if is_native(x) else x.new_zeros(x.shape[1])
 
 
 def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, start: int, stop: int) -> Tensor:

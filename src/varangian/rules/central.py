@@ -208,8 +208,9 @@ class GeometricMedian(Selecting):
         return "2f + 1", 2 * self.f + 1
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        exact = geometry.is_small
-        order, weights, sure = _geometric_median(geometry.measured() if exact else geometry, exact)
+        exact = geometry.exact or geometry.is_small
+        geometry = geometry.measured() if exact and not geometry.exact else geometry
+        order, weights, sure = _geometric_median(geometry, exact)
         if not sure and not exact:
             order, weights, _ = _geometric_median(geometry.measured(), True)
         result = np.zeros(geometry.n)
@@ -251,6 +252,7 @@ def _geometric_median(geometry: Geometry, exact: bool) -> tuple[np.ndarray, np.n
         at = goal
         if step @ step <= SETTLED**2:
             break
+    curvature = np.eye(1)
     for _ in range(SEARCHES):
         pulls = _pulls(x, at)
         curvature = _curvature(x, at, pulls)
@@ -360,8 +362,8 @@ class CenteredClipping(Selecting):
 
     Shape: [n, d] -> [d], with ``previous`` [d]: the last aggregate, the origin when there is none.
     Tolerates: f < n / 2, and less the further the last aggregate is from the honest vectors in units of tau.
-    Cost: one pass for distances, one over all rows, whatever the number of iterations; one more where some vectors are
-        far from the others.
+    Cost: one pass an iteration for distances to where it is, one over all rows; behind a mixing that makes sums of
+        vectors one pass for n x n distances, whatever the number of iterations.
     Convention: vectors that are not finite do not pull (the mean still divides by n). Not scale
         equivariant: tau is a length.
 
@@ -387,11 +389,33 @@ class CenteredClipping(Selecting):
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
+    @property
+    def center(self) -> int:
+        return -2
+
     def weights(self, geometry: Geometry) -> np.ndarray:
+        n, good, scales = geometry.n, geometry.finite, geometry.scales
+        if scales is None:
+            return self._walk_between(geometry)
+        squared = geometry.squared[-2, :n]
+        if not geometry.exact:
+            squared = geometry.vectors.around(geometry.through(np.eye(n + 1)[-1]), scales)[1]
+        result = np.eye(n + 1)[-1]
+        for iteration in range(self.iterations):
+            if iteration:
+                squared = geometry.vectors.around(geometry.through(result), scales)[1]
+            lengths = np.sqrt(squared[good])
+            pulls = np.minimum(1, self.tau / np.where(lengths > 0, lengths, 1)) / n
+            result *= 1 - pulls.sum()
+            result[:n][good] += pulls
+        return result
+
+    def _walk_between(self, geometry: Geometry) -> np.ndarray:
+        """The same for mixtures, in n x n."""
+        geometry = geometry.measured() if geometry.is_small and not geometry.exact else geometry
         n, positions = geometry.n, geometry.positions()
         good, v = np.append(geometry.finite, False), positions[-1]
-        x, result = positions[good], np.zeros(n + 1)
-        result[-1] = 1
+        x, result = positions[good], np.eye(n + 1)[-1]
         for _ in range(self.iterations):
             away = x - v
             lengths = np.sqrt((away * away).sum(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import UNSAID, Refused, brief, require, set_whole, whole
-from ..geometry import Geometry, Held, mean_weights, squared_around
+from ..geometry import Geometry, Held, mean_weights, squared_from
 from ..randomness import BARE, Draw
 
 if TYPE_CHECKING:
@@ -143,6 +143,12 @@ class Selecting(Rule):
     needs_geometry: ClassVar[bool] = True
     columnwise: ClassVar[bool] = True
 
+    @property
+    def center(self) -> int | None:
+        """The one point from which it looks at distances, beside norms: the index of a vector, -1 for the origin, -2
+        for the extra one (the last aggregate). Others are then not measured. None if it looks at all pairs."""
+        return None
+
     @abstractmethod
     def weights(self, geometry: Geometry) -> np.ndarray:
         """[n+e] weights of the points (and of the extra ones, if any); what is missing to 1 goes to the origin."""
@@ -162,7 +168,7 @@ class Nearest(Selecting):
     @property
     @abstractmethod
     def center(self) -> int:
-        """Which vector is that point; -1 is the origin."""
+        """The index of that vector; -1 is the origin."""
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         n, center = geometry.n, self.center
@@ -212,7 +218,7 @@ class Decision:
     Attributes:
         aggregate: [d], the output of F.
         table: [n+e] or [m, n+e] weights of the vectors; None where F looks at coordinates only and nothing was mixed.
-        geometry: the distances that the rule saw, or None where nothing needed them.
+        geometry: the distances that the rule saw, or None where it looks at none.
     """
 
     aggregate: Tensor
@@ -265,7 +271,7 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
     """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result."""
     n = x.shape[0]
     check_rows(pre, rule, n)
-    previous = None if not rule.uses_previous else x.new_zeros(x.shape[1]) if previous is None else previous
+    previous = None if not rule.uses_previous else kernels.zeros_like_row(x) if previous is None else previous
     if previous is not None:
         require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
         if not torch.isfinite(kernels.squared_norms(previous)):
@@ -277,13 +283,30 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
     return Decision(rule.apply(x, table, previous, *([draw] if rule.draws else [])), table, geometry)
 
 
+Sight = Literal["nothing", "pairs"] | int
+"""Squared distances that somebody looks at: none, those of all pairs and norms, or norms and those to one point, which
+is given by its index (see :attr:`Selecting.center`)."""
+
+
+def sights(pre: Sequence[Mixing], rule: Rule) -> list[Sight]:
+    """What is looked at, of the vectors that come to each mixing and, last, to the rule: by it or by what follows."""
+    center = rule.center if isinstance(rule, Selecting) else None
+    found: list[Sight] = [("pairs" if center is None else center) if rule.needs_geometry else "nothing"]
+    for mixing in reversed(pre):
+        after = found[0]
+        if mixing.norms_only and after == "nothing":
+            found.insert(0, -1)
+        else:  # scaled norms, and scaled distances to one point, need no others; norms of sums do
+            found.insert(0, after if mixing.norms_only and mixing.scales else "pairs")
+    return found
+
+
 def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) -> np.ndarray | None:
     """The squared distances that the stages look at, for :meth:`Geometry.measured_as`; None where no stage does."""
-    if not pre and not rule.needs_geometry:
+    sight = sights(pre, rule)[0]
+    if sight == "nothing":
         return None
-    if isinstance(rule, Nearest) and not pre:
-        return squared_around(x, rule.center)
-    return kernels.squared_distances(x, extra)
+    return kernels.squared_distances(x, extra) if sight == "pairs" else squared_from(x, extra, sight)
 
 
 def weigh(
@@ -293,13 +316,13 @@ def weigh(
     table = None
     if geometry is not None:
         refuse_faulty(rule, rule.f, geometry.faulty)
-        for mixing in pre:
-            geometry = mixing.mix(geometry, draw)
+        for mixing, after in zip(pre, sights(pre, rule)[1:], strict=True):
+            geometry = mixing.mix(geometry, draw, seen=after != "nothing")
         n, table = geometry.n, geometry.table
     selection = rule.choose(n, geometry)
     if selection is not None:
         table = selection if geometry is None else geometry.through(selection)
-    return table, geometry
+    return table, geometry if rule.needs_geometry else None
 
 
 def _plain(x: np.ndarray) -> bool:

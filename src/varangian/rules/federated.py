@@ -36,7 +36,7 @@ class FLTrust(Selecting):
 
     Shape: [n, d] -> [d], with ``previous`` [d]: the root vector g, which the server computes on data it trusts.
     Tolerates: any f < n, as far as the root vector can be trusted.
-    Cost: one pass for distances, one over the trusted rows.
+    Cost: one pass for norms and for distances to the root vector, one over the trusted rows.
     Convention: where the paper divides by zero (nobody is trusted, or no root vector is given) the null vector: no
         step. Null vectors and those that are not finite are not trusted. An Algorithm keeps the last aggregate, which
         is no root vector, and refuses this rule.
@@ -53,16 +53,22 @@ class FLTrust(Selecting):
     needs_root: ClassVar[bool] = True
 
     @property
+    def center(self) -> int:
+        return -2
+
+    @property
     def needs(self) -> tuple[str, int]:
         return "f + 1", self.f + 1
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        n, norms = geometry.n, np.sqrt(geometry.norms)
-        trust = np.maximum(geometry.cosines()[:n, n], 0)
+        n, norms, root = geometry.n, np.sqrt(geometry.norms), np.sqrt(geometry.squared[geometry.n, -1])
+        scales = np.divide(root, norms, out=np.zeros(n), where=geometry.finite & (norms > 0))
+        # Brought to the root's norm, where a distance tells the angle exactly.
+        alike = geometry.mix(scales, anew=geometry.is_small and not geometry.exact)
+        apart = np.divide(alike.squared[-2, :n], root * root, out=np.full(n, 2.0), where=scales > 0)
+        trust = np.maximum(1 - 0.5 * apart, 0)
         trust[trust < 1e-12] = 0  # rounding of an orthogonal vector
-        root = np.sqrt(geometry.squared[n, -1])
-        scaled = np.divide(trust * root, norms, out=np.zeros(n), where=trust > 0)
-        return np.append(scaled / trust.sum() if trust.any() else scaled, 0)
+        return np.append(scales * trust / trust.sum() if trust.any() else np.zeros(n), 0)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class CAF(Selecting):
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         n, good = geometry.n, np.flatnonzero(geometry.finite)
-        geometry = geometry.measured() if geometry.is_small else geometry
+        geometry = geometry.measured() if geometry.is_small and not geometry.exact else geometry
         x, c = geometry.positions()[good], np.ones(good.size)
         answer, least = c / c.size, np.inf
         while c.sum() > n - 2 * self.f:
