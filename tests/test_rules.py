@@ -235,7 +235,7 @@ def test_an_error_names_object_rule_and_value() -> None:
         assert torch.isfinite(rule(torch.ones(rule.min_n, 2))).all(), name
     with pytest.raises(ValueError, match="SMEA needs at most 2,000,000 subsets"):
         SMEA(20)(torch.randn(50, 2))
-    with pytest.raises(ValueError, match="MoNNA needs a finite pivot"):
+    with pytest.raises(ValueError, match=r"MoNNA\(f=1\) needs a finite pivot"):
         MoNNA(1)(torch.tensor([[math.nan], [1.0], [2.0]]))
     with pytest.raises(ValueError, match="CenteredClipping needs a finite previous"):
         CenteredClipping(1)(torch.ones(3, 2), previous=torch.full((2,), math.inf))
