@@ -16,6 +16,7 @@ import varangian as vg
 from varangian.attacks import ATTACKS, Attack, Knowledge
 from varangian.geometry import Geometry, mean_weights
 from varangian.mixing import MIXINGS, Mixing
+from varangian.randomness import BARE, Draw
 from varangian.rules import RULES
 from varangian.rules.selecting import krum_scores
 from varangian.testing import (
@@ -340,6 +341,29 @@ class WritesPrevious(Sound):
 
 
 @dataclass(frozen=True)
+class Samples(Sound):
+    """Drops the f furthest from the median on a sample of coordinates, drawn anew at each step."""
+
+    draws: ClassVar[bool] = True
+
+    def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:  # type: ignore[override]
+        middle, columns = super().combine(x, previous), torch.arange(x.shape[1])
+        if x.shape[1] > 5_000:
+            columns = torch.from_numpy(self.sample(draw).choice(x.shape[1], 5_000, replace=False))
+        far = (x.double() - middle.double()).nan_to_num(torch.inf, torch.inf, torch.inf)[:, columns].square().sum(1)
+        return x.double()[far.sort(stable=True).indices[: x.shape[0] - self.f]].mean(0).to(x.dtype)
+
+    def sample(self, draw: Draw) -> np.random.Generator:
+        return draw.generator("sample")
+
+
+@dataclass(frozen=True)
+class SamplesTheSame(Samples):
+    def sample(self, draw: Draw) -> np.random.Generator:
+        return np.random.default_rng(0)
+
+
+@dataclass(frozen=True)
 class WithSetting(Sound):
     factor: float = 1.0
 
@@ -380,6 +404,7 @@ BROKEN: list[tuple[type[vg.Rule], Check]] = [
     (OverflowsInSingle, Check.ROBUST),
     (NeverRefuses, Check.REFUSAL),
     (RefusesWithAnAssertion, Check.REFUSAL),
+    (SamplesTheSame, Check.SIGHT),
 ]
 
 
@@ -400,6 +425,12 @@ def test_broken_rules_are_caught(rule: type[vg.Rule], check: Check) -> None:
 def test_a_broken_rule_passes_without_the_checks_that_caught_it(rule: type[vg.Rule]) -> None:
     found = caught(check_rule, rule)
     assert set(check_rule(rule, without=set(found)).left_out) == set(found)
+
+
+def test_a_sample_drawn_anew_at_each_step_sees_everything() -> None:
+    check_rule(Samples, without=set(RULE_CHECKS) - {Check.SIGHT})
+    assert check_rule(vg.DivideAndConquer(f=1, rounds=1, sample=2_000), without=set(RULE_CHECKS) - {Check.SIGHT}).passed
+    assert check_rule(vg.SignGuard(f=1), without=set(RULE_CHECKS) - {Check.SIGHT}).passed
 
 
 def test_each_check_of_rules_catches_something() -> None:
@@ -652,6 +683,19 @@ def test_broken_mixings_are_caught(fault: str, check: Check) -> None:
     options = {"guarantee": FINITE} if fault != "leak" else {}
     without = set(MIXING_CHECKS) - {check}
     assert check in caught(check_mixing, BadMixing(fault=fault), without=without, **options)
+
+
+@dataclass(frozen=True)
+class ShufflesTheSame(vg.Bucketing):
+    def weights(self, geometry: Geometry, draw: Draw = BARE) -> np.ndarray:
+        return super().weights(geometry, BARE)
+
+
+def test_a_mixing_that_draws_the_same_at_each_step_is_caught() -> None:
+    without = set(MIXING_CHECKS) - {Check.SIGHT}
+    assert Check.SIGHT in caught(check_mixing, ShufflesTheSame, without=without)
+    check_mixing(vg.Bucketing, without=without)
+    check_mixing(vg.Bucketing(s=5), without=without)
 
 
 def test_a_mixing_that_does_nothing_is_sound() -> None:
