@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from varangian import Experiment, paper
 from varangian.outcomes import Outcome, command, condition, rule_name
-from varangian.paper import PANELS, grid, pairs, panel_of, quick, verdicts
+from varangian.paper import PANELS, account, grid, missing, pairs, panel_of, quick, unattacked, verdicts
 
 
 def outcomes(panels=("fashion-mnist",), seeds=(1, 2), server=0.4, worker=0.75, reference=0.85) -> list[Outcome]:
@@ -18,7 +18,7 @@ def outcomes(panels=("fashion-mnist",), seeds=(1, 2), server=0.4, worker=0.75, r
     found = []
     for e in grid(panels, seeds):
         value = accuracy[e.momentum_at if e.attack else None]
-        found.append(Outcome(e, value, value - 0.01, steps=e.steps, seconds=10.0))
+        found.append(Outcome(e, value, value - 0.01, steps=e.steps, seconds=10.0, machine="one"))
     return found
 
 
@@ -166,11 +166,147 @@ def test_no_pairs_no_verdict() -> None:
 
 
 def test_other_runs_are_asked_the_general_claims_only() -> None:
-    e = Experiment(workers=11, byzantine=2, rule="median", attack="little", momentum_at="server")
-    found = verdicts(pairs([Outcome(e, 0.5, 0.5), Outcome(replace(e, momentum_at="worker"), 0.6, 0.6)]))
-    assert {v.claim.id for v in found if v.finding} == {"C3"}
+    e = Experiment(workers=11, byzantine=2, rule="median", attack="little", momentum_at="server", steps=3)
+    one = Outcome(e, 0.5, 0.5, steps=3, seconds=1.0, machine="one")
+    found = verdicts(pairs([one, replace(one, experiment=replace(e, momentum_at="worker"), max_accuracy=0.6)]))
+    assert {v.claim.id for v in found if v.finding} == {"C3"}  # and no timing: a demo says nothing about cost
     assert panel_of(e) is None
-    assert panel_of(replace(PANELS["fashion-mnist"].base, dataset="fashion-mnist", steps=30, byzantine=24)) is None
+
+
+@pytest.mark.parametrize("profile", ["described", "published"])
+@pytest.mark.parametrize("name", PANELS)
+def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profile) -> None:
+    """A run that differs from one of the panel's in any setting but seed, device, place and measures is not of it."""
+    other = {
+        **{"dataset": "digits", "model": "linear", "workers": 60, "byzantine": 3, "real_byzantine": 1},
+        **{"rule": "cge", "pre": ("nnm",), "attack": "mimic", "momentum": 0.5, "dampening": 0.5, "clip": None},
+        **{"clip_mode": "unit" if profile == "described" else "norm", "batch_size": 7, "steps": 30},
+        **{"learning_rate": 7.0, "l2": 0.0, "evaluate_every": 7, "partition": "extreme", "dtype": "float64"},
+        **{"momentum_at": "shared"},
+    }
+    free = {"seed": 77, "device": "cpu", "measure": False}
+    resolved = {"nesterov", "profile"}  # each value of these is in the grid, at other learning rates perhaps
+    assert other.keys() | free.keys() | resolved == {f.name for f in fields(Experiment)}
+    e = next(e for e in grid([name], [1], profile) if e.attack and e.rule == "median")
+    assert panel_of(e) is PANELS[name]
+    for setting, value in free.items():
+        assert panel_of(replace(e, **{setting: value})) is PANELS[name]
+    assert panel_of(replace(e, real_byzantine=e.byzantine)) is PANELS[name]  # the same run, in other words
+    for setting, value in other.items():
+        changed = {setting: value} | ({"clip_mode": None} if setting == "clip" else {})
+        assert panel_of(replace(e, **changed)) is None, setting
+    assert panel_of(replace(e, attack="little(factor=9.0)")) is None
+    assert panel_of(replace(e, rule='median(even="upper")')) is None
+
+
+def test_missing_counts_cells_and_not_runs() -> None:
+    found = outcomes(seeds=[1])
+    again = [replace(o, experiment=replace(o.experiment, measure=False)) for o in found]
+    elsewhere = [replace(o, experiment=replace(o.experiment, rule="caf")) for o in found if o.experiment.attack]
+    assert missing([*found, *again, *elsewhere]) == {"fashion-mnist, described": (184, 920)}
+
+
+CHANGES: dict[str, tuple[object, object]] = {
+    **{"dataset": ("digits", "mnist"), "model": ("linear", "fully-connected"), "workers": (15, 16)},
+    **{"byzantine": (3, 2), "real_byzantine": (2, 1), "rule": ("median", "median(even='upper')")},
+    **{"pre": ((), ("nnm",)), "attack": ("little", "little(factor=2.0)"), "momentum": (0.9, 0.99)},
+    **{"dampening": (0.0, 0.5), "nesterov": (False, True), "clip": (2.0, None), "clip_mode": ("norm", "unit")},
+    **{"batch_size": (2, 3), "steps": (3, 4), "learning_rate": (0.1, ((0, 0.1),)), "l2": (0.0, 1e-4)},
+    **{"evaluate_every": (1, 0), "seed": (1, 2), "partition": ("iid", "extreme"), "dtype": ("float32", "float64")},
+    **{"profile": ("described", "published")},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_no_pair_overwrites_another(name: str) -> None:
+    """Two pairs and their references that differ in one setting, whichever it is, are two pairs."""
+    assert CHANGES.keys() | {"momentum_at", "device", "measure"} == {f.name for f in fields(Experiment)}
+    base = replace(Experiment(attack="little", real_byzantine=2, rule="median"), clip_mode="norm", steps=3)
+    made = []
+    for number, value in enumerate(CHANGES[name]):
+        e = replace(base, **{name: value})
+        runs = (replace(e, momentum_at="server"), replace(e, momentum_at="worker"), unattacked(e, e.honest))
+        made += [Outcome(run, 0.5 + number / 10, 0.5) for run in runs]
+    for order in (made, made[::-1]):
+        found = account(order)
+        assert {p.server.max_accuracy for p in found.pairs} == {0.5, 0.6}
+        assert all(p.server.max_accuracy == p.worker.max_accuracy for p in found.pairs)
+        # Two runs whose honest workers are the same share their reference.
+        shared = name in ("byzantine", "rule", "pre", "attack")
+        assert all(p.reference and (shared or p.reference.max_accuracy == p.server.max_accuracy) for p in found.pairs)
+
+
+def test_devices_are_not_mixed_and_measuring_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varangian.experiment._check_device", lambda name: None, raising=False)
+    e = Experiment(attack="little", rule="median", momentum_at="server")
+    there = Outcome(replace(e, device="cuda"), 0.5, 0.5), Outcome(replace(e, momentum_at="worker"), 0.5, 0.5)
+    assert pairs(there) == []
+    measured = Outcome(e, 0.5, 0.5), Outcome(replace(e, momentum_at="worker", measure=False), 0.5, 0.5)
+    assert len(pairs(measured)) == 1
+
+
+def test_every_run_is_somewhere() -> None:
+    e = Experiment(attack="little", rule="median", momentum_at="server", nesterov=True)
+    runs = {
+        "pair": [e, replace(e, momentum_at="worker"), unattacked(e, e.honest)],
+        "alone": [replace(e, seed=2), replace(e, seed=3, momentum_at="worker")],
+        "elsewhere": [replace(e, momentum_at="shared"), replace(e, momentum=0.0)],
+        "unused": [
+            replace(e, attack=None, rule="krum"),
+            replace(unattacked(e, e.honest), momentum_at="worker"),  # Nesterov's points are others there
+            replace(unattacked(e, e.honest), dtype="float64"),
+        ],
+        "again": [replace(e, measure=False)],
+    }
+    found = account(Outcome(run, 0.5, 0.5) for same in runs.values() for run in same)
+    assert [len(found.pairs), *(len(getattr(found, kind)) for kind in list(runs)[1:])] == [1, 2, 2, 3, 1]
+    assert found.pairs[0].reference is not None
+    assert [line.split()[0] for line in found.notes()] == ["2", "2", "3", "1"]
+    lone = account([Outcome(run, 0.5, 0.5) for run in runs["pair"][:2]])
+    assert "without their reference" in lone.notes()[0]
+
+
+def test_a_reference_at_the_workers_will_do_where_it_is_the_same() -> None:
+    e = Experiment(attack="little", rule="median", momentum_at="server")
+    runs = [e, replace(e, momentum_at="worker"), replace(unattacked(e, e.honest), momentum_at="worker")]
+    [pair] = pairs([Outcome(run, 0.5, 0.5) for run in runs])
+    assert pair.reference is not None
+
+
+def test_shares_are_shares_of_what_the_claim_speaks_of() -> None:
+    """Of ten pairs of C5, eight cost 20 points; of these six come back by 20 points and seven by 10."""
+    made = []
+    cell = iter(e for e in grid(["cifar-10"], [1]) if e.attack and e.byzantine == 11 and e.momentum_at == "server")
+    for number in range(10):
+        e = next(cell)
+        costly = number < 8
+        server, gain = (0.3, 0.25 if number < 6 else 0.15 if number < 7 else 0.0) if costly else (0.85, 0.0)
+        runs = (e, replace(e, momentum_at="worker"), unattacked(e, e.honest))
+        values = (server, server + gain, 0.9)
+        made += [Outcome(run, value, value) for run, value in zip(runs, values, strict=True)]
+    found = {v.claim.id: v for v in verdicts(pairs({o.key: o for o in made}.values()))}
+    ours = {name: (v.pairs, v.finding and v.finding.ours) for name, v in found.items()}
+    assert ours["C1"] == (8, "87.50 % (7 of 8)")
+    assert ours["C2"] == (8, "75.00 % (6 of 8)")
+    assert ours["C3"] == (10, "0.00 % (0 of 10)")
+    assert ours["C5a"] == (10, "80.00 % (8 of 10)")
+    assert ours["C5b"] == (8, "87.50 % (7 of 8)")
+    assert ours["C5c"] == (8, "75.00 % (6 of 8)")
+    assert ours["C6b"] == (0, None)
+    assert sum(v.claim.total for v in found.values() if v.claim.id in ("C5a", "C5b", "C5c")) == 1200
+
+
+def test_time_is_compared_on_one_machine_only() -> None:
+    found = outcomes(seeds=[1])
+
+    def finding(**changed: object):
+        at_workers = [replace(o, **changed) if o.experiment.momentum_at == "worker" else o for o in found]
+        return next(v for v in verdicts(pairs(at_workers)) if v.claim.id == "C7")
+
+    assert finding(seconds=12.0).word == "does not hold"
+    assert finding(seconds=10.5).word == "holds"
+    for changed in ({"machine": "two"}, {"machine": None}, {"seconds": None}, {"seconds": 0.0}, {"steps": 7}):
+        assert (finding(**changed).word, finding(**changed).pairs) == ("not tested", 0)
 
 
 def test_the_printed_command_is_the_run() -> None:

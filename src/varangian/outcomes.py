@@ -471,15 +471,10 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
         raise ValueError(f"it is of a newer version of Varangian (format {written}, this one reads up to {FORMAT}).")
     # Columns that Experiment does not know would be settings of a later version.
     experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in (*IDENTITY, *RESULTS)})
-    if written == FORMAT and row["digest"] != experiment.digest:
-        raise ValueError(
-            f"its settings are those of the run {experiment.digest}, its digest is {shown(row['digest'])}: "
-            "one of them was changed."
-        )
     # What cannot be measured is empty, and so is what a table of another kind does not have.
     optional = ("final_loss", "ratio", "ratio_within")
     loss, ratio, within = (number_of(row[name], name) if row.get(name) else None for name in optional)
-    return Outcome(
+    outcome = Outcome(
         experiment,
         number_of(row["max_accuracy"], "max_accuracy", 0, 1),
         number_of(row["final_accuracy"], "final_accuracy", 0, 1),
@@ -493,6 +488,12 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
         "imported" if row["source"] == "imported" else "varangian",
         machine,
     )
+    if written == FORMAT and row["digest"] != experiment.digest:
+        raise ValueError(
+            f"its settings are those of the run {experiment.digest}, its digest is {shown(row['digest'])}: "
+            "one of them was changed."
+        )
+    return outcome
 
 
 def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from ..experiment import Experiment
 from ..outcomes import Outcome, attack_name, order, rate_text, rule_name
-from ..paper import Measure, Pair, accuracy, pairs, panel_of
+from ..paper import Account, Measure, Pair, account, accuracy, panel_of
 
 PLACES = {"server": "at the server", "worker": "at the workers"}
 ATTACKS = {"little": "Little", "empire": "Empire"}
@@ -22,8 +23,11 @@ RULES = {
     "bulyan": "Bulyan",
     "krum": "Krum",
 }
-_VARIES = ("rule", "pre", "attack", "momentum_at", "workers", "byzantine", "real_byzantine", "learning_rate",
-           "nesterov", "seed", "device", "measure", "clip_mode")  # fmt: skip
+# What may differ within a group, and any value of it: a group is what is alike once these are.
+_VARIES: dict[str, Any] = {
+    **{"rule": "average", "pre": (), "attack": None, "workers": 1, "byzantine": 0, "real_byzantine": None},
+    **{"momentum_at": "server", "nesterov": False, "learning_rate": 0.1, "seed": 0, "measure": True},
+}
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,12 @@ class Group:
         return [o for o in self.outcomes if o.experiment.attack is not None]
 
     @cached_property
+    def account(self) -> Account:
+        return account(self.outcomes)
+
+    @property
     def pairs(self) -> list[Pair]:
-        return pairs(self.outcomes)
+        return self.account.pairs
 
     @property
     def rates(self) -> list[str]:
@@ -188,11 +196,9 @@ def kind_title(nesterov: bool) -> str:
 
 def groups(outcomes: Iterable[Outcome]) -> list[Group]:
     """The figures that these runs make, each with a title of its own."""
-    found: dict[tuple[object, ...], list[Outcome]] = {}
+    found: dict[tuple[str, str], list[Outcome]] = {}
     for o in sorted(outcomes, key=order):
-        settings = asdict(o.experiment)
-        key = (o.source, *(settings[f.name] for f in fields(Experiment) if f.name not in _VARIES))
-        found.setdefault(key, []).append(o)
+        found.setdefault((o.source, replace(o.experiment, **_VARIES).digest), []).append(o)
     named: dict[tuple[str, str], list[Group]] = {}
     for members in found.values():
         panel = next((p for o in members if (p := panel_of(o.experiment)) is not None), None)
