@@ -317,12 +317,6 @@ def test_more_faulty_vectors_than_tolerated_are_refused() -> None:
             algorithm.aggregate(vectors, algorithm.init(4, 3))
 
 
-def test_a_state_of_another_algorithm_is_refused() -> None:
-    state = vg.Algorithm(worker=(vg.Momentum(0.9),)).init(2, 3)
-    with pytest.raises(ValueError, match="zip"):
-        vg.Algorithm(worker=(vg.Clip(1.0), vg.Momentum(0.9))).send(torch.ones(2, 3), state)
-
-
 @pytest.mark.parametrize(
     ("pre", "rule", "least"),
     [

@@ -69,6 +69,16 @@ def set_real(owner: object, name: str, rule: str, holds: Callable[[Any], bool], 
         object.__setattr__(owner, name, int(value) if isinstance(value, Integral) else float(value))
 
 
+def kind_of(value: object) -> str:
+    """For a message: "float32 [5, 3]" of a tensor, else what kind of object it is."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        return "nothing" if value is None else f"a {type(value).__name__}"
+    device = str(getattr(value, "device", "cpu"))
+    text = f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+    return text if device == "cpu" else f"{text} on {device}"
+
+
 def brief(value: Any) -> str:
     """MultiKrum(f=24, m=5): the class, f, and the fields that differ from their defaults."""
     shown = [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import kernels, randomness
-from .algorithm import Algorithm, State
+from .algorithm import Algorithm, State, unspoilt
 from .attacks import Attack, ComposedDefence, Knowledge
 from .data import Dataset, Partition, Split, partition
 from .gradients import Batch, WorkerGradients
@@ -255,7 +255,7 @@ class Simulation:
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
             kernels.share(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
         decision = self.algorithm.decide(self.vectors, state)
-        update, self.state = self.algorithm.finish(decision, state)
+        update, self.state = self.algorithm.finish(decision, state, in_place=True)
         if self.attack is not None and self.attack.uses_previous:
             self.previous = decision.aggregate.clone()
         row = Measures(step, self.points, lr, float(losses[:h].mean()))
@@ -331,21 +331,30 @@ class Simulation:
         """l2 and the worker half: the vectors, the new state, and where they came along with it the moments of what
         honest workers sampled and of what they send.
 
-        The stages that experiments have, at most one clipping and then at most one momentum, in one go; others, and
-        other kinds of tensors, one by one. Both give the same bits.
+        The stages that experiments have, at most one clipping and then at most one momentum, in one go; others, those
+        that somebody derived from them, and other kinds of tensors, one by one. Both give the same bits.
         """
         out, stages, state = self.vectors[: self.active], self.algorithm.worker, self.state
         factor, direction = self._regularizer(point)
-        clip = next((stage for stage in stages if isinstance(stage, Clip)), None)
-        momentum = next((stage for stage in stages if isinstance(stage, Momentum)), None)
+        clip = next((stage for stage in stages if type(stage) is Clip), None)
+        momentum = next((stage for stage in stages if type(stage) is Momentum), None)
         plain = stages == tuple(stage for stage in (clip, momentum) if stage is not None)
         if plain and self.active == self.h and kernels.is_native(out):
+            memory = None if momentum is None else state.worker[-1]
+            kept: list[Tensor | None] = []
+
+            def scales(norm: Tensor) -> Tensor:
+                if memory is not None and momentum is not None and not (norm < momentum.overflow(out.dtype)).all():
+                    kept.append(memory.clone())  # some worker may send NaN, and is not to remember it
+                return torch.ones_like(norm) if clip is None else clip.scales(norm)
+
             sampled, sent = kernels.send_rows(
-                self.sampled, factor, direction, None if clip is None else clip.scales,
+                self.sampled, factor, direction, None if stages == () else scales,
                 1.0 if momentum is None else 1 - momentum.dampening, 0.0 if momentum is None else momentum.beta,
-                None if momentum is None else state.worker[-1], out, self.meter is not None or self.attack is not None,
+                memory, out, self.meter is not None or self.attack is not None,
             )  # fmt: skip
-            memories = tuple(out if stage is momentum else None for stage in stages)
+            remembered = unspoilt(out, [out], kept)[0] if kept else out
+            memories = tuple(remembered if stage is momentum else None for stage in stages)
             return out, replace(state, worker=memories), sampled, sent
         if factor:
             kernels.blend(1.0, self.sampled, factor, direction, self.sampled)

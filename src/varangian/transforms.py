@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .checks import require, set_real
+from .checks import kind_of, require, set_real
+
+
+def check_like(owner: object, what: str, value: object, x: Tensor, rows: bool = True) -> None:
+    """Raises ValueError unless the value is a tensor of x's shape (its last dimension alone without ``rows``), type and
+    device. Kernels index what they are given: nothing of another shape may come near them."""
+    shape = x.shape if rows else x.shape[-1:]
+    if not (isinstance(value, Tensor) and value.shape == shape and value.dtype == x.dtype and value.device == x.device):
+        name = owner if isinstance(owner, str) else type(owner).__name__
+        wanted = kind_of(x if rows or x.ndim == 1 else x[0])
+        raise ValueError(f"{name} needs {what} as {wanted}, got {kind_of(value)}.")
 
 
 class Transform(ABC):
@@ -38,8 +48,9 @@ class Transform(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """The transformed vectors and the new memory.
 
-        Without ``out`` nothing is overwritten. With it nothing is allocated: the result goes there, or into the memory
-        where ``out`` is ``x`` itself and there is one, since what is remembered must outlive the input.
+        Without ``out`` nothing is overwritten, and what comes back shares no memory. With it nothing is allocated: the
+        result goes there, or into the memory where ``out`` is ``x`` itself and there is one, since what is remembered
+        must outlive the input; the new memory may be the result.
         """
 
     @abstractmethod
@@ -126,9 +137,14 @@ class Momentum(Transform):
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        assert memory is not None, "Momentum needs its memory; Algorithm.init makes it"
+        check_like(self, "its memory, which Algorithm.init makes,", memory, x)
+        assert memory is not None
         moved = kernels.blend(1 - self.dampening, x, self.beta, memory, memory if out is x else out)
-        return moved, moved
+        return moved, moved.clone() if out is None else moved
+
+    def overflow(self, dtype: torch.dtype) -> float:
+        """Whatever is remembered, vectors of a lesser norm make nothing overflow."""
+        return 0.25 * torch.finfo(dtype).max * min(1.0, (1 - self.beta) / (1 - self.dampening))
 
     def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
         if not self.nesterov:
@@ -169,7 +185,8 @@ class SharedMomentum(Transform):
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        assert previous is not None, "SharedMomentum needs the last aggregate; Algorithm.init makes it"
+        check_like(self, "the last aggregate", previous, x, rows=False)
+        assert previous is not None
         return kernels.blend(1 - self.dampening, x, self.beta, previous, out), None
 
     def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:

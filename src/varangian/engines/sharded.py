@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import kernels
-from ..algorithm import Algorithm, State
+from ..algorithm import Algorithm, State, finite_rows
 from ..checks import brief
 from ..explanation import shares_of, statistic_of
 from ..geometry import Geometry, Held, Vectors
@@ -309,11 +309,8 @@ def refuse(algorithm: Algorithm, faulty: np.ndarray, history: History) -> None:
 
 
 def send(algorithm: Algorithm, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-    """The worker half for one rank, [d] -> [d]. A vector that is not finite is sent, and not remembered: momentum would
-    keep a NaN for ever."""
+    """The worker half for one rank, [d] -> [d]."""
     vectors, after = algorithm.send(gradient.unsqueeze(0), state)
-    if algorithm.worker and not finite_rows(vectors)[0]:
-        after = replace(after, worker=state.worker)
     return vectors[0], after
 
 
@@ -323,17 +320,6 @@ def finished(algorithm: Algorithm, decision: Decision, state: State) -> tuple[Te
         return algorithm.finish(decision, state)
     update, state = algorithm.finish(replace(decision, aggregate=decision.aggregate.float()), state)
     return update.to(decision.aggregate.dtype), state
-
-
-def finite_rows(x: Tensor) -> np.ndarray:
-    """[n] whether a row holds neither NaN nor infinity.
-
-    A finite sum has finite terms, and sums are fast. Where finite terms overflow together, the row is looked at.
-    """
-    finite = x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()
-    for row in (~finite).nonzero()[:, 0].tolist():
-        finite[row] = x[row].isfinite().all()
-    return finite.cpu().numpy()
 
 
 def share_of_table(table: np.ndarray | None, n: int) -> np.ndarray:
