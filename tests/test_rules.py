@@ -19,7 +19,7 @@ import golden_conventions as golden
 import oracles
 import varangian as vg
 from varangian import kernels, mixing, rules
-from varangian.geometry import Geometry
+from varangian.geometry import Geometry, _refined
 from varangian.mixing import AdaptiveClipping, Bucketing, NearestNeighborMixing, StaticClipping
 from varangian.randomness import generator
 from varangian.rules import (
@@ -237,7 +237,7 @@ def test_an_error_names_object_rule_and_value() -> None:
         SMEA(20)(torch.randn(50, 2))
     with pytest.raises(ValueError, match=r"MoNNA\(f=1\) needs a finite pivot"):
         MoNNA(1)(torch.tensor([[math.nan], [1.0], [2.0]]))
-    with pytest.raises(ValueError, match="CenteredClipping needs a finite previous"):
+    with pytest.raises(ValueError, match=r"CenteredClipping\(f=1\) needs a finite previous"):
         CenteredClipping(1)(torch.ones(3, 2), previous=torch.full((2,), math.inf))
 
 
@@ -459,6 +459,70 @@ def test_centered_clipping_is_exact_wherever_it_starts(seed: int, d: int) -> Non
         expected = oracles.centered_clipping(wide, 2, tau=tau, iterations=4, previous=previous)
         usual = np.median(oracles.squared_distances(wide)) ** 0.5
         assert np.linalg.norm(actual - expected) < 1e-6 * usual + 1e-7 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("d", [1, 9000])
+@pytest.mark.parametrize("name", ["krum", "multi-krum", "bulyan", "medoid"])
+def test_ties_of_decimals_are_ties(name: str, d: int) -> None:
+    """Distances of .4, 2.6, 3, 5.1, 6.3 are no numbers of float32, yet equal scores are equal: in float32 as in
+    float64, whichever way the vectors are turned."""
+    random = generator(d, "decimals")
+    make = {
+        "krum": lambda: Krum(0, distance="plain"),
+        "multi-krum": lambda: MultiKrum(1, m=2, distance="plain"),
+        "bulyan": lambda: Bulyan(1, distance="plain"),
+        "medoid": lambda: Medoid(1),
+    }[name]
+    for _ in range(30):
+        values = np.array([0.4, 2.6, 3.0, 5.1, 6.3]) if name == "krum" else random.integers(-40, 41, 7) / 10
+        x = np.zeros((values.size, d), np.float32)
+        x[:, d // 2] = values
+        answer = make()(x)
+        np.testing.assert_array_equal(answer, make()(x.astype(np.float64)).astype(np.float32))
+        np.testing.assert_array_equal(answer, make()(x[random.permutation(len(x))]))
+    if name == "krum":
+        assert answer[d // 2] == np.float32(2.6)
+
+
+@pytest.mark.parametrize("scale", [None, 2.0])
+@pytest.mark.parametrize("rule", [Bulyan(3), Krum(3), MultiKrum(3), Medoid(3), Bulyan(3, selection="frozen")], ids=str)
+def test_equal_scores_of_long_vectors_are_ties(rule: Rule, scale: float | None) -> None:
+    """Vectors of one norm beside a null one have equal scores; sums in float32 are not to choose between them."""
+    for seed in range(4):
+        random = generator(seed, "equal scores")
+        x = random.standard_normal((15, 20_001))
+        x *= (2.5 if scale else 1) / np.linalg.norm(x, axis=1, keepdims=True)
+        x[3], x[7], x[8] = 0, 1e30 / 20_001**0.5, x[9]
+        x = x.astype(np.float32)
+        algorithm = vg.Algorithm(pre=() if scale is None else (StaticClipping(scale),), rule=rule)
+        answers = [
+            algorithm.decide(torch.from_numpy(v), algorithm.init(*v.shape)).aggregate.double().numpy()
+            for v in (x, x.astype(np.float64), x[random.permutation(15)])
+        ]
+        for other in answers[1:]:
+            np.testing.assert_allclose(other, answers[0], rtol=0, atol=1e-6 * np.abs(answers[0]).max() + 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["mda", "krum", "multi-krum", "medoid", "smea", "caf", "geometric-median", "bulyan"])
+def test_the_order_of_grids_behind_mixings_does_not_matter(name: str, dtype: torch.dtype) -> None:
+    """Mixtures of whole numbers are often equal, but for rounding, which follows the order of the vectors."""
+    pres = ((NearestNeighborMixing(2),), (AdaptiveClipping(2), NearestNeighborMixing(2)), (AdaptiveClipping(2),))
+    for seed, pre in itertools.product(range(50), pres):
+        random = generator(seed, "grids")
+        n, d = 7 + seed % 3, 1 + seed % 4
+        x = torch.from_numpy(random.integers(-2, 3, (n, d))).to(dtype)
+        algorithm = vg.Algorithm(pre=pre, rule=ALL[name](1))
+        state = algorithm.init(n, d, dtype)
+        one = algorithm.decide(x, state).aggregate
+        other = algorithm.decide(x[random.permutation(n).tolist()], state).aggregate
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_ranks_of_rows_end_whatever_they_hold() -> None:
+    rows = np.array([[np.nan, 1.0], [np.nan, 1.0], [np.nan, 0.0]])
+    for slack in (None, np.zeros_like(rows)):
+        assert _refined(np.zeros(3, int), rows, slack).size == 3
 
 
 def test_many_copies_tie_without_being_read_often() -> None:

@@ -208,12 +208,7 @@ class Geometry:
             squared = 0.5 * (squared + squared.T)  # exactly symmetric, as sums of panels are not
             np.fill_diagonal(squared, 0)
         if not scaling:
-            first: dict[bytes, int] = {}
-            whole, size = table.tobytes(), table.shape[1] * table.itemsize
-            like = [first.setdefault(whole[i * size : (i + 1) * size], i) for i in range(table.shape[0])]
-            if len(first) < len(like):  # equal mixtures are equal points, whatever a matrix product makes of them
-                like.extend(range(len(like), squared.shape[0]))
-                squared = squared[np.ix_(like, like)]
+            squared = _alike(squared, table)
         if not finite.all():
             faulty = np.append(~finite, np.zeros(squared.shape[0] - finite.size, bool))
             squared[faulty] = squared[:, faulty] = np.inf
@@ -297,11 +292,38 @@ class Geometry:
         e = self.squared.shape[0] - self.n - 1
         table = np.where(self.finite[:, None], self.through(np.eye(self.n)), 0)
         squared = self.vectors.measured(table, e > 0)
-        squared = 0.5 * (squared + squared.T)
+        squared = _alike(0.5 * (squared + squared.T), table)  # exactly symmetric, as sums of panels are not
         faulty = np.append(~self.finite, np.zeros(e + 1, bool))
         squared[faulty] = squared[:, faulty] = np.inf
         np.fill_diagonal(squared, 0)
         return replace(self, squared=squared, exact=True)
+
+    def sharp(self) -> Geometry:
+        """The same, its distances measured again in float64 where they were not and that costs little."""
+        return self if self.exact or not self.is_small else self.measured()
+
+    def sharpened(self, index: np.ndarray) -> Geometry:
+        """The same, distances from some points measured again in float64: a pass over the data for each.
+
+        Of mixtures all are measured again where that costs little, none where it does not.
+        """
+        scales = self.scales
+        if self.exact or scales is None:
+            return self.sharp()
+        if 4 * index.size > self.n:
+            return self.measured()
+        squared, done = self.squared.copy(), np.zeros(self.n, bool)
+        for i in index:
+            if done[i]:
+                continue
+            point = np.where(np.arange(self.n + self.vectors.e) == i, scales[i], 0.0)
+            distances = self.vectors.around(point, scales)[1]
+            twins = squared[i, : self.n] == 0  # equal points stay equal
+            others = np.flatnonzero(self.finite & ~twins)
+            for k in np.flatnonzero(twins):
+                squared[k, others] = squared[others, k] = distances[others]
+            done |= twins
+        return replace(self, squared=squared)
 
     def positions(self) -> np.ndarray:
         """[n+e, r] Cartesian coordinates of the points and the extra ones, as if space were turned so that r suffice.
@@ -391,9 +413,10 @@ class Geometry:
     ) -> np.ndarray:
         """Indices of the ``count`` smallest scores, in order; points that are not finite come last.
 
-        Ties go to the lexicographically smaller vector: the answer follows the vectors when they are permuted. With
-        ties="position", scores that are exactly equal stay in the order of the points. ``among`` restricts the choice
-        to some (ascending) indices.
+        Ties go to the lexicographically smaller vector: the answer follows the vectors when they are permuted. A tie is
+        what differs by rounding in float64, so scores whose distances were added up in float32 are to be made sure of
+        first (see :meth:`unsure`). With ties="position", scores that are exactly equal stay in the order of the points.
+        ``among`` restricts the choice to some (ascending) indices.
         """
         index = np.arange(self.n) if among is None else among
         values = np.where(self.finite[index] & ~np.isnan(scores), scores, np.inf)
@@ -408,6 +431,29 @@ class Geometry:
                 index[first:last] = self._by_value(index[first:last])
         return index[:count]
 
+    def unsure(self, scores: np.ndarray, places: Sequence[int], among: np.ndarray | None = None) -> np.ndarray:
+        """Points whose distances float32 may have rounded over some places in the order of scores; none where equal."""
+        if self.exact:
+            return np.empty(0, int)
+        index = np.arange(self.n) if among is None else among
+        values = np.where(self.finite[index] & ~np.isnan(scores), scores, np.inf)
+        order = np.argsort(values, kind="stable")
+        index, values = index[order], values[order]
+        known = int(np.isfinite(values).sum())
+        near = np.zeros(index.size, bool)  # as near to the next that rounding may have changed their order
+        near[: max(known - 1, 0)] = np.diff(values[:known]) <= 4 * ROUNDING * np.abs(values[1:known])
+        found = np.zeros(self.n, bool)
+        for place in places:
+            if 0 < place < index.size and near[place - 1] and not found[index[place]]:
+                first, last = place - 1, place
+                while first > 0 and near[first - 1]:
+                    first -= 1
+                while near[last]:
+                    last += 1
+                group = index[first : last + 1]
+                found[group] = self.squared[group[0], group].any()
+        return np.flatnonzero(found)
+
     def _by_value(self, index: np.ndarray) -> np.ndarray:
         """The given points in lexicographic order; equal points keep any order."""
         if not self.squared[np.ix_(index, index)].any():
@@ -417,11 +463,15 @@ class Geometry:
         while start < d and ranks.max() + 1 < index.size:
             stop = min(2 * start + 256, start + 8 * PANEL, d)  # a few columns tell vectors apart, unless they are equal
             panel, extra = self.vectors.columns(start, stop)
+            slack = None
             if self.table is None:
                 block = panel[index.tolist()]
-            else:
-                block = kernels.weighted_rows(panel, self.table[index], extra)
-            ranks = _refined(ranks, (block if block.dtype == torch.float32 else block.double()).cpu().numpy())
+            else:  # sums in another order differ by rounding, which tells nobody apart
+                block = kernels.weighted_panel(panel, self.table[index], extra, 0, stop - start)
+                every = (panel if extra is None else torch.cat([panel, extra])).double().abs()
+                sizes = torch.where(every.isfinite(), every, 0).cpu().numpy()
+                slack = AGREED * (np.abs(self.table[index]) @ sizes)
+            ranks = _refined(ranks, (block if block.dtype == torch.float32 else block.double()).cpu().numpy(), slack)
             start = stop
         return index[np.argsort(ranks, kind="stable")]
 
@@ -442,15 +492,42 @@ def squared_from(x: Tensor, extra: Tensor | None, center: int) -> np.ndarray:
     return squared
 
 
-def _refined(ranks: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Ranks 0, 1, ... of rows [k, d], where those of equal rank are told apart by lexicographic order."""
-    while True:
+def _alike(squared: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The same, but that equal mixtures are equal points, whatever a matrix product makes of them."""
+    first: dict[bytes, int] = {}
+    whole, size = table.tobytes(), table.shape[1] * table.itemsize
+    like = [first.setdefault(whole[i * size : (i + 1) * size], i) for i in range(table.shape[0])]
+    if len(first) == len(like):
+        return squared
+    like.extend(range(len(like), squared.shape[0]))
+    return squared[np.ix_(like, like)]
+
+
+def _refined(ranks: np.ndarray, rows: np.ndarray, slack: np.ndarray | None = None) -> np.ndarray:
+    """Ranks 0, 1, ... of rows [k, d], where those of equal rank are told apart by lexicographic order.
+
+    Values are equal that differ by no more than the slack [k, d].
+    """
+    column = -1
+    while ranks.max() + 1 < ranks.size:
         first = np.unique(ranks, return_index=True)[1][ranks]
-        differ = (rows != rows[first]).any(0)
-        if not differ.any():
-            return ranks
-        values = rows[:, np.argmax(differ)]
+        behind, places = rows[:, column + 1 :], slice(column + 1, None)
+        if slack is None:
+            differ = behind != behind[first]
+        else:
+            differ = np.abs(behind - behind[first]) > np.maximum(slack[:, places], slack[first, places])
+        seen = differ.any(0)
+        if not seen.any():
+            break
+        column += 1 + int(np.argmax(seen))
+        values = rows[:, column]
+        if slack is not None:
+            order = np.argsort(values, kind="stable")
+            steps = np.diff(values[order]) > np.maximum(slack[order[1:], column], slack[order[:-1], column])
+            values = np.empty(values.size, int)
+            values[order] = np.append(0, np.cumsum(steps))
         ranks = np.unique(np.stack([ranks, values]), axis=1, return_inverse=True)[1].reshape(-1)
+    return ranks
 
 
 @jit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import kernels
 from .checks import UNSAID, brief, set_real, set_whole, whole
-from .geometry import TIE, Geometry, Held, mean_weights, squared_from
+from .geometry import ROUNDING, TIE, Geometry, Held, mean_weights, squared_from
 from .randomness import BARE, Draw
 from .rules.core import as_matrix, refuse_faulty
 
@@ -132,6 +132,11 @@ class NearestNeighborMixing(Mixing):
         refuse_faulty(self, self.f, geometry.faulty)
         n = geometry.n
         count, finite = n - self.f, geometry.finite
+        if not geometry.exact and count < n:
+            ordered = np.sort(geometry.distances, axis=1)
+            near = finite & (ordered[:, count] <= ordered[:, count - 1] * (1 + 4 * ROUNDING))
+            unsure = [i for i in np.flatnonzero(near) if geometry.unsure(geometry.distances[i], [count]).size]
+            geometry = geometry.sharpened(np.array(unsure)) if unsure else geometry
         ordered = np.sort(geometry.distances, axis=1)
         last, next_ = ordered[:, count - 1], ordered[:, min(count, n - 1)]
         table = np.where(finite[:, None], (geometry.distances <= last[:, None]) / count, np.eye(n))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from ..checks import require, set_whole
 from ..geometry import Geometry, Ties, mean_weights
 from .coordinatewise import Even, median_ranks
 from .core import Bound, Rule, column_statistic
-from .selecting import krum_scores, krum_variance
+from .selecting import krum_scores, krum_variance, sure_scores
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,27 @@ class Bulyan(Rule):
         assert geometry is not None
         f = self.f
         rounds = n - 2 * f if self.base == "krum" else n - 2 * f - 2
-        remaining = np.arange(n)
-        ranking = geometry.smallest(krum_scores(geometry, f, distance=self.distance), n, ties=self.ties)
+        remaining = ranking = np.arange(n)
+
+        def score(among: np.ndarray) -> Callable[[Geometry], np.ndarray]:
+            return lambda points: krum_scores(points, f, distance=self.distance, among=among)
+
+        if self.selection == "frozen":
+            geometry, scores = sure_scores(geometry, score(remaining), range(1, n), self.ties)
+            ranking = geometry.smallest(scores, n, ties=self.ties)
         rows = []
         for _ in range(rounds):
-            if self.selection == "rescored":
-                scores = krum_scores(geometry, f, distance=self.distance, among=remaining)
-                ranking = geometry.smallest(scores, remaining.size, remaining, self.ties)
+            left = remaining.size
             if self.base == "krum":
                 count = 1
             elif self.m is not None:
-                count = min(self.m, ranking.size - f)
+                count = max(min(self.m, left - f), 1)
             else:
-                count = ranking.size - f - 2
-            rows.append(mean_weights(ranking[: max(count, 1)], n))
+                count = max(left - f - 2, 1)
+            if self.selection == "rescored":
+                geometry, scores = sure_scores(geometry, score(remaining), [1, count], self.ties, remaining)
+                ranking = geometry.smallest(scores, left, remaining, self.ties)
+            rows.append(mean_weights(ranking[:count], n))
             best, ranking = ranking[0], ranking[1:]
             remaining = remaining[remaining != best]
         return np.stack(rows)

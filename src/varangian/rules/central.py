@@ -16,6 +16,7 @@ from ..geometry import FAR, Geometry, Held, mean_weights, middle
 from ..kernels.runtime import jit
 from .coordinatewise import Even, median_ranks
 from .core import Bound, General, Nearest, Selecting, column_statistic
+from .selecting import sure_scores
 
 SETTLED = 1e-9  # relative to a usual distance: a walk whose remaining way is shorter has arrived
 CLOSE = 0.03  # so near to a point, float32 distances would show in the answer: they are measured again in float64
@@ -142,7 +143,8 @@ class Medoid(Selecting):
         return "2f + 1", 2 * self.f + 1
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        return mean_weights(geometry.smallest(distance_sums(geometry), 1), geometry.n)
+        geometry, scores = sure_scores(geometry, distance_sums, [1])
+        return mean_weights(geometry.smallest(scores, 1), geometry.n)
 
 
 def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np.ndarray:
@@ -208,18 +210,18 @@ class GeometricMedian(Selecting):
         return "2f + 1", 2 * self.f + 1
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        exact = geometry.exact or geometry.is_small
-        geometry = geometry.measured() if exact and not geometry.exact else geometry
-        order, weights, sure = _geometric_median(geometry, exact)
-        if not sure and not exact:
-            order, weights, _ = _geometric_median(geometry.measured(), True)
+        geometry = geometry.sharp()
+        order, weights, sure = _geometric_median(geometry)
+        if not sure and not geometry.exact:
+            order, weights, _ = _geometric_median(geometry.measured())
         result = np.zeros(geometry.n)
         result[order] = weights
         return result
 
 
-def _geometric_median(geometry: Geometry, exact: bool) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The finite points, their weights, and whether distances in float32 would do (``exact``: they are in float64)."""
+def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The finite points, their weights, and whether distances in float32 would do."""
+    exact = geometry.exact
     order = geometry.by_centrality()  # sums run in an order that follows the vectors, to the last bit
     positions = geometry.positions()
     x, sums = positions[order], distance_sums(geometry, positions)[order]
@@ -236,7 +238,7 @@ def _geometric_median(geometry: Geometry, exact: bool) -> tuple[np.ndarray, np.n
     best = int(np.argmin(sums))
     optimal, sure = [], True
     for k in np.flatnonzero(sums <= sums[best] + OPTIMAL * usual).tolist():
-        excess, blur = _excess(*_pulls(x, x[k]), 1e-10 if exact else OPTIMAL)
+        excess, blur = _excess(_pulls(x, x[k]), 1e-10 if exact else OPTIMAL)
         sure &= abs(excess) > blur
         if excess <= blur and all((x[k] != x[other]).any() for other in optimal):
             optimal.append(k)
@@ -307,12 +309,10 @@ def _slope(pulls: Pulls) -> np.ndarray:
     return slope
 
 
-def _excess(
-    number: int, lack: float, total: np.ndarray, weights: np.ndarray, place: int, size: float, across: float,
-    rounding: float,
-) -> tuple[float, float]:  # fmt: skip
+def _excess(pulls: Pulls, rounding: float) -> tuple[float, float]:
     """By how much the square of the sum of unit vectors at a point is over that of its own weight (it is optimal where
     it is not), and how much of that may be rounding."""
+    number, lack, total, _, place, size, across = pulls
     sign = 1 if number >= 0 else -1
     along, beside = abs(number) - sign * lack, float(np.sqrt(total @ total))
     excess = (abs(number) - place - sign * lack) * (along + place) + beside * beside
@@ -412,7 +412,7 @@ class CenteredClipping(Selecting):
 
     def _walk_between(self, geometry: Geometry) -> np.ndarray:
         """The same for mixtures, in n x n."""
-        geometry = geometry.measured() if geometry.is_small and not geometry.exact else geometry
+        geometry = geometry.sharp()
         n, positions = geometry.n, geometry.positions()
         good, v = np.append(geometry.finite, False), positions[-1]
         x, result = positions[good], np.eye(n + 1)[-1]

@@ -64,7 +64,7 @@ class FLTrust(Selecting):
         n, norms, root = geometry.n, np.sqrt(geometry.norms), np.sqrt(geometry.squared[geometry.n, -1])
         scales = np.divide(root, norms, out=np.zeros(n), where=geometry.finite & (norms > 0))
         # Brought to the root's norm, where a distance tells the angle exactly.
-        alike = geometry.mix(scales, anew=geometry.is_small and not geometry.exact)
+        alike = geometry.sharp().mix(scales)
         apart = np.divide(alike.squared[-2, :n], root * root, out=np.full(n, 2.0), where=scales > 0)
         trust = np.maximum(1 - 0.5 * apart, 0)
         trust[trust < 1e-12] = 0  # rounding of an orthogonal vector

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import ClassVar, Literal
@@ -68,6 +69,23 @@ def krum_scores(
     return sum_of_smallest(values, max(count, 1))
 
 
+def sure_scores(
+    geometry: Geometry,
+    score: Callable[[Geometry], np.ndarray],
+    places: Sequence[int],
+    ties: Ties = "value",
+    among: np.ndarray | None = None,
+) -> tuple[Geometry, np.ndarray]:
+    """Scores, and the distances behind them, exact where float32 distances leave open on which side of some places in
+    their order a point stands: those of these points are then measured again."""
+    scores = score(geometry)
+    unsure = geometry.unsure(scores, places, among) if ties == "value" else np.empty(0, int)
+    if not unsure.size:
+        return geometry, scores
+    geometry = geometry.sharpened(unsure)
+    return geometry, score(geometry)
+
+
 def krum_variance(n: int, f: int) -> float:
     """The greatest deviation / norm under which Krum and what is built on it are proved resilient: 1 / eta(n, f)."""
     return 1 / sqrt(2 * (n - f + f * (n + f * (n - f - 2) - 2) / (n - 2 * f - 2)))
@@ -122,8 +140,10 @@ class MultiKrum(Selecting):
         return ("2f + 3", least) if self.m is None or self.m + self.f <= least else ("m + f", self.m + self.f)
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        scores = krum_scores(geometry, self.f, self.neighbours, self.distance)
         m = geometry.n - self.f - 2 if self.m is None else self.m
+        geometry, scores = sure_scores(
+            geometry, lambda g: krum_scores(g, self.f, self.neighbours, self.distance), [m], self.ties
+        )
         return mean_weights(geometry.smallest(scores, m, ties=self.ties), geometry.n)
 
 
@@ -219,6 +239,7 @@ class MinimumDiameterAveraging(Selecting):
             order = np.flatnonzero(geometry.finite)
             squared = geometry.distances[np.ix_(order, order)]
             return mean_weights(order[first_of_least_diameter(squared, geometry.n - self.f)], geometry.n)
+        geometry = geometry.sharp()
         order = geometry.by_centrality()
         squared = geometry.distances[np.ix_(order, order)]
         return subset_weights(geometry, order, least_diameter(squared, geometry.n - self.f))

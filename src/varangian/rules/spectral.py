@@ -51,6 +51,7 @@ class SMEA(Selecting):
         return "2f + 1", 2 * self.f + 1
 
     def weights(self, geometry: Geometry) -> np.ndarray:
+        geometry = geometry.sharp()
         order, size = geometry.by_centrality(), geometry.n - self.f
         subsets = comb(order.size, size)
         require(self, subsets <= SUBSETS, f"at most {SUBSETS:,} subsets of n - f = {size} vectors to look at", subsets)
@@ -90,7 +91,7 @@ class CAF(Selecting):
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         n, good = geometry.n, np.flatnonzero(geometry.finite)
-        geometry = geometry.measured() if geometry.is_small and not geometry.exact else geometry
+        geometry = geometry.sharp()
         x, c = geometry.positions()[good], np.ones(good.size)
         answer, least = c / c.size, np.inf
         while c.sum() > n - 2 * self.f:
