@@ -11,22 +11,28 @@ from ..outcomes import Outcome, from_result, gather, write_csv
 from ..paper import Verdict, missing, verdicts
 from . import figures, style
 from .layout import Group, by_batch_size, groups
-from .page import SweepRecord, render
+from .page import Picture, SweepRecord, render
 from .statistics import Summary, summarize
 
 MAX_RECORDS, MAX_RECORD = 1000, 2**16  # of sweeps: files, and bytes of each
 PAGE_DPI = 110  # of pictures within the page
 MAX_SIDE, MAX_PANELS, MAX_LINES = 100, 20_000, 3000  # of figures that can be drawn, and looked at
-__all__ = ["Summary", "report", "report_results", "summarize"]
+__all__ = ["Summary", "SweepRecord", "report", "report_results", "summarize"]
 
 
-def report(source: str | Path | Sequence[Outcome], out: str | Path | None = None, command: str | None = None) -> Path:
+def report(
+    source: str | Path | Sequence[Outcome],
+    out: str | Path | None = None,
+    command: str | None = None,
+    record: SweepRecord | None = None,
+) -> Path:
     """Writes ``report.html``, ``claims.csv`` and ``figures/*.png, *.pdf`` for some runs.
 
     Args:
         source: a folder of runs or of a sweep, a runs.csv, or the outcomes themselves.
         out: where to write; by default the folder of the runs.
         command: what made the runs, if their folder does not say.
+        record: the same with versions, processor and date.
 
     Returns:
         The page: one file that needs no network.
@@ -43,8 +49,8 @@ def report(source: str | Path | Sequence[Outcome], out: str | Path | None = None
         out = folder if out is None else out
     else:
         outcomes = list(source)
-    if command is not None:
-        records.insert(0, SweepRecord(command))
+    if command is not None or record is not None:
+        records.insert(0, record or SweepRecord(command or ""))
     out = Path("." if out is None else out)
     found = groups(outcomes)
     if not found:
@@ -56,9 +62,12 @@ def report(source: str | Path | Sequence[Outcome], out: str | Path | None = None
         for name, figure in figures.draw(group):
             style.save(figure, drawn / name)
             if name.startswith(("boxes-max", "heat-max")):
-                pictures.append((group.title, style.png(figure, PAGE_DPI)))
+                pictures.append(Picture(group.title, style.png(figure, PAGE_DPI), name.startswith("heat")))
     for same in by_batch_size(found):
-        style.save(figures.by_noise(same), drawn / f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}")
+        figure = figures.by_noise(same)
+        style.save(figure, drawn / f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}")
+        title = f"{same[0].name}: accuracies at several batch sizes"
+        pictures.append(Picture(title, style.png(figure, 2 * PAGE_DPI), always=True))
     studies = {
         study: [p for g in found if g.study == study for p in g.pairs]
         for study in dict.fromkeys(g.study for g in found)
@@ -113,7 +122,8 @@ def _records(folder: Path) -> list[SweepRecord]:
             jobs, threads, cores, done = (whole(values[name], name) for name in ("jobs", "threads", "cores", "done"))
             seconds = number(values["seconds"], "seconds", 0)
             texts = str(values["command"]), str(values["started"])
-            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, versions))
+            processor = str(values.get("processor", ""))
+            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, versions, processor))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
