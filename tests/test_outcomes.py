@@ -225,14 +225,14 @@ def test_what_a_folder_holds_beside_runs_is_named(tmp_path: Path) -> None:
     shutil.copytree(first, tmp_path / "runs" / "z-copy")
     (second / "result.json").unlink()
     (third / "result.json").write_text("{")
-    found = collect(tmp_path)
-    assert [o.experiment.seed for o in found.outcomes] == [1]
-    text = "\n".join(found.left_out)
+    outcomes, left_out = collect(tmp_path)
+    assert [o.experiment.seed for o in outcomes] == [1]
+    text = "\n".join(left_out)
     assert "z-copy is a run that another folder holds too." in text
     assert f"{second} is not complete" in text
     assert f"{third} cannot be read as a run" in text
     assert "2 of its 3 rows are of runs whose folders were not read" in text
-    assert len(found.left_out) == 4
+    assert len(left_out) == 4
     with pytest.warns(UserWarning, match="left out"):
         gather(tmp_path)
 

@@ -103,12 +103,25 @@ def test_what_a_sweep_learns_from_it_reads_within_bounds(swept: tuple[Path, Swee
     assert (len(result.outcomes), len(result.failed)) == (1, 3)
 
 
+def test_a_gpu_gets_two_runs_at_a_time_and_not_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("varangian.sweep")
+    monkeypatch.setattr("varangian.experiment._check_device", lambda name: None, raising=False)
+    monkeypatch.setattr(module, "_cores", lambda: 64)
+    on = {device: [replace(BASE, rule="median", device=device, seed=s) for s in range(9)] for device in
+          ("cpu", "cuda", "cuda:0", "cuda:1")}  # fmt: skip
+    jobs = module._default_jobs
+    assert (jobs(on["cpu"], 1), jobs(on["cpu"], 4), jobs([], 100)) == (64, 16, 1)
+    assert (jobs(on["cuda"], 1), jobs(on["cuda:0"] + on["cuda:1"], 1)) == (2, 4)
+    assert (jobs(on["cuda"], 64), jobs(on["cpu"] + on["cuda"], 1)) == (1, 2)
+
+
 def start(out: Path, seeds: int, steps: int) -> subprocess.Popen[str]:
     script = out.parent / "script.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(out), str(seeds), str(steps)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, stdout=pipe, stderr=pipe)
 
 
 def wait_for(condition, seconds: float = 180) -> None:
@@ -148,8 +161,12 @@ def test_ctrl_c_keeps_what_is_complete(tmp_path: Path) -> None:
     process = start(out, 40, 60)
     wait_for(lambda: complete(out) >= 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode != 0
+    lines = errors[errors.index("Traceback") :].splitlines()
+    assert lines[-1].startswith("KeyboardInterrupt: ")
+    assert lines[-1].endswith(" of 40 runs are complete; the same call goes on.")
+    assert len(lines) <= 8, errors  # where it was waiting is nobody's business
     done = complete(out)
     assert 2 <= len(read_runs(out / "runs.csv")) == done < 40
     wait_for(lambda: not alive_in(process.pid))  # no process is left behind

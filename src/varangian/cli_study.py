@@ -17,7 +17,8 @@ from .checks import printable, shown
 from .data import DataError
 from .experiment import Experiment, open_dataset
 from .paper import PANELS, Verdict
-from .report import report
+from .report import judge, report
+from .report.layout import groups
 from .report.legacy import import_runs
 from .sweep import Sweep, sweep
 
@@ -100,7 +101,7 @@ class _Duration(click.ParamType):
 @click.option(
     "--data", type=click.Path(path_type=Path), help="folder of data files  [$VARANGIAN_DATA or the user's data folder]"
 )
-@click.option("--jobs", type=click.IntRange(1), help="runs at a time  [as many as cores]")
+@click.option("--jobs", type=click.IntRange(1), help="runs at a time  [as many as cores; two to a GPU]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of each run")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
 @click.option(
@@ -137,8 +138,9 @@ def reproduce(
     if not result.outcomes:
         _say("no run is complete yet, so there is no report.")
     elif any(o.experiment.attack for o in result.outcomes):
-        page = report(out)
-        _show_claims(paper.verdicts(paper.pairs(result.outcomes)))
+        page = report(out, say=_say)
+        for study, found in judge(groups(result.outcomes)).items():
+            _show_claims(found, study)
         output.print(
             f"Report: {page}\nFigures: {out / 'figures'}\nTable: {out / 'runs.csv'}", highlight=False, soft_wrap=True
         )
@@ -169,8 +171,8 @@ def _with_data(panels: Sequence[str], data: Path | None) -> list[str]:
     return present
 
 
-def _show_claims(found: Sequence[Verdict]) -> None:
-    table = Table(title="The paper's claims", title_justify="left", box=None, padding=(0, 2, 0, 0))
+def _show_claims(found: Sequence[Verdict], study: str) -> None:
+    table = Table(title=f"The paper's claims ({study})", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("", "claim", "ours", "the paper's", "verdict"):
         table.add_column(heading)
     for v in found:
@@ -198,7 +200,7 @@ def _show_rest(result: Sweep) -> None:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="where it goes  [FOLDER]")
 def report_command(folder: Path, out: Path | None) -> None:
     """A page, figures and the claims table of runs: of a folder of runs, a study, or a runs.csv."""
-    page = report(folder, out)
+    page = report(folder, out, say=_say)
     output.print(f"Report: {page}\nFigures: {page.parent / 'figures'}", highlight=False, soft_wrap=True)
 
 

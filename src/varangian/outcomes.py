@@ -278,16 +278,8 @@ def complete(folder: Path) -> bool:
     return (folder / "result.json").is_file()
 
 
-@dataclass(frozen=True, eq=False)
-class Gathered:
-    """The runs of a folder, in a fixed order, and a line each on what is there and not among them."""
-
-    outcomes: list[Outcome]
-    left_out: list[str]
-
-
-def collect(folder: str | Path) -> Gathered:
-    """All complete runs of a folder, each once, or the rows of a CSV file.
+def collect(folder: str | Path) -> tuple[list[Outcome], list[str]]:
+    """All complete runs of a folder in a fixed order, each once; and a line on each that is left out, and why.
 
     Args:
         folder: of run folders (`varangian run --out`), of a sweep, or holding runs.csv only; or such a file itself.
@@ -297,7 +289,7 @@ def collect(folder: str | Path) -> Gathered:
     """
     folder = Path(folder)
     if folder.is_file():
-        return Gathered(read_runs(folder), [])
+        return read_runs(folder), []
     found: dict[tuple[str, str], Outcome] = {}
     left_out: list[str] = []
     places: list[tuple[Path, Source]] = [(folder, "varangian"), (folder / "runs", "varangian")]
@@ -324,15 +316,15 @@ def collect(folder: str | Path) -> Gathered:
     if not found:
         more = f" ({len(left_out)} left out, the first: {left_out[0]})" if left_out else ""
         raise ValueError(f"{folder} holds no complete runs and no runs.csv{more}.")
-    return Gathered(sorted(found.values(), key=order), left_out)
+    return sorted(found.values(), key=order), left_out
 
 
 def gather(folder: str | Path) -> list[Outcome]:
     """The runs that :func:`collect` finds; of what it leaves out, a warning each."""
-    found = collect(folder)
-    for line in found.left_out:
+    outcomes, left_out = collect(folder)
+    for line in left_out:
         warnings.warn(f"left out: {line}", stacklevel=2)
-    return found.outcomes
+    return outcomes
 
 
 def _begun(folder: Path) -> bool:

@@ -33,7 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from . import kernels
 from .data import Dataset
-from .environment import processor, versions
+from .environment import versions
 from .experiment import Evaluation, Experiment, build, open_dataset, run, settings_of
 from .files import number, read_json, write_whole
 from .folders import RESULT, FolderInUse
@@ -44,6 +44,7 @@ RETRIES = 2  # of a run whose process died
 STARTS = 3  # worker processes in a row that die before they can work: then something is wrong with all of them
 PATIENCE = 30.0  # seconds that processes have to write their checkpoints when a sweep is interrupted
 HEARTBEAT = 0.5  # seconds between two reports of a run
+PER_GPU = 2  # runs at a time on a GPU: while one waits for the host, the other computes
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def sweep(
     Args:
         experiments: what to run, in this order; those of one digest once, however they are written.
         out: where everything is kept.
-        jobs: worker processes, or tasks at a time on Ray; by default as many as there are cores for their threads.
+        jobs: worker processes, or tasks at a time on Ray; by default as many as there are cores for their threads, and
+            where runs are on "cuda", "cuda:1" ..., no more than two for each GPU that they name, or that Ray has.
         threads: of torch and the kernels, per process. Results of different numbers of threads may differ.
         shard: (i, N): only every N-th run, from the i-th on.
         time_budget: seconds after which no run should still be going: one that would not end in time is not started.
@@ -120,7 +122,6 @@ def sweep(
     """
     if threads < 1 or (jobs is not None and jobs < 1):
         raise ValueError(f"a sweep needs jobs >= 1 and threads >= 1, got {jobs} and {threads}.")
-    wanted, jobs = jobs, max(1, _cores() // threads) if jobs is None else jobs
     number, shards = shard
     if not 1 <= number <= shards:
         raise ValueError(f"a shard i/N needs 1 <= i <= N, got {number}/{shards}.")
@@ -133,6 +134,7 @@ def sweep(
     mine = everything[number - 1 :: shards]
     folders = {e: out / "runs" / f"{e.name}-{e.digest}" for e in mine}
     todo = [e for e in mine if not complete(folders[e])]
+    wanted, jobs = jobs, _default_jobs(todo, threads) if jobs is None else jobs
     jobs = min(jobs, max(1, len(todo)))
     plan = _Plan(out, jobs, threads, time_budget, data_folder, todo, len(mine) - len(todo), len(everything) - len(mine))
     plan.learn(folders[e] for e in mine if complete(folders[e]))
@@ -141,11 +143,19 @@ def sweep(
     try:
         with termination_interrupts(), workers, _Display(plan, notices) as display:
             _manage(plan, workers, display, record)
+    except KeyboardInterrupt:  # from here, not from whatever line it was waiting in
+        complete_now = plan.skipped + plan.done
+        raise KeyboardInterrupt(f"{complete_now} of {len(mine)} runs are complete; the same call goes on.") from None
     finally:
         outcomes = tuple(_collect(out, everything, plan.failed))
         write_runs(out, outcomes)
         record.write(force=True)
     return Sweep(outcomes, plan.done, plan.skipped, tuple(plan.failed), len(everything) - len(outcomes), plan.elapsed)
+
+
+def _default_jobs(experiments: Sequence[Experiment], threads: int) -> int:
+    jobs, gpus = max(1, _cores() // threads), {e.device for e in experiments if e.device.startswith("cuda")}
+    return min(jobs, PER_GPU * len(gpus)) if gpus else jobs
 
 
 def _cores() -> int:
@@ -291,7 +301,6 @@ class _Record:
             "failed": len(plan.failed),
             "retried": plan.retried,
             "versions": versions(),
-            "processor": processor(),
         }
         text = json.dumps(content, indent=2) + "\n"
         write_whole(self.path, lambda file: file.write(text.encode()))
@@ -585,6 +594,8 @@ class _RayWorkers:
                 if self.ours:
                     self.ray.shutdown()
                 raise ValueError("--ray needs a cluster with GPUs for runs on cuda, and this one has none.")
+            if self.jobs is None:
+                self.plan.jobs = min(slots, PER_GPU * gpus)
             share = 1 / max(1, -(-self.plan.jobs // gpus))  # as many runs to each GPU
         self.task = self.ray.remote(num_cpus=self.plan.threads, num_gpus=share, max_retries=RETRIES)(_ray_run)
         return self

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..experiment import Result
 from ..files import make_folder, number, read_json, whole, write_whole
-from ..outcomes import Outcome, from_result, gather, write_csv
-from ..paper import Verdict, missing, verdicts
+from ..outcomes import Outcome, collect, each_once, from_result, write_csv
+from ..paper import Verdict, main_study, missing, of_the_paper, verdicts
 from . import figures, style
 from .layout import Group, by_batch_size, groups
-from .page import Picture, SweepRecord, render
+from .page import SweepRecord, render
 from .statistics import Summary, summarize
 
 MAX_RECORDS, MAX_RECORD = 1000, 2**16  # of sweeps: files, and bytes of each
 PAGE_DPI = 110  # of pictures within the page
 MAX_SIDE, MAX_PANELS, MAX_LINES = 100, 20_000, 3000  # of figures that can be drawn, and looked at
-__all__ = ["Summary", "SweepRecord", "report", "report_results", "summarize"]
+SILENCE = 5.0  # seconds between two words on how far the figures are
+__all__ = ["Summary", "judge", "report", "report_results", "summarize"]
 
 
 def report(
     source: str | Path | Sequence[Outcome],
     out: str | Path | None = None,
     command: str | None = None,
-    record: SweepRecord | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> Path:
     """Writes ``report.html``, ``claims.csv`` and ``figures/*.png, *.pdf`` for some runs.
 
@@ -32,7 +35,8 @@ def report(
         source: a folder of runs or of a sweep, a runs.csv, or the outcomes themselves.
         out: where to write; by default the folder of the runs.
         command: what made the runs, if their folder does not say.
-        record: the same with versions, processor and date.
+        say: is told, in a line each, how far it is, and what is left out; without it, warnings say the latter. The page
+            says it too.
 
     Returns:
         The page: one file that needs no network.
@@ -44,40 +48,85 @@ def report(
     if isinstance(source, (str, Path)):
         source = Path(source)
         folder = source if source.is_dir() else source.parent
-        outcomes = gather(source)
+        outcomes, left_out = collect(source)
         records = _records(folder / "sweeps")
         out = folder if out is None else out
     else:
-        outcomes = list(source)
-    if command is not None or record is not None:
-        records.insert(0, record or SweepRecord(command or ""))
+        outcomes, left_out = each_once(source)
+    if command is not None:
+        records.insert(0, SweepRecord(command))
     out = Path("." if out is None else out)
     found = groups(outcomes)
     if not found:
         raise ValueError("none of these runs was attacked: there is nothing to compare.")
     _check_size(found)
+    for line in left_out:
+        say(f"left out: {line}") if say is not None else warnings.warn(f"left out: {line}", stacklevel=2)
     drawn = make_folder(out, "figures")
     pictures = []
+    told = _Told(say)
     for group in found:
         for name, figure in figures.draw(group):
+            told.one(group)
             style.save(figure, drawn / name)
             if name.startswith(("boxes-max", "heat-max")):
-                pictures.append(Picture(group.title, style.png(figure, PAGE_DPI), name.startswith("heat")))
+                pictures.append((group.title, style.png(figure, PAGE_DPI)))
     for same in by_batch_size(found):
-        figure = figures.by_noise(same)
-        style.save(figure, drawn / f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}")
-        title = f"{same[0].name}: accuracies at several batch sizes"
-        pictures.append(Picture(title, style.png(figure, 2 * PAGE_DPI), always=True))
-    studies = {
-        study: [p for g in found if g.study == study for p in g.pairs]
-        for study in dict.fromkeys(g.study for g in found)
-    }
-    judged = {study: verdicts(members) for study, members in studies.items()}
+        style.save(figures.by_noise(same), drawn / f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}")
+    judged = judge(found)
     _write_claims(out / "claims.csv", judged)
-    page = render(found, judged, records, missing(outcomes), pictures)
+    page = render(found, judged, records, missing(outcomes), pictures, [*left_out, *_notes(outcomes, found)])
     path = out / "report.html"
     write_whole(path, lambda file: file.write(page.encode()))
     return path
+
+
+class _Told:
+    """Says from time to time how many figures are drawn."""
+
+    def __init__(self, say: Callable[[str], object] | None) -> None:
+        self.say, self.count, self.last = say, 0, time.monotonic()
+
+    def one(self, group: Group) -> None:
+        if self.say is not None and time.monotonic() - self.last > SILENCE:
+            self.say(f"{self.count} figures drawn; now those of {group.title} ({group.study}) ...")
+            self.last = time.monotonic()
+        self.count += 1
+
+
+def judge(found: Sequence[Group]) -> dict[str, list[Verdict]]:
+    """The claims put to the paper's runs, all data sets of a study together as in the paper; to others by group."""
+    judged: dict[str, list[Verdict]] = {}
+    for study in dict.fromkeys(g.study for g in found):
+        groups = [g for g in found if g.study == study]
+        members = [p for g in groups for p in g.pairs]
+        if of_the_paper(members):
+            judged[study] = verdicts(members)
+        else:
+            judged |= {f"{g.title} ({study})": verdicts(g.pairs) for g in groups if g.pairs}
+    return judged
+
+
+def _notes(outcomes: Sequence[Outcome], found: Sequence[Group]) -> list[str]:
+    """A line on all runs that are in no comparison, and on pairs that are in no verdict."""
+    notes = []
+    grouped = {o.key for g in found for o in g.outcomes}
+    apart = [o.experiment.name for o in outcomes if o.key not in grouped]
+    if apart:
+        more = f" and {len(apart) - 3:,} more" if len(apart) > 3 else ""
+        notes.append(
+            f"{len(apart):,} runs without attack, beside which none was attacked: {', '.join(apart[:3])}{more}"
+        )
+    for g in found:
+        notes += [f"{g.title} ({g.study}): {line}" if len(found) > 1 else line for line in g.account.notes()]
+    for study in dict.fromkeys(g.study for g in found):
+        members = [p for g in found if g.study == study for p in g.pairs]
+        others = sum(not main_study(p) for p in members)
+        if 0 < others < len(members):
+            notes.append(
+                f"{others:,} of {len(members):,} pairs ({study}) are not of the paper's main study: no claim asks them"
+            )
+    return notes
 
 
 def _check_size(found: Sequence[Group]) -> None:
@@ -122,8 +171,7 @@ def _records(folder: Path) -> list[SweepRecord]:
             jobs, threads, cores, done = (whole(values[name], name) for name in ("jobs", "threads", "cores", "done"))
             seconds = number(values["seconds"], "seconds", 0)
             texts = str(values["command"]), str(values["started"])
-            processor = str(values.get("processor", ""))
-            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, versions, processor))
+            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, versions))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found

@@ -89,25 +89,29 @@ def import_runs(source: str | Path, out: str | Path) -> tuple[list[Path], list[t
     candidates += folders_in(source, source, _has_config)
     if not candidates:
         raise ValueError(f"{source}: neither it nor a folder in it holds config.json, eval and study.")
-    made, refused = [], []
+    made: dict[Path, Path] = {}
+    refused = []
     target = make_folder(out, "imported")
     for folder in candidates:
         try:
-            made.append(_rewrite(folder, target))
+            experiment = read_configuration(folder / "config.json")
+            place = target / f"{experiment.name}-{experiment.digest}"
+            if place in made:
+                raise ValueError(f"it is of the same settings and seed as {made[place]}, which is imported.")
+            _rewrite(folder, experiment, place)
+            made[place] = folder
         except (ValueError, OSError) as error:
             refused.append((folder, "; ".join(str(error).splitlines())))
-    return made, refused
+    return list(made), refused
 
 
 def _has_config(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def _rewrite(folder: Path, target: Path) -> Path:
-    experiment = read_configuration(folder / "config.json")
+def _rewrite(folder: Path, experiment: Experiment, made: Path) -> None:
     evaluations = read_evaluations(folder / "eval")
     measures = read_study(folder / "study") if (folder / "study").exists() else []
-    made = target / f"{experiment.name}-{experiment.digest}"
     temporary = made.with_name(made.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -124,7 +128,6 @@ def _rewrite(folder: Path, target: Path) -> Path:
     (temporary / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
     shutil.rmtree(made, ignore_errors=True)
     temporary.replace(made)
-    return made
 
 
 # ------------------------------------------------------------------------------------------------------- configuration
@@ -137,7 +140,13 @@ def read_configuration(path: Path) -> Experiment:
         ValueError: it lacks a setting, or has one that we have no equal of.
     """
     values = read_json(path, MAX_CONFIG)
-    config = _Configuration(path, {_plain(str(key)): value for key, value in values.items()})
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        if plain.setdefault(_plain(str(key)), value) != value:
+            raise ValueError(
+                f"{path} says {_plain(str(key))!r} twice: {shown(plain[_plain(str(key))])}, {shown(value)}."
+            )
+    config = _Configuration(path, plain)
     workers, real = config.whole("nb-workers"), config.whole("nb-real-byz", default=0)
     steps = config.whole("nb-steps", "steps")
     clip = config.number("gradient-clip", default=0.0)
