@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import math
+import re
 import struct
 import tarfile
 import threading
@@ -12,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -490,8 +493,8 @@ def test_unknown_names_suggest_a_close_one():
         data.partition(np.arange(10), 2, "dirichet", 1)
 
 
-def image_dataset(**options) -> data.Dataset:
-    split = data.Split(torch.zeros(1, 3, 2, 4, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+def image_dataset(channels: int = 3, **options) -> data.Dataset:
+    split = data.Split(torch.zeros(1, channels, 2, 4, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     return data.Dataset("test", split, split, 10, **options)
 
 
@@ -519,7 +522,7 @@ def test_prepare_without_normalisation_and_with_another_scale():
     assert data.prepare(image_dataset(scale=16), images).flatten().tolist() == [0, 0.25, 0.5, 1]
     white = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
     assert data.prepare(image_dataset(), white).item() == 1
-    normalised = data.prepare(image_dataset(mean=(0.1307,), std=(0.3081,)), white).item()
+    normalised = data.prepare(image_dataset(1, mean=(0.1307,), std=(0.3081,)), white).item()
     assert normalised == pytest.approx((1 - 0.1307) / 0.3081, abs=1e-6)
 
 
@@ -674,3 +677,78 @@ def test_dirichlet_at_its_limits(alpha):
 def test_partitions_refuse(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+# ------------------------------------------------------------------------------------------- data of one's own
+
+IMAGES, LABELS = torch.zeros(4, 2, 3, 3, dtype=torch.uint8), torch.tensor([0, 1, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES, LABELS[:3], "Split needs a label for each image, got 4 images and 3 labels."),
+        (IMAGES, torch.cat([LABELS, LABELS]), "Split needs a label for each image, got 4 images and 8 labels."),
+        (IMAGES, LABELS.int(), "Split needs labels int64 [N] in main memory, not empty, got int32 [4]."),
+        (IMAGES, LABELS.double(), "Split needs labels int64 [N] in main memory, not empty, got float64 [4]."),
+        (IMAGES, LABELS[:, None], "Split needs labels int64 [N] in main memory, not empty, got int64 [4, 1]."),
+        (IMAGES, [0, 1, 2, 1], "Split needs labels int64 [N] in main memory, not empty, got a list."),
+        (
+            IMAGES[0],
+            LABELS,
+            "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got uint8 [",
+        ),
+        (IMAGES[:0], LABELS[:0], "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got "),
+        (IMAGES.long(), LABELS, "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got int"),
+        (
+            IMAGES.numpy(),
+            LABELS,
+            "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got a ndarray",
+        ),
+        (IMAGES.to("meta"), LABELS, "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got "),
+        (IMAGES.float() * math.nan, LABELS, "Split needs finite images, got some with NaN or infinity."),
+    ],
+)
+def test_splits_that_are_none(images: Any, labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
+        data.Split(images, labels)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": 2}, "Dataset 'mine' needs labels from 0 to 1, got 0 to 2 in train."),
+        ({"classes": 0}, "Dataset 'mine' needs classes >= 1, got 0."),
+        ({"classes": 3.0}, "Dataset 'mine' needs classes >= 1, got 3.0."),
+        ({"train": data.Split(IMAGES, LABELS - 1)}, "Dataset 'mine' needs labels from 0 to 2, got -1 to 1 in train."),
+        ({"test": data.Split(IMAGES, LABELS + 1)}, "Dataset 'mine' needs labels from 0 to 2, got 1 to 3 in test."),
+        ({"test": data.Split(IMAGES[:, :1], LABELS)},
+         "Dataset 'mine' needs images of one shape, got [2, 3, 3] in train and [1, 3, 3] in test."),
+        ({"train": (IMAGES, LABELS)}, "Dataset 'mine' needs train to be a Split, got a tuple."),
+        ({"mean": (0.5,), "std": (1.0,)}, "Dataset 'mine' needs mean to be a finite number for each of 2 channels"),
+        ({"mean": (0.5, math.nan), "std": (1.0, 1.0)}, "Dataset 'mine' needs mean to be a finite number for each of 2"),
+        ({"mean": (0.5, 0.5), "std": (1.0, 0.0)}, "Dataset 'mine' needs std to be a finite number > 0 for each of 2"),
+        ({"mean": (0.5, 0.5)}, "Dataset 'mine' needs both mean and std, or neither, got one."),
+        ({"scale": 0}, "Dataset 'mine' needs a finite scale > 0, got 0."),
+        ({"scale": math.inf}, "Dataset 'mine' needs a finite scale > 0, got inf."),
+        ({"name": 7}, "Dataset 7 needs a name that is text, got 7."),
+    ],
+)  # fmt: skip
+def test_datasets_that_are_none(changed: dict[str, Any], message: str) -> None:
+    split = data.Split(IMAGES, LABELS)
+    settings: dict[str, Any] = {"name": "mine", "train": split, "test": split, "classes": 3} | changed
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
+        data.Dataset(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_partition_takes_what_experiments_take() -> None:
+    labels = np.arange(60) % 5
+    for text, deal in (("dirichlet(alpha=0.1)", data.Dirichlet(0.1)), ("similarity(gamma=1)", data.Similarity(1.0))):
+        for one, other in zip(
+            data.partition(labels, 4, text, seed=2), data.partition(labels, 4, deal, seed=2), strict=True
+        ):
+            assert (one == other).all()
+    with pytest.raises(ValueError, match="Dirichlet needs a finite alpha > 0, got 0"):
+        data.partition(labels, 4, "dirichlet(alpha=0)", seed=1)

@@ -42,9 +42,18 @@ def faults_of(**settings: Any) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ configuration
 
+SEEDS = [0, 1, 2**31, 2**32, 2**53 - 1, 2**53, 2**53 + 1, 2**63 - 1]
 rates = st.floats(0, 10, allow_nan=False)
+hashes = st.none() | st.text("0123456789abcdef", min_size=16, max_size=16)
+
+
+def whatever(profile: Any, partition: str, **settings: Any) -> vg.Experiment:
+    """The published profile knows no parts."""
+    return vg.Experiment(profile=profile, partition="iid" if profile == "published" else partition, **settings)
+
+
 experiments = st.builds(
-    vg.Experiment,
+    whatever,
     dataset=st.sampled_from(["digits", "fashion-mnist", "synthetic(shape=(3, 32, 32), classes=10)"]),
     model=st.sampled_from(["linear", "fully-connected", "cnn", "wide-resnet(depth=10, width=1)"]),
     workers=st.integers(11, 60),
@@ -69,7 +78,10 @@ experiments = st.builds(
     ),
     l2=rates,
     evaluate_every=st.integers(0, 100),
-    seed=st.integers(0, 2**63 - 1),
+    seed=st.integers(0, 2**63 - 1) | st.sampled_from(SEEDS),
+    device=st.sampled_from(["cpu", "cuda", "cuda:1", "mps"]),
+    data_hash=hashes,
+    code_hash=hashes,
     partition=st.sampled_from(["iid", "extreme", "dirichlet(alpha=0.1)", "similarity"]),
     profile=st.sampled_from(["described", "published"]),
     dtype=st.sampled_from(["float32", "float64"]),
@@ -130,12 +142,16 @@ CHANGES: dict[str, Any] = {
     "profile": "published",
     "dtype": "float64",
     "measure": False,
+    "data_hash": "0123456789abcdef",
+    "code_hash": "fedcba9876543210",
 }
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(vg.Experiment)])
 def test_every_setting_changes_the_digest(name: str) -> None:
-    assert replace(BASE, **{name: CHANGES[name]}).digest != BASE.digest
+    changed = replace(BASE, **{name: CHANGES[name]})
+    assert changed.digest != BASE.digest
+    assert (changed.name, changed.digest) != (BASE.name, changed.digest) or name not in ("data_hash", "seed", "model")
 
 
 @pytest.mark.parametrize(
@@ -149,21 +165,40 @@ def test_every_setting_changes_the_digest(name: str) -> None:
         (BASE, {"rule": "multi-krum(m=None)"}),
         (BASE, {"rule": vg.MultiKrum(f=BASE.byzantine)}),
         (replace(BASE, rule="median(even=lower)"), {"profile": "described", "rule": "median(even='lower')"}),
+        (BASE, {"learning_rate": ((0, 0.1),)}),
+        (BASE, {"learning_rate": "0.1,50:0.1"}),  # a piece that changes nothing
+        (BASE, {"attack": " little( factor = 1.5 )"}),
+        (replace(BASE, attack="little(factor=2.0)"), {"attack": "little(factor=2)"}),
+        (replace(BASE, attack=None), {"real_byzantine": 0}),
+        (BASE, {"rule": "multi-krum(f=2)", "pre": ()}),
+        (replace(BASE, pre="nnm"), {"pre": "nnm(f=2)"}),
+        (BASE, {"model": "fully-connected(hidden=100)"}),
+        (replace(BASE, dataset="synthetic"), {"dataset": "synthetic(classes=10, shape=(1,8,8))"}),
+        (replace(BASE, partition="dirichlet"), {"partition": "dirichlet(alpha=0.5)"}),
+        (replace(BASE, partition="similarity(gamma=1.0)"), {"partition": data.Similarity(1)}),
     ],
 )
-def test_settings_that_mean_the_same_run_have_the_same_digest(one: vg.Experiment, other: dict[str, Any]) -> None:
+def test_settings_that_mean_the_same_run_have_the_same_digest_and_name(
+    one: vg.Experiment, other: dict[str, Any]
+) -> None:
+    """So they have the same folder."""
     assert replace(one, **other).digest == one.digest
+    assert replace(one, **other).name == one.name
 
 
 def test_the_name_says_what_it_is() -> None:
     e = vg.Experiment(
         dataset="fashion-mnist", workers=51, byzantine=24, real_byzantine=10, rule="median(even='lower')", pre="nnm",
         attack="empire(factor=2.5)", momentum=0.99, momentum_at="server", nesterov=True, seed=7, profile="published",
-        learning_rate=((0, 0.02), (8000, 0.004)), partition="dirichlet(alpha=0.1)",
+        learning_rate=((0, 0.02), (8000, 0.004)),
     )  # fmt: skip
     assert e.name == (
         "fashion-mnist-fully-connected-nnm-median_even=_lower-empire_factor=2.5-n51-f24-real10-server0.99-nesterov-"
-        "lr0.02...-dirichlet_alpha=0.1-published-seed7"
+        "lr0.02...-published-seed7"
+    )
+    own = vg.Experiment(partition="dirichlet(alpha=0.1)", data_hash="0123456789abcdef")
+    assert own.name == (
+        "digits-data01234567-fully-connected-multi-krum-no-attack-n15-f3-worker0.9-lr0.1-dirichlet_alpha=0.1-seed1"
     )
     assert "no-momentum" in vg.Experiment(momentum=0).name
 
@@ -241,8 +276,22 @@ def test_piecewise_learning_rates() -> None:
         ({"l2": float("nan")}, "l2: must be"),
         ({"seed": -1}, "seed: must be greater than or equal to 0, got -1."),
         ({"seed": 2**63}, "seed: must be less than 9223372036854775808, got 9223372036854775808."),
-        ({"device": "cup"}, "device: 'cup' cannot be used here: "),
-        ({"device": "meta"}, "device: 'meta' cannot be used here: "),
+        ({"device": "cup"}, "device: 'cup' is no device, such as cpu, cuda or cuda:1."),
+        ({"device": "cuda:300"}, "device: 'cuda:300' is no device, such as cpu, cuda or cuda:1."),
+        ({"device": "cuda:x"}, "device: 'cuda:x' is no device, such as cpu, cuda or cuda:1."),
+        ({"device": ""}, "device: '' is no device, such as cpu, cuda or cuda:1."),
+        ({"device": "meta"}, "device: 'meta' is no device to compute on: its tensors hold no numbers."),
+        ({"profile": "published", "partition": "extreme"},
+         "partition: in the published profile all workers draw from one stream of the data, got 'extreme'; use iid, "),
+        ({"workers": 5, "byzantine": 5, "rule": "average", "attack": "little"},
+         "byzantine: at least one of the 5 workers must be honest, got 5 that attack"),
+        ({"workers": 5, "byzantine": 6, "rule": "average", "attack": "little"},
+         "byzantine: at least one of the 5 workers must be honest, got 6 that attack"),
+        ({"dataset": "mnist(folder='/somewhere')"}, "dataset: mnist takes no options."),
+        ({"dataset": "cifar-10(download=False)"}, "dataset: cifar-10 takes no options."),
+        ({"model": "linear(classes=3)"}, "model: linear takes no options."),
+        ({"model": "fully-connected(shape=(1,2,3))"}, "model: fully-connected: unknown option 'shape'."),
+        ({"data_hash": "xyz"}, "data_hash: must "),
         ({"profile": "publish"}, "profile: must be 'described' or 'published', got 'publish'."),
         ({"profile": "published", "rule": "medoid"}, "rule: unknown rule with published conventions 'medoid'."),
         ({"dtype": "float16"}, "dtype: must be 'float32' or 'float64', got 'float16'."),
@@ -332,7 +381,7 @@ def test_the_files_of_a_run(tmp_path: Path, digits: data.Dataset) -> None:
     evaluations = (folder / "evaluations.csv").read_text().splitlines()
     assert evaluations[0] == "step,accuracy,loss"
     assert [line.split(",")[0] for line in evaluations[1:]] == ["0", "2", "3"]  # the first, every second, the last
-    assert calls == [(1, 0), (2, 0), (3, 2)]
+    assert calls == [(1, 0), (2, 0), (3, 2), (3, 3)]
 
     summary = json.loads((folder / "result.json").read_text())
     assert summary["max_accuracy"] == max(e.accuracy for e in result.evaluations)
@@ -639,9 +688,9 @@ def test_what_only_the_data_shows_is_refused_before_anything_is_written(
     assert kernels.own_threads() == 1
 
 
-def test_the_data_folder_counts_even_where_the_dataset_has_options(tmp_path: Path) -> None:
+def test_the_data_folder_is_the_callers_to_choose(tmp_path: Path) -> None:
     with pytest.raises(vg.DataError, match=re.escape(str(tmp_path))):
-        module.open_dataset(replace(SMALL, dataset="cifar-10(download=False)"), tmp_path)
+        module.open_dataset(replace(SMALL, dataset="cifar-10"), tmp_path, download=False)
 
 
 @pytest.mark.parametrize(

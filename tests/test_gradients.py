@@ -394,3 +394,123 @@ def test_auto_chooses() -> None:
         "wide-resnet": "loop",
         "normalised": "loop",
     }
+
+
+def hidden() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+class Tied(nn.Module):
+    """One matrix in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = hidden()
+        self.layers[2].weight = self.layers[0].weight  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def tied() -> nn.Module:
+    model = hidden()
+    model[2].weight = model[0].weight  # type: ignore[assignment]
+    return model
+
+
+def one_layer_twice() -> nn.Module:
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(layer, nn.ReLU(), layer, nn.ReLU(), nn.Linear(6, 3))
+
+
+def frozen(*places: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = hidden()
+        for place in places:
+            model.get_parameter(place).requires_grad_(False)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize(
+    "make",
+    [Tied, tied, one_layer_twice, frozen("0.weight"), frozen("0.weight", "0.bias"), frozen("2.bias", "4.weight")],
+)
+def test_tied_and_frozen_parameters(make: Callable[[], nn.Module], method: Any) -> None:
+    """Tied ones count once and get the sum of their gradients; frozen ones are no parameters to learn."""
+    model = make().double()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    kept = [p.clone() for p in model.parameters()]
+    generator = torch.Generator().manual_seed(3)
+    batch = Batch(
+        torch.randn(3, 4, 6, dtype=torch.float64, generator=generator), torch.randint(3, (3, 4), generator=generator)
+    )
+    gradients = WorkerGradients(model, method=method)
+    assert gradients.d == sum(p.numel() for p in learned)
+    out = torch.empty(3, gradients.d, dtype=torch.float64)
+    gradients(gradients.parameters(), batch, out)
+    for i in range(3):
+        loss = functional.cross_entropy(model(batch.inputs[i]), batch.labels[i])
+        expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, learned)])
+        torch.testing.assert_close(out[i], expected)
+    moved = gradients.adopt(gradients.parameters() + 1)
+    for p, former in zip(moved.parameters(), kept, strict=True):
+        assert torch.equal(p, former + 1 if p.requires_grad else former)
+    accuracy, loss = gradients.evaluate(gradients.parameters(), [batch.inputs[0]], [batch.labels[0]])
+    expected = functional.cross_entropy(model(batch.inputs[0]), batch.labels[0]).item()
+    assert loss == pytest.approx(expected, rel=1e-12)
+    assert 0 <= accuracy <= 1
+
+
+@pytest.mark.parametrize("make", [tied, one_layer_twice, frozen("0.weight")])
+def test_chains_of_layers_that_are_tied_or_frozen_are_none(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="method 'chain' needs"):
+        WorkerGradients(make(), method="chain")
+
+
+def test_a_model_that_cannot_learn() -> None:
+    with pytest.raises(
+        ValueError, match=r"^Flatten has no parameters that require gradients: nothing can be learned\.$"
+    ):
+        WorkerGradients(nn.Flatten())
+
+
+class Noisy(nn.Module):
+    """Draws by itself, where no layer says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(functional.dropout(x, 0.5, self.training))
+
+
+@pytest.mark.parametrize("make", [Noisy, lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))])
+def test_random_numbers_of_a_model_are_of_the_seed_and_move_nothing(make: Callable[[], nn.Module]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = make()
+    batch = Batch(torch.ones(3, 4, 6), torch.zeros(3, 4, dtype=torch.int64))
+    before, found = torch.get_rng_state(), []
+    for seed in (5, 5, 6):
+        gradients = WorkerGradients(model, seed=seed)
+        out = torch.empty(3, gradients.d)
+        gradients(gradients.parameters(), batch, out, 2)
+        found.append(out)
+        assert gradients.method == "loop"
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0][0], found[0][1])  # each worker draws its own
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_loop_is_the_only_method_for_random_numbers() -> None:
+    batch = Batch(torch.ones(1, 4, 6), torch.zeros(1, 4, dtype=torch.int64))
+    gradients = WorkerGradients(Noisy(), method="vmap")
+    with pytest.raises(
+        ValueError, match=r"^method 'vmap' cannot train with random numbers in the model; use 'auto'\.$"
+    ):
+        gradients(gradients.parameters(), batch, torch.empty(1, gradients.d))

@@ -109,6 +109,17 @@ def test_build_depends_on_the_seed_alone_and_leaves_torch_alone():
     assert not torch.equal(next(one.parameters()), next(other.parameters()))
 
 
+def test_build_does_not_depend_on_torchs_default_type_and_leaves_it():
+    one = models.build("cnn", (1, 8, 8), 10, seed=3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        same = models.build("cnn", (1, 8, 8), 10, seed=3)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+
+
 def test_build_is_pytorchs_default_initialisation():
     bound = 784**-0.5
     weight = next(models.build("fully-connected", (1, 28, 28), 10, seed=1).parameters())

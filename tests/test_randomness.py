@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from itertools import combinations
 
@@ -106,3 +107,65 @@ def test_the_numbers_are_those_of_the_first_release() -> None:
 
 GOLDEN_INDICES = [[488, 509, 135], [248, 473, 700]]
 GOLDEN_INTEGER = 7885510040596268705
+
+
+SEEDS = [0, 1, 2**31, 2**32, 2**53 - 1, 2**53, 2**53 + 1, 2**53 + 2, 2**63 - 2, 2**63 - 1]
+PURPOSES = ["batches", "flips", "shuffle", "attack", "model", "dropout", "rule", "mixing", "bucketing", "test-flips",
+            "partition dirichlet", "partition similarity", "synthetic train", "synthetic prototypes"]  # fmt: skip
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_different_seeds_different_numbers(purpose: str) -> None:
+    """Up to 2^63, where a float64 no longer tells them apart."""
+    for draw in (
+        lambda seed: randomness.generator(seed, purpose).bytes(16),
+        lambda seed: randomness.indices(seed, purpose, 1, 2, 3, 2**31).tobytes(),
+        lambda seed: randomness.integer(seed, purpose),
+    ):
+        assert len({draw(seed) for seed in SEEDS}) == len(SEEDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS[:5])
+@pytest.mark.parametrize("purpose", ["batches", "attack", "model", "dropout", "flips", "shuffle"])
+def test_keys_are_those_of_the_first_release(seed: int, purpose: str) -> None:
+    """It handed NumPy a list, of which NumPy made floating-point numbers where the second is 2^63 or more."""
+    second = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    rounded = int(float(second)) if second >= 2**63 else second
+    philox = np.random.Philox(key=np.array([seed, rounded], np.uint64), counter=[0, 0, 5, 4])
+    assert randomness.generator(seed, purpose, 4, 5).bytes(32) == np.random.Generator(philox).bytes(32)
+
+
+DRAWS = {
+    "linear": lambda: torch.nn.Linear(5, 4).weight,
+    "dropout": lambda: torch.nn.functional.dropout(torch.ones(9), 0.5),
+    "dropout2d": lambda: torch.nn.functional.dropout2d(torch.ones(2, 3, 2, 2), 0.5),
+    "alpha": lambda: torch.nn.functional.alpha_dropout(torch.ones(9), 0.5, training=True),
+    "rand": lambda: torch.rand(4),
+    "randn": lambda: torch.randn(4, 3),
+    "rand_like": lambda: torch.rand_like(torch.ones(4)),
+    "randint": lambda: torch.randint(3, 9, (7,)),
+    "randperm": lambda: torch.randperm(9),
+    "normal": lambda: torch.normal(0.0, 1.0, (5,)),
+    "bernoulli": lambda: torch.bernoulli(torch.full((9,), 0.5)),
+    "multinomial": lambda: torch.multinomial(torch.ones(9), 4),
+    "orthogonal": lambda: torch.nn.init.orthogonal_(torch.empty(4, 4)),
+    "truncated": lambda: torch.nn.init.trunc_normal_(torch.empty(5)),
+    "rrelu": lambda: torch.nn.functional.rrelu(-torch.ones(5), training=True),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_what_torch_draws_inside_is_of_the_seed_alone(name: str) -> None:
+    """The numbers of manual_seed, twice the same, and torch's own generator stands where it stood."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        expected = DRAWS[name](), DRAWS[name]()
+    before = torch.get_rng_state()
+    for _ in range(2):
+        with randomness.Drawn(11) as drawn:
+            assert not drawn.drew
+            for value in expected:
+                assert torch.equal(DRAWS[name](), value)
+            assert drawn.drew
+            torch.rand(2, generator=torch.Generator().manual_seed(3))  # somebody's own generator stays theirs
+    assert torch.equal(before, torch.get_rng_state())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import golden_conventions
 import oracles
@@ -133,3 +135,117 @@ def test_the_worker_half_in_one_go_gives_the_same_bits(
         assert got is not None
         for a, b in zip(got, kernels.mean_and_std(wanted), strict=True):
             assert torch.equal(a, b) or (h == 1 and torch.isnan(a).all() and torch.isnan(b).all())
+
+
+def small_simulation(algorithm: vg.Algorithm, attack: vg.Attack | None, f: int, measure: bool = True) -> Simulation:
+    data = golden_conventions.batches()
+    x, y = torch.from_numpy(data["x"]).float(), torch.from_numpy(data["y"]).long()
+    active = 11 if attack is not None and attack.uses_flipped else 11 - f
+    gradients = WorkerGradients(nn.Sequential(nn.Linear(12, 5)))
+    gradients.adopt(torch.linspace(-1, 1, 65))
+
+    def batches(t: int) -> Batch:
+        rows = slice(t * active, (t + 1) * active)
+        return Batch(x[rows], y[rows].clone())
+
+    return Simulation(gradients, batches, algorithm, 11, f, attack, l2=0.1, measure=measure, classes=5)
+
+
+@dataclass(frozen=True)
+class Opposite(vg.Attack):
+    """What the published protocol would have sent, turned round and made longer."""
+
+    uses_flipped = True
+    in_place: bool = False
+
+    def craft(self, seen: vg.Knowledge) -> Tensor:
+        assert seen.flipped is not None
+        return seen.flipped.mul_(-10) if self.in_place else seen.flipped * -10
+
+
+def test_what_is_crafted_is_not_what_the_workers_remember() -> None:
+    """The momenta of workers of a data attack are those of gradients, whatever they send."""
+    algorithm = vg.Algorithm((vg.Momentum(0.9),), rule=vg.Median(f=3))
+    crafting, plain = (small_simulation(algorithm, attack, 3) for attack in (Opposite(), vg.LabelFlip()))
+    for _ in range(3):
+        at = plain.parameters.clone()
+        crafting.parameters.copy_(at)  # gradients at the same points
+        crafting.step()
+        plain.step()
+        assert torch.equal(crafting.state.worker[0], plain.state.worker[0])  # type: ignore[arg-type]
+        assert torch.equal(crafting.vectors[8:], plain.vectors[8:] * -10)
+        assert torch.equal(crafting.vectors[:8], plain.vectors[:8])
+
+
+@dataclass(frozen=True)
+class Vandal(vg.Attack):
+    """Writes into what it is shown."""
+
+    def craft(self, seen: vg.Knowledge) -> Tensor:
+        row = seen.honest[0]
+        row *= -1
+        return row
+
+
+@pytest.mark.parametrize("attack", [Vandal(), Opposite(in_place=True)])
+def test_an_attack_that_writes_into_what_it_is_shown(attack: vg.Attack) -> None:
+    simulation = small_simulation(vg.Algorithm(rule=vg.Median(f=3)), attack, 3)
+    with pytest.raises(ValueError, match="wrote into the vectors that it was shown"):
+        simulation.step()
+
+
+STAGES: dict[str, tuple[vg.Transform, ...]] = {
+    "none": (),
+    "clip": (vg.Clip(0.3),),
+    "momentum": (vg.Momentum(0.9),),
+    "shared": (vg.SharedMomentum(0.9),),
+    "clip, momentum": (vg.Clip(0.3), vg.Momentum(0.9)),
+    "clip, shared": (vg.Clip(0.3), vg.SharedMomentum(0.9)),
+}
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("name", STAGES)
+def test_sampled_is_before_momentum_wherever_that_stands(name: str, flips: bool) -> None:
+    """Against the algorithm by hand: gradients with l2, clipped; and what is sent."""
+    stages = STAGES[name]
+    algorithm = vg.Algorithm(stages, rule=vg.Median(f=3))
+    simulation = small_simulation(algorithm, vg.LabelFlip() if flips else None, 3 if flips else 0)
+    h = simulation.h
+    state = algorithm.init(simulation.active, 65)
+    clips = tuple(stage for stage in stages if isinstance(stage, vg.Clip))
+    for t in range(4):
+        parameters = simulation.parameters.clone()
+        batch = simulation.batches(t)
+        if flips:
+            batch.labels[h:] = 4 - batch.labels[h:]
+        raw = torch.empty(simulation.active, 65)
+        simulation.gradients(parameters, batch, raw, t)
+        raw += 0.1 * parameters
+        sampled = vg.Algorithm(clips).send(raw, vg.Algorithm(clips).init(simulation.active, 65))[0]
+        sent, state = algorithm.send(raw, state)
+        row = simulation.step()
+        assert row.sampled_norm == pytest.approx(float(sampled[:h].mean(0).norm()), rel=1e-5)
+        assert row.honest_norm == pytest.approx(float(sent[:h].mean(0).norm()), rel=1e-5)
+        if "momentum" in name or "shared" in name:
+            assert (row.sampled_norm == row.honest_norm) == (t == 0)
+        _, state = algorithm.aggregate(sent, state)
+
+
+def subclass_of(kind: type) -> Any:
+    """Does what its parent does, and then halves it."""
+
+    def call(self: Any, x: Tensor, memory: Any = None, previous: Any = None, out: Any = None) -> tuple[Tensor, Any]:
+        y, memory = kind.__call__(self, x, memory, previous, out)
+        return y.mul_(0.5), memory
+
+    return type(f"Halved{kind.__name__}", (kind,), {"__call__": call})
+
+
+@pytest.mark.parametrize("kind", [vg.Clip, vg.Momentum, vg.SharedMomentum])
+def test_subclasses_are_called(kind: Callable[..., vg.Transform]) -> None:
+    stage, halved = kind(0.5), subclass_of(kind)(0.5)  # type: ignore[arg-type]
+    plain, own = (small_simulation(vg.Algorithm((s,), rule=vg.Average()), None, 0) for s in (stage, halved))
+    plain.step()
+    own.step()
+    torch.testing.assert_close(own.vectors, plain.vectors / 2)

@@ -148,5 +148,5 @@ def test_describe_needs_a_name() -> None:
         def craft(self, seen: vg.Knowledge) -> Any:
             return seen.mean
 
-    with pytest.raises(ValueError, match="has no name: put its class into RULES, MIXINGS or ATTACKS first"):
+    with pytest.raises(ValueError, match="has no name: put its class into RULES, MIXINGS, ATTACKS or PARTITIONS first"):
         describe(Mine())

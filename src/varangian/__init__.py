@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .experiment import Evaluation as Evaluation
     from .experiment import Experiment as Experiment
     from .experiment import Result as Result
+    from .experiment import load_model as load_model
     from .experiment import read as read
     from .experiment import resume as resume
     from .experiment import run as run
@@ -117,7 +118,7 @@ _HOMES = {
     "Knowledge LabelFlip Little Mimic MinMax MinSum NaN ROP SignFlip WorstCase Zero",
     "checks": "Refused",
     "data": "DATASETS DataError Dataset PARTITIONS Split",
-    "experiment": "ConfigurationError Evaluation Experiment Result read resume run",
+    "experiment": "ConfigurationError Evaluation Experiment Result load_model read resume run",
     "explanation": "Explanation explain",
     "folders": "FolderInUse",
     "geometry": "Geometry mean_weights",

@@ -8,6 +8,7 @@ wrong with a file comes out as one `DataError` of one line.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
 import re
@@ -15,8 +16,9 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
+from numbers import Real
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +27,9 @@ import torch
 from torch import Tensor
 
 from . import randomness
-from .checks import require, unknown
+from .checks import require, shown, unknown
+from .identity import LENGTH
+from .specs import check, make
 
 
 class DataError(ValueError):
@@ -36,11 +40,31 @@ class DataError(ValueError):
 class Split:
     """Images and their labels.
 
-    Shape: images uint8 [N, C, H, W], raw values; labels int64 [N].
+    Shape: images uint8 (or float32, finite) [N, C, H, W], raw values; labels int64 [N]; N at least 1, both in main
+        memory.
+
+    Raises:
+        ValueError: they are something else, or not as many.
     """
 
     images: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        for name, wanted, kinds, dimensions in (
+            ("images", "uint8 or float32 [N, C, H, W]", (torch.uint8, torch.float32), 4),
+            ("labels", "int64 [N]", (torch.int64,), 1),
+        ):
+            value = getattr(self, name)
+            holds = isinstance(value, Tensor) and value.dtype in kinds and value.ndim == dimensions
+            if not (holds and value.numel() and value.device.type == "cpu" and value.layout == torch.strided):
+                raise ValueError(f"Split needs {name} {wanted} in main memory, not empty, got {_kind(value)}.")
+        if len(self.images) != len(self.labels):
+            raise ValueError(
+                f"Split needs a label for each image, got {len(self.images):,} images and {len(self.labels):,} labels."
+            )
+        if self.images.is_floating_point() and not bool(torch.isfinite(self.images).all()):
+            raise ValueError("Split needs finite images, got some with NaN or infinity.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +82,10 @@ class Dataset:
         flip: whether training images are mirrored left to right at random, one time in two.
         scale: the largest raw value.
         synthetic: True where the images were made up, so that nobody takes the figures for those of real data.
+
+    Raises:
+        ValueError: labels that are none of the classes, splits of different shapes, or a mean, deviation or scale that
+            images of this shape cannot be normalised with.
     """
 
     name: str
@@ -69,12 +97,97 @@ class Dataset:
     flip: bool = False
     scale: int = 255
     synthetic: bool = False
+    _opened: tuple[object, ...] | None = field(default=None, init=False, repr=False)  # the seal, if the package made it
+
+    def __post_init__(self) -> None:
+        def refuse(rule: str, got: object) -> None:
+            raise ValueError(f"Dataset {shown(self.name)} needs {rule}, got {got}.")
+
+        if not isinstance(self.name, str):
+            refuse("a name that is text", shown(self.name))
+        for name in ("train", "test"):
+            if not isinstance(getattr(self, name), Split):
+                refuse(f"{name} to be a Split", _kind(getattr(self, name)))
+        if not _whole(self.classes) or self.classes < 1:
+            refuse("classes >= 1", shown(self.classes))
+        for name in ("train", "test"):
+            labels: Tensor = getattr(self, name).labels
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.classes:
+                refuse(f"labels from 0 to {self.classes - 1}", f"{low} to {high} in {name}")
+        if self.test.images.shape[1:] != self.train.images.shape[1:]:
+            refuse("images of one shape", f"{list(self.shape)} in train and {list(self.test.images.shape[1:])} in test")
+        if not isinstance(self.scale, Real) or not 0 < self.scale < math.inf:
+            refuse("a finite scale > 0", shown(self.scale))
+        if (self.mean is None) != (self.std is None):
+            refuse("both mean and std, or neither", "one")
+        for name, least in (("mean", -math.inf), ("std", 0)):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            numbers = isinstance(values, (tuple, list)) and all(isinstance(v, Real) for v in values)
+            if not numbers or len(values) != self.shape[0] or not all(least < v < math.inf for v in values):
+                rule = "a finite number" if name == "mean" else "a finite number > 0"
+                refuse(f"{name} to be {rule} for each of {self.shape[0]} channels", shown(values))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that a model gets to see: images, labels, and how they are normalised and mirrored.
+
+        Example:
+            >>> digits().fingerprint
+            '954b9b1a6bced3e7'
+        """
+        found = hashlib.sha256()
+        plain = self.classes, self.mean, self.std, self.flip, self.scale
+        found.update(
+            repr([tuple(map(float, v)) if isinstance(v, (tuple, list)) else float(v or 0) for v in plain]).encode()
+        )
+        for tensor in self._tensors:
+            found.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+            found.update(tensor.contiguous().numpy().data)
+        return found.hexdigest()[:LENGTH]
+
+    @property
+    def seal(self) -> tuple[object, ...]:
+        """What changes when the tensors are written into: the fingerprint, but for large data how often torch did."""
+        if sum(tensor.nbytes for tensor in self._tensors) <= _SMALL:
+            return (self.fingerprint,)
+        return tuple(0 if tensor.is_inference() else tensor._version for tensor in self._tensors)
+
+    @property
+    def intact(self) -> bool:
+        """Whether this is a dataset of the package, as it was opened."""
+        return self._opened is not None and self._opened == self.seal
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.train.images, self.train.labels, self.test.images, self.test.labels
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+
+_SMALL = 2**22  # bytes that are hashed in a moment
+
+
+def _sealed(dataset: Dataset) -> Dataset:
+    object.__setattr__(dataset, "_opened", dataset.seal)
+    return dataset
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    kind = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return kind if value.device.type == "cpu" and value.layout == torch.strided else f"{kind} on {value.device}"
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def prepare(dataset: Dataset, images: Tensor, flip: Tensor | None = None) -> Tensor:
@@ -125,7 +238,8 @@ def digits() -> Dataset:
     with (resources.files("varangian") / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         images = torch.from_numpy(arrays["images"])[:, None]
         labels = torch.from_numpy(arrays["labels"].astype(np.int64))
-    return Dataset("digits", Split(images[:-500], labels[:-500]), Split(images[-500:], labels[-500:]), 10, scale=16)
+    train, test = Split(images[:-500], labels[:-500]), Split(images[-500:], labels[-500:])
+    return _sealed(Dataset("digits", train, test, 10, scale=16))
 
 
 def mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
@@ -135,7 +249,7 @@ def mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
     Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", 1998.
     """
     train, test = _load_idx("mnist", "MNIST", _root(folder), download)
-    return Dataset("mnist", train, test, 10, mean=(0.1307,), std=(0.3081,))
+    return _sealed(Dataset("mnist", train, test, 10, mean=(0.1307,), std=(0.3081,)))
 
 
 def fashion_mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
@@ -145,7 +259,7 @@ def fashion_mnist(folder: str | Path | None = None, download: bool = True) -> Da
     Source: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset", arXiv 1708.07747, 2017.
     """
     train, test = _load_idx("fashion-mnist", "FashionMNIST", _root(folder), download)
-    return Dataset("fashion-mnist", train, test, 10, flip=True)
+    return _sealed(Dataset("fashion-mnist", train, test, 10, flip=True))
 
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -159,7 +273,7 @@ def cifar_10(folder: str | Path | None = None, download: bool = True) -> Dataset
     """
     batches = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
     train, test = _load_cifar("cifar-10", "cifar-10-batches-bin", batches, 10_000, (10,), _root(folder), download)
-    return Dataset("cifar-10", train, test, 10, mean=_CIFAR_MEAN, std=_CIFAR_STD, flip=True)
+    return _sealed(Dataset("cifar-10", train, test, 10, mean=_CIFAR_MEAN, std=_CIFAR_STD, flip=True))
 
 
 def cifar_100(folder: str | Path | None = None, download: bool = True) -> Dataset:
@@ -171,7 +285,7 @@ def cifar_100(folder: str | Path | None = None, download: bool = True) -> Datase
     train, test = _load_cifar(
         "cifar-100", "cifar-100-binary", ("train.bin",), 50_000, (20, 100), _root(folder), download
     )
-    return Dataset("cifar-100", train, test, 100, mean=_CIFAR_MEAN, std=_CIFAR_STD, flip=True)
+    return _sealed(Dataset("cifar-100", train, test, 100, mean=_CIFAR_MEAN, std=_CIFAR_STD, flip=True))
 
 
 def synthetic(
@@ -204,8 +318,7 @@ def synthetic(
     if not isinstance(shape, tuple) or len(shape) != 3 or any(not isinstance(s, int) or s < 1 for s in shape):
         raise ValueError(f"synthetic: shape must be three positive integers (C, H, W), got {shape!r}.")
     pixels = math.prod(shape)
-    train = max(40, min(4_000, 2**26 // pixels)) if train is None else train
-    test = max(10, train // 4) if test is None else test
+    train, test = _sizes(shape, train, test)
     for option, value in (("classes", classes), ("train", train), ("test", test)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"synthetic: {option} must be an integer of at least 1, got {value!r}.")
@@ -233,8 +346,8 @@ def synthetic(
             np.add(pattern, noise[: len(part)], out=images[start : start + block])
         return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
-    return Dataset(
-        f"synthetic(shape={shape}, classes={classes}, train={train}, test={test}, seed={seed})",
+    dataset = Dataset(
+        _synthetic_name(shape, classes, train, test, seed),
         split("synthetic train", train),
         split("synthetic test", test),
         classes,
@@ -242,6 +355,20 @@ def synthetic(
         std=(0.2,) * channels,
         synthetic=True,
     )
+    return _sealed(dataset)
+
+
+def _sizes(shape: tuple[int, int, int], train: int | None, test: int | None) -> tuple[int, int]:
+    train = max(40, min(4_000, 2**26 // math.prod(shape))) if train is None else train
+    return train, max(10, train // 4) if test is None else test
+
+
+def _synthetic_name(
+    shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10, train: int | None = None, test: int | None = None,
+    seed: int = 0,
+) -> str:  # fmt: skip
+    train, test = _sizes(shape, train, test)
+    return f"synthetic(shape={shape}, classes={classes}, train={train}, test={test}, seed={seed})"
 
 
 def _half_range(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -257,6 +384,22 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar-100": cifar_100,
     "synthetic": synthetic,
 }
+
+
+_OURS = dict(DATASETS)
+
+
+def name_of(spec: str) -> str | None:
+    """The name of the dataset that the package opens for a spec; None where that is somebody else's to open.
+
+    Example:
+        >>> name_of("synthetic(classes=3, test=9)")
+        'synthetic(shape=(1, 8, 8), classes=3, train=4000, test=9, seed=0)'
+    """
+    name, options = check("dataset", spec, DATASETS, "folder", "download")
+    if DATASETS[name] is not _OURS.get(name):
+        return None
+    return _synthetic_name(**options) if name == "synthetic" else name
 
 
 def load(name: str, folder: str | Path | None = None, download: bool = True) -> Dataset:
@@ -398,7 +541,7 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
     Args:
         labels: int [N], of the training split.
         workers: how many workers share the data: the honest ones, as a rule.
-        how: a key of PARTITIONS, taken with its default option, or an object such as `Dirichlet(alpha=0.1)`.
+        how: as an experiment has it, "dirichlet(alpha=0.1)", or an object such as `Dirichlet(alpha=0.1)`.
         seed: the same seed gives the same parts.
 
     Returns: one ascending int64 array per worker, none of them empty.
@@ -410,9 +553,7 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
         >>> [part.tolist() for part in partition(np.array([1, 0, 1, 0]), 2, "extreme", seed=1)]
         [[1, 3], [0, 2]]
     """
-    if isinstance(how, str) and how not in PARTITIONS:
-        raise ValueError(unknown("partition", how, PARTITIONS))
-    deal = PARTITIONS[how]() if isinstance(how, str) else how
+    deal = make("partition", how, PARTITIONS) if isinstance(how, str) else how
     labels = np.asarray(labels)
     if workers < 1 or len(labels) == 0:
         raise ValueError(f"{deal} needs at least one worker and one example, got {workers} and {len(labels)}.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,12 +21,13 @@ import tomlkit
 import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from tomlkit.exceptions import TOMLKitError
+from torch import Tensor, nn
 
 from . import folders, kernels
 from .algorithm import Algorithm
 from .attacks import ATTACKS, Attack
-from .checks import cut, printable, shown, unknown
-from .data import DATASETS, PARTITIONS, Dataset
+from .checks import Refused, cut, printable, shown, unknown
+from .data import DATASETS, IID, PARTITIONS, Dataset, name_of
 from .files import (
     check_depth,
     line_of_text,
@@ -39,6 +42,7 @@ from .files import (
 )
 from .folders import FORMAT, Journal
 from .gradients import WorkerGradients
+from .identity import LENGTH, code_hash, is_ours
 from .interrupts import Interrupts
 from .metrics import COLUMNS, Measures, Rows
 from .mixing import MIXINGS, Mixing
@@ -47,9 +51,10 @@ from .models import build as build_model
 from .rules import RULES, Rule, published
 from .rules.core import check_rows
 from .simulate import Evaluator, Profile, Sampler, Simulation
-from .specs import MAX_LENGTH, check, describe, make, parse, reason, split
+from .specs import MAX_LENGTH, canonical, check, describe, make, parse, reason, split
 from .transforms import Clip, Momentum, SharedMomentum, Transform
 
+HASHES = ("data_hash", "code_hash")  # settings that are found, not chosen
 CHECKPOINT_EVERY = 60.0  # seconds
 MAX_TOML = 2**17  # characters of a TOML text, which is parsed in Python
 
@@ -93,6 +98,10 @@ def _optional_spec(value: Any) -> Any:
     return _nothing(_spec(value))
 
 
+def _partition(value: Any) -> Any:
+    return describe(value) if type(value) in PARTITIONS.values() else value
+
+
 def _list(value: Any) -> Any:
     if isinstance(value, str):
         if len(value) > MAX_PRE * MAX_LENGTH:
@@ -106,9 +115,14 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[int, Field(ge=0, le=10_000)]  # of workers: their vectors are held at once
 Natural = Annotated[int, Field(ge=0, le=10**9)]
 Spec = Annotated[str, BeforeValidator(_spec)]
+Hash = Annotated[Annotated[str, Field(pattern=rf"^[0-9a-f]{{{LENGTH}}}$")] | None, BeforeValidator(_nothing)]
 Schedule = Annotated[tuple[tuple[Natural, Rate], ...], Field(max_length=10_000)]
 MAX_PRE = 16
-FORMS = {"learning_rate": "must be a number >= 0, or pieces from a step on as in 0.02,8000:0.004"}
+FORMS = {
+    "learning_rate": "must be a number >= 0, or pieces from a step on as in 0.02,8000:0.004",
+    "data_hash": f"must be {LENGTH} hexadecimal digits",
+    "code_hash": f"must be {LENGTH} hexadecimal digits",
+}
 
 # What settings are called elsewhere, and here.
 ELSEWHERE = {
@@ -191,13 +205,19 @@ class Experiment:
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = field(default=1, metadata={"help": "of everything random"})
     device: str = field(default="cpu", metadata={"help": "of tensors: cpu, cuda, cuda:1 ..."})
-    partition: str = field(default="iid", metadata={"help": "how data is dealt to honest workers"})
+    partition: Annotated[str, BeforeValidator(_partition)] = field(
+        default="iid", metadata={"help": "how data is dealt to honest workers"}
+    )
     profile: Literal["described", "published"] = field(
         default="described", metadata={"help": "as the paper says, or as its code computed"}
     )
     dtype: Literal["float32", "float64"] = field(default="float32", metadata={"help": "of vectors"})
     measure: bool = field(
         default=True, metadata={"help": "measure norms, cosines, ... at each step; changes no result"}
+    )
+    data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
+    code_hash: Hash = field(
+        default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
     )
 
     def __post_init__(self) -> None:
@@ -219,7 +239,7 @@ class Experiment:
         """What is wrong beyond the type and range of single fields; looks at sound fields only."""
         made: dict[str, Any] = {}
         makers: dict[str, Callable[[], Any]] = {
-            "dataset": lambda: check("dataset", self.dataset, DATASETS),
+            "dataset": lambda: check("dataset", self.dataset, DATASETS, "folder", "download"),
             "model": lambda: check("model", self.model, MODELS, "shape", "classes"),
             "rule": lambda: (
                 Algorithm(rule=self.make_rule()).rule if "byzantine" in sound else parse("rule", self.rule, RULES)
@@ -227,7 +247,7 @@ class Experiment:
             "pre": self.make_pre if "byzantine" in sound else lambda: [parse("mixing", p, MIXINGS) for p in self.pre],
             "attack": self.make_attack,
             "partition": lambda: make("partition", self.partition, PARTITIONS),
-            "device": lambda: _check_device(self.device),
+            "device": lambda: _device(self.device),
         }
         for name, maker in makers.items():
             if name in sound:
@@ -245,11 +265,26 @@ class Experiment:
                 f"real_byzantine: at least one of the {self.workers} workers must be honest, "
                 f"got {self.real_byzantine} that attack."
             )
+        elif (
+            {"workers", "byzantine", "real_byzantine", "attack"} <= sound
+            and self.real_byzantine is None
+            and self.attackers >= self.workers
+        ):
+            yield (
+                f"byzantine: at least one of the {self.workers} workers must be honest, got {self.byzantine} that "
+                "attack (as many as are tolerated, unless real_byzantine says otherwise)."
+            )
         elif {"workers", "byzantine", "real_byzantine"} <= sound and made.get("attack") and self.attackers:
             try:
                 made["attack"].check(self.honest, self.attackers)
             except ValueError as error:
                 yield f"attack: {error}"
+        one_stream = "profile" in sound and self.profile == "published"
+        if one_stream and "partition" in made and type(made["partition"]) is not IID:
+            yield (
+                f"partition: in the published profile all workers draw from one stream of the data, got "
+                f"{self.partition!r}; use iid, or the described profile."
+            )
         if {"real_byzantine", "attack"} <= sound and self.real_byzantine and self.attack is None:
             yield f"attack: {self.real_byzantine} workers are to attack (real_byzantine) and no attack is named."
         if "learning_rate" in sound and isinstance(self.learning_rate, tuple):
@@ -308,30 +343,52 @@ class Experiment:
     @cached_property
     def name(self) -> str:
         """A readable name; not unique, see ``digest``."""
-        rate = self.learning_rate if not isinstance(self.learning_rate, tuple) else self.learning_rate[0][1]
-        parts = [self.dataset, self.model, *self.pre, self.rule, self.attack or "no-attack"]
+        rate, said = self._rate, self._canonical
+        parts = [said["dataset"], *([f"data{self.data_hash[:8]}"] if self.data_hash else []), said["model"]]
+        parts += [canonical("mixing", spec, MIXINGS, self.byzantine) for spec in self.pre]
+        parts += [canonical("rule", self.rule, RULES, self.byzantine)]
+        parts += ["no-attack" if self.attack is None else canonical("attack", self.attack, ATTACKS)]
         parts += [f"n{self.workers}", f"f{self.byzantine}"]
-        if self.real_byzantine is not None:
-            parts.append(f"real{self.real_byzantine}")
+        if self.attack is not None and self.attackers != self.byzantine:
+            parts.append(f"real{self.attackers}")
         place = f"{self.momentum_at}{self.momentum:g}" if self.momentum else "no-momentum"
         parts.append(place + ("-nesterov" if self.momentum and self.nesterov else ""))
-        parts += [f"lr{rate:g}{'...' if isinstance(self.learning_rate, tuple) else ''}"]
-        if self.partition != "iid":
-            parts.append(self.partition)
+        parts += [f"lr{rate[0][1]:g}..." if isinstance(rate, tuple) else f"lr{rate:g}"]
+        if said["partition"] != "iid":
+            parts.append(said["partition"])
         if self.profile != "described":
             parts.append(self.profile)
         return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]
+
+    @property
+    def _rate(self) -> float | tuple[tuple[int, float], ...]:
+        """The learning rate, as a number where it is one all along."""
+        rate = self.learning_rate
+        return rate[0][1] if isinstance(rate, tuple) and len({value for _, value in rate}) == 1 else rate
+
+    @property
+    def _canonical(self) -> dict[str, str]:
+        return {
+            "dataset": canonical("dataset", self.dataset, DATASETS),
+            "model": canonical("model", self.model, MODELS),
+            "partition": canonical("partition", self.partition, PARTITIONS),
+        }
 
     @cached_property
     def digest(self) -> str:
         """Ten hexadecimal digits of the fully resolved configuration: equal runs have equal digests, others do not."""
         a = self.make_algorithm()
-        resolved = asdict(self) | {
-            "stages": [repr(a.worker), [describe(mixing) for mixing in a.pre], describe(a.rule), repr(a.server)],
-            "attack": None if self.attack is None else describe(self.make_attack()),
-            "attackers": self.attackers,
-            "format": FORMAT,
-        }
+        resolved = (
+            asdict(self)
+            | self._canonical
+            | {
+                "learning_rate": self._rate,
+                "stages": [repr(a.worker), [describe(mixing) for mixing in a.pre], describe(a.rule), repr(a.server)],
+                "attack": None if self.attack is None else describe(self.make_attack()),
+                "attackers": self.attackers,
+                "format": FORMAT,
+            }
+        )
         for resolved_above in (
             "rule",
             "pre",
@@ -341,6 +398,7 @@ class Experiment:
             "clip",
             "clip_mode",
             "real_byzantine",
+            *(name for name in HASHES if resolved[name] is None),
         ):
             del resolved[resolved_above]
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
@@ -437,11 +495,33 @@ def _parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(str(error)) from None
 
 
-def _check_device(name: str) -> None:
+def _device(name: str) -> torch.device:
+    """The device of that name, which this machine need not have: runs of others are read here too."""
     try:
-        float(torch.zeros(1, device=name))  # back and forth: "meta" can be written only
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{shown(name)} cannot be used here: {cut(str(error))}") from None
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or str(device) != name:  # torch takes indices modulo 256
+        raise ValueError(f"{shown(name)} is no device, such as cpu, cuda or cuda:1.")
+    if device.type == "meta":
+        raise ValueError("'meta' is no device to compute on: its tensors hold no numbers.")
+    return device
+
+
+def _usable(name: str) -> torch.device:
+    """The device of that name, if this machine can compute on it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    device = _device(name)
+    if device.type == "mps":
+        raise ValueError("device: 'mps' cannot be used: it has no float64, in which distances are computed; use cpu.")
+    try:
+        float(torch.zeros(1, device=device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {shown(name)} cannot be used here: {cut(str(error))}") from None
+    return device
 
 
 # ------------------------------------------------------------------------------------------------------- running
@@ -469,6 +549,7 @@ class Result:
         folder: where it is kept, or None.
         began: the step of the checkpoint that this call went on from; 0 where it started at the start. Measures of
             before have the 9 digits of metrics.csv.
+        from_disk: whether nothing was trained, since the folder held the complete run.
     """
 
     experiment: Experiment
@@ -478,6 +559,8 @@ class Result:
     stopped: str | None = None
     folder: Path | None = None
     began: int = 0
+    from_disk: bool = False
+    _trained: nn.Module | None = field(default=None, repr=False)
 
     @property
     def max_accuracy(self) -> float:
@@ -489,8 +572,26 @@ class Result:
         """The accuracy after the last step."""
         return self.evaluations[-1].accuracy
 
+    def model(self) -> nn.Module:
+        """A copy of the trained model, in evaluation mode, on the device where it was trained or, from a folder, on the
+        CPU.
+
+        Raises:
+            ValueError: this result is of a folder that does not hold it any more.
+
+        Example:
+            >>> result = run(Experiment(model="linear", steps=2))
+            >>> result.model()(torch.zeros(5, 1, 8, 8)).shape
+            torch.Size([5, 10])
+        """
+        if self._trained is not None:
+            return copy.deepcopy(self._trained).eval()
+        assert self.folder is not None
+        return load_model(self.folder)
+
     def __str__(self) -> str:
         ending = f", stopped: {self.stopped}" if self.stopped else ""
+        ending += f"; read from {self.folder}, nothing was trained" if self.from_disk else ""
         return (
             f"{self.experiment.name}: maximum accuracy {self.max_accuracy:.2%}, final {self.final_accuracy:.2%}, "
             f"{len(self.measures)} steps in {self.seconds:.1f} s{ending}"
@@ -511,6 +612,91 @@ class Result:
         }
 
 
+def load_model(folder: str | Path, data_folder: str | Path | None = None) -> nn.Module:
+    """The trained model of a complete run, in evaluation mode, on the CPU.
+
+    Args:
+        folder: of the run.
+        data_folder: where data files are, for runs of a version that did not note the shape of images.
+
+    Raises:
+        ValueError: the folder holds no complete run, or the model is not what it was.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     kept = run(Experiment(model="linear", steps=2), out)
+        ...     model = load_model(kept.folder)
+        >>> torch.equal(model[1].weight, kept.model()[1].weight), model.training
+        (True, False)
+    """
+    folder = Path(folder).expanduser()
+    e = read(folder).experiment
+    state = folders.read_state(folder / folders.STATE)
+    shape, classes = state.shape, state.classes
+    if shape is None or classes is None:
+        dataset = open_dataset(e, data_folder)
+        shape, classes = dataset.shape, dataset.classes
+    model = _model(replace(e, device="cpu"), shape, classes)
+    gradients = WorkerGradients(model)
+    found = {name: _kind(buffer) for name, buffer in gradients.buffers().items()}
+    if _kind(gradients.parameters()) != _kind(state.parameters) or found != {
+        name: _kind(buffer) for name, buffer in state.buffers.items()
+    }:
+        raise ValueError(f"{folder}: {e.model} is not what it was: {folders.STATE} does not fit.")
+    return gradients.adopt(state.parameters, state.buffers).eval()
+
+
+def identified(
+    experiment: Experiment, dataset: Dataset | None = None, data_folder: str | Path | None = None
+) -> tuple[Experiment, Dataset | None]:
+    """The experiment with ``data_hash`` and ``code_hash`` filled in, and the data if they had to be looked at.
+
+    Data are somebody's own unless the package opens them under the experiment's name and nobody wrote into them since.
+
+    Raises:
+        ValueError: the experiment has hashes already, and they are of something else.
+        DataError: data of one's own cannot be opened.
+    """
+    e, ours = experiment, name_of(experiment.dataset)
+    if dataset is None and ours is None:
+        dataset = open_dataset(e, data_folder)
+    if dataset is not None and not isinstance(dataset, Dataset):
+        raise ValueError(f"dataset: must be a varangian.data.Dataset, got a {type(dataset).__name__}.")
+    own = dataset is not None and not (ours is not None and dataset.intact and dataset.name == ours)
+    found = {"data_hash": dataset.fingerprint if own and dataset is not None else None, "code_hash": _code_hash(e)}
+    if e.data_hash not in (None, found["data_hash"]):
+        hint = "hand its data in as dataset=..." if dataset is None else "these are others"
+        raise ValueError(f"this experiment is of data of somebody's own, with hash {e.data_hash}: {hint}.")
+    if e.code_hash not in (None, found["code_hash"]):
+        raise ValueError(
+            f"the code of this experiment is no longer what it was: its hash was {e.code_hash} and is "
+            f"{found['code_hash']}; start over with code_hash=None."
+        )
+    return replace(e, **found), dataset
+
+
+def _parts(stage: object) -> Iterator[object]:
+    """The classes of a rule, a mixing or an attack, of what stands in its options, and of the attacks named there."""
+    yield type(stage)
+    for option in fields(stage):  # type: ignore[arg-type]
+        value = getattr(stage, option.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, (Rule, Mixing, Attack)):
+                yield from _parts(item)
+            elif isinstance(item, str) and item.partition("(")[0] in ATTACKS:
+                yield ATTACKS[item.partition("(")[0]]
+
+
+def _code_hash(e: Experiment) -> str | None:
+    values: list[object] = [MODELS[parse("model", e.model, MODELS)[0]]]
+    values.append(PARTITIONS[parse("partition", e.partition, PARTITIONS)[0]])
+    for stage in (e.make_rule(), *e.make_pre(), e.make_attack()):
+        if stage is not None:
+            values += _parts(stage)
+    return code_hash(values)
+
+
 def open_dataset(experiment: Experiment, folder: str | Path | None = None, download: bool = True) -> Dataset:
     """The data of an experiment.
 
@@ -523,12 +709,8 @@ def open_dataset(experiment: Experiment, folder: str | Path | None = None, downl
 def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluator]:
     """The simulation of an experiment at step 0, and its evaluator."""
     e, dtype = experiment, getattr(torch, experiment.dtype)
-    model = build_model(
-        lambda shape, classes: make("model", e.model, MODELS, shape=shape, classes=classes),
-        dataset.shape,
-        dataset.classes,
-        e.seed,
-    ).to(e.device, dtype)
+    _usable(e.device)
+    model = _model(e, dataset.shape, dataset.classes)
     gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed)
     deal = make("partition", e.partition, PARTITIONS) if e.partition != "iid" else "iid"
     attack = e.make_attack()
@@ -550,12 +732,26 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
         dataset.classes,
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
-    return simulation, _evaluator(dataset, e.seed if mirrors else 0, e.profile, e.device, dtype)
+    return simulation, _evaluator(dataset, dataset.seal, e.seed if mirrors else 0, e.profile, e.device, dtype)
+
+
+def _model(e: Experiment, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    def factory(shape: tuple[int, int, int], classes: int) -> nn.Module:
+        model = make("model", e.model, MODELS, shape=shape, classes=classes)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model: {e.model} must make a torch.nn.Module, got a {type(model).__name__}.")
+        # Somebody's function may answer the same module each time, and training must not change it.
+        return model if is_ours(MODELS[parse("model", e.model, MODELS)[0]]) else copy.deepcopy(model)
+
+    return build_model(factory, shape, classes, e.seed).to(e.device, getattr(torch, e.dtype))
 
 
 @lru_cache(maxsize=1)
-def _evaluator(dataset: Dataset, seed: int, profile: Profile, device: str, dtype: torch.dtype) -> Evaluator:
-    """Shared by the runs of a process on the same data: test images are prepared once."""
+def _evaluator(
+    dataset: Dataset, seal: tuple[object, ...], seed: int, profile: Profile, device: str, dtype: torch.dtype
+) -> Evaluator:
+    """Shared by the runs of a process on the same data, as long as nobody writes into them: test images are prepared
+    once."""
     return Evaluator(dataset, seed, profile, device, dtype)
 
 
@@ -581,9 +777,11 @@ def run(
     Args:
         experiment: what to run.
         out: the folder in which to keep it, as ``<out>/<name>-<digest>/``; None keeps nothing.
-        dataset: the data, if at hand; else it is opened.
+        dataset: the data, if at hand; else it is opened. Data that are not those of the experiment's name make another
+            run of it, whose experiment has their hash.
         data_folder: where its files are.
-        progress: called after each step with the steps done and the newest evaluation.
+        progress: called after each step, and once more at the end, with the steps done and the newest evaluation: so
+            it hears of all evaluations that this call makes.
         fresh: start over, whatever is there.
         checkpoint_every: seconds between two checkpoints; more where they would cost over 1 % of the time. 0 is after
             every step, infinity only when interrupted.
@@ -592,7 +790,9 @@ def run(
         DataError: a data file is missing or corrupt.
         FolderInUse: another process is at this run.
         OSError: the folder cannot be written; a checkpoint is kept, and without one nothing is left behind.
-        ValueError: the folder holds another run, or one of a newer version.
+        ValueError: the folder holds another run, or one of a newer version; or the device cannot be used.
+
+    What code of one's own raises is raised here as it is, and the next call goes on from the last checkpoint.
 
     Example:
         >>> result = run(Experiment(rule="median", attack="empire", steps=20, workers=11, byzantine=2))
@@ -600,14 +800,26 @@ def run(
         (20, None)
     """
     _check_interval(checkpoint_every)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"run takes an Experiment, got a {type(experiment).__name__}.")
+    experiment, dataset = identified(experiment, dataset, data_folder)
+    _warn_of_nobody(experiment)
     if out is not None:
-        folder = Path(out) / f"{experiment.name}-{experiment.digest}"
+        folder = Path(out).expanduser() / f"{experiment.name}-{experiment.digest}"
         if folder.is_symlink():
             raise ValueError(f"{folder} is a symbolic link, and not written through.")
         return _run_in(folder, experiment, dataset, data_folder, progress, fresh, checkpoint_every)
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
-    with kernels.exclusive_threads(), _memory():
+    with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
         return _train(experiment, *build(experiment, dataset), None, Interrupts(), progress)
+
+
+def _warn_of_nobody(e: Experiment) -> None:
+    if e.attack is not None and e.attackers == 0 and e.real_byzantine is None:
+        warnings.warn(
+            f"attack {e.attack} is named and nobody attacks: byzantine is 0, and so is real_byzantine by default.",
+            stacklevel=3,
+        )
 
 
 def resume(
@@ -622,12 +834,34 @@ def resume(
     Args: as for :func:`run`.
 
     Raises:
-        ValueError: the folder holds no run, or its settings were changed.
+        ValueError: the folder holds no run, or its settings were changed, or the data or code of somebody's own that it
+            was made with.
         DataError, FolderInUse, OSError: as for :func:`run`.
     """
     _check_interval(checkpoint_every)
-    folder = Path(folder)
-    return _run_in(folder, settings_of(folder), dataset, data_folder, progress, False, checkpoint_every)
+    folder = Path(folder).expanduser()
+    experiment = settings_of(folder)
+    if dataset is not None or not (folder / folders.RESULT).exists():
+        dataset = same_data(folder, experiment, dataset, data_folder)
+    return _run_in(folder, experiment, dataset, data_folder, progress, False, checkpoint_every)
+
+
+def same_data(
+    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None
+) -> Dataset | None:
+    """The data, if they had to be looked at, for the run in a folder.
+
+    Raises:
+        ValueError: they, or code of somebody's own, are not what the run was made with.
+    """
+    try:
+        found, dataset = identified(experiment, dataset, data_folder)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    if found != experiment:
+        lines = "; ".join(differences(experiment, found))
+        raise ValueError(f"{folder} was made with other data or other code of somebody's own: {lines}.")
+    return dataset
 
 
 def settings_of(folder: str | Path) -> Experiment:
@@ -636,7 +870,7 @@ def settings_of(folder: str | Path) -> Experiment:
     Raises:
         ValueError: there is none that can be read.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folders.check_folder(folder)
     try:
         return Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
@@ -682,7 +916,7 @@ def _run_in(
         if fresh:
             folders.clear(folder)
         dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
-        with kernels.exclusive_threads(), _memory():
+        with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
             simulation, evaluator = build(experiment, dataset)
             try:
                 journal = Journal(
@@ -696,7 +930,7 @@ def _run_in(
                 result = replace(
                     _train(experiment, simulation, evaluator, journal, interrupts, progress), folder=folder
                 )
-                journal.complete(result.summary())
+                journal.complete(result.summary(), dataset.shape, dataset.classes)
                 return result
 
 
@@ -707,7 +941,7 @@ def _memory() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate memory" not in text:
             raise
         asked = re.search(r"tried to allocate ([\d.]+ ?\w*)", text, re.IGNORECASE)
         raise MemoryError(f"unable to allocate {asked[1]}." if asked else text.splitlines()[0]) from None
@@ -752,6 +986,14 @@ def _train(
             rows = [(evaluation.step, evaluation.accuracy, evaluation.loss) for evaluation in evaluations]
             journal.save(rows, stopped, time.perf_counter() - start)
 
+    def tell() -> None:
+        if progress is not None:
+            try:
+                progress(simulation.steps_done, evaluations[-1])
+            except (KeyboardInterrupt, SystemExit):
+                save()
+                raise
+
     while stopped is None and simulation.steps_done < e.steps:
         if interrupts.pending is not None:
             save()
@@ -761,7 +1003,7 @@ def _train(
             evaluate()
         try:
             row = simulation.step()
-        except ValueError as error:
+        except Refused as error:  # anything else is an error, of the user's code or ours, and no result
             stopped = cut(printable(f"step {step}: {error}"))
             break
         measures.append(row)
@@ -769,17 +1011,14 @@ def _train(
             journal.measure(row.row())
         if simulation.diverged:
             stopped = f"step {step}: the parameters are no longer finite."
-        if progress is not None:
-            try:
-                progress(step + 1, evaluations[-1])
-            except (KeyboardInterrupt, SystemExit):
-                save()
-                raise
+        tell()
         if journal is not None and journal.due:
             save()
     if not evaluations or evaluations[-1].step < simulation.steps_done:  # else the step that failed was evaluated
         evaluate()
-    return Result(e, evaluations, measures, time.perf_counter() - start, stopped, began=began)
+    tell()
+    trained = simulation.gradients.adopt(simulation.parameters)
+    return Result(e, evaluations, measures, time.perf_counter() - start, stopped, began=began, _trained=trained)
 
 
 def _check_writable(folder: Path) -> None:
@@ -802,7 +1041,7 @@ def read(folder: str | Path) -> Result:
     Raises:
         ValueError: the folder holds no complete run, or one that cannot be read.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     try:
         summary = read_json(folder / folders.RESULT, folders.MAX_JSON)
         experiment = Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
@@ -814,7 +1053,7 @@ def read(folder: str | Path) -> Result:
         measures = _read_measures(folder / folders.METRICS)
         if not evaluations or len(measures) != summary["steps"]:
             raise ValueError("rows are missing from its tables.")
-        return Result(experiment, evaluations, measures, seconds, summary["stopped"], folder)
+        return Result(experiment, evaluations, measures, seconds, summary["stopped"], folder, from_disk=True)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
     except KeyError as error:
@@ -856,6 +1095,10 @@ def _read_measures(path: Path) -> Rows:
 def _measures(row: dict[str, str]) -> Measures:
     values: dict[str, Any] = {name: _any_number(row[name], name) for name in COLUMNS if row[name]}
     return Measures(**(values | {name: whole_of(row[name], name) for name in ("step", "points")}))
+
+
+def _kind(x: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return x.dtype, x.shape
 
 
 def _any_number(text: str, what: str) -> float:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +50,7 @@ def read_text(path: Path, limit: int = MAX_TEXT, follow: bool = False) -> str:
         mode = os.lstat(path).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"{path} is {'a link, and not followed' if stat.S_ISLNK(mode) else 'not a plain file'}.")
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=None if follow else no_follow) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"{path} has more than {limit:,} bytes.")
@@ -57,6 +58,11 @@ def read_text(path: Path, limit: int = MAX_TEXT, follow: bool = False) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file.") from None
+
+
+def no_follow(path: str, flags: int) -> int:
+    """For ``open(opener=...)``: a link that somebody put there after it was looked for is not followed either."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def parse_json(text: str) -> Any:
@@ -329,9 +335,10 @@ def write_partial(path: Path, write: Callable[[BinaryIO], object], suffix: str) 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], suffix: str | None = None) -> None:
     """The file appears whole or not at all, and is on the disk when this returns. A link in its place is replaced.
 
-    Until then it is beside its place, under its name and ``suffix``, by default one of this process.
+    Until then it is beside its place, under its name and ``suffix``, by default one that nobody else has: processes of
+    other machines and containers may have this one's number.
     """
-    partial = write_partial(path, write, suffix or f".{os.getpid()}.partial")
+    partial = write_partial(path, write, suffix or f".{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         os.replace(partial, path)
     except BaseException:

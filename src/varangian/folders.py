@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .checks import cut
 from .environment import environment
-from .files import line_of_text, number, read_json, sync, whole, write_partial, write_whole
+from .files import line_of_text, no_follow, number, read_json, sync, whole, write_partial, write_whole
 from .simulate import Simulation, Snapshot
 
 FORMAT = 1  # of run folders
@@ -74,6 +74,11 @@ def _is_json(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _write_plainly(path: Path, text: str) -> None:
+    with open(path, "wb", opener=no_follow) as file:
+        file.write(text.encode())
 
 
 def check_format(path: Path, values: Any) -> None:
@@ -164,7 +169,8 @@ class _Table:
 
     def __init__(self, path: Path, columns: Sequence[str], kept: bytes | None) -> None:
         self.size, self._hash = 0, hashlib.sha256()
-        self.file = open(path, "wb" if kept is None else "r+b")  # noqa: SIM115 (the journal closes it)
+        mode = "wb" if kept is None else "r+b"
+        self.file = open(path, mode, opener=no_follow)  # noqa: SIM115 (the journal closes it)
         if kept is None:
             self.append(columns)
         else:
@@ -194,7 +200,7 @@ def _beginning(path: Path, mark: Mark) -> bytes:
         _Unusable: it does not hold that any more.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=no_follow) as file:
             content = file.read(min(mark.size, path.stat().st_size))  # never memory for what is only claimed
     except FileNotFoundError:
         content = b""
@@ -221,6 +227,40 @@ class Past:
     snapshot: Snapshot
     metrics: Mark
     evaluated: Mark
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a complete run came to: state.pt. Shape and classes are those of its data; None in older folders."""
+
+    step: int
+    parameters: Tensor
+    buffers: dict[str, Tensor]
+    shape: tuple[int, int, int] | None
+    classes: int | None
+
+
+def read_state(path: Path) -> Trained:
+    """state.pt of a complete run. Nothing in it is executed.
+
+    Raises:
+        ValueError: it is missing, or not what it should be.
+    """
+    try:
+        content = _unpickled(path)
+        shape, classes = content.get("shape"), content.get("classes")
+        if shape is not None:
+            channels, height, width = (whole(size, "shape", 1) for size in _typed(shape, list))
+            shape, classes = (channels, height, width), whole(classes, "classes", 1)
+        buffers = {
+            _typed(name, str): _typed(buffer, Tensor) for name, buffer in _typed(content["buffers"], dict).items()
+        }
+        parameters = _typed(content["parameters"], Tensor)
+        return Trained(whole(content["step"], "step"), parameters, buffers, shape, classes)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing.") from None
+    except (_Unusable, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {cut(str(error)) or type(error).__name__}.") from None
 
 
 def _pack(past: Past, settings: str, digest: str) -> dict[str, Any]:
@@ -270,7 +310,23 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A checkpoint as it was packed. Nothing in it is executed, and it takes no more memory than its file's size.
+    """A checkpoint as it was packed.
+
+    Raises:
+        ValueError: of a newer version.
+        _Unusable: torn, changed, or something else.
+    """
+    content = _unpickled(path)
+    try:
+        if content.pop("checksum") != _checksum(content):
+            raise _Unusable("its checksum is wrong")
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _Unusable(f"it is no checkpoint ({type(error).__name__})") from None
+    return content
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    """What torch.save wrote. Nothing in it is executed, and it takes no more memory than its file's size.
 
     Raises:
         ValueError: of a newer version.
@@ -278,7 +334,7 @@ def _load(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=no_follow) as file:
             if file.read(4) != b"PK\x03\x04":  # torch would take it for a file of its older format
                 raise _Unusable("it is torn or no checkpoint")
         with zipfile.ZipFile(path) as archive:
@@ -295,11 +351,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         if sum(t.numel() * t.element_size() for t in _tensors(content)) > size:
             raise _Unusable("it says that it holds more than its file does")
-        if content.pop("checksum") != _checksum(content):
-            raise _Unusable("its checksum is wrong")
+        return _typed(content, dict)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _Unusable(f"it is no checkpoint ({type(error).__name__})") from None
-    return content
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -413,7 +467,7 @@ class Journal:
             # Nothing relies on these two before the first checkpoint, or the result: they reach the disk with it.
             self._fresh = metrics is None
             if self._fresh:
-                (folder / SETTINGS).write_text(settings, encoding="utf-8")
+                _write_plainly(folder / SETTINGS, settings)
             elif not _is_json(folder / SETTINGS):
                 write_whole(folder / SETTINGS, lambda file: file.write(settings.encode()), PARTIAL)
             self._note_environment(environment(device))
@@ -481,7 +535,7 @@ class Journal:
         sessions.append({"from_step": self.began, "started": started, **now})
         text = json.dumps({"format": FORMAT, "sessions": sessions}, indent=2) + "\n"
         if self._fresh:
-            path.write_text(text, encoding="utf-8")
+            _write_plainly(path, text)
         else:
             write_whole(path, lambda file: file.write(text.encode()), PARTIAL)
 
@@ -537,16 +591,20 @@ class Journal:
             table.sync()
         if self._fresh:
             for name in (SETTINGS, ENVIRONMENT):
-                with open(self.folder / name, "rb+") as file:
+                with open(self.folder / name, "rb+", opener=no_follow) as file:
                     os.fsync(file.fileno())
             sync(self.folder)
             sync(self.folder.parent)
             self._fresh = False
 
-    def complete(self, result: dict[str, Any]) -> None:
-        """The model's final state, then the result, each on the disk before the next; then checkpoints go."""
+    def complete(self, result: dict[str, Any], shape: tuple[int, int, int], classes: int) -> None:
+        """The model's final state, then the result, each on the disk before the next; then checkpoints go.
+
+        Shape and number of classes of the data are noted with the state: whoever makes the model again needs them.
+        """
         snapshot = self._simulation.snapshot()
-        state = {"step": snapshot.step, "parameters": snapshot.parameters, "buffers": snapshot.buffers}
+        tensors = {"parameters": snapshot.parameters, "buffers": snapshot.buffers}
+        state = {"step": snapshot.step, **_plain(tensors), "shape": list(shape), "classes": classes}
         text = json.dumps(result, indent=2) + "\n"
         with self._explained():
             self._sync()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -24,6 +24,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional
 
 from . import kernels, randomness
+from .randomness import Drawn
 
 Method = Literal["auto", "chain", "vmap", "loop"]
 
@@ -53,6 +54,9 @@ Compute = Callable[[Tensor, Batch, Tensor, int], Tensor]
 class WorkerGradients:
     """The gradients of the mean cross entropy, for h workers that share a model.
 
+    d counts the parameters that require gradients; frozen ones stay what they are, and parameters that stand in several
+    layers count once.
+
     Args:
         model: answers logits [b, classes]. It is not changed by calls, except for its buffers through :meth:`adopt`.
         training: whether dropout drops and batch normalisation uses the batch's statistics.
@@ -63,8 +67,13 @@ class WorkerGradients:
     def __init__(self, model: nn.Module, training: bool = True, method: Method = "auto", seed: int = 0) -> None:
         self.model = model.train(training)
         self.seed = seed
-        self.names = [name for name, _ in model.named_parameters()]
-        self._parameters = list(model.parameters())
+        learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not learning:
+            raise ValueError(
+                f"{type(model).__name__} has no parameters that require gradients: nothing can be learned."
+            )
+        self.names = [name for name, _ in learning]
+        self._parameters = [p for _, p in learning]
         self._shapes = [p.shape for p in self._parameters]
         self._ends = np.cumsum([p.numel() for p in self._parameters]).tolist()
         self.d: int = self._ends[-1]
@@ -73,6 +82,10 @@ class WorkerGradients:
         self._normalizes = training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
         self._seen: dict[int, dict[str, Tensor]] = {}  # worker -> buffers after its batch, within one call
         self._idle: list[nn.Module] = []  # twins of the model, one for each thread that has needed one
+        # Modules of somebody else may draw or normalise by themselves: the first batch will tell.
+        known = ("torch.nn.", "varangian.")
+        self._unknown = not all((type(m).__module__ + ".").startswith(known) for m in model.modules())
+        self._automatic = method == "auto"
         self.method: Method = self._choose() if method == "auto" else method
         if self.method == "chain" and self._chain is None:
             raise ValueError("method 'chain' needs linear layers with ReLU between them, on the CPU; use 'auto'.")
@@ -86,7 +99,7 @@ class WorkerGradients:
         return "loop" if self._stochastic or self._normalizes or convolves else "vmap"
 
     def parameters(self) -> Tensor:
-        """A copy of the model's parameters, [d], in the order of ``model.parameters()``."""
+        """A copy of what is learned, [d], in the order of ``model.parameters()``."""
         return torch.cat([p.detach().reshape(-1) for p in self._parameters])
 
     def buffers(self) -> dict[str, Tensor]:
@@ -125,9 +138,23 @@ class WorkerGradients:
         """
         assert out.shape == (batch.labels.shape[0], self.d)
         self._seen.clear()
+        if self._unknown and not self._stochastic:
+            self._look(point, batch)
         losses = self._compute(point, batch, out, step)
         self._adopt_mean_buffers()
         return losses
+
+    def _look(self, point: Tensor, batch: Batch) -> None:
+        """Whether modules of somebody else draw random numbers; then one worker comes after the other."""
+        self._unknown = False
+        state = dict(zip(self.names, self._split(point if point.ndim == 1 else point[0]), strict=True))
+        state |= self.buffers()
+        with self._module() as module, torch.no_grad(), Drawn(0) as drawn:
+            functional_call(module, state, (batch.inputs[0],))
+        if drawn.drew:
+            if not self._automatic and self.method != "loop":
+                raise ValueError(f"method {self.method!r} cannot train with random numbers in the model; use 'auto'.")
+            self._stochastic, self.method = True, "loop"
 
     def _compute(self, point: Tensor, batch: Batch, out: Tensor, step: int) -> Tensor:
         if self.method == "chain":
@@ -136,8 +163,7 @@ class WorkerGradients:
             return self._in_groups(self._by_vmap, point, batch, out)
         if not self._stochastic:
             return self._in_groups(self._by_loop, point, batch, out)
-        # Dropout draws from torch's one global generator: one worker at a time, on all threads.
-        with torch.random.fork_rng(devices=[]), kernels.torch_threads():
+        with kernels.torch_threads():  # one worker at a time, on all threads
             return self._by_loop(point, batch, out, 0, step)
 
     def _in_groups(self, compute: Compute, point: Tensor, batch: Batch, out: Tensor) -> Tensor:
@@ -213,18 +239,20 @@ class WorkerGradients:
         buffers = self.buffers() if self._normalizes else {}
         losses = []
         for i in range(batch.labels.shape[0]):
-            if self._stochastic:
-                torch.manual_seed(randomness.integer(self.seed, "dropout", step, first + i))
             leaves = [v.detach().requires_grad_() for v in self._split(point if point.ndim == 1 else point[i])]
             mine = {name: b.clone() for name, b in buffers.items()}
             state = dict(zip(self.names, leaves, strict=True)) | mine
-            with self._module() as module, torch.enable_grad():
+            with self._module() as module, torch.enable_grad(), self._drawn("dropout", step, first + i):
                 loss = _loss(module, state, batch.inputs[i], batch.labels[i], weights[i])
             for target, gradient in zip(targets, torch.autograd.grad(loss, leaves), strict=True):
                 target[i] = gradient
             losses.append(loss.detach())
             self._seen[first + i] = mine
         return torch.stack(losses)
+
+    def _drawn(self, purpose: str, step: int, worker: int) -> AbstractContextManager[object]:
+        """Where the model may draw random numbers."""
+        return Drawn(randomness.integer(self.seed, purpose, step, worker)) if self._stochastic else nullcontext()
 
     def _adopt_mean_buffers(self) -> None:
         """The model's buffers become the mean of what the workers made of them, in the order of workers."""
@@ -247,7 +275,7 @@ class WorkerGradients:
                 if self.method == "chain":
                     logits = self._chain_logits(inputs[c], values)
                 else:
-                    with self._module() as module:
+                    with self._module() as module, self._drawn("evaluation", 0, c):
                         logits = functional_call(module, state, (inputs[c],))
                 found[c, 0] = float((logits.argmax(1) == labels[c]).sum())
                 found[c, 1] = float(functional.cross_entropy(logits, labels[c], reduction="sum"))
@@ -306,8 +334,10 @@ def _weights(batch: Batch) -> Tensor:
 
 
 def _linear_chain(model: nn.Module) -> list[tuple[int, int | None]] | None:
-    """For Flatten, Linear, ReLU, ..., Linear: where each layer's weight and bias stand among the parameters."""
-    if type(model) is not nn.Sequential:
+    """For Flatten, Linear, ReLU, ..., Linear, each with parameters of its own that are all learned: where each layer's
+    weight and bias stand among the parameters."""
+    every = [p for _, p in model.named_parameters(remove_duplicate=False)]
+    if type(model) is not nn.Sequential or len(set(every)) < len(every) or not all(p.requires_grad for p in every):
         return None
     layers = list(model)
     if layers and type(layers[0]) is nn.Flatten:

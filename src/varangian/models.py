@@ -9,7 +9,8 @@ Parameters have PyTorch's default initialisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ MODELS: dict[str, Factory] = {
 
 
 def build(model: str | Factory, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """A model whose initial parameters depend on the seed alone; torch's global generators are left as they were.
+    """A model whose initial parameters depend on the seed alone; torch's generators and default type do not count.
 
     Args:
         model: a key of MODELS, or a function (shape, classes) -> module that answers logits.
@@ -167,10 +168,23 @@ def build(model: str | Factory, shape: tuple[int, int, int], classes: int, seed:
     if isinstance(model, str) and model not in MODELS:
         raise ValueError(unknown("model", model, MODELS))
     factory = MODELS[model] if isinstance(model, str) else model
-    # torch.manual_seed would also seed the accelerators' generators, which fork_rng(devices=[]) does not restore.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(randomness.integer(seed, "model"))
+    with torch.device("cpu"), _float32_by_default(), randomness.Drawn(randomness.integer(seed, "model")):
         return factory(shape, classes)
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Inside, torch's default type is float32, as it nearly always is: numbers of another type are drawn otherwise."""
+    if torch.get_default_dtype() == torch.float32:
+        yield
+        return
+    with randomness.GLOBALS:
+        former = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(former)
 
 
 def _features(shape: tuple[int, int, int]) -> int:

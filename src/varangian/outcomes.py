@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .checks import shown
-from .experiment import Experiment, Result, check_summary
+from .experiment import HASHES, Experiment, Result, check_summary
 from .files import (
     folders_in,
     line_of_text,
@@ -126,7 +126,7 @@ def command(experiment: Experiment) -> str:
     words = ["varangian", "run"]
     for field in fields(Experiment):
         value = getattr(experiment, field.name)
-        if value == field.default:
+        if value == field.default or field.name in HASHES:
             continue
         flag = "--" + field.name.replace("_", "-")
         if isinstance(value, bool):

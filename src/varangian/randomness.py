@@ -8,15 +8,31 @@ with the order of workers, with parallelism, or with an interruption: there is n
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+GLOBALS = threading.RLock()  # for what torch has but one of in a process: default generators, the default type
 
 
 @lru_cache(maxsize=64)
-def _key(purpose: str) -> int:
-    return int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+def _purpose(purpose: str) -> int:
+    key = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    # From 2^63 on as the nearest number that a float64 holds: so the first release had it, whose numbers these are.
+    return key if key < 2**63 else min(int(float(key)), 2**64 - 2**11)
+
+
+def _key(seed: int, purpose: str) -> np.ndarray:
+    """Both in full: a list of integers below and beyond 2^63 would become floating-point numbers."""
+    return np.array([seed, _purpose(purpose)], np.uint64)
 
 
 def generator(seed: int, purpose: str, step: int = 0, worker: int = 0) -> np.random.Generator:
@@ -30,7 +46,7 @@ def generator(seed: int, purpose: str, step: int = 0, worker: int = 0) -> np.ran
         >>> generator(1, "batches", step=3).integers(10, size=4).tolist()
         [7, 9, 0, 8]
     """
-    return np.random.Generator(np.random.Philox(key=[seed, _key(purpose)], counter=[0, 0, worker, step]))
+    return np.random.Generator(np.random.Philox(key=_key(seed, purpose), counter=[0, 0, worker, step]))
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,7 @@ def indices(seed: int, purpose: str, step: int, rows: int, columns: int, size: i
     One multiplication per number and no rejection, so that row i always starts at word i * columns of the stream; the
     bias is at most size / 2^32. ``size`` may differ from row to row, [rows, 1].
     """
-    words = np.random.Philox(key=[seed, _key(purpose)], counter=[0, 0, 0, step]).random_raw(rows * columns)
+    words = np.random.Philox(key=_key(seed, purpose), counter=[0, 0, 0, step]).random_raw(rows * columns)
     fractions = words.reshape(rows, columns) >> np.uint64(32)
     return (fractions * np.asarray(size, np.uint64) >> np.uint64(32)).astype(np.int64)
 
@@ -85,3 +101,74 @@ def indices(seed: int, purpose: str, step: int, rows: int, columns: int, size: i
 def integer(seed: int, purpose: str, step: int = 0, worker: int = 0) -> int:
     """A 63-bit integer, to seed a generator of another library (torch's, for instance)."""
     return int(generator(seed, purpose, step, worker).integers(2**63 - 1))
+
+
+class Drawn(TorchDispatchMode):
+    """Inside, and in this thread, whatever torch draws is a function of the seed: its global generators are neither
+    used nor moved, whatever other threads draw meanwhile.
+
+    The numbers are those that ``torch.manual_seed(seed)`` would give.
+
+    Args:
+        seed: from 0 to 2^63 - 1.
+
+    Attributes:
+        drew: whether anything was drawn so far.
+
+    Example:
+        >>> with Drawn(3):
+        ...     ours = torch.rand(2)
+        >>> torch.equal(ours, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+        True
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.drew = False
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        self.drew = True
+        tensor = next((value for value in args if isinstance(value, Tensor)), None)
+        device = torch.device(kwargs.get("device") or ("cpu" if tensor is None else tensor.device))
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        generator = self._generators[device]
+        if kwargs.get("generator") is not None:
+            return func(*args, **kwargs)  # the caller's own
+        for overload in (func, *_with_generator(func)):
+            if any(argument.name == "generator" for argument in overload._schema.arguments):
+                return overload(*args, **(kwargs | {"generator": generator}))
+        with _as_default(generator):
+            return func(*args, **kwargs)
+
+
+def _with_generator(func: Any) -> Iterator[Any]:
+    """rand.default -> rand.generator, randint.low -> randint.low_generator."""
+    packet, name = func.overloadpacket, func._overloadname
+    wanted = "generator" if name == "default" else f"{name}_generator"
+    if wanted in packet.overloads():
+        yield getattr(packet, wanted)
+
+
+@contextmanager
+def _as_default(generator: torch.Generator) -> Iterator[None]:
+    """For what torch lets draw from a device's default generator only: that has this one's state inside."""
+    device = generator.device
+    if device.type == "cpu":
+        default = torch.default_generator
+    else:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        default = torch.cuda.default_generators[index]
+    with GLOBALS:
+        former = default.get_state()
+        default.set_state(generator.get_state())
+        try:
+            yield
+        finally:
+            generator.set_state(default.get_state())
+            default.set_state(former)

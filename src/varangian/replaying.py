@@ -10,7 +10,7 @@ from torch import Tensor
 from . import folders, kernels
 from .checks import Refused
 from .data import Dataset
-from .experiment import Experiment, Progress, build, open_dataset, settings_of
+from .experiment import Experiment, Progress, build, open_dataset, same_data, settings_of
 from .explanation import Explanation, explain
 from .metrics import Measures
 
@@ -70,7 +70,8 @@ def replay(
         progress: called after each step that is done again.
 
     Raises:
-        ValueError: the folder holds no run, or the run never came to that step.
+        ValueError: the folder holds no run, the run never came to that step, or it was made with other data or other
+            code of somebody's own.
         DataError: a data file is missing or corrupt.
 
     Example:
@@ -82,10 +83,11 @@ def replay(
         >>> again.agrees, [int(i) for i in again.explanation.suspicion.argsort(kind="stable")[:2]]
         (True, [9, 10])
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     e = settings_of(folder)
     if not 0 <= step < e.steps:
         raise ValueError(f"{folder}: step must lie between 0 and {e.steps - 1}, got {step}.")
+    dataset = same_data(folder, e, dataset, data_folder)
     dataset = open_dataset(e, data_folder) if dataset is None else dataset
     with kernels.exclusive_threads():
         simulation, _ = build(e, dataset)

@@ -179,11 +179,11 @@ class Simulation:
         momentum: mu of the composite curvature, for the measures only.
         l2: factor c; adds the gradient of c/2 ||theta||^2 ("described") or of c^2 ||theta|| ("published").
         profile: which l2.
-        seed: of the attack.
+        seed: of what attack, rule and mixings draw.
         measure: whether to fill the measures that cost time. The training does not depend on it.
 
-    The matrix of all n vectors and that of the sampled gradients are allocated once; momenta at the workers live in the
-    former.
+    The matrix of all n vectors and that of the sampled gradients are allocated once. Momenta at the workers live in the
+    former, except those of workers of a data attack: what is crafted is written there, and they keep their own.
     """
 
     def __init__(
@@ -218,12 +218,14 @@ class Simulation:
         self.steps_done = 0
         self.points = 0
         self.vectors = torch.zeros(workers, gradients.d, **options)
+        # What workers send: rows of that matrix, unless what is crafted is to stand in some of these rows.
+        self.sent = self.vectors[: self.h] if self.active == self.h else torch.zeros(workers, gradients.d, **options)
         if algorithm.worker and algorithm.worker[-1].remembers:
-            # What the last stage sends is what it remembers: it lives in the matrix of all vectors from the start.
-            memories = (*self.state.worker[:-1], self.vectors[: self.active])
-            self.state = replace(self.state, worker=memories)
-        separate = any(stage.remembers for stage in algorithm.worker)
-        self.sampled = torch.empty(self.active, gradients.d, **options) if separate else self.vectors[: self.active]
+            # What the last stage sends is what it remembers: it lives where that is sent from, from the start.
+            self.state = replace(self.state, worker=(*self.state.worker[:-1], self.sent))
+        # Clipped gradients are still what was sampled; whatever else a stage makes of them is not.
+        self.separate = any(type(stage) is not Clip for stage in algorithm.worker)
+        self.sampled = torch.empty_like(self.sent) if self.separate else self.sent
 
     def step(self) -> Measures:
         """One step of every worker and of the server; the measures are those of before the update."""
@@ -236,8 +238,10 @@ class Simulation:
             batch = replace(batch, labels=labels)
         point = self.algorithm.point(self.parameters, self.state, lr)
         losses = self.gradients(point, batch, self.sampled, step)
-        sent, state, sampled_moments, honest_moments = self._send(point)
-        honest = sent[:h]
+        state, sampled_moments, honest_moments = self._send(point)
+        if self.active > h:
+            self.vectors.copy_(self.sent)
+        honest = self.vectors[:h]
         seen = Knowledge(
             honest,
             f,
@@ -246,12 +250,15 @@ class Simulation:
             ),
             self.previous,
             randomness.generator(self.seed, "attack", step),
-            sent[h:] if self.active > h else None,
+            self.vectors[h:] if self.active > h else None,
             honest_moments,
         )
         crafted = None
         if self.attack is not None and f:
+            before = self.vectors._version
             crafted = self.attack.send(seen)
+            if self.vectors._version != before:
+                raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
             kernels.share(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
         decision = self.algorithm.decide(self.vectors, state)
@@ -261,8 +268,7 @@ class Simulation:
         row = Measures(step, self.points, lr, float(losses[:h].mean()))
         if self.meter is not None:
             if sampled_moments is None:
-                same = self.sampled.data_ptr() == honest.data_ptr()
-                sampled_moments = seen.moments if same else kernels.mean_and_std(self.sampled[:h])
+                sampled_moments = kernels.mean_and_std(self.sampled[:h]) if self.separate else seen.moments
             share = decision.weight_of(slice(h, self.workers)) if f else None
             row = self.meter.measure(
                 row, self.parameters, sampled_moments, seen.moments, crafted, decision.aggregate, share, h
@@ -300,10 +306,9 @@ class Simulation:
         pairs: list[tuple[str, Tensor | None, Tensor | None]] = [
             ("parameters", self.parameters, snapshot.parameters),
             ("aggregate", self.state.previous, snapshot.aggregate),
-            ("attacked", attacked, snapshot.attacked),
-            ("sampled", sampled, snapshot.sampled),
             ("decayed", None if self.meter is None else self.meter.decayed, snapshot.decayed),
         ]
+        made = [("attacked", attacked, snapshot.attacked), ("sampled", sampled, snapshot.sampled)]
         for name, mine, theirs in (("worker", self.state.worker, snapshot.worker),
                                    ("server", self.state.server, snapshot.server)):  # fmt: skip
             if len(mine) != len(theirs):
@@ -313,10 +318,10 @@ class Simulation:
         if buffers.keys() != snapshot.buffers.keys():
             raise ValueError(f"buffers: {sorted(buffers)} are needed, got {sorted(snapshot.buffers)}.")
         pairs += [(name, buffer, snapshot.buffers[name]) for name, buffer in buffers.items()]
-        for name, mine, theirs in pairs:
+        for name, mine, theirs in pairs + made:
             if _kind(mine) != _kind(theirs):
                 raise ValueError(f"{name}: {_kind(mine)} is needed, got {_kind(theirs)}.")
-        for _, mine, theirs in pairs[:2] + pairs[4:]:
+        for _, mine, theirs in pairs:
             if mine is not None and theirs is not None:
                 mine.copy_(theirs)  # in place: momenta may live in the matrix of all vectors
         device = self.parameters.device
@@ -327,14 +332,14 @@ class Simulation:
         self.state = replace(self.state, step=snapshot.step)
         self.steps_done, self.points = snapshot.step, snapshot.points
 
-    def _send(self, point: Tensor) -> tuple[Tensor, State, Moments | None, Moments | None]:
-        """l2 and the worker half: the vectors, the new state, and where they came along with it the moments of what
+    def _send(self, point: Tensor) -> tuple[State, Moments | None, Moments | None]:
+        """l2 and the worker half, into ``sent``: the new state, and where they came along with it the moments of what
         honest workers sampled and of what they send.
 
         The stages that experiments have, at most one clipping and then at most one momentum, in one go; others, those
         that somebody derived from them, and other kinds of tensors, one by one. Both give the same bits.
         """
-        out, stages, state = self.vectors[: self.active], self.algorithm.worker, self.state
+        out, stages, state = self.sent, self.algorithm.worker, self.state
         factor, direction = self._regularizer(point)
         clip = next((stage for stage in stages if type(stage) is Clip), None)
         momentum = next((stage for stage in stages if type(stage) is Momentum), None)
@@ -355,11 +360,11 @@ class Simulation:
             )  # fmt: skip
             remembered = unspoilt(out, [out], kept)[0] if kept else out
             memories = tuple(remembered if stage is momentum else None for stage in stages)
-            return out, replace(state, worker=memories), sampled, sent
+            return replace(state, worker=memories), sampled, sent
         if factor:
             kernels.blend(1.0, self.sampled, factor, direction, self.sampled)
-        vectors, state = self.algorithm.send(self.sampled, state, out=out)
-        return vectors, state, None, None
+        _, state = self.algorithm.send(self.sampled, state, out=out)
+        return state, None, None
 
     def _regularizer(self, point: Tensor) -> tuple[float, Tensor]:
         """(factor, [d] or [h, d]) whose product is the gradient of the l2 term."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from .checks import UNSAID, shown, unknown
+from .identity import is_ours
 
 MAX_LENGTH = 1000  # of a spec: what Python's own parser takes from anybody
 T = TypeVar("T")
@@ -100,19 +101,22 @@ def _value(node: ast.expr) -> Any:
 
 
 def check(kind: str, text: str, table: Mapping[str, Callable[..., Any]], *given: str) -> tuple[str, dict[str, Any]]:
-    """As :func:`parse`, and every option is one that the object has; ``given`` are not for the user to set.
+    """As :func:`parse`, and every option is one that the object has, of its type: 2 becomes 2.0 where that is a float.
+
+    ``given`` are not for a text to set, such as the folder of data files: anybody may have written it. What a rule
+    tolerates, f, may be said again.
 
     Raises:
         ValueError: as for :func:`parse`, an unknown option, or one of another type.
     """
     name, options = parse(kind, text, table)
     known = inspect.signature(table[name]).parameters
+    free = [other for other in known if other not in given or other == "f"]
     for option, value in options.items():
-        if option not in known:
-            free = [other for other in known if other not in given]
+        if option not in free:
             raise ValueError(f"{name}: " + unknown("option", option, free) if free else f"{name} takes no options.")
         try:
-            _adapter(table[name], option).validate_python(value, strict=True)
+            options[option] = _adapter(table[name], option).validate_python(value, strict=True)
         except ValidationError as error:
             raise ValueError(f"{name}: {option} {reason(error)}, got {shown(value)}.") from None
     return name, options
@@ -120,8 +124,11 @@ def check(kind: str, text: str, table: Mapping[str, Callable[..., Any]], *given:
 
 @lru_cache(maxsize=1000)
 def _adapter(factory: Callable[..., Any], option: str) -> TypeAdapter[Any]:
-    """What checks the type of an option. Its range is for the object itself."""
-    return TypeAdapter(get_type_hints(factory)[option])
+    """What checks the type of an option, where its factory names one. Its range is for the object itself."""
+    try:
+        return TypeAdapter(get_type_hints(factory).get(option, Any))
+    except (TypeError, NameError):  # an object that is called, or annotations that only a type checker can read
+        return TypeAdapter(Any)
 
 
 def reason(error: ValidationError) -> str:
@@ -135,7 +142,8 @@ def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: A
     """The object that a spec names; ``given`` fills the parameters that the spec leaves open.
 
     Raises:
-        ValueError: as for :func:`parse`, an option that the object does not have, or a value that it refuses.
+        ValueError: as for :func:`parse`, an option that the object does not have, or a value that it refuses. Other
+            errors of a factory that is not the package's own are raised as they are.
     """
     name, options = check(kind, text, table, *given)
     factory = table[name]
@@ -147,11 +155,27 @@ def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: A
     try:
         return factory(**(given | options))
     except (TypeError, RuntimeError, OverflowError) as error:  # Python's and torch's own, of a size that is none
+        if not is_ours(factory):
+            raise
         raise ValueError(f"{kind} {text!r}: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 
+def canonical(kind: str, text: str, table: Mapping[str, Callable[..., Any]], f: int | None = None) -> str:
+    """The same spec in its shortest form: options in order, without those that have their default (or the given f).
+
+    Example:
+        >>> canonical("x", " x( b = 2,a=1.50 )", {"x": lambda a=1.0, b=2: None})
+        'x(a=1.5)'
+    """
+    name, options = check(kind, text, table)
+    known = inspect.signature(table[name]).parameters
+    defaults = {option: parameter.default for option, parameter in known.items()} | ({} if f is None else {"f": f})
+    said = {option: options[option] for option in known if option in options and options[option] != defaults[option]}
+    return name + (f"({', '.join(f'{option}={value!r}' for option, value in said.items())})" if said else "")
+
+
 def describe(value: Any, f: int | None = None) -> str:
-    """The spec of a rule, a mixing or an attack: its name and the options that differ from the defaults.
+    """The spec of a rule, a mixing, an attack or a partition: its name and the options that differ from the defaults.
 
     What a rule or a mixing tolerates is among them, unless it is the given f.
 
@@ -159,12 +183,13 @@ def describe(value: Any, f: int | None = None) -> str:
         ValueError: its class is in none of the dictionaries.
     """
     from .attacks import ATTACKS
+    from .data import PARTITIONS
     from .mixing import MIXINGS
     from .rules import RULES
 
-    names = {kind: name for table in (RULES, MIXINGS, ATTACKS) for name, kind in table.items()}
+    names = {kind: name for table in (RULES, MIXINGS, ATTACKS, PARTITIONS) for name, kind in table.items()}
     if type(value) not in names:
-        raise ValueError(f"{value} has no name: put its class into RULES, MIXINGS or ATTACKS first.")
+        raise ValueError(f"{value} has no name: put its class into RULES, MIXINGS, ATTACKS or PARTITIONS first.")
     values = {option.name: (getattr(value, option.name), option.default) for option in fields(value)}
     if "f" in values:
         values["f"] = (values["f"][0], MISSING if f is None else f)

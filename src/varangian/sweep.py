@@ -34,7 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from . import kernels
 from .data import Dataset
 from .environment import versions
-from .experiment import Evaluation, Experiment, build, open_dataset, run, settings_of
+from .experiment import Evaluation, Experiment, build, identified, open_dataset, run, settings_of
 from .files import number, read_json, write_whole
 from .folders import RESULT, FolderInUse
 from .interrupts import termination_interrupts
@@ -128,7 +128,9 @@ def sweep(
     out = Path(out)
     (out / "runs").mkdir(parents=True, exist_ok=True)
     first: dict[str, Experiment] = {}
-    for e in experiments:
+    opened: dict[str, Dataset | None] = {}  # data of somebody's own, whose content tells runs apart
+    for asked in experiments:
+        e, opened[asked.dataset] = identified(asked, opened.get(asked.dataset), data_folder)
         first.setdefault(e.digest, e)
     everything = list(first.values())
     mine = everything[number - 1 :: shards]

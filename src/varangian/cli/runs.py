@@ -17,7 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .. import demo as demonstration
-from ..experiment import CHECKPOINT_EVERY, ConfigurationError, Evaluation, Experiment, Result, differences, settings_of
+from ..experiment import (
+    CHECKPOINT_EVERY,
+    HASHES,
+    ConfigurationError,
+    Evaluation,
+    Experiment,
+    Result,
+    differences,
+    settings_of,
+)
 from ..experiment import resume as resume_experiment
 from ..experiment import run as run_experiment
 from ..files import read_text
@@ -30,7 +39,7 @@ notices = Console(stderr=True)
 
 def _knobs(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each field of Experiment. Values stay text: Experiment reports all faults at once."""
-    for knob in reversed(fields(Experiment)):
+    for knob in reversed([field for field in fields(Experiment) if field.name not in HASHES]):
         flag = "--" + knob.name.replace("_", "-")
         text = knob.metadata["help"]
         shown = ",".join(knob.default) if isinstance(knob.default, tuple) else knob.default
@@ -172,7 +181,9 @@ def _show(result: Result) -> None:
     if result.stopped:
         table.add_row("[red]stopped[/red]", result.stopped)
     output.print(table)
-    output.print(f"kept in         {result.folder}", soft_wrap=True, highlight=False, markup=False)
+    where = "read from       " if result.from_disk else "kept in         "
+    rest = ", complete before: nothing was trained" if result.from_disk else ""
+    output.print(f"{where}{result.folder}{rest}", soft_wrap=True, highlight=False, markup=False)
 
 
 @click.command("replay")
