@@ -326,27 +326,30 @@ def smea(x: ArrayLike, f: int) -> Array:
     return np.array(best[1])
 
 
-def caf(x: ArrayLike, f: int) -> Array:
+def caf(x: ArrayLike, f: int, largest: str = "weighted") -> Array:
     """CAF, the covariance-bound-agnostic filter (Allouah et al., ICML 2025): least-eigenvalue mean.
 
     c = 1; while sum c > n - 2f: mean and covariance weighted by c, top eigenvalue and eigenvector v; remember the
     mean of least eigenvalue; tau_i = <v, x_i - mean>^2; c_i <- c_i (1 - tau_i / tau_max). With f = 0 the loop never
     runs: average. tau_max is over the vectors of positive weight: over all of them, a vector already rejected (c_i =
-    0) far away would stall the filter. Filtering stops when nothing is left to filter (tau_max = 0).
+    0) far away would stall the filter; largest="all" takes it over all, as libraries do, for 1,000 rounds at most.
+    Filtering stops when nothing is left to filter (tau_max = 0) or no weight changes.
     """
     x = matrix(x)
     n = len(x)
     c = np.ones(n)
     best, answer = np.inf, x.mean(axis=0)
-    while c.sum() > n - 2 * f:
+    rounds = 0
+    while c.sum() > n - 2 * f and rounds < 1000:
+        rounds += 1
         mean = (c[:, None] * x).sum(axis=0) / c.sum()
         weighted = np.sqrt(c / c.sum())[:, None] * (x - mean)
         _, singular, directions = np.linalg.svd(weighted, full_matrices=False)
         if singular[0] ** 2 < best:
             best, answer = singular[0] ** 2, mean
         tau = ((x - mean) @ directions[0]) ** 2
-        tau_max = tau[c > 0].max()
-        if tau_max == 0:
+        tau_max = tau[c > 0].max() if largest == "weighted" else tau.max()
+        if tau_max == 0 or (tau[c > 0] / tau_max < 1e-16).all():
             break
         c = c * np.clip(1 - tau / tau_max, 0, None)
     return answer

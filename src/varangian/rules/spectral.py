@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb, floor, inf
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from .core import General, Selecting, refuse_faulty
 from .search import least_top_eigenvalue
 from .selecting import subset_weights
 
+ROUNDS = 1000  # of CAF; n are enough where each takes a vector's weight
 SUBSETS = 2_000_000  # the most that SMEA looks at: some seconds
 
 
@@ -69,12 +70,16 @@ class CAF(Selecting):
 
     Args:
         f: Byzantine vectors tolerated; f = 0 is the average.
+        largest: tau_max is the greatest tau of the vectors that have weight ("weighted"), or of all ("all").
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
     Cost: one pass for n x n distances, one over the rows left; a singular value decomposition in n x n a round, of
         which there are n at most; one pass more where some vectors are far from the others.
-    Convention: tau_max is over the vectors of positive weight. Vectors that are not finite have weight zero throughout.
+    Convention: as a filter is usually written, tau_max is over the vectors of positive weight, so that each round takes
+        the weight of one vector at least. Libraries take it over all: a vector that has lost its weight and is far away
+        then keeps the others' from falling, and the answer is the best of what was seen until no weight changes any
+        more, or for 1,000 rounds. Vectors that are not finite have weight zero throughout.
 
     Example:
         >>> import torch
@@ -85,6 +90,12 @@ class CAF(Selecting):
     covariance bound-agnostic filter), ICML 2025.
     """
 
+    largest: Literal["weighted", "all"] = "weighted"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, self.largest in ("weighted", "all"), 'largest "weighted" or "all"', self.largest)
+
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
@@ -94,7 +105,9 @@ class CAF(Selecting):
         geometry = geometry.sharp()
         x, c = geometry.positions()[good], np.ones(good.size)
         answer, least = c / c.size, np.inf
-        while c.sum() > n - 2 * self.f:
+        for _ in range(ROUNDS):
+            if not c.sum() > n - 2 * self.f:
+                break
             shares = c / c.sum()
             centred = x - shares @ x
             used = c > 0
@@ -102,9 +115,11 @@ class CAF(Selecting):
             if values[0] < least:
                 least, answer = values[0], shares
             tau = np.square(centred @ axes[0])
-            if tau[used].max() == 0:
+            most = tau[used].max() if self.largest == "weighted" else tau.max()
+            before = c
+            c = c * np.clip(1 - tau / most, 0, None) if most > 0 else c
+            if (c == before).all():
                 break
-            c = c * np.clip(1 - tau / tau[used].max(), 0, None)
         result = np.zeros(n)
         result[good] = answer
         return result
