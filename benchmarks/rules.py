@@ -3,6 +3,7 @@
     python benchmarks/rules.py                    all shapes; (11, 36,489,290) needs 6 GiB
     python benchmarks/rules.py --shape 51x79510 --repeats 15
     python benchmarks/rules.py --targets          only what the targets compare
+    python benchmarks/rules.py --single           rules that read the vectors once, beside the passes they need
     python benchmarks/rules.py --fresh            vectors come from memory and not from a cache
     python benchmarks/rules.py --growth FIGURE    cost against n and against d, as a plot
 
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 import varangian as vg
+from varangian import kernels
 
 SHAPES = ((51, 79_510), (25, 1_310_922), (11, 36_489_290), (200, 1_000_000))
 WARM = 0.02  # seconds
@@ -81,6 +83,39 @@ def entries(n: int, targets: bool) -> dict[str, Call]:
     return result
 
 
+def single(n: int, x: Tensor) -> dict[str, Call]:
+    """Rules that need norms or distances to one point alone, and what they cannot do without: a pass for these and one
+    that writes the result, of as many rows."""
+    f = (n - 3) // 2
+    kept, every = np.where(np.arange(n) < n - f, 1 / (n - f), 0), np.full(n, 1 / n)
+    scales, point, column = np.diag(np.linspace(0.5, 0.9, n)), x[0].clone(), torch.full((n, 1), 0.5)
+    clipped = vg.Algorithm(pre=(vg.AdaptiveClipping(f),), rule=vg.Median(f))
+    return {
+        "torch mean(0)": lambda x: x.mean(0),
+        "torch norms, scaled rows": lambda x: (x.norm(dim=1), x * column),
+        "torch distances to one, mean": lambda x: ((x - point).norm(dim=1), x.mean(0)),
+        "norms": kernels.squared_norms,
+        "norms, scaled rows": lambda x: (kernels.squared_norms(x), kernels.weighted_rows(x, scales)),
+        "norms, mean of n - f": lambda x: (kernels.squared_norms(x), kernels.weighted_rows(x, kept)),
+        "distances to one, mean": lambda x: (kernels.squared_distances_to(x, point), kernels.weighted_rows(x, every)),
+        "distances to one, mean of n - f": lambda x: (
+            kernels.squared_distances_to(x, point),
+            kernels.weighted_rows(x, kept),
+        ),
+        "arc (as a matrix)": vg.AdaptiveClipping(f),
+        "clipping (as a matrix)": vg.StaticClipping(0.7 * x.shape[1] ** 0.5),
+        "centered-clipping": vg.CenteredClipping(f, tau=1.0),
+        "centered-clipping, 3 iterations": vg.CenteredClipping(f, tau=1.0, iterations=3),
+        "cge": vg.ComparativeGradientElimination(f),
+        "monna": vg.MoNNA(f),
+        "fltrust": lambda x: vg.FLTrust(f)(x, previous=point),
+        "median": vg.Median(f),
+        "arc, median": lambda x: clipped.aggregate(x, clipped.init(1, x.shape[1])),
+        "multi-krum": vg.MultiKrum(f),
+        "krum": vg.Krum(f),
+    }
+
+
 def data(n: int, d: int) -> Tensor:
     """Independent normal vectors."""
     generator, x = torch.Generator().manual_seed(n), torch.empty(n, d)
@@ -125,6 +160,16 @@ TARGETS = (
     ("bulyan / (multi-krum + median), f quarter", ["bulyan"], ["multi-krum, f quarter", "median, f quarter"],
      (1.6, 1.6, 1.6)),
 )  # fmt: skip
+
+SINGLE = (
+    ("arc / (norms, scaled rows)", ["arc (as a matrix)"], ["norms, scaled rows"], 1.3),
+    ("clipping / (norms, scaled rows)", ["clipping (as a matrix)"], ["norms, scaled rows"], 1.3),
+    ("centered-clipping / (distances to one, mean)", ["centered-clipping"], ["distances to one, mean"], 1.3),
+    ("cge / (norms, mean of n - f)", ["cge"], ["norms, mean of n - f"], 1.3),
+    ("monna / (distances to one, mean of n - f)", ["monna"], ["distances to one, mean of n - f"], 1.3),
+    ("fltrust / (distances to one, mean of n - f)", ["fltrust"], ["distances to one, mean of n - f"], 1.3),
+    ("krum / multi-krum", ["krum"], ["multi-krum"], 1.0),
+)
 
 
 def resident(what: str) -> int:
@@ -173,6 +218,17 @@ def table(n: int, d: int, repeats: int, targets: bool, memory: bool, fresh: bool
             print(f"  {title:46} {value:6.2f}   target {limits[place]:4.2f}  {verdict}", flush=True)
 
 
+def table_of_single(n: int, d: int, repeats: int, fresh: bool) -> None:
+    x = data(n, d)
+    times = time_all(single(n, x), x, repeats, fresh)
+    print(f"\n({n}, {d:,}): {4e-6 * n * d:,.0f} MB", flush=True)
+    for name, values in times.items():
+        print(f"  {name:32} {statistics.median(values):10.2f} ms, least {min(values):10.2f}", flush=True)
+    for title, above, below, limit in SINGLE:
+        value = ratio(times, above, below)
+        print(f"  {title:46} {value:6.2f}   target {limit:4.2f}  {'met' if value <= limit else 'MISSED'}", flush=True)
+
+
 def growth(path: Path) -> None:
     """Milliseconds against n at d = 100,000 and against d at n = 25."""
     from matplotlib.figure import Figure
@@ -218,6 +274,7 @@ def main() -> None:
     parser.add_argument("--shape", action="append", help="as 51x79510; several times for several")
     parser.add_argument("--repeats", type=int, default=0, help="rounds; by default as many as the size suggests")
     parser.add_argument("--targets", action="store_true", help="only what the targets compare")
+    parser.add_argument("--single", action="store_true", help="rules that read the vectors once, and nothing else")
     parser.add_argument("--fresh", action="store_true", help="let other data pass through the caches before each call")
     parser.add_argument("--memory", action="store_true", help="measure memory too")
     parser.add_argument("--growth", type=Path, help="draw cost against n and d into this file, and nothing else")
@@ -234,12 +291,15 @@ def main() -> None:
         for n in (64, 128, 200, 400, 1000):
             numpy_partition(n, 20_000, options.repeats or 5)
         return
-    shapes = SHAPES
+    shapes = SHAPES[:3] if options.single else SHAPES
     if options.shape:
         shapes = tuple((int(n), int(d)) for n, d in (s.split("x") for s in options.shape))
     for n, d in shapes:
         repeats = options.repeats or max(7, min(21, math.ceil(3e8 / (n * d))))
-        table(n, d, repeats, options.targets, options.memory, options.fresh)
+        if options.single:
+            table_of_single(n, d, repeats, options.fresh)
+        else:
+            table(n, d, repeats, options.targets, options.memory, options.fresh)
 
 
 if __name__ == "__main__":
