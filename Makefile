@@ -36,7 +36,7 @@ hooks: $(READY) ## run the quick checks before each commit
 	$(BIN)/pre-commit install
 
 demo: $(READY) ## distributed momentum against the usual formulation, under attack: a table and a figure
-	$(BIN)/varangian demo $(ARGS)
+	@$(BIN)/varangian demo $(ARGS)
 
 # One thread per worker process: the tests' tensors are small, so cores are better spent on more tests at once.
 test: $(READY) ## run the tests (WORKERS=0 in one process, ARGS='-k median' for some of them)
