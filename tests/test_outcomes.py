@@ -192,6 +192,21 @@ def test_an_empty_cell_is_none_and_never_a_default(tmp_path: Path) -> None:
                 read_runs(tmp_path / "runs.csv")
 
 
+def test_a_spreadsheet_may_have_saved_it(tmp_path: Path) -> None:
+    write_runs(tmp_path, [Outcome(replace(SMALL, pre=("nnm",), learning_rate=((0, 0.1), (1, 0.2))), 0.5, 0.25)])
+    path = tmp_path / "runs.csv"
+    before = read_runs(path)[0].experiment
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_runs(path)[0].experiment == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.1, 60.0])
+def test_an_accuracy_is_a_share(value: float) -> None:
+    for accuracies in ((value, 0.5), (0.5, value)):
+        with pytest.raises(ValueError, match="accuracy must be"):
+            Outcome(SMALL, *accuracies)
+
+
 def test_rows_of_a_newer_version_and_of_an_older_one(tmp_path: Path) -> None:
     write_runs(tmp_path, [Outcome(SMALL, 0.5, 0.25)])
     edit(tmp_path / "runs.csv", lambda row: row.update(format="99"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
-from varangian import Experiment, paper
+import varangian as vg
+from varangian import Experiment, Median, paper
+from varangian.experiment import code_of
 from varangian.outcomes import Outcome, command, condition, rule_name
 from varangian.paper import PANELS, account, grid, missing, pairs, panel_of, quick, unattacked, verdicts
 
@@ -182,7 +184,7 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         **{"rule": "cge", "pre": ("nnm",), "attack": "mimic", "momentum": 0.5, "dampening": 0.5, "clip": None},
         **{"clip_mode": "unit" if profile == "described" else "norm", "batch_size": 7, "steps": 30},
         **{"learning_rate": 7.0, "l2": 0.0, "evaluate_every": 7, "partition": "extreme", "dtype": "float64"},
-        **{"momentum_at": "shared"},
+        **{"momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
     }
     free = {"seed": 77, "device": "cpu", "measure": False}
     resolved = {"nesterov", "profile"}  # each value of these is in the grid, at other learning rates perhaps
@@ -192,6 +194,8 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
     for setting, value in free.items():
         assert panel_of(replace(e, **{setting: value})) is PANELS[name]
     assert panel_of(replace(e, real_byzantine=e.byzantine)) is PANELS[name]  # the same run, in other words
+    if profile == "published":
+        del other["partition"]  # which that profile refuses
     for setting, value in other.items():
         changed = {setting: value} | ({"clip_mode": None} if setting == "clip" else {})
         assert panel_of(replace(e, **changed)) is None, setting
@@ -211,9 +215,9 @@ CHANGES: dict[str, tuple[object, object]] = {
     **{"byzantine": (3, 2), "real_byzantine": (2, 1), "rule": ("median", "median(even='upper')")},
     **{"pre": ((), ("nnm",)), "attack": ("little", "little(factor=2.0)"), "momentum": (0.9, 0.99)},
     **{"dampening": (0.0, 0.5), "nesterov": (False, True), "clip": (2.0, None), "clip_mode": ("norm", "unit")},
-    **{"batch_size": (2, 3), "steps": (3, 4), "learning_rate": (0.1, ((0, 0.1),)), "l2": (0.0, 1e-4)},
+    **{"batch_size": (2, 3), "steps": (3, 4), "learning_rate": (0.1, ((0, 0.1), (2, 0.2))), "l2": (0.0, 1e-4)},
     **{"evaluate_every": (1, 0), "seed": (1, 2), "partition": ("iid", "extreme"), "dtype": ("float32", "float64")},
-    **{"profile": ("described", "published")},
+    **{"profile": ("described", "published"), "data_hash": (None, "0" * 16), "code_hash": ("0" * 16, "1" * 16)},
 }
 
 
@@ -264,6 +268,29 @@ def test_every_run_is_somewhere() -> None:
     assert [line.split()[0] for line in found.notes()] == ["2", "2", "3", "1"]
     lone = account([Outcome(run, 0.5, 0.5) for run in runs["pair"][:2]])
     assert "without their reference" in lone.notes()[0]
+
+
+def test_references_of_runs_with_code_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference shares the model with its run, and neither rule nor attack: so their hashes of code may differ."""
+
+    @dataclass(frozen=True)
+    class Mine(Median):
+        pass
+
+    def model(shape, classes):
+        raise NotImplementedError
+
+    monkeypatch.setitem(vg.RULES, "mine", Mine)
+    monkeypatch.setitem(vg.MODELS, "own", model)
+    base = Experiment(attack="little", rule="median", momentum_at="server")
+    for changed in ({"rule": "mine"}, {"model": "own"}, {"rule": "mine", "model": "own"}):
+        e = replace(base, **changed)
+        runs = [e, replace(e, momentum_at="worker"), unattacked(e, e.honest)]
+        made = [Outcome(replace(run, code_hash=code_of(run)), 0.5, 0.5) for run in runs]
+        assert made[0].experiment.code_hash is not None
+        assert pairs(made)[0].reference is made[2]
+    stale = replace(made[2], experiment=replace(made[2].experiment, code_hash="0" * 16))
+    assert pairs([*made[:2], stale])[0].reference is None  # that model was another
 
 
 def test_a_reference_at_the_workers_will_do_where_it_is_the_same() -> None:

@@ -664,7 +664,7 @@ def identified(
     if dataset is not None and not isinstance(dataset, Dataset):
         raise ValueError(f"dataset: must be a varangian.data.Dataset, got a {type(dataset).__name__}.")
     own = dataset is not None and not (ours is not None and dataset.intact and dataset.name == ours)
-    found = {"data_hash": dataset.fingerprint if own and dataset is not None else None, "code_hash": _code_hash(e)}
+    found = {"data_hash": dataset.fingerprint if own and dataset is not None else None, "code_hash": code_of(e)}
     if e.data_hash not in (None, found["data_hash"]):
         hint = "hand its data in as dataset=..." if dataset is None else "these are others"
         raise ValueError(f"this experiment is of data of somebody's own, with hash {e.data_hash}: {hint}.")
@@ -688,7 +688,8 @@ def _parts(stage: object) -> Iterator[object]:
                 yield ATTACKS[item.partition("(")[0]]
 
 
-def _code_hash(e: Experiment) -> str | None:
+def code_of(e: Experiment) -> str | None:
+    """The hash of the code of somebody's own that a run is made with, as it is now; None where all is the package's."""
     values: list[object] = [MODELS[parse("model", e.model, MODELS)[0]]]
     values.append(PARTITIONS[parse("partition", e.partition, PARTITIONS)[0]])
     for stage in (e.make_rule(), *e.make_pre(), e.make_attack()):

@@ -219,7 +219,8 @@ def read_rows(path: Path, needed: Sequence[str] = (), most: int = MAX_ROWS) -> I
         ValueError: anything else.
         OSError: it cannot be opened.
     """
-    reader = csv.reader(io.StringIO(read_text(path, MAX_TABLE), newline=""), strict=True)
+    text = read_text(path, MAX_TABLE).removeprefix("\ufeff")  # with which spreadsheets mark UTF-8
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
         lacking = [name for name in needed if name not in header]

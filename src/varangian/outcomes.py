@@ -80,6 +80,10 @@ class Outcome:
     source: Source = "varangian"
     machine: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("max_accuracy", "final_accuracy"):
+            number(getattr(self, name), name, 0, 1)
+
     @property
     def key(self) -> tuple[str, str]:
         """What no two runs of a table have in common."""

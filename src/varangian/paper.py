@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from .experiment import Experiment
+from .experiment import Experiment, code_of
 from .outcomes import Outcome, rule_name
 
 Profile = Literal["described", "published"]
@@ -176,9 +176,8 @@ def quick(
 @lru_cache(maxsize=2**14)
 def panel_of(experiment: Experiment) -> Panel | None:
     """The panel that a run belongs to: of which it is one of the experiments, whatever seed, device and place."""
-    if experiment.momentum_at not in PLACES:
-        return None
-    return _members(experiment.dataset).get(_cell(experiment).digest)
+    members = _members(experiment.dataset)
+    return members.get(_cell(experiment).digest) if members and experiment.momentum_at in PLACES else None
 
 
 def _cell(experiment: Experiment) -> Experiment:
@@ -323,10 +322,18 @@ def _key(outcome: Outcome, experiment: Experiment | None = None) -> tuple[str, s
 
 
 def _reference_of(server: Outcome, found: Mapping[tuple[str, str], Outcome]) -> Outcome | None:
-    """The honest workers of a run alone; where momentum stands changes nothing then, but for Nesterov's points."""
-    alone = unattacked(server.experiment, server.experiment.honest)
+    """The honest workers of a run alone; where momentum stands changes nothing then, but for Nesterov's points.
+
+    Of code of somebody's own it shares the model with the run, and not the rule and the attack.
+    """
+    e = server.experiment
+    alone = unattacked(e, e.honest)
+    codes = {e.code_hash, None}
+    if e.code_hash is not None and code_of(e) == e.code_hash:  # that code is at hand, and can be asked
+        codes = {code_of(alone)}
     places = ("server",) if alone.nesterov else ("server", "worker", "shared")
-    keys = (_key(server, replace(alone, momentum_at=place)) for place in places)
+    candidates = (replace(alone, momentum_at=place, code_hash=code) for place in places for code in codes)
+    keys = (_key(server, candidate) for candidate in candidates)
     return next((found[key] for key in keys if key in found), None)
 
 
