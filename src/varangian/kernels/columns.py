@@ -91,10 +91,17 @@ class _Mixture(NamedTuple):
     offsets: np.ndarray  # of every mixture, where its weights begin that are not zero, [m + 1],
     places: np.ndarray  # the vectors that they belong to,
     factors: np.ndarray  # and the weights
-    divisor: float  # what sums are divided by
+    divisor: float  # what sums are divided by,
+    factor: float  # or multiplied by, where they are rounded to float32 anyway
 
     @classmethod
-    def of(cls, table: np.ndarray, divisor: float = 1.0) -> _Mixture:
+    def made_of(cls, table: np.ndarray, dtype: torch.dtype) -> _Mixture:
+        """Sums of counts, where weights are such: null where they cancel, and the same in whatever order."""
+        counts, divisor = as_counts(table, dtype)
+        return cls.of(counts, divisor) if dtype == torch.float64 else cls.of(counts, factor=1 / divisor)
+
+    @classmethod
+    def of(cls, table: np.ndarray, divisor: float = 1.0, factor: float = 1.0) -> _Mixture:
         used = table != 0
         counts = used.sum(1)
         together = np.flatnonzero(counts > 1)
@@ -105,7 +112,7 @@ class _Mixture(NamedTuple):
         weights[: together.size, : sources.size] = table[np.ix_(together, sources)]
         alone = np.setdiff1d(np.arange(len(table)), together)
         offsets, factors = np.append(0, np.cumsum(counts)), table[used].astype(np.float64)
-        return cls(together, sources, weights, alone, offsets, np.nonzero(used)[1], factors, divisor)
+        return cls(together, sources, weights, alone, offsets, np.nonzero(used)[1], factors, divisor, factor)
 
 
 @jit
@@ -142,7 +149,7 @@ def _mix_one(x, extra, mixture, i, start, stop, total, out):  # type: ignore[no-
         for k in range(width):
             total[k] += weight * source[k]
     for k in range(width):
-        out[k] = total[k] / mixture.divisor
+        out[k] = total[k] * mixture.factor / mixture.divisor
 
 
 @jit
@@ -160,6 +167,7 @@ def _mix(x, extra, mixture, start, stop, total, out):  # type: ignore[no-untyped
                 for k in range(width):
                     made[k] /= mixture.divisor
             for k in range(width):
+                made[k] *= mixture.factor
                 target[k] = made[k]
                 wrong |= not (abs(made[k]) < np.inf)
             if wrong:  # perhaps by a vector of weight zero
@@ -216,9 +224,8 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
     d = x.shape[1]
     if weights.ndim == 2:
         out = x.new_empty(weights.shape[0], d)
-        if is_native(x):  # what is rounded to float32 needs no more exactness than weights have
-            mixture = _Mixture.of(*as_counts(weights, x.dtype)) if x.dtype == torch.float64 else _Mixture.of(weights)
-            return _mixed_rows(x, extra, mixture, out.numpy())
+        if is_native(x):
+            return _mixed_rows(x, extra, _Mixture.made_of(weights, x.dtype), out.numpy())
         for row, target in zip(weights, out, strict=True):
             target.copy_(weighted_rows(x, row, extra))
         return out
@@ -662,12 +669,13 @@ def _column_statistic(
     m = n if mixing is None else mixing.shape[0]
     mixture, divisor = _each_row(n) if mixing is None else _Mixture.of(mixing), 1.0
     mixes = bool((np.diff(mixture.offsets) != 1).any() or (mixture.factors != 1).any())
-    # What is rounded to float32 must not decide who is closest: there mixtures stay in float64.
+    # What is rounded to float32 must not decide who is closest: there mixtures stay in float64, as sums of counts.
     kind = np.dtype(np.float64) if mixes and window else x.dtype
-    if mixes and kind == np.float64:
-        assert mixing is not None
+    if mixes and mixing is not None and kind == np.float64:
         table, divisor = as_counts(mixing, torch.float64)
         mixture = _Mixture.of(table)
+    elif mixes and mixing is not None:
+        mixture = _Mixture.made_of(mixing, torch.float32)
     statistic = _Statistic.of(m, low, high, window, kind == np.float64, n * mixes, divisor)
     integer, shift, mask, infinity = _INTEGERS[kind]
     size, count = chunks(d, SORT_WIDTH, 8)

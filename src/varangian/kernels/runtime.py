@@ -279,22 +279,30 @@ def panels(x: Tensor) -> list[tuple[int, int]]:
     return [(s, min(d, s + PANEL)) for s in range(0, d, PANEL)] if is_half(x) else [(0, d)]
 
 
+def contiguous(x: Tensor) -> Tensor:
+    """[n, d] row after row in memory: x itself where it is so, else a copy."""
+    if x.is_contiguous() and not x.is_neg():
+        return x
+    return _copied(x, x.dtype) if x.device.type == "cpu" else x.contiguous()
+
+
 def as_rows(x: Tensor) -> np.ndarray:
     """[n, d] of any layout as kernels take it: contiguous, since they vectorise over neighbours in memory only, and in
-    float32 or float64. A copy where it is not so.
-
-    The copy is made of pieces for which torch needs none of its own threads: a forked child does not have them.
-    """
+    float32 or float64. A copy where it is not so."""
     x = x.detach()
-    if is_native(x) and x.is_contiguous() and not x.is_neg():
-        return x.numpy()
-    n, d = x.shape
-    rows = np.empty((n, d), np.float64 if x.dtype == torch.float64 else np.float32)
+    return (contiguous(x) if is_native(x) else _copied(x, torch.float32)).numpy()
+
+
+def _copied(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In pieces for which torch needs none of its own threads: a forked child does not have them."""
+    with torch.inference_mode(False):  # helpers write to it
+        rows = torch.empty(x.shape, dtype=dtype)
+    (n, d), x = x.shape, x.detach()
     width = max(1, SMALL // max(1, n))
 
     def task(c: int) -> None:
         piece = slice(c * width, min(d, (c + 1) * width))
-        torch.from_numpy(rows)[:, piece].copy_(x[:, piece])
+        rows[:, piece].copy_(x[:, piece])
 
     share(task, -(-d // width), n * d)
     return rows

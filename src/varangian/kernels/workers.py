@@ -38,7 +38,10 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tenso
     """
     if not (is_native(x) and x.ndim == 2 and (out is None or out.stride(-1) == 1)):
         scales = scale.to(x.dtype).unsqueeze(-1) if isinstance(scale, Tensor) else scale
-        return torch.add(x * scales, y, alpha=factor, out=out)
+        if x.is_contiguous() and y.is_contiguous() and (out is None or out.is_contiguous()):
+            return torch.add(x * scales, y, alpha=factor, out=out)
+        moved = torch.add(x.contiguous() * scales, y.contiguous(), alpha=factor)  # else torch rounds in another way
+        return moved if out is None else out.copy_(moved)
     result = torch.empty(x.shape, dtype=x.dtype) if out is None else out
     a, b, c = as_rows(x), _beside(x, y), result.numpy()
     n, d = a.shape

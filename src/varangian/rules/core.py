@@ -269,7 +269,7 @@ def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
 
 def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None = None, draw: Draw = BARE) -> Decision:
     """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result."""
-    n = x.shape[0]
+    x, n = kernels.contiguous(x.detach()), x.shape[0]
     check_rows(pre, rule, n)
     previous = None if not rule.uses_previous else kernels.zeros_like_row(x) if previous is None else previous
     if previous is not None:
@@ -331,7 +331,7 @@ def _plain(x: np.ndarray) -> bool:
 
 
 def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """[n, d] as a tensor (sharing memory where it can), and the way back to the kind that came."""
+    """[n, d] as a tensor, row after row (sharing memory where it can), and the way back to the kind that came."""
     name = type(owner).__name__
     if isinstance(x, (list, tuple)):
         if not x:
@@ -353,4 +353,4 @@ def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         raise ValueError(f"{name} needs a tensor, an array or a list of vectors, got {type(x).__name__}.")
     if matrix.ndim != 2 or matrix.shape[1] < 1:
         raise ValueError(f"{name} needs [n, d] with d >= 1, got shape {list(matrix.shape)}.")
-    return matrix, restore
+    return kernels.contiguous(matrix), restore
