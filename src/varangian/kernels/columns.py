@@ -97,6 +97,8 @@ class _Mixture(NamedTuple):
     @classmethod
     def made_of(cls, table: np.ndarray, dtype: torch.dtype) -> _Mixture:
         """Sums of counts, where weights are such: null where they cancel, and the same in whatever order."""
+        if (np.count_nonzero(table, axis=1) <= 1).all():  # no sums
+            return cls.of(table)
         counts, divisor = as_counts(table, dtype)
         return cls.of(counts, divisor) if dtype == torch.float64 else cls.of(counts, factor=1 / divisor)
 
