@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -706,3 +709,120 @@ def test_settings_that_there_are_not(settings: dict[str, Any], meant: str) -> No
 def test_settings_have_names() -> None:
     with pytest.raises(TypeError, match="takes its settings by name"):
         vg.Experiment("digits")  # pyright: ignore[reportCallIssue]
+
+
+def test_type_checkers_know_every_setting() -> None:
+    """The constructor that they see is written out, since it takes more than fields keep."""
+    tree = ast.parse(Path(module.__file__).read_text())
+    made = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    seen = next(node for node in made if any(argument.arg == "dataset" for argument in node.args.kwonlyargs))
+    assert [argument.arg for argument in seen.args.kwonlyargs] == [field.name for field in fields(vg.Experiment)]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"pre": vg.NearestNeighborMixing(f=3)}, {"pre": ("nnm",)}),
+        ({"pre": None}, {"pre": ()}),
+        ({"pre": ["nnm", vg.AdaptiveClipping(f=3)]}, {"pre": ("nnm", "arc")}),
+        ({"rule": vg.Median(f=3)}, {"rule": "median"}),
+        ({"rule": vg.Median(f=2)}, {"rule": "median(f=2)"}),
+        ({"attack": vg.Little(2.0)}, {"attack": "little(factor=2.0)"}),
+        ({"attack": vg.WorstCase(directions=(vg.Little(2.0), "mimic"))}, None),
+        ({"partition": data.Dirichlet(alpha=0.1)}, {"partition": "dirichlet(alpha=0.1)"}),
+        ({"partition": data.IID()}, {"partition": "iid"}),
+        ({"learning_rate": [(0, 0.1), (50, 0.01)]}, {"learning_rate": ((0, 0.1), (50, 0.01))}),
+    ],
+)
+def test_settings_as_they_may_be_given(given: dict[str, Any], kept: dict[str, Any] | None) -> None:
+    e = vg.Experiment(**given)
+    if kept is not None:
+        assert e == vg.Experiment(**kept)
+    assert vg.Experiment.from_json(e.to_json()) == e
+    if "attack" in given:
+        assert e.make_attack() == given["attack"]
+
+
+def test_a_mistake_in_somebodys_own_function_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be told from its signature is one line."""
+
+    def broken(shape: tuple[int, int, int], classes: int, width: int = 4) -> torch.nn.Module:
+        return torch.nn.Linear("wide")  # type: ignore[arg-type, call-arg]
+
+    def plain(shape, classes, width=4):  # type: ignore[no-untyped-def]
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, classes))
+
+    def none(shape: Any, classes: Any) -> None:
+        return None
+
+    for name, function in (("broken", broken), ("plain", plain), ("none", none)):
+        monkeypatch.setitem(vg.MODELS, name, function)
+    monkeypatch.setitem(vg.DATASETS, "broken", lambda: [][1])
+    with pytest.raises(TypeError, match="missing 1 required positional") as error:
+        vg.run(replace(SMALL, model="broken"))
+    assert error.traceback[-1].name == "broken"
+    with pytest.raises(IndexError):
+        vg.run(replace(SMALL, dataset="broken"))
+    assert faults_of(model="broken(width='x')") == ["model: broken: width must be a valid integer, got 'x'."]
+    assert faults_of(model="broken(with=3)")[0].startswith("model: ")
+    assert faults_of(model="plain(wide=3)") == [
+        "model: plain: unknown option 'wide'. Did you mean 'width'? Known: width."
+    ]
+    assert vg.run(replace(SMALL, model="plain(width=2)")).model()[1].out_features == 2  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"model: none must make a torch\.nn\.Module, got a NoneType"):
+        vg.run(replace(SMALL, model="none"))
+
+
+def test_neither_torchs_globals_nor_pythons_count_or_move(digits: data.Dataset) -> None:
+    """Generators, default type, gradient mode and threads; for models with and without dropout."""
+    import random
+
+    import numpy as np
+
+    for e in (replace(SMALL, attack="gaussian", rule="dnc", pre="bucketing"),
+              replace(SMALL, model="cnn(hidden=3)", steps=1)):  # fmt: skip
+        expected = [(x.accuracy, x.loss) for x in vg.run(e, dataset=digits).evaluations]
+        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+        for change, undo in (
+            (lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(torch.float32)),
+            (lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)),
+        ):
+            change()
+            try:
+                found = vg.run(e, dataset=digits)
+            finally:
+                undo()
+            assert [(x.accuracy, x.loss) for x in found.evaluations] == expected
+        for mode in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
+            with mode:
+                found = vg.run(e)
+            assert [(x.accuracy, x.loss) for x in found.evaluations] == expected
+        assert torch.equal(states[0], torch.get_rng_state())
+        assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+        assert states[2] == random.getstate()
+
+
+def test_runs_in_threads_are_runs_one_after_the_other(digits: data.Dataset) -> None:
+    """While others draw from torch's generator; data of one's own in some of them."""
+    other = replace(digits, train=replace(digits.train, images=digits.train.images.flip(-1)))
+    tasks = [(replace(SMALL, seed=s, model=model), data) for s in (1, 2) for data in (digits, other, None)
+             for model in ("fully-connected", "cnn(hidden=2)")]  # fmt: skip
+    alone = [vg.run(e, dataset=dataset) for e, dataset in tasks]
+    threads, stop = torch.get_num_threads(), threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            torch.rand(10)
+
+    noise = threading.Thread(target=draw)
+    noise.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda task: vg.run(task[0], dataset=task[1]), tasks))
+    finally:
+        stop.set()
+        noise.join()
+    for one, same in zip(alone, together, strict=True):
+        assert [(x.accuracy, x.loss) for x in one.evaluations] == [(x.accuracy, x.loss) for x in same.evaluations]
+        assert one.measures == same.measures
+    assert torch.get_num_threads() == threads

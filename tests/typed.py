@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from typing_extensions import assert_type
@@ -30,3 +32,10 @@ result = vg.run(experiment)
 assert_type(result, vg.Result)
 assert_type(result.max_accuracy, float)
 assert_type(vg.RULES["median"], type[vg.Rule])
+vg.Experiment(rule=vg.Median(f=3), attack=vg.Little(1.0), partition=vg.PARTITIONS["iid"]())
+for pre in ("nnm", ["nnm"], (mixing, "arc"), mixing, None):
+    assert_type(vg.Experiment(pre=pre).pre, tuple[str, ...])
+for rate in (0.1, "0.1,50:0.01", [(0, 0.1), (50, 0.01)]):
+    assert_type(vg.Experiment(learning_rate=rate).rate(0), float)
+assert_type(result.model()(x), Any)
+assert_type(result.from_disk, bool)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tomlkit
 import torch
@@ -27,7 +27,7 @@ from . import folders, kernels
 from .algorithm import Algorithm
 from .attacks import ATTACKS, Attack
 from .checks import Refused, cut, printable, shown, unknown
-from .data import DATASETS, IID, PARTITIONS, Dataset, name_of
+from .data import DATASETS, IID, PARTITIONS, Dataset, Partition, name_of
 from .files import (
     check_depth,
     line_of_text,
@@ -107,6 +107,8 @@ def _list(value: Any) -> Any:
         if len(value) > MAX_PRE * MAX_LENGTH:
             raise ValueError(f"at most {MAX_PRE} mixings of {MAX_LENGTH:,} characters")
         value = [] if _nothing(value) is None else split(value)
+    if value is None or isinstance(value, Mixing):
+        value = [] if value is None else [value]
     return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
@@ -219,6 +221,21 @@ class Experiment:
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
     )
+
+    if TYPE_CHECKING:  # what settings may be given as; they are kept as said above
+
+        def __init__(
+            self, *, dataset: str = ..., model: str = ..., workers: int = ..., byzantine: int = ...,
+            real_byzantine: int | None = ..., rule: str | Rule = ...,
+            pre: str | Mixing | Sequence[str | Mixing] | None = ..., attack: str | Attack | None = ...,
+            momentum: float = ..., dampening: float = ..., nesterov: bool = ...,
+            momentum_at: Literal["worker", "server", "shared"] = ..., clip: float | None = ...,
+            clip_mode: Literal["norm", "unit"] | None = ..., batch_size: int = ..., steps: int = ...,
+            learning_rate: float | str | Sequence[tuple[int, float]] = ..., l2: float = ..., evaluate_every: int = ...,
+            seed: int = ..., device: str = ..., partition: str | Partition = ...,
+            profile: Literal["described", "published"] = ..., dtype: Literal["float32", "float64"] = ...,
+            measure: bool = ..., data_hash: str | None = ..., code_hash: str | None = ...,
+        ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
         # Rules and mixings that tolerate what ``byzantine`` says need not repeat it.
