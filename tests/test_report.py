@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -22,7 +23,7 @@ from varangian.paper import PANELS, mean_gain, pairs, unattacked, verdicts
 from varangian.report import figures, judge, report, report_results, style
 from varangian.report.layout import Group, groups
 from varangian.report.legacy import import_runs, read_evaluations, read_study, read_table
-from varangian.report.page import render
+from varangian.report.page import Picture, SweepRecord, render
 from varangian.report.statistics import _drawn, estimate, summarize
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -72,7 +73,7 @@ def test_names_are_escaped(page: Path) -> None:
 
 def test_hostile_names_stay_text_in_the_script_too() -> None:
     group = Group("</script>" + EVIL, "described", tuple(made(rules=("median",), seeds=(1,))))
-    text = render([group], {"</h3>" + EVIL: verdicts(group.pairs)}, [], {EVIL: (1, 2)}, [(EVIL + '"', b"")])
+    text = render([group], {"</h3>" + EVIL: verdicts(group.pairs)}, [], {EVIL: (1, 2)}, [Picture(EVIL + '"', b"")])
     assert EVIL not in text
     assert text.count("</script>") == 2
 
@@ -94,6 +95,53 @@ def test_what_it_says(page: Path) -> None:
     assert "25.0 %" in text  # share of steps that satisfy the condition
     rows = list(csv.DictReader((page.parent / "claims.csv").read_text().splitlines()))
     assert [(r["claim"], r["verdict"]) for r in rows][:2] == [("C1", "holds"), ("C2", "holds")]
+
+
+def test_settings_and_what_computed_them(tmp_path: Path) -> None:
+    record = SweepRecord("varangian demo", "2026-11-26T10:00:00+00:00", versions={"torch": "2.9"}, processor="Some CPU")
+    page = report(made(), tmp_path, record=record).read_text()
+    rows = dict(re.findall(r"<tr><th>([^<]*)</th><td[^>]*>([^<]*)</td></tr>", page))
+    assert rows == rows | {
+        **{"workers n": "51", "Byzantine, f tolerated": "12", "batch size": "83", "steps": "300", "clip": "2"},
+        **{"learning rate": "0.5", "momentum μ": "0.9", "seeds": "1, 2", "profile": "described"},
+        **{"run by": "torch 2.9", "processor": "Some CPU", "date": "2026-11-26T10:00:00+00:00"},
+    }
+    bare = report(made(), tmp_path).read_text()
+    assert bare.count("not recorded beside these runs") == 3
+
+
+def test_settings_that_differ_stand_in_columns(tmp_path: Path) -> None:
+    small = Experiment(workers=15, steps=300)
+    sizes = [o for size in (2, 83) for o in made(base=replace(small, batch_size=size), f=3)]
+    page = report(sizes, tmp_path).read_text()
+    assert "<tr><th>batch size</th><td>2</td><td>83</td></tr>" in page
+    assert "accuracies at several batch sizes" in page
+
+
+def test_nothing_stands_over_nothing(tmp_path: Path) -> None:
+    """No heading without what it announces, and no verdict on time where nobody kept the machine quiet."""
+    bare = [replace(o, curve=(), ratio_within=None) for o in made()]
+    page = report(bare, tmp_path / "bare").read_text()
+    assert "Learning curves" not in page
+    assert "Variance-norm" not in page
+    unmeasured = [replace(o, curve=tuple(replace(p, ratio=None) for p in o.curve)) for o in made()]
+    page = report(unmeasured, tmp_path / "unmeasured").read_text()
+    assert "<h2>Learning curves" in page
+    assert "<h2>Variance-norm" not in page
+    own = report(made(base=Experiment(workers=51, steps=40)), tmp_path / "own").read_text()
+    assert "<td>C1</td>" in own
+    assert "<td>C7</td>" not in own
+    [alone, *_] = [o for o in made() if o.experiment.attack]
+    page = report([alone], tmp_path / "alone").read_text()
+    assert "pair by pair" not in page
+    assert "No run has its twin" in page
+
+
+def test_what_a_maximum_is_stands_beside_it(page: Path) -> None:
+    text = page.read_text()
+    assert "it selects on the test set" in text
+    assert "mean gain in final accuracy" in text
+    assert "poster's figure" not in text
 
 
 def test_figures_in_both_formats_and_always_the_same(page: Path, tmp_path: Path) -> None:
@@ -503,24 +551,65 @@ def test_drawn_in_a_browser_without_a_fault(page: Path, tmp_path: Path) -> None:
     assert '<option value="bulyan">Bulyan</option>' in dom
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 400])
-def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int) -> None:
+def framed(page: Path, tmp_path: Path, width: int, script: str) -> str:
+    """The DOM of a page that holds this one in a frame of that width, since a headless window is at least 500 wide."""
     probe = tmp_path / "probe.html"
-    # A frame of that width: a headless window is never narrower than 500 pixels.
-    inner = page.read_text().replace(
-        "</body>", "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>"
-    )
+    inner = page.read_text().replace("</body>", f"<script>{script}</script></body>")
     frame = inner.replace("&", "&amp;").replace('"', "&quot;")
-    listener = "onmessage = (m) => { document.title = 'width ' + m.data; document.body.dataset.width = m.data; }"
+    listener = "onmessage = (m) => { document.body.dataset.said = m.data; }"
     probe.write_text(
         f'<body><script>{listener}</script><iframe style="width:{width}px;height:800px;border:0" '
         f'srcdoc="{frame}"></iframe>'
     )
-    dom = chromium(probe, tmp_path, "--dump-dom", "--virtual-time-budget=3000")
-    found = re.search(r'data-width="(\d+)"', dom)
+    return chromium(probe, tmp_path, "--dump-dom", "--virtual-time-budget=3000", "--window-size=1400,900")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int) -> None:
+    dom = framed(page, tmp_path, width, "parent.postMessage(document.documentElement.scrollWidth, '*')")
+    found = re.search(r'data-said="(\d+)"', dom)
     assert found is not None
     assert int(found[1]) <= width
+
+
+def pixels(picture: Path) -> np.ndarray:
+    return matplotlib.image.imread(picture)[..., :3]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "dark"), [(0, True), (1, False)])
+def test_light_and_dark(page: Path, tmp_path: Path, scheme: int, dark: bool) -> None:
+    shot = tmp_path / "page.png"
+    setting = f"--blink-settings=preferredColorScheme={scheme}"
+    chromium(page, tmp_path, "--window-size=1280,3000", setting, f"--screenshot={shot}")
+    found = pixels(shot)
+    assert (float(np.median(found)) < 0.2) == dark
+    # Of a page that forgot some of its colours a part stays in the other scheme.
+    assert float(((found.mean(axis=2) > 0.9) if dark else (found.mean(axis=2) < 0.15)).mean()) < 0.06
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "across"), [(1280, 2), (400, 2)])
+def test_panels_fill_the_page_and_letters_keep_their_size(page: Path, tmp_path: Path, width: int, across: int) -> None:
+    """Panels once were a third narrower than their column, with titles smaller than the numbers of the axes."""
+    measure = (
+        "const f = document.querySelector('#boxes figure'), s = f.querySelector('svg'), p = f.parentNode;"
+        "const scale = s.getBoundingClientRect().width / s.viewBox.baseVal.width;"
+        "const title = parseFloat(getComputedStyle(f.querySelector('figcaption')).fontSize);"
+        "const letters = parseFloat(getComputedStyle(s.querySelector('text')).fontSize) * scale;"
+        "const hint = getComputedStyle(document.querySelector('.hint')).display;"
+        "const columns = Math.round(p.clientWidth / s.getBoundingClientRect().width);"
+        "const filled = s.getBoundingClientRect().width / f.clientWidth;"
+        "parent.postMessage([filled, title, letters, columns, hint].join(' '), '*')"
+    )
+    dom = framed(page, tmp_path, width, measure)
+    filled, title, letters, columns, hint = re.search(r'data-said="([^"]*)"', dom)[1].split()  # type: ignore[index]
+    assert float(filled) > 0.98
+    assert 11 < float(letters) < 14
+    assert float(title) > float(letters)
+    assert int(columns) == across
+    assert hint == ("none" if width > 760 else "block")
 
 
 @pytest.mark.browser

@@ -9,17 +9,18 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .environment import environment
+from .environment import environment, processor, versions
 from .experiment import Experiment, open_dataset, run
 from .outcomes import Outcome, from_result, rate_text
 from .paper import Pair, mean_gain, pairs, unattacked
-from .report import report
+from .report import SweepRecord, report
 
 RULES = ("multi-krum", "trimmed-mean", "median", "phocas", "meamed", "bulyan")
 ATTACKS = {"little": "A Little Is Enough", "empire": "Fall of Empires"}
@@ -67,7 +68,10 @@ def demo(out: str | Path, output: Console, notices: Console, as_json: bool = Fal
     start = time.perf_counter()
     outcomes = compare(notices)
     seconds = time.perf_counter() - start
-    page = report(outcomes, out, "varangian demo")
+    began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    page = report(
+        outcomes, out, record=SweepRecord("varangian demo", began, versions=versions(), processor=processor())
+    )
     if as_json:
         print(json.dumps(content(outcomes) | {"seconds": round(seconds, 1), "report": str(page)}))
         return page

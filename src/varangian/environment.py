@@ -41,11 +41,12 @@ def environment(device: str) -> dict[str, str | int | None]:
         'cpu'
     """
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    return {**versions(), "threads": kernels.threads(), "processor": _processor(), "device": name, "commit": _commit()}
+    return {**versions(), "threads": kernels.threads(), "processor": processor(), "device": name, "commit": _commit()}
 
 
 @lru_cache(maxsize=1)
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as far as the system says it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

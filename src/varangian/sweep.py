@@ -33,7 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from . import kernels
 from .data import Dataset
-from .environment import versions
+from .environment import processor, versions
 from .experiment import Evaluation, Experiment, build, identified, open_dataset, run, settings_of
 from .files import number, read_json, write_whole
 from .folders import RESULT, FolderInUse
@@ -303,6 +303,7 @@ class _Record:
             "failed": len(plan.failed),
             "retried": plan.retried,
             "versions": versions(),
+            "processor": processor(),
         }
         text = json.dumps(content, indent=2) + "\n"
         write_whole(self.path, lambda file: file.write(text.encode()))

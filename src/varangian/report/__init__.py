@@ -13,14 +13,14 @@ from ..outcomes import Outcome, collect, each_once, from_result, write_csv
 from ..paper import Verdict, main_study, missing, of_the_paper, verdicts
 from . import figures, style
 from .layout import Group, by_batch_size, groups
-from .page import SweepRecord, render
+from .page import Picture, SweepRecord, render
 from .statistics import Summary, summarize
 
 MAX_RECORDS, MAX_RECORD = 1000, 2**16  # of sweeps: files, and bytes of each
 PAGE_DPI = 110  # of pictures within the page
 MAX_SIDE, MAX_PANELS, MAX_LINES = 100, 20_000, 3000  # of figures that can be drawn, and looked at
 SILENCE = 5.0  # seconds between two words on how far the figures are
-__all__ = ["Summary", "judge", "report", "report_results", "summarize"]
+__all__ = ["Summary", "SweepRecord", "judge", "report", "report_results", "summarize"]
 
 
 def report(
@@ -28,6 +28,7 @@ def report(
     out: str | Path | None = None,
     command: str | None = None,
     say: Callable[[str], object] | None = None,
+    record: SweepRecord | None = None,
 ) -> Path:
     """Writes ``report.html``, ``claims.csv`` and ``figures/*.png, *.pdf`` for some runs.
 
@@ -37,6 +38,7 @@ def report(
         command: what made the runs, if their folder does not say.
         say: is told, in a line each, how far it is, and what is left out; without it, warnings say the latter. The page
             says it too.
+        record: the same with versions, processor and date.
 
     Returns:
         The page: one file that needs no network.
@@ -53,8 +55,8 @@ def report(
         out = folder if out is None else out
     else:
         outcomes, left_out = each_once(source)
-    if command is not None:
-        records.insert(0, SweepRecord(command))
+    if command is not None or record is not None:
+        records.insert(0, record or SweepRecord(command or ""))
     out = Path("." if out is None else out)
     found = groups(outcomes)
     if not found:
@@ -70,9 +72,12 @@ def report(
             told.one(group)
             style.save(figure, drawn / name)
             if name.startswith(("boxes-max", "heat-max")):
-                pictures.append((group.title, style.png(figure, PAGE_DPI)))
+                pictures.append(Picture(group.title, style.png(figure, PAGE_DPI), name.startswith("heat")))
     for same in by_batch_size(found):
-        style.save(figures.by_noise(same), drawn / f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}")
+        figure = figures.by_noise(same)
+        style.save(figure, drawn / f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}")
+        title = f"{same[0].name}: accuracies at several batch sizes"
+        pictures.append(Picture(title, style.png(figure, 2 * PAGE_DPI), always=True))
     judged = judge(found)
     _write_claims(out / "claims.csv", judged)
     page = render(found, judged, records, missing(outcomes), pictures, [*left_out, *_notes(outcomes, found)])
@@ -171,7 +176,8 @@ def _records(folder: Path) -> list[SweepRecord]:
             jobs, threads, cores, done = (whole(values[name], name) for name in ("jobs", "threads", "cores", "done"))
             seconds = number(values["seconds"], "seconds", 0)
             texts = str(values["command"]), str(values["started"])
-            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, versions))
+            processor = str(values.get("processor", ""))
+            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, versions, processor))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found

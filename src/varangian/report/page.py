@@ -12,7 +12,7 @@ from typing import Any
 
 from ..outcomes import Outcome, command, condition, rate_text, rule_name
 from ..paper import MEASURES, Pair, Verdict, of_the_paper
-from .figures import band
+from .figures import band, ratio_rules
 from .layout import ATTACKS, RULES, Group, attack_title, column_of, rule_title
 from .statistics import Summary, summarize
 
@@ -32,6 +32,16 @@ class SweepRecord:
     cores: int = 0
     done: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    processor: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure within the page: always there, or only where scripts do not run, which draw it otherwise."""
+
+    title: str
+    png: bytes
+    always: bool = False
 
 
 def render(
@@ -39,7 +49,7 @@ def render(
     judged: Mapping[str, Sequence[Verdict]],
     records: Sequence[SweepRecord],
     counted: Mapping[str, tuple[int, int]],
-    pictures: Sequence[tuple[str, bytes]],
+    pictures: Sequence[Picture],
     notes: Sequence[str] = (),
 ) -> str:
     """The whole page; ``notes`` say what of the runs is in no comparison."""
@@ -49,31 +59,23 @@ def render(
         _heading(found, paper),
         *(_cards(group, len(found) > 1) for group in found),
         _missing(counted, notes),
+        *(_shown(picture) for picture in pictures if picture.always),
+        _settings(found, records),
         _filters(),
         _LEGEND,
-        "<h2>The poster's figure</h2>",
-        "<p class=soft>Accuracy on the test set, in per cent. A box holds all rules and seeds, a point is a run; "
-        "dotted: "
-        "the median of the runs without attack.</p>",
+        "<h2>Accuracy under attack</h2>",
+        "<p class=soft>Accuracy on the test set, in per cent, as the paper's poster draws it. A box holds all rules "
+        "and seeds: quartiles and median; whiskers reach to the farthest run within 1.5 times its height. A point is a "
+        "run, its shape the rule. Dotted: the median of the runs without attack.</p>",
         '<div id="boxes"></div>',
-        *(f"<noscript>{_image(title, png)}</noscript>" for title, png in pictures),
+        *(f"<noscript>{_shown(picture)}</noscript>" for picture in pictures if not picture.always),
         _claims(judged, paper),
-        "<h2>Who gains and who loses, pair by pair</h2>",
+        "<h2>Who gains and who loses, pair by pair</h2>" if any(g.pairs for g in found) else "",
         '<p class="soft" id="pair-note"></p>',
         '<div class="pairs"><div id="scatter"></div><div id="table"></div></div>',
         _statistics(found),
-        "<h2>Learning curves</h2>",
-        "<p class=soft>Top-1 accuracy over the steps: median of the seeds, bands from the least to the greatest; "
-        "dotted: "
-        "without attack.</p>",
-        '<div id="curves"></div>',
-        "<h2>Variance-norm ratio and what the proofs ask</h2>",
-        "<p class=soft>(Deviation / norm of the average)² of what honest workers send, median of the seeds, "
-        "logarithmic. "
-        "A rule is proved resilient only while it stays below the dotted line; nothing is proved for the other "
-        "rules.</p>",
-        _within(found),
-        '<div id="ratios"></div>',
+        _CURVES if any(o.curve for g in found for o in g.outcomes) else "",
+        _ratios(found),
         _origin(found, records),
     ]
     script = resources.files("varangian.report").joinpath("page.js").read_text(encoding="utf-8")
@@ -92,15 +94,20 @@ def render(
     )
 
 
+_CURVES = (
+    "<section><h2>Learning curves</h2><p class=soft>Accuracy on the test set over the steps: median of the seeds, "
+    'bands from the least to the greatest; dotted: without attack.</p><div id="curves"></div></section>'
+)
+
 _LEGEND = (
     '<div class="legend">'
-    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="#D55E00" stroke-width="2"/>'
-    '<circle cx="12" cy="6" r="3" fill="#fff" stroke="#D55E00" stroke-width="1.5"/></svg>'
+    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="var(--server)" stroke-width="2"/>'
+    '<circle cx="12" cy="6" r="3" fill="var(--page)" stroke="var(--server)" stroke-width="1.5"/></svg>'
     "momentum at the server: the usual formulation</span>"
-    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="#0072B2" stroke-width="2" '
+    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="var(--worker)" stroke-width="2" '
     'stroke-dasharray="5 3"/>'
-    '<path d="M12 2l4 4-4 4-4-4z" fill="#0072B2"/></svg>momentum at the workers: the paper\'s</span>'
-    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="#000" stroke-width="1.5" '
+    '<path d="M12 2l4 4-4 4-4-4z" fill="var(--worker)"/></svg>momentum at the workers: the paper\'s</span>'
+    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="var(--ink)" stroke-width="1.5" '
     'stroke-dasharray="2 3"/>'
     "</svg>without attack</span></div>"
 )
@@ -124,6 +131,9 @@ def _heading(found: Sequence[Group], paper: bool) -> str:
         "applied to what F answers. The paper (El-Mhamdi, Guerraoui, Rouault, ICLR 2021) lets each worker apply it "
         "before "
         f'F.</p><p class="soft">{titles}. Seeds: {shown}.</p>{note}'
+        "<p class=soft>The <b>maximum</b> accuracy is the best of all evaluations of a run, as the paper reports it; "
+        "since evaluations are on the test set, it selects on the test set. The <b>final</b> accuracy, after the last "
+        "step, stands beside it and does not.</p>"
     )
 
 
@@ -132,10 +142,11 @@ def _cards(group: Group, named: bool) -> str:
     title = f"<h3>{escape(group.title)} ({escape(group.study)})</h3>" if named else ""
     if not group.pairs:
         return f"{title}<p>No run has its twin yet: the same run with momentum at the other place.</p>"
-    s = summarize(group.pairs)
+    s, final = summarize(group.pairs), summarize(group.pairs, "final")
     cells = [
         (f"{s.pairs:,}", f"pairs: one run at the server, its twin at the workers; {_clusters(s)}"),
         (f"{_signed(s.mean)} points", f"mean gain in maximum accuracy ({_interval(s)})"),
+        (f"{_signed(final.mean)} points", f"mean gain in final accuracy ({_interval(final)})"),
         (
             f"{100 * s.raised / s.pairs:.1f} %",
             f"of pairs are better with momentum at the workers; {s.lowered} are worse",
@@ -191,8 +202,41 @@ def _filters() -> str:
     return f'<div class="filters">{"".join(labels)}<button type="button">reset</button></div>'
 
 
-def _image(title: str, png: bytes) -> str:
-    return f'<p><img alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></p>'
+def _shown(picture: Picture) -> str:
+    data = base64.b64encode(picture.png).decode()
+    return f'<p class="picture wide"><img alt="{escape(picture.title)}" src="data:image/png;base64,{data}"></p>'
+
+
+MOST = 12  # groups in one table of settings
+
+
+def _settings(found: Sequence[Group], records: Sequence[SweepRecord]) -> str:
+    """A column a group of runs, a row a setting; then what computed them."""
+    rows: dict[str, dict[int, str]] = {}
+    for number, group in enumerate(found[:MOST]):
+        for name, value in group.settings:
+            rows.setdefault(name, {})[number] = value
+    lines = []
+    for name, values in rows.items():
+        cells = [values.get(number, "") for number in range(len(found[:MOST]))]
+        if len(set(cells)) == 1:
+            lines.append(f"<tr><th>{escape(name)}</th><td colspan={len(cells)}>{escape(cells[0])}</td></tr>")
+        else:
+            lines.append(f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>")
+    for name, values in (
+        ("run by", [f"{k} {v}" for r in records for k, v in r.versions.items()]),
+        ("processor", [r.processor for r in records if r.processor]),
+        ("date", [r.started for r in records if r.started]),
+    ):
+        text = ", ".join(dict.fromkeys(values)) or "not recorded beside these runs"
+        lines.append(f"<tr><th>{name}</th><td colspan={len(found[:MOST])}>{escape(text)}</td></tr>")
+    more = f"<p class=soft>and {len(found) - MOST} more groups of runs.</p>" if len(found) > MOST else ""
+    heads = "".join(f"<th>{escape(g.title)}</th>" for g in found[:MOST])
+    head = f"<thead><tr><th></th>{heads}</tr></thead>" if len(found) > 1 else ""
+    return (
+        f"<h2>Settings</h2><div class=wide><table class=settings>{head}<tbody>{''.join(lines)}</tbody></table></div>"
+        f"{more}"
+    )
 
 
 _CLASSES = {"holds": "holds", "does not hold": "fails", "not tested": "untested"}
@@ -281,6 +325,19 @@ def _summary_cells(s: Summary, name: str) -> str:
     )
 
 
+def _ratios(found: Sequence[Group]) -> str:
+    """Nothing where no run of a rule with a condition was measured."""
+    if not any(p.ratio is not None for g in found if ratio_rules(g) for o in g.attacked for p in o.curve):
+        return _within(found)
+    return (
+        "<section><h2>Variance-norm ratio and what the proofs ask</h2>"
+        "<p class=soft>(Deviation / norm of the average)² of what honest workers send, median of the seeds, "
+        "logarithmic. A rule is proved resilient only while it stays below the dotted line; nothing is proved for the "
+        "other rules.</p>"
+        f'{_within(found)}<div id="ratios"></div></section>'
+    )
+
+
 def _within(found: Sequence[Group]) -> str:
     rows = []
     for group in found:
@@ -310,8 +367,6 @@ def _origin(found: Sequence[Group], records: Sequence[SweepRecord]) -> str:
             f"<p>{sum(r.done for r in timed):,} runs in {total / 3600:.2f} h of sweeping ({last.jobs} processes of "
             f"{last.threads} thread(s), {last.cores} cores).</p>"
         )
-    known = dict.fromkeys(", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in records if r.versions)
-    parts += [f"<p>Versions: {escape(text)}.</p>" for text in known]
     stopped = [o for o in outcomes if o.stopped]
     if stopped:
         items = "".join(f"<li>{escape(o.experiment.name)}: {escape(o.stopped or '')}</li>" for o in stopped[:20])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -34,7 +35,7 @@ _LOOKS = (
     *("axes", "boxplot", "figure", "font", "grid", "hatch", "legend", "lines", "markers", "mathtext", "patch", "path"),
     *("pdf", "savefig", "text", "xtick", "ytick"),
 )
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib 3.11 has a type of its own for the names
     # All that a user may have set goes first.
     **{name: value for name, value in matplotlib.rcParamsDefault.items() if name.split(".")[0] in _LOOKS},
     "font.family": ["DejaVu Sans"],
