@@ -44,8 +44,12 @@ def code_hash(values: Iterable[object]) -> str | None:
 
     Example:
         >>> import varangian as vg
-        >>> code_hash([vg.Median, vg.MODELS["cnn"]]) is None, len(code_hash([lambda shape, classes: None]))
-        (True, 16)
+        >>> code_hash([vg.Median, vg.MODELS["cnn"]]) is None
+        True
+        >>> mine = {}
+        >>> exec("def model(shape, classes): ...", mine)
+        >>> len(code_hash([mine["model"]]))
+        16
     """
     strange = [value for value in values if not is_ours(value)]
     if not strange:
