@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.image
@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from varangian import Experiment, run
+import varangian as vg
+from varangian import Experiment, Median, run
 from varangian.cli_study import import_command, report_command, reproduce
+from varangian.experiment import code_of
 from varangian.outcomes import Outcome, Point, gather, write_runs
 from varangian.paper import PANELS, mean_gain, pairs, unattacked, verdicts
 from varangian.report import figures, judge, report, report_results, style
@@ -240,6 +242,26 @@ def test_settings_that_change_numbers_are_never_drawn_together(tmp_path: Path) -
         assert len(groups([Outcome(e, 0.5, 0.5), Outcome(replace(e, **changed), 0.5, 0.5)])) == 2
     [group] = groups([Outcome(replace(e, rule=f"multi-krum(m={m})"), 0.5, 0.5) for m in (1, 5)])
     assert group.rules == ["multi-krum(m=1)", "multi-krum(m=5)"]
+
+
+def test_rules_of_ones_own_stand_beside_the_others_until_their_code_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Mine(Median):
+        pass
+
+    monkeypatch.setitem(vg.RULES, "mine", Mine)
+    code = code_of(Experiment(rule="mine"))
+    assert code is not None
+    e = Experiment(rule="median", attack="little", momentum_at="server")
+    runs = [e, replace(e, momentum_at="worker"), unattacked(e, e.honest)]
+    runs += [replace(run, rule="mine", code_hash=code) for run in runs[:2]]
+    [group] = groups([Outcome(run, 0.5, 0.5) for run in runs])
+    assert [p.reference is not None for p in group.pairs] == [True, True]
+    edited = [replace(run, code_hash="0" * 16) for run in runs[3:]]
+    found = groups([Outcome(run, 0.5, 0.5) for run in (*runs, *edited)])
+    assert [len(g.pairs) for g in found] == [1, 1, 1]
+    assert len({g.title for g in found}) == 3
+    assert all(p.reference is not None for g in found for p in g.pairs if p.experiment.code_hash != "0" * 16)
 
 
 def test_a_long_report_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,9 +198,10 @@ def groups(outcomes: Iterable[Outcome]) -> list[Group]:
     """The figures that these runs make, each with a title of its own."""
     found: dict[tuple[str, str], list[Outcome]] = {}
     for o in sorted(outcomes, key=order):
-        found.setdefault((o.source, replace(o.experiment, **_VARIES).digest), []).append(o)
+        rest = replace(o.experiment, code_hash=None, **_VARIES)  # rules and attacks of one's own stand beside others
+        found.setdefault((o.source, rest.digest), []).append(o)
     named: dict[tuple[str, str], list[Group]] = {}
-    for members in found.values():
+    for members in (versions for together in found.values() for versions in _by_code(together)):
         panel = next((p for o in members if (p := panel_of(o.experiment)) is not None), None)
         e = members[0].experiment
         name = panel.title if panel is not None else f"{e.dataset}, {e.model}"
@@ -208,6 +209,19 @@ def groups(outcomes: Iterable[Outcome]) -> list[Group]:
         if group.attacked:
             named.setdefault((name, group.study), []).append(group)
     return [group for same in named.values() for group in _told_apart(same)]
+
+
+def _by_code(members: list[Outcome]) -> list[list[Outcome]]:
+    """All of them, unless code of somebody's own changed between runs that are otherwise the same: then by the code."""
+    codes = list(dict.fromkeys(o.experiment.code_hash for o in members))
+    if len(codes) == 1 or len({replace(o.experiment, code_hash=None).digest for o in members}) == len(members):
+        return [members]
+    versions = []
+    for code in codes:
+        # What no own code has part in may be the reference of any.
+        shared = (o for o in members if o.experiment.attack is None and o.experiment.code_hash is None and code)
+        versions.append([*shared, *(o for o in members if o.experiment.code_hash == code)])
+    return versions
 
 
 def _told_apart(same: Sequence[Group]) -> list[Group]:
