@@ -519,6 +519,16 @@ def test_the_order_of_grids_behind_mixings_does_not_matter(name: str, dtype: tor
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+def test_medoids_tie_beside_a_vector_however_far() -> None:
+    """Of an even number of values on a line the two inner ones have equal sums, whatever the outermost is."""
+    for seed in range(30):
+        random = generator(seed, "tie beside")
+        x = random.standard_normal((6, 1))
+        x[5] = 10.0 ** random.integers(2, 29)
+        inner = np.sort(x, axis=0)[2]
+        assert Medoid(2)(x) == Medoid(2)(x[random.permutation(6)]) == inner
+
+
 def test_ranks_of_rows_end_whatever_they_hold() -> None:
     rows = np.array([[np.nan, 1.0], [np.nan, 1.0], [np.nan, 0.0]])
     for slack in (None, np.zeros_like(rows)):

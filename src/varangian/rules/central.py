@@ -150,7 +150,7 @@ class Medoid(Selecting):
 def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np.ndarray:
     """[n] sums of the distances from each point to all finite ones, less a constant where some are very far.
 
-    A point at 1e30 adds 1e30 to every sum and drowns what tells them apart: there ||x - y|| - ||y|| is summed instead,
+    A point y at 1e30 adds 1e30 to every sum and drowns what tells them apart: of it ||x - y|| - ||y|| is added instead,
     written so that nothing cancels.
     """
     good = geometry.finite
@@ -165,9 +165,9 @@ def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np
     with np.errstate(invalid="ignore"):
         less = (squares[:, None] - 2 * at @ at.T) / (plain + np.sqrt(squares)[None, :])
     near = np.sqrt(squares) <= FAR * usual
-    less[:, near] = plain[:, near] - np.sqrt(squares)[near]
     np.fill_diagonal(less, -np.sqrt(squares))
-    return np.where(good, np.where(good, less, 0).sum(1), np.inf)
+    less[:, near] = plain[:, near]
+    return np.where(good, np.sort(np.where(good, less, 0), axis=1).sum(1), np.inf)
 
 
 @dataclass(frozen=True)
