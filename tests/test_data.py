@@ -706,6 +706,11 @@ IMAGES, LABELS = torch.zeros(4, 2, 3, 3, dtype=torch.uint8), torch.tensor([0, 1,
             "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got a ndarray",
         ),
         (IMAGES.to("meta"), LABELS, "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got "),
+        (
+            IMAGES.float().requires_grad_(),
+            LABELS,
+            "Split needs images uint8 or float32 [N, C, H, W] in main memory, not ",
+        ),
         (IMAGES.float() * math.nan, LABELS, "Split needs finite images, got some with NaN or infinity."),
     ],
 )
@@ -732,6 +737,7 @@ def test_splits_that_are_none(images: Any, labels: Any, message: str) -> None:
         ({"mean": (0.5, 0.5)}, "Dataset 'mine' needs both mean and std, or neither, got one."),
         ({"scale": 0}, "Dataset 'mine' needs a finite scale > 0, got 0."),
         ({"scale": math.inf}, "Dataset 'mine' needs a finite scale > 0, got inf."),
+        ({"flip": "yes"}, "Dataset 'mine' needs flip to be True or False, got 'yes'."),
         ({"name": 7}, "Dataset 7 needs a name that is text, got 7."),
     ],
 )  # fmt: skip
@@ -752,3 +758,28 @@ def test_partition_takes_what_experiments_take() -> None:
             assert (one == other).all()
     with pytest.raises(ValueError, match="Dirichlet needs a finite alpha > 0, got 0"):
         data.partition(labels, 4, "dirichlet(alpha=0)", seed=1)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda n, w: [np.array([n])] * w,  # beyond the data
+        lambda n, w: [np.array([-1])] * w,
+        lambda n, w: [np.arange(n)] * (w - 1),
+        lambda n, w: [np.array([], np.int64)] * w,
+        lambda n, w: [np.arange(n) / 1.0] * w,
+        lambda n, w: [[0, 1]] * w,
+        lambda n, w: np.arange(n),
+        lambda n, w: None,
+    ],
+)
+def test_what_somebodys_own_partition_answers_is_looked_at(parts: Any) -> None:
+    """Indices beyond the data would be read somewhere in memory."""
+
+    def deal(labels: np.ndarray, classes: int, workers: int, seed: int) -> Any:
+        return parts(len(labels), workers)
+
+    with pytest.raises(ValueError, match="must answer a"):
+        data.partition(LABELS, 3, deal, seed=1)
+    with pytest.raises(ValueError, match="how must be a partition"):
+        data.partition(LABELS, 3, None, seed=1)  # type: ignore[arg-type]

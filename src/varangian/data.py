@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +57,7 @@ class Split:
         ):
             value = getattr(self, name)
             holds = isinstance(value, Tensor) and value.dtype in kinds and value.ndim == dimensions
+            holds = holds and not value.requires_grad
             if not (holds and value.numel() and value.device.type == "cpu" and value.layout == torch.strided):
                 raise ValueError(f"Split needs {name} {wanted} in main memory, not empty, got {_kind(value)}.")
         if len(self.images) != len(self.labels):
@@ -117,6 +118,8 @@ class Dataset:
                 refuse(f"labels from 0 to {self.classes - 1}", f"{low} to {high} in {name}")
         if self.test.images.shape[1:] != self.train.images.shape[1:]:
             refuse("images of one shape", f"{list(self.shape)} in train and {list(self.test.images.shape[1:])} in test")
+        if not isinstance(self.flip, bool):
+            refuse("flip to be True or False", shown(self.flip))
         if not isinstance(self.scale, Real) or not 0 < self.scale < math.inf:
             refuse("a finite scale > 0", shown(self.scale))
         if (self.mean is None) != (self.std is None):
@@ -183,11 +186,12 @@ def _kind(value: object) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     kind = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    kind += " that requires grad" if value.requires_grad else ""
     return kind if value.device.type == "cpu" and value.layout == torch.strided else f"{kind} on {value.device}"
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def prepare(dataset: Dataset, images: Tensor, flip: Tensor | None = None) -> Tensor:
@@ -547,7 +551,8 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
     Returns: one ascending int64 array per worker, none of them empty.
 
     Raises:
-        ValueError: unknown name, no worker, or fewer examples than workers where the parts are disjoint.
+        ValueError: unknown name, no worker, fewer examples than workers where parts are disjoint, or what somebody's
+            own partition answers is not one array of indices for each worker.
 
     Example:
         >>> [part.tolist() for part in partition(np.array([1, 0, 1, 0]), 2, "extreme", seed=1)]
@@ -557,7 +562,19 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
     labels = np.asarray(labels)
     if workers < 1 or len(labels) == 0:
         raise ValueError(f"{deal} needs at least one worker and one example, got {workers} and {len(labels)}.")
-    return deal(labels, int(labels.max()) + 1, workers, seed)
+    if not callable(deal):
+        raise ValueError(f"how must be a partition, such as 'iid' or Dirichlet(alpha=0.1), got {shown(how)}.")
+    parts = deal(labels, int(labels.max()) + 1, workers, seed)
+    if not isinstance(parts, (list, tuple)) or len(parts) != workers:
+        raise ValueError(f"{deal} must answer a list of {workers} arrays of indices, one a worker.")
+    for worker, part in enumerate(parts):
+        holds = isinstance(part, np.ndarray) and part.ndim == 1 and part.dtype.kind in "iu" and part.size > 0
+        if not holds or part.min() < 0 or part.max() >= len(labels):
+            raise ValueError(
+                f"{deal} must answer an array [k] of indices from 0 to {len(labels) - 1}, not empty, for each worker; "
+                f"that of worker {worker} is none."
+            )
+    return [part.astype(np.int64, copy=False) for part in parts]
 
 
 def _check_enough(deal: Partition, labels: np.ndarray, workers: int) -> None:
