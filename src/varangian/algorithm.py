@@ -90,6 +90,11 @@ class Algorithm:
                 f"Algorithm: {self.rule} needs a root vector, which an algorithm does not have; "
                 "call the rule itself: rule(vectors, previous=root)."
             )
+        moving = [str(mixing) for mixing in self.pre if not mixing.aligned]
+        if self.rule.by_place and moving:
+            raise ValueError(
+                f"Algorithm: {self.rule} trusts the vector at one place, and behind {moving[0]} none is in its place."
+            )
         for stage in self.server:
             if stage.worker_only:
                 raise ValueError(f"Algorithm: {stage} acts at the workers, got it in server=; move it to worker=.")

@@ -1006,6 +1006,11 @@ def next_place(tried: dict[int | float, float]) -> float:
     return (best + above) / 2 if above - best >= best - below else (best + below) / 2
 
 
+def _by_weights(rule: Rule) -> bool:
+    """Whether its weights say it all; one that somebody derived may do more with the vectors."""
+    return type(rule).apply in (Selecting.apply, Average.apply)
+
+
 class Trials:
     """The damage of vectors mean + scale * p for some lines p; on distances alone where the defence allows it.
 
@@ -1020,7 +1025,7 @@ class Trials:
         self.h, self.f = seen.honest.shape[0], seen.f
         self.geometry: Geometry | None = None
         d = seen.honest.shape[1]
-        if isinstance(self.defence, ComposedDefence) and isinstance(self.defence.rule, Selecting | Average):
+        if isinstance(self.defence, ComposedDefence) and _by_weights(self.defence.rule):
             check_rows(self.defence.pre, self.defence.rule, self.h + self.f)
             points = torch.stack([seen.mean + unit for unit in units])
             extra = None

@@ -274,6 +274,10 @@ class Experiment:
                     yield f"{name}: {error}"
         if {"workers", "byzantine", "rule", "pre"} <= sound and {"rule", "pre"} <= made.keys():
             try:
+                Algorithm(pre=made["pre"], rule=made["rule"])
+            except ValueError as error:
+                yield f"pre: {error}"
+            try:
                 check_rows(made["pre"], made["rule"], self.workers)
             except ValueError as error:
                 yield f"workers: {error}"

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import kernels
 from .algorithm import Algorithm
+from .checks import shown
 from .geometry import Geometry
-from .mixing import Bucketing
 from .randomness import Draw
 from .rules import (
     Bulyan,
@@ -27,7 +27,7 @@ from .rules import (
 )
 from .rules.central import distance_sums
 from .rules.coordinatewise import median_ranks
-from .rules.core import as_matrix, decide
+from .rules.core import as_matrix, as_previous, decide
 from .rules.selecting import krum_scores
 
 COORDINATES = 1 << 17  # of a coordinate-wise rule, that are looked at: evenly spaced ones where there are more
@@ -143,10 +143,11 @@ def explain(
             3  0.5000         0   1.005     yes          5
             4       -     11.97   12.73     yes          1
     """
+    if not isinstance(algorithm, (Algorithm, Rule)):
+        raise ValueError(f"explain needs an algorithm or a rule, got {shown(algorithm)}.")
     pre, rule = (algorithm.pre, algorithm.rule) if isinstance(algorithm, Algorithm) else ((), algorithm)
     matrix, restore = as_matrix(rule, x)
-    if previous is not None:
-        previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
+    previous = as_previous(rule, previous, matrix)
     decision = decide(matrix, pre, rule, previous, Draw(seed, step))
     n, looked_at, weight = matrix.shape[0], 0, None
     statistic = statistic_of(rule, n if decision.table is None else decision.table.shape[0])
@@ -161,7 +162,7 @@ def explain(
     finite = np.isfinite(norm)
     distance = np.sqrt(kernels.squared_distances_to(matrix, decision.aggregate))
     score, score_name = None, ""
-    stays = not any(isinstance(mixing, Bucketing) for mixing in pre)  # whether mixed vector i is still vector i
+    stays = all(mixing.aligned for mixing in pre)  # mixed vector i is still vector i
     if type(rule) in SCORES and decision.geometry is not None and stays:
         score_name, measure = SCORES[type(rule)]
         if pre:

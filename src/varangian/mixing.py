@@ -14,7 +14,7 @@ from . import kernels
 from .checks import UNSAID, brief, set_real, set_whole, whole
 from .geometry import ROUNDING, TIE, Geometry, Held, mean_weights, squared_from
 from .randomness import BARE, Draw
-from .rules.core import as_matrix, refuse_faulty
+from .rules.core import as_matrix, checked_weights, refuse_faulty
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class Mixing(ABC):
     """n vectors to m vectors, each a combination of those that came: m x n weights, found in n x n.
 
     Class attributes:
+        aligned: vector i becomes vector i, so what a place means stays what it was (a trusted vector, say).
         draws: its weights are random, and take the numbers of the step, a Draw.
         norms_only: it looks at norms, and at no other distances, which are then not measured for its sake.
         scales: its weights are [n] scales.
     """
 
+    aligned: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     norms_only: ClassVar[bool] = False
     scales: ClassVar[bool] = False
@@ -63,7 +65,10 @@ class Mixing(ABC):
 
     def mix(self, geometry: Geometry, draw: Draw = BARE, seen: bool = True) -> Geometry:
         """The geometry of the mixtures; without their distances where nobody looks at them."""
-        return geometry.mix(self.weights(geometry, *([draw] if self.draws else [])), seen=seen)
+        weights = self.weights(geometry, *([draw] if self.draws else []))
+        n, m = geometry.n, self.rows(geometry.n)
+        weights = checked_weights(self, weights, *([(n,)] if m == n else []), (m, n))
+        return geometry.mix(weights, seen=seen)
 
     @overload
     def __call__(self, x: Tensor | Sequence[Tensor], step: int = 0) -> Tensor: ...
@@ -114,6 +119,8 @@ class NearestNeighborMixing(Mixing):
     """
 
     f: int = UNSAID
+
+    aligned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         set_whole(self, "f")
@@ -228,6 +235,7 @@ class AdaptiveClipping(Mixing):
 
     f: int = UNSAID
 
+    aligned: ClassVar[bool] = True
     norms_only: ClassVar[bool] = True
     scales: ClassVar[bool] = True
 
@@ -276,6 +284,7 @@ class StaticClipping(Mixing):
 
     c: float = 1.0
 
+    aligned: ClassVar[bool] = True
     norms_only: ClassVar[bool] = True
     scales: ClassVar[bool] = True
 

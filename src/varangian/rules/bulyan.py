@@ -29,7 +29,7 @@ class Bulyan(Rule):
         f: Byzantine vectors tolerated.
         base: the rule that selects.
         selection: "rescored" computes scores anew on what remains, "frozen" keeps those of all n vectors.
-        m: with base="multi-krum", how many a round averages; by default n' - f - 2 of the n' that remain.
+        m: with base="multi-krum", how many a round averages, of n' that remain n' - f at most; by default n' - f - 2.
         distance: what the scores sum.
         even: which median, for an even number of selected vectors.
         ties: of equal scores the lexicographically smaller vector's is taken ("value"), or that of the one that stands
@@ -75,7 +75,9 @@ class Bulyan(Rule):
 
     @property
     def needs(self) -> tuple[str, int]:
-        return "4f + 3", 4 * self.f + 3
+        least = 4 * self.f + 3
+        # As for MultiKrum; later rounds, of fewer vectors, average all but f of them.
+        return ("4f + 3", least) if self.m is None or self.m + self.f <= least else ("m + f", self.m + self.f)
 
     def choose(self, n: int, geometry: Geometry | None) -> np.ndarray:
         """[rounds, n]: what each round selects."""

@@ -107,6 +107,8 @@ class MoNNA(Nearest):
 
     pivot: int = 0
 
+    by_place: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         set_whole(self, "pivot")

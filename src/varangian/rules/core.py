@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..checks import UNSAID, Refused, brief, require, set_whole, whole
+from ..checks import UNSAID, Refused, brief, kind_of, require, set_whole, shown, whole
 from ..geometry import Geometry, Held, mean_weights, squared_from
 from ..randomness import BARE, Draw
 
@@ -40,6 +41,7 @@ class Rule(ABC):
     needs_root: ClassVar[bool] = False  # previous must be a vector that is trusted: the last aggregate will not do
     needs_geometry: ClassVar[bool] = False
     columnwise: ClassVar[bool] = False  # given the weights, pieces of vectors will do
+    by_place: ClassVar[bool] = False  # it matters which vector stands where
     draws: ClassVar[bool] = False  # of a General rule: combine takes the random numbers of the step, a Draw
     robust: ClassVar[bool] = True  # False for the average alone, which has an f but tolerates nothing
     kappa: ClassVar[Bound | None] = None
@@ -119,8 +121,7 @@ class Rule(ABC):
             ValueError: fewer than ``min_n`` vectors, or something that is not [n, d].
         """
         matrix, restore = as_matrix(self, x)
-        if previous is not None:
-            previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
+        previous = as_previous(self, previous, matrix)
         return restore(decide(matrix, (), self, previous, Draw(0, whole(self, "step", step))).aggregate)
 
     @abstractmethod
@@ -155,7 +156,7 @@ class Selecting(Rule):
 
     def choose(self, n: int, geometry: Geometry | None) -> np.ndarray:
         assert geometry is not None
-        return self.weights(geometry)
+        return checked_weights(self, self.weights(geometry), (geometry.n,), (geometry.n + geometry.vectors.e,))
 
     def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
         assert table is not None
@@ -208,7 +209,8 @@ class General(Rule):
         return None
 
     def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None, *draw: Draw) -> Tensor:
-        return self.combine(x if table is None else kernels.weighted_rows(x, table), previous, *draw)
+        answer = self.combine(x if table is None else kernels.weighted_rows(x, table), previous, *draw)
+        return checked_answer(self, answer, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,9 +238,38 @@ class Decision:
 
 def column_statistic(rule: Rule, x: Tensor, statistic: tuple[int, int, int], table: np.ndarray | None) -> Tensor:
     """The statistic of the columns of table @ x, refused where more than f rows are not finite."""
+    n = x.shape[0] if table is None else table.shape[0]
+    three = isinstance(statistic, (tuple, list)) and len(statistic) == 3
+    whole_ones = three and all(isinstance(s, Integral) and not isinstance(s, bool) for s in statistic)
+    if not (whole_ones and 0 <= statistic[0] < statistic[1] <= n and 0 <= statistic[2] <= n):
+        raise ValueError(
+            f"{type(rule).__name__} must answer ranks 0 <= low < high <= n and a window from 0 to n, of columns of "
+            f"n = {n} values, got {shown(statistic)}."
+        )
     result, faulty = kernels.column_statistic(x, *statistic, mixing=table)
     refuse_faulty(rule, rule.f, faulty)
     return result
+
+
+def checked_weights(stage: Rule | Mixing, weights: Any, *shapes: tuple[int, ...]) -> np.ndarray:
+    """The weights, held to the contract: finite numbers in one of these shapes. Anybody may have written them."""
+    name = f"{type(stage).__name__} must answer"
+    if not isinstance(weights, np.ndarray) or weights.dtype.kind not in "fiu":
+        raise ValueError(f"{name} weights as an array of numbers, got {kind_of(weights)}.")
+    if weights.shape not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{name} weights of shape {wanted}, got {list(weights.shape)}.")
+    if not np.isfinite(weights).all():
+        raise ValueError(f"{name} finite weights, got NaN or infinity.")
+    return weights
+
+
+def checked_answer(rule: Rule, answer: Any, x: Tensor) -> Tensor:
+    """The aggregate, held to the contract."""
+    good = isinstance(answer, Tensor) and answer.shape == x.shape[1:]
+    if not (good and answer.dtype == x.dtype and answer.device == x.device):
+        raise ValueError(f"{type(rule).__name__} must answer {kind_of(x[0])}, got {kind_of(answer)}.")
+    return answer
 
 
 def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int) -> None:
@@ -271,6 +302,10 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
     """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result."""
     x, n = kernels.contiguous(x.detach()), x.shape[0]
     check_rows(pre, rule, n)
+    if rule.needs_root and previous is None:
+        raise ValueError(
+            f"{rule} needs previous=root, the vector that the server computes on data it trusts, got none."
+        )
     previous = None if not rule.uses_previous else kernels.zeros_like_row(x) if previous is None else previous
     if previous is not None:
         require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
@@ -280,7 +315,8 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
     squared = measure(x, pre, rule, extra)
     geometry = None if squared is None else Geometry.measured_as(squared, Held(x, extra))
     table, geometry = weigh(n, pre, rule, geometry, draw)
-    return Decision(rule.apply(x, table, previous, *([draw] if rule.draws else [])), table, geometry)
+    answer = rule.apply(x, table, previous, *([draw] if rule.draws else []))
+    return Decision(checked_answer(rule, answer, x), table, geometry)
 
 
 Sight = Literal["nothing", "pairs"] | int
@@ -321,6 +357,8 @@ def weigh(
         n, table = geometry.n, geometry.table
     selection = rule.choose(n, geometry)
     if selection is not None:
+        widths, rows = (n, n + (0 if geometry is None else geometry.vectors.e)), np.shape(selection)[:1]
+        selection = checked_weights(rule, selection, *((w,) for w in widths), *((*rows, w) for w in widths))
         table = selection if geometry is None else geometry.through(selection)
     return table, geometry if rule.needs_geometry else None
 
@@ -330,13 +368,33 @@ def _plain(x: np.ndarray) -> bool:
     return x.flags.c_contiguous and x.flags.writeable and min(x.strides, default=0) >= 0
 
 
+def as_previous(owner: object, previous: Any, matrix: Tensor) -> Tensor | None:
+    """[d], the last aggregate or the root, as a tensor like the vectors; None if there is none."""
+    if previous is None:
+        return None
+    try:
+        vector = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device).detach()
+    except (TypeError, ValueError, RuntimeError):  # torch's and numpy's words about what is no vector
+        vector = None
+    if vector is None or vector.shape != matrix.shape[1:]:
+        came = kind_of(previous) if vector is None else list(vector.shape)
+        raise ValueError(f"{type(owner).__name__} needs previous of shape [{matrix.shape[1]}], got {came}.")
+    return vector
+
+
 def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """[n, d] as a tensor, row after row (sharing memory where it can), and the way back to the kind that came."""
     name = type(owner).__name__
     if isinstance(x, (list, tuple)):
         if not x:
             raise ValueError(f"{name} needs n >= 1 vectors, got an empty {type(x).__name__}.")
-        arrays = isinstance(x[0], np.ndarray)
+        kinds = {Tensor if isinstance(v, Tensor) else type(v) for v in x}
+        if kinds not in ({Tensor}, {np.ndarray}) or len({(v.dtype, str(getattr(v, "device", ""))) for v in x}) > 1:
+            names = sorted({kind_of(v) for v in x})
+            raise ValueError(
+                f"{name} needs vectors that are all tensors or all arrays, of one type, got {shown(names)}."
+            )
+        arrays = kinds == {np.ndarray}
         shapes = {tuple(np.shape(v)) for v in x}
         if len(shapes) > 1 or len(next(iter(shapes))) != 1:
             raise ValueError(f"{name} needs vectors of one shape [d], got shapes {sorted(shapes)}.")
@@ -344,7 +402,12 @@ def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(x, np.ndarray):
         if x.dtype.kind != "f" or x.dtype.itemsize > 8:
             raise ValueError(f"{name} needs floating-point vectors (float16, float32, float64), got {x.dtype}.")
-        matrix, restore = torch.from_numpy(x if _plain(x) else x.copy()), Tensor.numpy
+        native = x.astype(x.dtype.newbyteorder("="), copy=False)
+        matrix = torch.from_numpy(native if _plain(native) else native.copy())
+        kind = x.dtype
+
+        def restore(y: Tensor) -> Any:
+            return y.numpy().astype(kind, copy=False)
     elif isinstance(x, Tensor):
         if not x.is_floating_point():
             raise ValueError(f"{name} needs floating-point vectors, got {x.dtype}.")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole, whole
-from ..geometry import Geometry, mean_weights
+from ..geometry import TIE, Geometry, mean_weights
 from ..kernels.runtime import jit, jit_sum
 from ..randomness import BARE, Draw
 from .core import General, Selecting, refuse_faulty
@@ -37,9 +37,9 @@ class FLTrust(Selecting):
     Shape: [n, d] -> [d], with ``previous`` [d]: the root vector g, which the server computes on data it trusts.
     Tolerates: any f < n, as far as the root vector can be trusted.
     Cost: one pass for norms and for distances to the root vector, one over the trusted rows.
-    Convention: where the paper divides by zero (nobody is trusted, or no root vector is given) the null vector: no
-        step. Null vectors and those that are not finite are not trusted. An Algorithm keeps the last aggregate, which
-        is no root vector, and refuses this rule.
+    Convention: where the paper divides by zero (nobody is trusted) the null vector: no step. Without a root vector the
+        call is refused. Null vectors and those that are not finite are not trusted. An Algorithm keeps the last
+        aggregate, which is no root vector, and refuses this rule.
 
     Example:
         >>> import torch
@@ -432,7 +432,8 @@ class LASA(General):
             signs[layer] += found[1]
             counts[layer] += found[2]
         lengths, purities = scales * np.sqrt(squares), 0.5 * (1 + signs / np.maximum(counts, 1))
-        passing = (_oddness(lengths) <= self.lambda_norm) & (_oddness(purities) <= self.lambda_sign)
+        within = 1 + TIE  # a value exactly at the bound passes, whatever rounding makes of it
+        passing = (_oddness(lengths) <= self.lambda_norm * within) & (_oddness(purities) <= self.lambda_sign * within)
 
         weights = passing * scales / np.maximum(passing.sum(1, keepdims=True), 1)
         result = x.new_zeros(d)
@@ -529,5 +530,6 @@ def _select(bits, k):  # type: ignore[no-untyped-def]
 
 def _oddness(values: np.ndarray) -> np.ndarray:
     """How far from the median of its row a value lies, in standard deviations."""
-    spread = values.std(1, keepdims=True)
-    return np.abs(values - np.median(values, axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    ordered = np.sort(values, axis=1)  # so that what rounding does follows the vectors when they are permuted
+    spread = ordered.std(1, keepdims=True)
+    return np.abs(values - np.median(ordered, axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
