@@ -232,7 +232,8 @@ def test_an_error_names_object_rule_and_value() -> None:
         if rule.min_n > 1:
             with pytest.raises(ValueError, match=rf"needs n >= .*{rule.min_n} vectors, got {rule.min_n - 1}"):
                 rule(torch.zeros(rule.min_n - 1, 2))
-        assert torch.isfinite(rule(torch.ones(rule.min_n, 2))).all(), name
+        root = torch.ones(2) if rule.needs_root else None
+        assert torch.isfinite(rule(torch.ones(rule.min_n, 2), previous=root)).all(), name
     with pytest.raises(ValueError, match="SMEA needs at most 2,000,000 subsets"):
         SMEA(20)(torch.randn(50, 2))
     with pytest.raises(ValueError, match=r"MoNNA\(f=1\) needs a finite pivot"):
