@@ -283,11 +283,16 @@ def test_no_run_is_started_that_would_not_end_in_time(tmp_path: Path) -> None:
         ({"jobs": 0}, "jobs >= 1"),
         ({"threads": 0}, "threads >= 1"),
         ({"shard": (3, 2)}, "1 <= i <= N"),
+        ({"jobs": "2"}, "jobs >= 1, a whole number, got '2'"),
+        ({"time_budget": float("nan")}, "seconds >= 0"),
+        ({"time_budget": -1.0}, "seconds >= 0"),
+        ({"experiments": ["median"]}, "a sweep is of experiments, got 'median'"),
     ],
 )
 def test_impossible_settings(tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sweep(GRID, tmp_path, **settings)
+        sweep(**{"experiments": GRID, "out": tmp_path} | settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unreadable_run_is_named_and_the_rest_is_kept(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:

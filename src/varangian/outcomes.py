@@ -291,7 +291,9 @@ def collect(folder: str | Path) -> tuple[list[Outcome], list[str]]:
     Raises:
         ValueError: there is nothing of the kind, or a table of runs that cannot be read.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist.")
     if folder.is_file():
         return read_runs(folder), []
     found: dict[tuple[str, str], Outcome] = {}
@@ -318,7 +320,7 @@ def collect(folder: str | Path) -> tuple[list[Outcome], list[str]]:
         else:
             left_out += _only_in(table, found)
     if not found:
-        more = f" ({len(left_out)} left out, the first: {left_out[0]})" if left_out else ""
+        more = f" ({len(left_out)} left out, the first: {left_out[0].rstrip('.')})" if left_out else ""
         raise ValueError(f"{folder} holds no complete runs and no runs.csv{more}.")
     return sorted(found.values(), key=order), left_out
 

@@ -18,7 +18,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from . import kernels
+from .checks import shown
 from .data import Dataset
 from .environment import processor, versions
 from .experiment import Evaluation, Experiment, build, identified, open_dataset, run, settings_of
@@ -81,7 +82,7 @@ class Sweep:
 
 
 def sweep(
-    experiments: Sequence[Experiment],
+    experiments: Experiment | Iterable[Experiment],
     out: str | Path,
     jobs: int | None = None,
     threads: int = 1,
@@ -113,19 +114,26 @@ def sweep(
         command: what the record says it was started by.
 
     Raises:
-        ValueError: an impossible shard or number of jobs, ``ray`` where Ray is not installed or no cluster answers, or
-            one without GPUs for runs that need them.
+        ValueError: an impossible shard, number of jobs or time, ``ray`` where Ray is not installed or no cluster
+            answers, or one without GPUs for runs that need them.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; what is complete is kept and in the table, and runs that were under
             way go on from where they were when the sweep is started again.
 
     A script that calls this does so under ``if __name__ == "__main__":``, since worker processes import it too.
     """
-    if threads < 1 or (jobs is not None and jobs < 1):
-        raise ValueError(f"a sweep needs jobs >= 1 and threads >= 1, got {jobs} and {threads}.")
+    for name, value in (("jobs", 1 if jobs is None else jobs), ("threads", threads)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"a sweep needs {name} >= 1, a whole number, got {shown(value)}.")
+    if time_budget is not None and not time_budget >= 0:
+        raise ValueError(f"time_budget: must be a number of seconds >= 0, got {time_budget}.")
+    experiments = [experiments] if isinstance(experiments, Experiment) else list(experiments)
+    for e in experiments:
+        if not isinstance(e, Experiment):
+            raise ValueError(f"a sweep is of experiments, got {shown(e)}: write Experiment(...).")
     number, shards = shard
     if not 1 <= number <= shards:
         raise ValueError(f"a shard i/N needs 1 <= i <= N, got {number}/{shards}.")
-    out = Path(out)
+    out = Path(out).expanduser()
     (out / "runs").mkdir(parents=True, exist_ok=True)
     first: dict[str, Experiment] = {}
     opened: dict[str, Dataset | None] = {}  # data of somebody's own, whose content tells runs apart

@@ -82,7 +82,7 @@ def import_runs(source: str | Path, out: str | Path) -> tuple[list[Path], list[t
     Raises:
         ValueError: there is no result folder.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(source).expanduser(), Path(out).expanduser()
     if not source.is_dir():
         raise ValueError(f"{source} is not a folder.")
     candidates = [source] if _has_config(source) else []
