@@ -15,6 +15,7 @@ in a process of its own.
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import multiprocessing
 import platform
@@ -26,10 +27,13 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 import varangian as vg
 from varangian import kernels
+from varangian.environment import processor
+from varangian.report import style
 
 SHAPES = ((51, 79_510), (25, 1_310_922), (11, 36_489_290), (200, 1_000_000))
 WARM = 0.02  # seconds
@@ -230,31 +234,58 @@ def table_of_single(n: int, d: int, repeats: int, fresh: bool) -> None:
 
 
 def growth(path: Path) -> None:
-    """Milliseconds against n at d = 100,000 and against d at n = 25."""
-    from matplotlib.figure import Figure
-
+    """Milliseconds against n at d = 100,000 and against d at n = 25: measured, written into a table, and drawn."""
     names = ("torch mean(0)", "median", "trimmed-mean", "phocas", "multi-krum", "bulyan", "nnm, multi-krum")
-    figure = Figure(figsize=(10, 4.5), layout="constrained", dpi=130)
-    panels = figure.subplots(1, 2)
-    grids = ([(n, 100_000) for n in (7, 11, 25, 51, 100, 200, 400)], [(25, 10**k) for k in (2, 3, 4, 5, 6, 7)])
-    for panel, grid, along in zip(panels, grids, ("n (d = 100,000)", "d (n = 25)"), strict=True):
-        found: dict[str, list[float]] = {name: [] for name in names}
-        for n, d in grid:
-            calls = {k: v for k, v in entries(n, targets=True).items() if k in names}
-            times = time_all(calls, data(n, d), 5)
-            for name in names:
-                found[name].append(statistics.median(times[name]))
-        where = [n if "n (" in along else d for n, d in grid]
-        for name, values in found.items():
-            panel.loglog(
-                where, values, marker="o", markersize=4, label=name, linestyle="--" if "torch" in name else "-"
-            )
-        panel.set_xlabel(along)
-        panel.set_ylabel("ms")
-        panel.grid(alpha=0.3, which="both")
-    panels[0].legend()
-    figure.savefig(path)
-    print(f"Figure: {path}")
+    grid = [*((n, 100_000) for n in (7, 11, 25, 51, 100, 200, 400)), *((25, 10**k) for k in (2, 3, 4, 5, 6, 7))]
+    rows = []
+    for n, d in grid:
+        calls = {k: v for k, v in entries(n, targets=True).items() if k in names}
+        times = time_all(calls, data(n, d), 5)
+        rows += [[str(n), str(d), name, f"{statistics.median(times[name]):.4g}"] for name in names]
+    table = path.with_suffix(".csv")
+    with table.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["n", "d", "rule", "ms"], *rows])
+    machine = f"{processor()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    draw_growth(table, machine)
+    print(f"Table: {table}")
+
+
+def draw_growth(table: Path, machine: str) -> None:
+    """The figure of such a table, beside it, in the style of all others."""
+    with table.open(newline="") as file:
+        rows = [(int(r["n"]), int(r["d"]), r["rule"], float(r["ms"])) for r in csv.DictReader(file)]
+    names = list(dict.fromkeys(name for _, _, name, _ in rows))
+    looks = {
+        name: Line2D([], [], color=style.PALETTE[i % 8], marker="osD^vP*X"[i % 8], markersize=3.5, linewidth=1.1,
+                     linestyle="--" if name.startswith("torch") else "-")
+        for i, name in enumerate(names)
+    }  # fmt: skip
+    found = style.sheet(
+        1,
+        2,
+        2.6,
+        title="Cost of a rule against the number of vectors and of parameters",
+        detail=f"milliseconds, medians of 5 calls; {machine}",
+        heads=["d = 100,000", "n = 25"],
+        names=["milliseconds"],
+        legend=[(line, name) for name, line in looks.items()],
+        left=0.4,
+        below=0.36,
+        gap=0.55,
+        share=False,
+    )
+    [panels] = found.panels
+    for panel, along in zip(panels, (0, 1), strict=True):
+        for name, line in looks.items():
+            mine = sorted((r[along], r[3]) for r in rows if r[2] == name and r[1 - along] == (100_000, 25)[along])
+            panel.plot(*zip(*mine, strict=True), color=line.get_color(), marker=line.get_marker(), markersize=3.5,
+                       linewidth=1.1, linestyle=line.get_linestyle())  # fmt: skip
+        style.logarithmic(panel, "x", 6)
+        style.logarithmic(panel, "y", 6)
+        panel.grid(axis="both")
+        panel.set_xlabel("nd"[along], labelpad=1)
+    for made in style.save(found.figure, table.with_suffix("")):
+        print(f"Figure: {made}")
 
 
 def numpy_partition(n: int, d: int, repeats: int) -> None:
@@ -277,7 +308,9 @@ def main() -> None:
     parser.add_argument("--single", action="store_true", help="rules that read the vectors once, and nothing else")
     parser.add_argument("--fresh", action="store_true", help="let other data pass through the caches before each call")
     parser.add_argument("--memory", action="store_true", help="measure memory too")
-    parser.add_argument("--growth", type=Path, help="draw cost against n and d into this file, and nothing else")
+    parser.add_argument(
+        "--growth", type=Path, help="measure cost against n and d, and draw it: its .csv, .png and .pdf"
+    )
     parser.add_argument("--partition", action="store_true", help="compare with numpy's partition for large n")
     options = parser.parse_args()
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import zlib
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def grid(rules: int, attacks: int, places: tuple[str, ...] = ("worker",), seeds:
                 seed=seed,
                 pre=() if number % 3 else ("nnm",),
             ),
-            max_accuracy=(5 + number + attack) / 40,
+            max_accuracy=(5 + number + attack) / 50,
         )
         for number in range(rules)
         for attack in range(attacks)
@@ -233,3 +234,18 @@ def test_groups_are_named_by_what_differs() -> None:
     [same] = by_batch_size(found)
     assert same == found
     assert by_batch_size(groups(made())) == []
+
+
+def test_the_benchmark_draws_in_the_same_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = importlib.util.spec_from_file_location("rules", Path(__file__).parents[1] / "benchmarks" / "rules.py")
+    assert place is not None
+    assert place.loader is not None
+    rules = importlib.util.module_from_spec(place)
+    place.loader.exec_module(rules)
+    rows = [f"{n},{d},{name},{n * d * 1e-6}" for name in ("torch mean(0)", "median") for n, d in
+            ((7, 100_000), (400, 100_000), (25, 100), (25, 10_000_000))]  # fmt: skip
+    (tmp_path / "growth.csv").write_text("\n".join(["n,d,rule,ms", *rows]))
+    drawn: list[Figure] = []
+    monkeypatch.setattr(rules.style, "save", lambda figure, stem: drawn.append(figure) or [])
+    rules.draw_growth(tmp_path / "growth.csv", "a machine with a name")
+    check(drawn[0])

@@ -99,7 +99,13 @@ def test_what_it_says(page: Path) -> None:
     assert [(r["claim"], r["verdict"]) for r in rows][:2] == [("C1", "holds"), ("C2", "holds")]
 
 
-def test_settings_and_what_computed_them(tmp_path: Path) -> None:
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages alone: figures take most of the time, and have tests of their own."""
+    monkeypatch.setattr(figures, "draw", lambda group: iter(()))
+
+
+def test_settings_and_what_computed_them(undrawn: None, tmp_path: Path) -> None:
     record = SweepRecord("varangian demo", "2026-11-26T10:00:00+00:00", versions={"torch": "2.9"}, processor="Some CPU")
     page = report(made(), tmp_path, record=record).read_text()
     rows = dict(re.findall(r"<tr><th>([^<]*)</th><td[^>]*>([^<]*)</td></tr>", page))
@@ -112,7 +118,7 @@ def test_settings_and_what_computed_them(tmp_path: Path) -> None:
     assert bare.count("not recorded beside these runs") == 3
 
 
-def test_settings_that_differ_stand_in_columns(tmp_path: Path) -> None:
+def test_settings_that_differ_stand_in_columns(undrawn: None, tmp_path: Path) -> None:
     small = Experiment(workers=15, steps=300)
     sizes = [o for size in (2, 83) for o in made(base=replace(small, batch_size=size), f=3)]
     page = report(sizes, tmp_path).read_text()
@@ -120,7 +126,7 @@ def test_settings_that_differ_stand_in_columns(tmp_path: Path) -> None:
     assert "accuracies at several batch sizes" in page
 
 
-def test_nothing_stands_over_nothing(tmp_path: Path) -> None:
+def test_nothing_stands_over_nothing(undrawn: None, tmp_path: Path) -> None:
     """No heading without what it announces, and no verdict on time where nobody kept the machine quiet."""
     bare = [replace(o, curve=(), ratio_within=None) for o in made()]
     page = report(bare, tmp_path / "bare").read_text()
