@@ -607,7 +607,7 @@ class AntiCGE(Attack):
         geometry = Geometry.of(seen.honest)
         order = geometry.smallest(geometry.norms, h)
         margin = max(1e-6, torch.finfo(seen.honest.dtype).eps)
-        radius = (1 - margin) * float(np.sqrt(geometry.norms[order[h - f]]))
+        radius = (1 - margin) * float(np.sqrt(geometry.norms[order[h - f]])) * geometry.unit
         direction = kernels.weighted_rows(seen.honest, mean_weights(order[: h - f], h))
         norm = float(kernels.norms(direction))
         return direction * (-radius / norm if norm > 0 else 1.0)
@@ -1042,14 +1042,14 @@ class Trials:
     def damage(self, line: int, scale: float) -> float:
         """How far F moves from the honest mean; infinitely where it is not finite any more."""
         if self.geometry is not None:
-            moved = self._by_distances(self.geometry, line, scale)
+            moved = sqrt(self._by_distances(self.geometry, line, scale)) * self.geometry.unit
         else:
             self.vectors[self.h :] = self.vector(line, scale)
             answer = self.defence(self.vectors)
-            moved = float(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean)[0])
-            if not 1e-250 < moved < inf:  # out of the range of squares, or none
-                return float(kernels.norms(answer - self.seen.mean).nan_to_num(inf))
-        return sqrt(moved) if isfinite(moved) else inf
+            squared = float(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean)[0])
+            in_range = kernels.VANISHING < squared < inf
+            moved = sqrt(squared) if in_range else float(kernels.norms(answer - self.seen.mean))
+        return moved if isfinite(moved) else inf
 
     def _by_distances(self, base: Geometry, line: int, scale: float) -> float:
         assert isinstance(self.defence, ComposedDefence)

@@ -7,7 +7,7 @@ origin. So rules compose on n x n numbers: one pass over [n, d] to get the dista
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -25,6 +25,8 @@ BLUR = 5e-6  # relative to a usual squared distance: where a derived one may be 
 FAR = 8.0  # radii of the nearest majority: of points beyond, only the direction is placed exactly, then the distance
 NARROW = 1e-2  # of its square: of a crowd so near to a line, what lies across is measured itself
 AGREED = 4e-15  # relative to their norm: mixtures so close may be the same one, added up in another order
+ORDINARY = 1e100  # usual norms within this and its inverse are measured as they are
+MOST = 1e140  # units are as long as a vector is taken for, so that squares add up to a number
 PANEL = 8192  # columns at a time where distances are measured anew
 
 Ties = Literal["value", "position"]
@@ -32,7 +34,13 @@ Ties = Literal["value", "position"]
 
 
 class Vectors(ABC):
-    """The N vectors and e extra ones that points are made of, wherever they are: what distances alone do not tell."""
+    """The N vectors and e extra ones that points are made of, wherever they are: what distances alone do not tell.
+
+    Attributes:
+        unit: the length that counts as 1, in distances and in what is told here (see :func:`unit_of`).
+    """
+
+    unit: float = 1.0
 
     @property
     @abstractmethod
@@ -69,6 +77,7 @@ class Held(Vectors):
 
     x: Tensor
     extra: Tensor | None = None
+    unit: float = 1.0
 
     @property
     def d(self) -> int:
@@ -123,7 +132,21 @@ class Geometry:
     @classmethod
     def of(cls, x: Tensor, extra: Tensor | None = None) -> Geometry:
         """The geometry of the rows of [n, d]; one pass over the data."""
-        return cls.measured_as(kernels.squared_distances(x, extra), Held(x, extra))
+        return cls.seen(x, extra, kernels.squared_distances)[0]
+
+    @classmethod
+    def seen(
+        cls, x: Tensor, extra: Tensor | None, measure: Callable[[Tensor, Tensor | None], np.ndarray]
+    ) -> tuple[Geometry, Held]:
+        """The geometry of vectors whose squared distances a function measures, and the vectors as they were measured:
+        as they are, or in double precision in another unit, where squares would leave its range."""
+        squared, unit = measure(x, extra), 1.0
+        fitting = unit_of(x, squared[-1, : x.shape[0]])
+        if fitting is not None:
+            x, extra, unit = in_unit(x, fitting), None if extra is None else in_unit(extra, fitting), fitting
+            squared = measure(x, extra)
+        held = Held(x, extra, unit)
+        return cls.measured_as(squared, held), held
 
     @classmethod
     def measured_as(cls, squared: np.ndarray, vectors: Vectors) -> Geometry:
@@ -136,6 +159,11 @@ class Geometry:
         np.fill_diagonal(squared, 0)
         found = cls(squared, finite[: squared.shape[0] - vectors.e - 1], vectors, None)
         return replace(found, exact=vectors.dtype == torch.float64 or found.center is not None)
+
+    @property
+    def unit(self) -> float:
+        """The length that counts as 1: for rules that compare distances with a length of their own."""
+        return self.vectors.unit
 
     @property
     def n(self) -> int:
@@ -474,6 +502,32 @@ class Geometry:
             ranks = _refined(ranks, (block if block.dtype == torch.float32 else block.double()).cpu().numpy(), slack)
             start = stop
         return index[np.argsort(ranks, kind="stable")]
+
+
+def unit_of(x: Tensor, squared: np.ndarray) -> float | None:
+    """The unit, a power of two, in which rows [n, d] are to be measured; None where any will do.
+
+    In double precision squares overflow beyond 1e154 and vanish below 1e-162. What is usual then counts as 1, and the
+    few vectors that are far beyond that even so as no longer than ``MOST``. ``squared`` [n] are the squared norms of
+    the rows (or distances of that size) as they came out: where they are in range, nothing is looked at but them.
+    """
+    if x.dtype != torch.float64:
+        return None
+    odd = ~((squared > kernels.VANISHING) & (squared < np.inf))
+    lengths = np.sqrt(squared)
+    if odd.any():
+        lengths[odd] = kernels.norms(x[torch.from_numpy(odd).to(x.device)]).cpu().numpy()
+    known = lengths[(lengths > 0) & (lengths < np.inf)]
+    usual = middle(known[None])[0] if known.size else 1.0
+    if not 1 / ORDINARY < usual < ORDINARY:
+        return 2.0 ** round(np.log2(usual))
+    return 1.0 if (np.isfinite(lengths) & ~np.isfinite(squared)).any() else None
+
+
+def in_unit(x: Tensor, unit: float) -> Tensor:
+    """The vectors [..., d] divided by a unit, and those longer than ``MOST`` units brought to that length."""
+    lengths = kernels.norms(x)
+    return x / torch.where(lengths / unit > MOST, lengths / MOST, unit).unsqueeze(-1)
 
 
 def squared_from(x: Tensor, extra: Tensor | None, center: int) -> np.ndarray:

@@ -150,12 +150,12 @@ class Meter:
                 crafted, spread = kernels.mean_and_std(attack)
                 crafted_deviation = _norm(spread)
         vectors = [sampled[0], honest[0], crafted, aggregate, self.previous, self.decayed, parameters - self.initial]
-        products = _inner_products(vectors)
+        products, units = _inner_products(vectors)
         names = ("sampled", "honest", "attack", "aggregate")
-        values: dict[str, float | None] = {"distance": float(np.sqrt(products[6, 6]))}
+        values: dict[str, float | None] = {"distance": float(np.sqrt(products[6, 6]) * units[6])}
         for i, name in enumerate(names):
             if vectors[i] is not None:
-                values[f"{name}_norm"] = float(np.sqrt(products[i, i]))
+                values[f"{name}_norm"] = float(np.sqrt(products[i, i]) * units[i])
                 values[f"{name}_max"] = float(vectors[i].abs().max())
                 for j in range(i):
                     if vectors[j] is not None:
@@ -163,18 +163,19 @@ class Meter:
         if h > 1:
             values["sampled_deviation"] = _norm(sampled[1])
             values["honest_deviation"] = deviation = _norm(honest[1])
-            values["ratio"] = float(np.divide(deviation**2, products[1, 1])) if products[1, 1] else None
+            squared = (deviation / units[1]) ** 2
+            values["ratio"] = float(np.divide(squared, products[1, 1])) if products[1, 1] else None
         values["attack_deviation"] = crafted_deviation
         if self.previous is not None:
             values["cosine_previous"] = _cosine(products, 0, 4)
-            values["curvature"] = float(products[0, 5])
+            values["curvature"] = float(products[0, 5] * units[0] * units[5])
         self.previous = sampled[0].clone()
         self.decayed.add_(sampled[0]).mul_(self.momentum)
         return replace(base, **values, byzantine_share=byzantine_share)
 
 
 def _norm(x: Tensor) -> float:
-    return float(kernels.squared_norms(x).sqrt())
+    return float(kernels.norms(x))
 
 
 def _cosine(products: np.ndarray, i: int, j: int) -> float | None:
@@ -182,9 +183,17 @@ def _cosine(products: np.ndarray, i: int, j: int) -> float | None:
     return float(products[i, j] / norms) if norms > 0 or np.isnan(norms) else None
 
 
-def _inner_products(vectors: list[Tensor | None]) -> np.ndarray:
-    """[k, k] inner products in float64; zero where a vector is missing."""
+def _inner_products(vectors: list[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
+    """[k, k] inner products in float64 of the vectors, each in a unit of its own, and these units [k]: 1, unless the
+    squares of vectors of float64 leave its range. Zero where a vector is missing."""
     present = [i for i, v in enumerate(vectors) if v is not None]
-    products = np.zeros((len(vectors), len(vectors)))
-    products[np.ix_(present, present)] = kernels.inner_products([v for v in vectors if v is not None])
-    return products
+    held = [v for v in vectors if v is not None]
+    products, units = np.zeros((len(vectors), len(vectors))), np.ones(len(vectors))
+    products[np.ix_(present, present)] = kernels.inner_products(held)
+    squares = np.diag(products)[present]
+    if held[0].dtype == torch.float64 and not ((squares > kernels.VANISHING) & (squares < np.inf)).all():
+        sizes = np.array([float(kernels.norms(v)) for v in held])
+        units[present] = np.where((sizes > 0) & np.isfinite(sizes), sizes, 1)
+        scaled = [v / unit for v, unit in zip(held, units[present], strict=True)]
+        products[np.ix_(present, present)] = kernels.inner_products(scaled)
+    return products, units

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, overload
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from . import kernels
 from .checks import UNSAID, brief, set_real, set_whole, whole
-from .geometry import ROUNDING, TIE, Geometry, Held, mean_weights, squared_from
+from .geometry import ROUNDING, TIE, Geometry, mean_weights, squared_from
 from .randomness import BARE, Draw
 from .rules.core import as_matrix, checked_weights, refuse_faulty
 
@@ -88,10 +89,12 @@ class Mixing(ABC):
         if matrix.shape[0] < least:
             wanted = formula if formula == str(least) else f"{formula} = {least}"
             raise ValueError(f"{self} needs n >= {wanted} vectors, got {matrix.shape[0]}.")
-        squared = squared_from(matrix, None, -1) if self.norms_only else kernels.squared_distances(matrix)
-        geometry = Geometry.measured_as(squared, Held(matrix))
+        measure = partial(squared_from, center=-1) if self.norms_only else kernels.squared_distances
+        geometry, seen = Geometry.seen(matrix, None, measure)
         table = self.mix(geometry, Draw(0, whole(self, "step", step)), seen=False).table
         assert table is not None
+        if self.scales and seen.x is not matrix:  # of lengths as they were measured
+            return restore(kernels.weighted_rows(seen.x, table) * seen.unit)
         return restore(kernels.weighted_rows(matrix, table))
 
 
@@ -302,7 +305,7 @@ class StaticClipping(Mixing):
         return m
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        return _clip(geometry, self.c)
+        return _clip(geometry, self.c / geometry.unit)
 
 
 def _clip(geometry: Geometry, radius: float) -> np.ndarray:

@@ -87,10 +87,17 @@ class Clip(Transform):
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        norm = kernels.squared_norms(x).sqrt_()
+        norm = kernels.norms(x)
         if out is x and not (norm > self.max_norm).any():
             return x, None
-        return torch.mul(x, self.scales(norm).to(x.dtype).unsqueeze(-1), out=out), None
+        scales, least = self.scales(norm), torch.finfo(x.dtype).tiny
+        small = (scales < least) & (scales > 0)
+        if not small.any():
+            return torch.mul(x, scales.to(x.dtype).unsqueeze(-1), out=out), None
+        # A scale that the type holds roughly or not at all: in two factors that it does.
+        first = torch.where(small, least, scales)
+        clipped = torch.mul(x, first.to(x.dtype).unsqueeze(-1), out=out)
+        return clipped.mul_((scales / first).to(x.dtype).unsqueeze(-1)), None
 
     def scales(self, norm: Tensor) -> Tensor:
         """What vectors of these norms are multiplied by."""

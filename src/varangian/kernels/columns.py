@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, panels, share
+from .runtime import PANEL, STREAM_WIDTH, VANISHING, as_rows, chunks, is_half, is_native, jit, panels, share
 
 SORT_WIDTH = 128  # columns per block of a sorting network or a mixing: 51 rows of float32 are 26 KiB
 LANES = 64 if get_host_cpu_features().get("avx512f") else 32  # bytes of a vector register
@@ -766,7 +766,27 @@ def _torch_statistic(x: Tensor, statistic: _Statistic) -> Tensor:
 
 
 @jit
-def _moments(x, ddof, start, stop, scratch, mean, std):  # type: ignore[no-untyped-def]
+def _odd_moments(column, ddof):  # type: ignore[no-untyped-def]
+    """Of one column whose sum or squares may have left the range of float64."""
+    n, greatest, total, furthest, spread = column.size, 0.0, 0.0, 0.0, 0.0
+    for i in range(n):
+        greatest = max(greatest, abs(np.float64(column[i])))
+    if not 0 < greatest < np.inf:
+        greatest = 1.0
+    for i in range(n):
+        total += np.float64(column[i]) / greatest
+    mean = total / n
+    for i in range(n):
+        furthest = max(furthest, abs(np.float64(column[i]) / greatest - mean))
+    if not 0 < furthest < np.inf:
+        furthest = 1.0
+    for i in range(n):
+        spread += ((np.float64(column[i]) / greatest - mean) / furthest) ** 2
+    return mean * greatest, np.sqrt(spread / (n - ddof)) * furthest * greatest
+
+
+@jit
+def _moments(x, ddof, least, start, stop, scratch, mean, std):  # type: ignore[no-untyped-def]
     n, size = x.shape[0], scratch.shape[1]
     total, spread = scratch[0], scratch[1]
     for s in range(start, stop, size):
@@ -784,9 +804,15 @@ def _moments(x, ddof, start, stop, scratch, mean, std):  # type: ignore[no-untyp
             for k in range(width):
                 e = row[k] - total[k]
                 spread[k] += e * e
+        odd = 0
         for k in range(width):
             mean[s + k] = total[k]
             std[s + k] = np.sqrt(spread[k] / (n - ddof))
+            odd |= not (least <= spread[k] < np.inf)
+        if odd:
+            for k in range(width):
+                if not least <= spread[k] < np.inf:
+                    mean[s + k], std[s + k] = _odd_moments(x[:, s + k], ddof)
 
 
 def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
@@ -795,7 +821,9 @@ def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
     The deviation of a single row (n = ddof) is 0 / 0 = NaN, as everywhere.
     """
     if not (is_native(x) or is_half(x)):
-        return x.mean(0), x.std(0, correction=ddof)
+        wide = [x[:, s : s + PANEL].double() for s in range(0, x.shape[1], PANEL)]
+        mean, std = torch.cat([w.mean(0) for w in wide]), torch.cat([w.std(0, correction=ddof) for w in wide])
+        return mean.to(x.dtype), std.to(x.dtype)
     moments = [_mean_and_std(as_rows(x[:, s:t]), ddof).to(x.dtype) for s, t in panels(x)]
     mean, std = moments[0] if len(moments) == 1 else torch.cat(moments, dim=1)
     return mean, std
@@ -805,9 +833,10 @@ def _mean_and_std(a: np.ndarray, ddof: int) -> Tensor:
     n, d = a.shape
     found = np.empty((2, d), a.dtype)
     size, count = chunks(d, SORT_WIDTH, 16)
+    least = 0.0 if a.dtype == np.float32 else VANISHING  # whose squares never vanish in float64
 
     def task(c: int) -> None:
-        _moments(a, ddof, c * size, min(d, (c + 1) * size), np.empty((2, SORT_WIDTH)), found[0], found[1])
+        _moments(a, ddof, least, c * size, min(d, (c + 1) * size), np.empty((2, SORT_WIDTH)), found[0], found[1])
 
     share(task, count, n * d)
     return torch.from_numpy(found)

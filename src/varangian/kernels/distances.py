@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, panels, share
+from .runtime import PANEL, STREAM_WIDTH, VANISHING, as_rows, chunks, is_half, is_native, jit, jit_sum, panels, share
 
-VANISHING = 1e-280  # of sums of squares in float64: below, some of the squares may have vanished
 DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
 
 

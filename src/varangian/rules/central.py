@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole
-from ..geometry import FAR, Geometry, Held, mean_weights, middle
+from ..geometry import FAR, Geometry, Held, in_unit, mean_weights, middle, unit_of
 from ..kernels.runtime import jit
 from .coordinatewise import Even, median_ranks
 from .core import Bound, General, Nearest, Selecting, column_statistic
@@ -67,6 +67,8 @@ class Aksel(General):
         n = x.shape[0]
         median = column_statistic(self, x, (*median_ranks(n, self.even), 0), None)
         squared = kernels.squared_distances_to(x, median)
+        if (unit := unit_of(x, squared)) is not None:
+            squared = kernels.squared_distances_to(in_unit(x, unit), in_unit(median, unit))
         del median  # before the answer takes as much
         count = (n + 1) // 2 if self.mode == "mid" else n - self.f
         return kernels.weighted_rows(x, mean_weights(ranked(x, squared)[:count], n))
@@ -396,7 +398,7 @@ class CenteredClipping(Selecting):
         return -2
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        n, good, scales = geometry.n, geometry.finite, geometry.scales
+        n, good, scales, tau = geometry.n, geometry.finite, geometry.scales, self.tau / geometry.unit
         if scales is None:
             return self._walk_between(geometry)
         squared = geometry.squared[-2, :n]
@@ -407,7 +409,7 @@ class CenteredClipping(Selecting):
             if iteration:
                 squared = geometry.vectors.around(geometry.through(result), scales)[1]
             lengths = np.sqrt(squared[good])
-            pulls = np.minimum(1, self.tau / np.where(lengths > 0, lengths, 1)) / n
+            pulls = np.minimum(1, tau / np.where(lengths > 0, lengths, 1)) / n
             result *= 1 - pulls.sum()
             result[:n][good] += pulls
         return result
@@ -415,13 +417,13 @@ class CenteredClipping(Selecting):
     def _walk_between(self, geometry: Geometry) -> np.ndarray:
         """The same for mixtures, in n x n."""
         geometry = geometry.sharp()
-        n, positions = geometry.n, geometry.positions()
+        n, positions, tau = geometry.n, geometry.positions(), self.tau / geometry.unit
         good, v = np.append(geometry.finite, False), positions[-1]
         x, result = positions[good], np.eye(n + 1)[-1]
         for _ in range(self.iterations):
             away = x - v
             lengths = np.sqrt((away * away).sum(1))
-            pulls = np.minimum(1, self.tau / np.where(lengths > 0, lengths, 1)) / n
+            pulls = np.minimum(1, tau / np.where(lengths > 0, lengths, 1)) / n
             v = v + pulls @ away
             result *= 1 - pulls.sum()
             result[good] += pulls

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import UNSAID, Refused, brief, kind_of, require, set_whole, shown, whole
-from ..geometry import Geometry, Held, mean_weights, squared_from
+from ..geometry import Geometry, mean_weights, squared_from
 from ..randomness import BARE, Draw
 
 if TYPE_CHECKING:
@@ -309,14 +310,16 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
     previous = None if not rule.uses_previous else kernels.zeros_like_row(x) if previous is None else previous
     if previous is not None:
         require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
-        if not torch.isfinite(kernels.squared_norms(previous)):
+        if not torch.isfinite(kernels.norms(previous)):
             raise Refused(f"{rule} needs a finite previous, got one with NaN or infinity.")
     extra = None if previous is None else previous.unsqueeze(0)
-    squared = measure(x, pre, rule, extra)
-    geometry = None if squared is None else Geometry.measured_as(squared, Held(x, extra))
+    geometry, unit, sight = None, 1.0, sights(pre, rule)[0]
+    if sight != "nothing":
+        geometry, seen = Geometry.seen(x, extra, partial(_measured, sight))
+        x, unit, previous = seen.x, seen.unit, None if seen.extra is None else seen.extra[0]
     table, geometry = weigh(n, pre, rule, geometry, draw)
-    answer = rule.apply(x, table, previous, *([draw] if rule.draws else []))
-    return Decision(checked_answer(rule, answer, x), table, geometry)
+    answer = checked_answer(rule, rule.apply(x, table, previous, *([draw] if rule.draws else [])), x)
+    return Decision(answer if unit == 1 else answer * unit, table, geometry)
 
 
 Sight = Literal["nothing", "pairs"] | int
@@ -340,8 +343,11 @@ def sights(pre: Sequence[Mixing], rule: Rule) -> list[Sight]:
 def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) -> np.ndarray | None:
     """The squared distances that the stages look at, for :meth:`Geometry.measured_as`; None where no stage does."""
     sight = sights(pre, rule)[0]
-    if sight == "nothing":
-        return None
+    return None if sight == "nothing" else _measured(sight, x, extra)
+
+
+def _measured(sight: Sight, x: Tensor, extra: Tensor | None) -> np.ndarray:
+    assert sight != "nothing"
     return kernels.squared_distances(x, extra) if sight == "pairs" else squared_from(x, extra, sight)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole, whole
-from ..geometry import TIE, Geometry, mean_weights
+from ..geometry import TIE, Geometry, in_unit, mean_weights, unit_of
 from ..kernels.runtime import jit, jit_sum
 from ..randomness import BARE, Draw
 from .core import General, Selecting, refuse_faulty
@@ -300,7 +300,7 @@ class SignGuard(General):
 
     def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:
         n = x.shape[0]
-        norms, good = finite_norms(self, x)
+        norms, good, _ = finite_norms(self, x)
         radius = np.median(norms[good])
         passes = (self.lower * radius <= norms[good]) & (norms[good] <= self.upper * radius)
 
@@ -316,12 +316,13 @@ class SignGuard(General):
         return kernels.weighted_rows(x, mean_weights(kept, n) * scales)
 
 
-def finite_norms(rule: General, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Norms of all rows, and the indices of those that are finite."""
-    norms = np.sqrt(kernels.squared_norms(x).cpu().numpy())
+def finite_norms(rule: General, x: Tensor) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Norms of all rows, the indices of those that are finite, and the unit in which their squares are to be taken."""
+    norms = kernels.norms(x).cpu().numpy()
     good = np.flatnonzero(np.isfinite(norms))
     refuse_faulty(rule, rule.f, x.shape[0] - good.size)
-    return norms, good
+    with np.errstate(over="ignore", under="ignore"):
+        return norms, good, unit_of(x, np.square(norms))
 
 
 def largest_cluster(points: np.ndarray) -> np.ndarray:
@@ -408,7 +409,9 @@ class LASA(General):
     def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
         d = x.shape[1]
         require(self, max(self.layers, default=0) < d, f"layers within d = {d}", self.layers)
-        norms, good = finite_norms(self, x)
+        norms, good, unit = finite_norms(self, x)
+        if unit is not None:
+            return self.combine(in_unit(x, unit), previous) * unit
         radius = np.median(norms[good])
         scales = np.divide(radius, norms[good], out=np.ones(good.size), where=norms[good] > radius)
         bounds, rows = (0, *self.layers, d), good.tolist()

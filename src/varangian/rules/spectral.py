@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole
-from ..geometry import Geometry, mean_weights
+from ..geometry import Geometry, in_unit, mean_weights, unit_of
 from ..randomness import BARE, Draw
 from .central import ranked
 from .core import General, Selecting, refuse_faulty
@@ -186,6 +186,8 @@ class DivideAndConquer(General):
 
     def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:
         n, norms = x.shape[0], kernels.squared_norms(x).cpu().numpy()
+        if (unit := unit_of(x, norms)) is not None:
+            return self.combine(in_unit(x, unit), previous, draw) * unit
         # In order of norm, so that what rounding does follows the vectors when they are permuted.
         order = ranked(x, norms)
         refuse_faulty(self, self.f, n - order.size)
