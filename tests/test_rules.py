@@ -642,6 +642,14 @@ def test_geometric_median_of_four_is_where_the_diagonals_meet(order: tuple[int, 
         np.testing.assert_allclose(GeometricMedian(1)(x * sign), np.multiply(sign, [4.5, 0.5]), rtol=1e-12)
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-5, 1e-7, 1e-8])
+def test_geometric_median_turns_with_the_vectors_however_near_a_line(spread: float) -> None:
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    for seed, n in itertools.product(range(15), (4, 8)):
+        x = generator(seed, "turned").standard_normal((n, 2)) * [1, spread]
+        np.testing.assert_allclose(GeometricMedian(1)(x @ turn) @ turn.T, GeometricMedian(1)(x), rtol=0, atol=1e-6)
+
+
 def test_geometric_median_between_two_pairs_that_face_each_other() -> None:
     """Far vectors in opposite directions pull as one in none: what is between the two others is optimal, all of it."""
     x = np.array([[1.0, 0.0], [-3.0, 0.0], [0.0, 1e30], [0.0, -1e30]])

@@ -262,7 +262,8 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
     for _ in range(SEARCHES):
         pulls = _pulls(x, at)
         curvature = _curvature(x, at, pulls)
-        step = np.linalg.lstsq(curvature, _slope(pulls), rcond=None)[0]
+        units = 1 / np.sqrt(np.maximum(np.diag(curvature), np.finfo(float).tiny))  # across a line and along it, alike
+        step = units * np.linalg.lstsq(units[:, None] * curvature * units, units * _slope(pulls), rcond=None)[0]
         if step @ step <= SETTLED**2:
             break
         at = _descended(x, at, step)
