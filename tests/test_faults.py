@@ -278,7 +278,7 @@ def test_a_lack_of_memory_keeps_the_checkpoint(
     with monkeypatch.context() as patch:
         message = "[enforce fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
 
-        def fail(*arguments: object) -> None:
+        def fail(*arguments: object, **options: object) -> None:
             raise RuntimeError(message)
 
         patch.setattr(vg.Algorithm, "finish", fail)

@@ -241,7 +241,6 @@ def test_no_pair_overwrites_another(name: str) -> None:
 
 
 def test_devices_are_not_mixed_and_measuring_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varangian.experiment._check_device", lambda name: None, raising=False)
     e = Experiment(attack="little", rule="median", momentum_at="server")
     there = Outcome(replace(e, device="cuda"), 0.5, 0.5), Outcome(replace(e, momentum_at="worker"), 0.5, 0.5)
     assert pairs(there) == []

@@ -105,7 +105,6 @@ def test_what_a_sweep_learns_from_it_reads_within_bounds(swept: tuple[Path, Swee
 
 def test_a_gpu_gets_two_runs_at_a_time_and_not_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("varangian.sweep")
-    monkeypatch.setattr("varangian.experiment._check_device", lambda name: None, raising=False)
     monkeypatch.setattr(module, "_cores", lambda: 64)
     on = {device: [replace(BASE, rule="median", device=device, seed=s) for s in range(9)] for device in
           ("cpu", "cuda", "cuda:0", "cuda:1")}  # fmt: skip
@@ -399,7 +398,6 @@ def test_gpus_on_ray(local_ray: None, tmp_path: Path, monkeypatch: pytest.Monkey
     """A run on cuda asks for its share of a GPU: this cluster has one in name only, so the run itself must fail."""
     if torch.cuda.is_available():
         pytest.skip("this is about machines without a GPU")
-    monkeypatch.setattr("varangian.experiment._check_device", lambda name: None)
     on_gpu = replace(BASE, rule="median", device="cuda")
     [(_, reason)] = sweep([on_gpu], tmp_path, ray="auto").failed
     assert "cuda" in reason

@@ -1037,9 +1037,10 @@ def _train(
             save()
     if not evaluations or evaluations[-1].step < simulation.steps_done:  # else the step that failed was evaluated
         evaluate()
+    seconds = time.perf_counter() - start
     tell()
     trained = simulation.gradients.adopt(simulation.parameters)
-    return Result(e, evaluations, measures, time.perf_counter() - start, stopped, began=began, _trained=trained)
+    return Result(e, evaluations, measures, seconds, stopped, began=began, _trained=trained)
 
 
 def _check_writable(folder: Path) -> None:
