@@ -138,9 +138,19 @@ class OwnMixing(vg.Mixing):
         return np.eye(geometry.n)[draw.generator("own").permutation(geometry.n)]
 
 
+@dataclass(frozen=True)
+class First(vg.General):
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "1", 1
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return x[0].clone()
+
+
 def test_own_classes_may_draw() -> None:
     x = torch.arange(8.0)[:, None]
-    for algorithm in (vg.Algorithm(rule=OwnDrawing(f=0)), vg.Algorithm(pre=(OwnMixing(),), rule=vg.MoNNA(f=3))):
+    for algorithm in (vg.Algorithm(rule=OwnDrawing(f=0)), vg.Algorithm(pre=(OwnMixing(),), rule=First(f=0))):
         state = algorithm.init(8, 1, seed=4)
         answers = []
         for _ in range(20):

@@ -312,7 +312,7 @@ def test_without_a_root_there_is_no_fltrust() -> None:
     assert vg.FLTrust(f=2)(X, previous=X[0]).shape == (D,)
 
 
-@pytest.mark.parametrize("pre", [vg.Bucketing(2), vg.Bucketing(1), Mixed(make=np.eye)], ids=str)
+@pytest.mark.parametrize("pre", [vg.Bucketing(2), vg.Bucketing(1), Mixed(make=np.eye)], ids=["two", "one", "own"])
 def test_a_trusted_place_is_no_place_behind_what_moves_vectors(pre: vg.Mixing) -> None:
     bug(lambda: vg.Algorithm(pre=(vg.NearestNeighborMixing(f=1), pre), rule=vg.MoNNA(f=1)), "MoNNA", type(pre).__name__)
     for kept in (vg.NearestNeighborMixing(f=1), vg.AdaptiveClipping(f=1), vg.StaticClipping(1.0)):

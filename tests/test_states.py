@@ -132,6 +132,12 @@ def test_what_is_no_tensor_of_vectors_is_refused_in_one_line() -> None:
         np.ones((H, D), np.float32), [[1.0] * D] * H, torch.ones(D), torch.ones(H, D, dtype=torch.int64),
         torch.ones(1, H, D), None,
     ]  # fmt: skip
+    refused(lambda: a.aggregate(torch.ones(H, 0), made(()).init(H, 0)), "Algorithm needs vectors")
+    for no_state in (None, {}, state.worker, "state"):
+        given: Any = no_state
+        refused(lambda s=given: a.send(torch.ones(H, D), s), "Algorithm needs a state")
+        refused(lambda s=given: a.aggregate(torch.ones(H, D), s), "Algorithm needs a state")
+        refused(lambda s=given: a.point(torch.ones(D), s, 0.1), "Algorithm needs a state")
     for x in wrong:
         refused(lambda x=x: a.send(x, state), "Algorithm needs gradients as a floating-point tensor [h, d]")
         refused(lambda x=x: a.aggregate(x, state), "Algorithm needs vectors as a floating-point tensor [n, d]")
@@ -234,6 +240,17 @@ def test_a_bad_gradient_is_sent_and_not_remembered(order: tuple[str, ...], dtype
             assert sent is out
         assert equal(sent, wanted)
         assert all(m is None or m.isfinite().all() for m in state.worker)
+
+
+@pytest.mark.parametrize("order", [o for o in SHORT if sum(STAGES[s].remembers for s in o) < 2], ids="-".join)
+def test_gradients_may_be_sent_in_their_own_place(order: tuple[str, ...]) -> None:
+    a, buffer = made(order), torch.empty(H, D)
+    state = other = a.init(H, D)
+    for g in steps_of(torch.float32):
+        wanted, other = a.send(g, other)
+        sent, state = a.send(buffer.copy_(g), state, out=buffer)
+        assert sent is buffer
+        assert equal(sent, wanted)
 
 
 class Given:

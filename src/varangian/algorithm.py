@@ -132,6 +132,7 @@ class Algorithm:
         At the server theta - mu lr m, [d]; at the workers theta - mu lr m_i, [h, d], one point a worker.
         """
         _check_vectors("parameters", parameters, 1)
+        _check_state(state)
         _check_memories(self.worker, "worker", state.worker)
         _check_memories(self.server, "server", state.server)
         for memory in (*state.worker, *state.server):
@@ -156,11 +157,12 @@ class Algorithm:
             ValueError: a state of other workers, other coordinates, or another algorithm.
         """
         _check_vectors("gradients", gradients, 2)
+        _check_state(state)
         _check_memories(self.worker, "worker", state.worker, gradients)
         self._check_previous(state, gradients)
         if out is not None:
             check_like("Algorithm", "out", out, gradients)
-        gradients = gradients.detach()
+        gradients = gradients.detach() if gradients.requires_grad else gradients  # else it may be out itself
         kept = state.worker if out is None or self._may_spoil(gradients) else None
         if kept is not None and out is not None:
             kept = tuple(None if m is None else m.clone() for m in kept)
@@ -201,6 +203,7 @@ class Algorithm:
     def decide(self, vectors: Tensor, state: State) -> Decision:
         """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered."""
         _check_vectors("vectors", vectors, 2)
+        _check_state(state)
         _check_memories(self.server, "server", state.server, vectors[0] if len(vectors) else None)
         self._check_previous(state, vectors)
         return decide(vectors, self.pre, self.rule, state.previous, Draw(state.seed, state.step))
@@ -211,6 +214,7 @@ class Algorithm:
         With ``in_place`` the new momenta take the place of the old ones, and the update may be such a momentum: it must
         then stay untouched.
         """
+        _check_state(state)
         update, memories = decision.aggregate, []
         _check_memories(self.server, "server", state.server, update)
         for stage, memory in zip(self.server, state.server, strict=True):
@@ -244,10 +248,16 @@ def _check_stage(place: str, stage: object, kind: type) -> None:
 
 
 def _check_vectors(name: str, x: Tensor, ndim: int) -> None:
-    if not (isinstance(x, Tensor) and x.ndim == ndim and x.is_floating_point()):
+    held = isinstance(x, Tensor) and x.ndim == ndim and x.is_floating_point()
+    if not held or (name == "vectors" and x.shape[1] < 1):
         wanted = "[h, d]" if name == "gradients" else "[n, d]" if name == "vectors" else "[d]"
         advice = "; torch.as_tensor makes one" if not isinstance(x, Tensor) else ""
         raise ValueError(f"Algorithm needs {name} as a floating-point tensor {wanted}, got {kind_of(x)}{advice}.")
+
+
+def _check_state(state: State) -> None:
+    if not isinstance(state, State):
+        raise ValueError(f"Algorithm needs a state, which Algorithm.init makes, got {kind_of(state)}.")
 
 
 def _check_memories(
