@@ -126,6 +126,7 @@ class Algorithm:
             seed=whole(self, "seed", seed),
         )
 
+    @kernels.eager
     def point(self, parameters: Tensor, state: State, lr: float) -> Tensor:
         """Where to take the gradients: [d] parameters, or the look-ahead points of Nesterov's momentum.
 
@@ -143,6 +144,7 @@ class Algorithm:
             parameters = stage.look_ahead(parameters, memory, state.previous, lr)
         return parameters
 
+    @kernels.eager
     def send(self, gradients: Tensor, state: State, out: Tensor | None = None) -> tuple[Tensor, State]:
         """The worker half, row by row: what each worker sends for the gradient it sampled, [h, d] -> [h, d].
 
@@ -188,6 +190,7 @@ class Algorithm:
         assert isinstance(momenta[0], Momentum)
         return not bool((kernels.squared_norms(gradients).sqrt_() < momenta[0].overflow(gradients.dtype)).all())
 
+    @kernels.eager
     def aggregate(self, vectors: Tensor, state: State) -> tuple[Tensor, State]:
         """The server half: mixings, the rule, then the server's transforms, [n, d] -> [d].
 
@@ -200,6 +203,7 @@ class Algorithm:
         """
         return self.finish(self.decide(vectors, state), state)
 
+    @kernels.eager
     def decide(self, vectors: Tensor, state: State) -> Decision:
         """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered."""
         _check_vectors("vectors", vectors, 2)
@@ -208,6 +212,7 @@ class Algorithm:
         self._check_previous(state, vectors)
         return decide(vectors, self.pre, self.rule, state.previous, Draw(state.seed, state.step))
 
+    @kernels.eager
     def finish(self, decision: Decision, state: State, in_place: bool = False) -> tuple[Tensor, State]:
         """The second part of :meth:`aggregate`: the server's transforms. The new state is that of the next step.
 

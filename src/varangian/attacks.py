@@ -54,6 +54,7 @@ class ComposedDefence:
     previous: Tensor | None = None
     draw: Draw = TRIED
 
+    @kernels.eager
     def __call__(self, x: Tensor) -> Tensor:
         return decide(x, self.pre, self.rule, self.previous, self.draw).aggregate
 
@@ -145,6 +146,7 @@ class Attack(ABC):
         self, honest: np.ndarray | Sequence[np.ndarray], f: int, defence: Defence | Algorithm | None = None,
         previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
     ) -> np.ndarray: ...  # fmt: skip
+    @kernels.eager
     def __call__(
         self,
         honest: Any,
@@ -169,7 +171,7 @@ class Attack(ABC):
         if f == 0:
             return restore(matrix.new_empty(0, matrix.shape[1]))
         if previous is not None:
-            previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
+            previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device).detach()
         if flipped is not None:
             flipped = as_matrix(self, flipped)[0].to(matrix)
         random = randomness.generator(0, "attack") if random is None else random
@@ -940,6 +942,7 @@ class WorstCase(Attack):
         for direction in self.directions:
             line(direction).check(h, f, d)
 
+    @kernels.eager
     def search(self, honest: Any, f: int, defence: Any, previous: Any = None) -> Found:
         """The worst vector found for f >= 1 copies of it, where it lies, and the damage that it does."""
         matrix, _ = as_matrix(self, honest)

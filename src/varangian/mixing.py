@@ -75,6 +75,7 @@ class Mixing(ABC):
     def __call__(self, x: Tensor | Sequence[Tensor], step: int = 0) -> Tensor: ...
     @overload
     def __call__(self, x: np.ndarray | Sequence[np.ndarray], step: int = 0) -> np.ndarray: ...
+    @kernels.eager
     def __call__(self, x: Any, step: int = 0) -> Any:
         """[n, d] -> [m, d], of the same kind, dtype and device; the input is only read.
 

@@ -84,12 +84,14 @@ class Clip(Transform):
         set_real(self, "max_norm", "max_norm > 0", lambda bound: bound > 0)
         require(self, self.mode in ("norm", "unit"), 'mode "norm" or "unit"', self.mode)
 
+    @kernels.eager
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, None]:
+        given, x = x, x.detach()  # no gradient goes through: the norm has none
         norm = kernels.norms(x)
-        if out is x and not (norm > self.max_norm).any():
-            return x, None
+        if out is given and not (norm > self.max_norm).any():
+            return given, None
         scales, least = self.scales(norm), torch.finfo(x.dtype).tiny
         small = (scales < least) & (scales > 0)
         if not small.any():
@@ -141,6 +143,7 @@ class Momentum(Transform):
         set_real(self, "dampening", "dampening in [0, 1)", lambda dampening: 0 <= dampening < 1)
         require(self, isinstance(self.nesterov, bool), "nesterov True or False", self.nesterov)
 
+    @kernels.eager
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -189,6 +192,7 @@ class SharedMomentum(Transform):
         set_real(self, "dampening", "dampening in [0, 1)", lambda dampening: 0 <= dampening < 1)
         require(self, isinstance(self.nesterov, bool), "nesterov True or False", self.nesterov)
 
+    @kernels.eager
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, None]:

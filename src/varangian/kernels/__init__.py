@@ -19,7 +19,17 @@ them.
 
 from .columns import column_statistic, mean_and_std, network, weighted_panel, weighted_rows, zeros_like_row
 from .distances import inner_products, norms, squared_around, squared_distances, squared_distances_to, squared_norms
-from .runtime import VANISHING, contiguous, exclusive_threads, is_native, own_threads, share, threads, torch_threads
+from .runtime import (
+    VANISHING,
+    contiguous,
+    eager,
+    exclusive_threads,
+    is_native,
+    own_threads,
+    share,
+    threads,
+    torch_threads,
+)
 from .workers import blend, gather_images, send_rows
 
 __all__ = [
@@ -27,6 +37,7 @@ __all__ = [
     "blend",
     "column_statistic",
     "contiguous",
+    "eager",
     "exclusive_threads",
     "gather_images",
     "inner_products",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,22 @@ SMALL = 1 << 15  # up to so many numbers a second thread costs more than it save
 PANEL = SMALL // 2  # columns upcast at a time for half types
 
 # -------------------------------------------------------------------------------------------------- compilation
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def eager(function: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """The function, run as it is where torch.compile meets it: of what is decided in n x n, and of kernels that are
+    compiled already, its compiler makes nothing."""
+
+    @wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        return function(*args, **kwargs)
+
+    return call
 
 
 class _Cache:

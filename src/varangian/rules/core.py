@@ -106,6 +106,7 @@ class Rule(ABC):
     def __call__(self, x: Tensor | Sequence[Tensor], previous: Any = None, step: int = 0) -> Tensor: ...
     @overload
     def __call__(self, x: np.ndarray | Sequence[np.ndarray], previous: Any = None, step: int = 0) -> np.ndarray: ...
+    @kernels.eager
     def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
         """Aggregates [n, d] (a tensor, an array, or n vectors [d]) to [d] of the same kind, dtype and device.
 
@@ -405,6 +406,8 @@ def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         if len(shapes) > 1 or len(next(iter(shapes))) != 1:
             raise ValueError(f"{name} needs vectors of one shape [d], got shapes {sorted(shapes)}.")
         x = np.stack(x) if arrays else torch.stack(list(x))
+    if isinstance(x, np.ma.MaskedArray):
+        raise ValueError(f"{name} needs an array without a mask, got a masked one: fill it first, x.filled(value).")
     if isinstance(x, np.ndarray):
         if x.dtype.kind != "f" or x.dtype.itemsize > 8:
             raise ValueError(f"{name} needs floating-point vectors (float16, float32, float64), got {x.dtype}.")
@@ -415,8 +418,13 @@ def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         def restore(y: Tensor) -> Any:
             return y.numpy().astype(kind, copy=False)
     elif isinstance(x, Tensor):
-        if not x.is_floating_point():
-            raise ValueError(f"{name} needs floating-point vectors, got {x.dtype}.")
+        if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} needs floating-point vectors (float16, bfloat16, float32, float64), got {x.dtype}."
+            )
+        if x.layout != torch.strided or x.is_meta:
+            came = "one without numbers (meta)" if x.is_meta else str(x.layout)
+            raise ValueError(f"{name} needs a dense tensor, got {came}.")
         matrix, restore = x.detach(), lambda y: y
     else:
         raise ValueError(f"{name} needs a tensor, an array or a list of vectors, got {type(x).__name__}.")
