@@ -250,6 +250,27 @@ def test_settings_that_change_numbers_are_never_drawn_together(tmp_path: Path) -
     assert group.rules == ["multi-krum(m=1)", "multi-krum(m=5)"]
 
 
+def test_one_rule_has_one_name_however_it_is_written() -> None:
+    e = Experiment(rule="median", attack="little", momentum_at="server")
+    other = replace(e, rule="median( even='mid' )", attack="little(factor=1.5)", momentum_at="worker", seed=2**60)
+    [group] = groups([Outcome(run, 0.5, 0.5) for run in (e, other, replace(other, momentum_at="server"))])
+    assert group.rules == ["median"]
+    assert [c.attack for c in group.columns] == ["little"]
+    assert len(group.pairs) == 1
+    assert f'"{2**60}"' in render([group], {}, [], {}, [])
+
+
+def test_no_figure_is_written_over_another(tmp_path: Path) -> None:
+    """Names of files are cut: two data sets whose names begin alike have figures each."""
+    runs = []
+    for last in (1, 2):
+        data = f"synthetic(shape=(1, 8, 8), train=100000000000, test=100000000000, classes=10, seed=100000000{last})"
+        e = Experiment(dataset=data, rule="median", attack="little", momentum_at="server")
+        runs += [Outcome(e, 0.5, 0.5), Outcome(replace(e, momentum_at="worker"), 0.6, 0.5)]
+    report(runs, tmp_path)
+    assert len(list((tmp_path / "figures").glob("gains-*.png"))) == 2
+
+
 def test_rules_of_ones_own_stand_beside_the_others_until_their_code_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
     class Mine(Median):

@@ -8,13 +8,15 @@ import math
 import shlex
 import statistics
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from .attacks import ATTACKS
 from .checks import shown
 from .experiment import HASHES, Experiment, Result, check_summary
 from .files import (
@@ -32,6 +34,9 @@ from .files import (
 from .folders import ENVIRONMENT, FORMAT, check_format
 from .folders import SETTINGS as SETTINGS_FILE
 from .metrics import COLUMNS
+from .mixing import MIXINGS
+from .rules import RULES
+from .specs import canonical
 
 Source = Literal["varangian", "imported"]
 SETTINGS = [field.name for field in fields(Experiment)]
@@ -97,12 +102,22 @@ class Outcome:
 
 def rule_name(experiment: Experiment) -> str:
     """The rule, mixings before it, with options where they are not the defaults: "nnm + multi-krum(m=5)"."""
-    return " + ".join([*experiment.pre, experiment.rule])
+    f = experiment.byzantine
+    return " + ".join([*(_short("mixing", spec, f) for spec in experiment.pre), _short("rule", experiment.rule, f)])
 
 
 def attack_name(experiment: Experiment) -> str:
     """The attack, with options where they are not the defaults; "none" without."""
-    return experiment.attack or "none"
+    return "none" if experiment.attack is None else _short("attack", experiment.attack)
+
+
+_TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {"rule": RULES, "mixing": MIXINGS, "attack": ATTACKS}
+
+
+@lru_cache(maxsize=2**12)
+def _short(kind: str, spec: str, f: int | None = None) -> str:
+    """However it was written: runs of one rule or attack have one name."""
+    return canonical(kind, spec, _TABLES[kind], f)
 
 
 def rate_text(experiment: Experiment) -> str:

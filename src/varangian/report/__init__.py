@@ -48,7 +48,7 @@ def report(
     """
     records: list[SweepRecord] = []
     if isinstance(source, (str, Path)):
-        source = Path(source)
+        source = Path(source).expanduser()
         folder = source if source.is_dir() else source.parent
         outcomes, left_out = collect(source)
         records = _records(folder / "sweeps")
@@ -57,7 +57,7 @@ def report(
         outcomes, left_out = each_once(source)
     if command is not None or record is not None:
         records.insert(0, record or SweepRecord(command or ""))
-    out = Path("." if out is None else out)
+    out = Path("." if out is None else out).expanduser()
     found = groups(outcomes)
     if not found:
         raise ValueError("none of these runs was attacked: there is nothing to compare.")
@@ -66,16 +66,17 @@ def report(
         say(f"left out: {line}") if say is not None else warnings.warn(f"left out: {line}", stacklevel=2)
     drawn = make_folder(out, "figures")
     pictures = []
-    told = _Told(say)
+    told, names = _Told(say), set[str]()
     for group in found:
         for name, figure in figures.draw(group):
             told.one(group)
-            style.save(figure, drawn / name)
+            style.save(figure, drawn / _unused(name, names))
             if name.startswith(("boxes-max", "heat-max")):
                 pictures.append(Picture(group.title, style.png(figure, PAGE_DPI), name.startswith("heat")))
     for same in by_batch_size(found):
         figure = figures.by_noise(same)
-        style.save(figure, drawn / f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}")
+        name = f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}"
+        style.save(figure, drawn / _unused(name, names))
         title = f"{same[0].name}: accuracies at several batch sizes"
         pictures.append(Picture(title, style.png(figure, 2 * PAGE_DPI), always=True))
     judged = judge(found)
@@ -84,6 +85,16 @@ def report(
     path = out / "report.html"
     write_whole(path, lambda file: file.write(page.encode()))
     return path
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """A file name that no other figure has: names are cut, and what tells long titles apart may be cut off."""
+    number, found = 1, name
+    while found in used:
+        number += 1
+        found = f"{name}-no{number}"
+    used.add(found)
+    return found
 
 
 class _Told:

@@ -175,7 +175,9 @@ function pairing(c) {
   const value = c.measure === "final" ? FINAL : MAX, key = (r) => [r[RULE], r[ATTACK], r[N], r[F], r[REAL], r[KIND], r[RATE]].join("|");
   const rows = data.runs.filter((r) => passes(r, c, false)), found = new Map();
   const servers = new Map(rows.filter((r) => r[PLACE] === "server").map((r) => [key(r) + "|" + r[SEED], r]));
-  const references = new Map(data.runs.filter((r) => r[G] === +c.group && !r[ATTACK] && r[RULE] === "average")
+  // As paper.py finds them: at the server, or elsewhere where that changes nothing.
+  const calm = data.runs.filter((r) => r[G] === +c.group && !r[ATTACK] && r[RULE] === "average" && !r[F] && (r[PLACE] === "server" || !r[KIND]));
+  const references = new Map(calm.sort((a, b) => (a[PLACE] === "server") - (b[PLACE] === "server"))
     .map((r) => [[r[N], r[KIND], r[RATE], r[SEED]].join("|"), r]));
   for (const worker of rows.filter((r) => r[PLACE] === "worker")) {
     const server = servers.get(key(worker) + "|" + worker[SEED]);

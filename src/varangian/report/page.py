@@ -10,7 +10,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from ..outcomes import Outcome, command, condition, rate_text, rule_name
+from ..outcomes import Outcome, attack_name, command, condition, rate_text, rule_name
 from ..paper import MEASURES, Pair, Verdict, of_the_paper
 from .figures import band, ratio_rules
 from .layout import ATTACKS, RULES, Group, attack_title, column_of, rule_title
@@ -394,10 +394,11 @@ def _data(found: Sequence[Group]) -> dict[str, Any]:
         for o in group.outcomes:
             e = o.experiment
             key = (
-                *(number, rule_name(e), e.attack or "", e.workers, e.byzantine, e.attackers, e.nesterov, rate_text(e)),
-                e.momentum_at,
+                *(number, rule_name(e), attack_name(e) if e.attack else "", e.workers, e.byzantine, e.attackers),
+                *(e.nesterov, rate_text(e), e.momentum_at),
             )
-            runs.append([*key, e.seed, round(100 * o.max_accuracy, 4), round(100 * o.final_accuracy, 4)])
+            seed = e.seed if e.seed < 2**53 else str(e.seed)  # the script's numbers end there
+            runs.append([*key, seed, round(100 * o.max_accuracy, 4), round(100 * o.final_accuracy, 4)])
             bundles.setdefault(key, []).append(o)
             if e.attack and (limit := condition(e)) is not None:
                 conditions[f"{rule_name(e)}/{e.workers}/{e.byzantine}"] = float(f"{limit:.4g}")
