@@ -139,6 +139,16 @@ def test_every_text_has_its_room(case: str) -> None:
     assert names
 
 
+@pytest.mark.parametrize("dpi", [72, 110, 220, 300])
+def test_there_is_room_at_any_resolution(dpi: int) -> None:
+    """The page holds pictures of fewer dots than the files have."""
+    for case in ("batch sizes", "a wide grid"):
+        for name, figure in drawn(CASES[case]):
+            if name.startswith(("noise", "heat-max")):
+                figure.set_dpi(dpi)
+                check(figure)
+
+
 def test_titles_of_any_length_have_room() -> None:
     [group] = groups(made(rules=("median",)))
     long = Group(" ".join(["a title that says everything there is to say"] * 9), "described", group.outcomes, "name")

@@ -42,6 +42,7 @@ STYLE: dict[Any, Any] = {  # matplotlib 3.11 has a type of its own for the names
     "font.size": SIZE,
     "text.usetex": False,
     "text.parse_math": False,
+    "text.hinting": "no_hinting",  # else letters are wider where dots are fewer
     "axes.titlesize": SIZE,
     "axes.labelsize": SIZE,
     "axes.linewidth": 0.6,
@@ -110,8 +111,9 @@ def _drawn(figure: Figure, kind: str, metadata: dict[str, str] | dict[str, None]
 def width_of(text: str, size: float = SIZE, bold: bool = False) -> float:
     """How wide a line of text is, in inches."""
     font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
-    wide, _, _ = _measure()(text, font, False)
-    return 1.02 * wide / DPI  # hinting differs a little from place to place
+    with house():
+        wide, _, _ = _measure()(text, font, False)
+    return 1.02 * wide / DPI
 
 
 @lru_cache(maxsize=1)
