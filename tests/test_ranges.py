@@ -244,3 +244,15 @@ def test_the_catalog_has_all_that_the_tables_have() -> None:
     for table, here in ((vg.RULES, RULES), (vg.MIXINGS, MIXINGS), (vg.ATTACKS, ATTACKS)):
         assert set(table.values()) == {type(one) for one in here.values()}
     assert all(rule.min_n <= catalog.N for rule in RULES.values())
+
+
+@pytest.mark.parametrize("scale", [-900, -530, 0, 530, 900])
+def test_what_workers_do_in_one_pass_is_what_they_do_one_by_one(scale: int) -> None:
+    """The simulator's pass over clipping and momentum, at both ends too."""
+    x, y, memory = (vectors(n, seed=n) * 2.0**scale for n in (6, 1, 6))
+    x[2] = 0
+    clip, momentum = vg.Clip(4.0 * 2.0**scale), vg.Momentum(0.9)
+    expected = momentum(clip(x + 0.5 * y)[0], memory)[0]
+    out = torch.empty_like(x)
+    kernels.send_rows(x, 0.5, y, clip.scales, 1.0, 0.9, memory, out, False)
+    torch.testing.assert_close(out * 2.0**-scale, expected * 2.0**-scale, rtol=1e-12, atol=1e-12)

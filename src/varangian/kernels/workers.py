@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, share
+from .distances import norms as row_norms
+from .runtime import STREAM_WIDTH, VANISHING, as_rows, chunks, is_half, is_native, jit, jit_sum, share
 
 SEND_WIDTH = 1024  # columns per block of what workers do: the rows it keeps stay in the second cache
 
@@ -138,7 +139,13 @@ def send_rows(
             )  # fmt: skip
 
         share(norms, count, n * d)
-        scales = scale(torch.from_numpy(parts.sum(0)).sqrt_()).to(x.dtype).numpy()
+        squared = parts.sum(0)
+        lengths = np.sqrt(squared)
+        odd = ~((squared > VANISHING) & (squared < np.inf))
+        if a.dtype == np.float64 and odd.any():  # squares that left the range of float64
+            shift = b[odd] if b.shape[0] == n else b
+            lengths[odd] = row_norms(torch.from_numpy(a[odd] + factor * shift)).numpy()
+        scales = scale(torch.from_numpy(lengths)).to(x.dtype).numpy()
     held = np.empty((0, d), a.dtype) if memory is None else _beside(x, memory)
     found = np.empty((0 if not moments else 2 if memory is None else 4, d), a.dtype)
     width, blocks = chunks(d, SEND_WIDTH, 16)
