@@ -19,7 +19,7 @@ import golden_conventions as golden
 import oracles
 import varangian as vg
 from varangian import kernels, mixing, rules
-from varangian.geometry import Geometry, _refined
+from varangian.geometry import Geometry, Held, _refined
 from varangian.mixing import AdaptiveClipping, Bucketing, NearestNeighborMixing, StaticClipping
 from varangian.randomness import generator
 from varangian.rules import (
@@ -425,8 +425,8 @@ def test_what_looks_from_one_point_reads_the_vectors_once(
     everything = Geometry.of(x, extra).measured()
     table, _ = weigh(9, pre, rule, everything)
     expected = rule.apply(x, table, previous)
-    for measuring in ("squared_distances", "weighted_panel"):
-        monkeypatch.setattr(kernels, measuring, None)
+    monkeypatch.setattr(kernels, "squared_distances", None)
+    monkeypatch.setattr(Held, "measured", None)
     actual = decide(x, pre, rule, previous).aggregate
     limit = 1e-9 if dtype == torch.float64 else 2e-6
     np.testing.assert_allclose(actual, expected, rtol=0, atol=limit * float(expected.abs().max()))
