@@ -19,8 +19,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import varangian as vg
+from varangian.algorithm import State
 from varangian.engines import sharded
 from varangian.engines.ddp import Protection, protect
+from varangian.engines.sharded import OnRefusal
 
 STEPS, FEW_STEPS, FAULTY_STEPS, RATE = 30, 8, 25, 0.2
 NAN = float("nan")
@@ -78,14 +80,21 @@ def simulated(
             rows.append(
                 torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in parameters])
             )
-        vectors, state = algorithm.send(torch.stack(rows), state)
-        update, state = algorithm.aggregate(vectors, state)
+        try:
+            update, state = simulated_step(algorithm, torch.stack(rows), state)
+        except vg.Refused:
+            continue
         at = 0
         for p in parameters:
             p.grad = update[at : at + p.numel()].view_as(p).clone()
             at += p.numel()
         optimizer.step()
     return flat(module.parameters())
+
+
+def simulated_step(algorithm: vg.Algorithm, gradients: Tensor, state: State) -> tuple[Tensor, State]:
+    vectors, state = algorithm.send(gradients, state)
+    return algorithm.aggregate(vectors, state)
 
 
 @dataclass
@@ -104,18 +113,26 @@ def train(
     rank: int, size: int, algorithm: vg.Algorithm, gradient: Gradient = plain_gradient, steps: int = STEPS,
     compare: bool = True, make: Callable[[], nn.Module] = model, options: dict[str, Any] | None = None,
     fault: Callable[[Tensor], Tensor] | None = None, faulty: tuple[int, ...] = (), replicated: bool = False,
-    window: int = 100, warn: Callable[[str], None] | None = None, cap: float = CAP,
+    window: int = 100, warn: Callable[[str], None] | None = None, cap: float = CAP, goes_on: bool = False,
+    on_refusal: OnRefusal = "raise",
 ) -> Trained:  # fmt: skip
     module = make()
     ddp = DistributedDataParallel(module, bucket_cap_mb=cap, **(options or {}))
-    protection = protect(ddp, algorithm, replicated=replicated, window=window, warn=warn)
+    with allowed(algorithm.rule):
+        protection = protect(ddp, algorithm, replicated=replicated, on_refusal=on_refusal, window=window, warn=warn)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=RATE)
     if fault is not None and rank in faulty:
         for parameter in module.parameters():
             parameter.register_hook(fault)
     for step in range(steps):
         optimizer.zero_grad()
-        gradient(ddp, step, rank)
+        try:
+            gradient(ddp, step, rank)
+        except vg.Refused:
+            assert all(p.grad is None for p in ddp.parameters())
+            if not goes_on:
+                raise
+            continue
         optimizer.step()
     difference, same = NAN, False
     if compare and rank == 0:
@@ -123,6 +140,31 @@ def train(
         got = flat(module.parameters())
         difference, same = float((got - expected).abs().max()), torch.equal(got, expected)
     return Trained(digest(module), difference, same, accuracy(module) if make is model else NAN, protection.report())
+
+
+@contextmanager
+def allowed(rule: vg.Rule) -> Iterator[None]:
+    """A rule with f = 0 is warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert [str(w.message) for w in caught] == [
+        f"protect: {rule} protects from nobody; f is how many may be faulty."
+    ] * (rule.f == 0)
+
+
+def unprotected(rank: int, fault: Callable[[Tensor], Tensor]) -> float:
+    """The accuracy of plain DistributedDataParallel with a faulty rank."""
+    module = model()
+    ddp = DistributedDataParallel(module)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=RATE)
+    for parameter in module.parameters() if rank == 3 else ():
+        parameter.register_hook(fault)
+    for step in range(FAULTY_STEPS):
+        optimizer.zero_grad()
+        plain_gradient(ddp, step, rank)
+        optimizer.step()
+    return accuracy(module)
 
 
 WORKER, SERVER, CLIP = (vg.Momentum(0.9),), (vg.Momentum(0.9),), vg.Clip(0.5)
@@ -134,16 +176,17 @@ EQUAL = {
     "phocas": vg.Algorithm(rule=vg.Phocas(2), server=SERVER),
     "meamed": vg.Algorithm(worker=(vg.Momentum(0.9, dampening=0.9),), rule=vg.MeaMed(2)),
     "bulyan": vg.Algorithm(worker=WORKER, rule=vg.Bulyan(0)),
-    "average, both momenta": vg.Algorithm(worker=(vg.Momentum(0.5),), rule=vg.Average(), server=(vg.Momentum(0.5),)),
+    "median, both momenta": vg.Algorithm(worker=(vg.Momentum(0.5),), rule=vg.Median(2), server=(vg.Momentum(0.5),)),
     "clip, multi-krum": vg.Algorithm(worker=(CLIP, *WORKER), rule=vg.MultiKrum(1)),
     "clip, median, server": vg.Algorithm(worker=(CLIP,), rule=vg.Median(2), server=SERVER),
     "nnm, trimmed-mean": vg.Algorithm(worker=WORKER, pre=(vg.NearestNeighborMixing(1),), rule=vg.TrimmedMean(1)),
     "arc, multi-krum": vg.Algorithm(pre=(vg.AdaptiveClipping(1),), rule=vg.MultiKrum(1)),
     "centered-clipping": vg.Algorithm(worker=WORKER, rule=vg.CenteredClipping(1, tau=0.5)),
     "geometric-median": vg.Algorithm(rule=vg.GeometricMedian(2)),
+    "bucketing, median": vg.Algorithm(worker=WORKER, pre=(vg.Bucketing(2),), rule=vg.Median(1)),
     "shared momentum": vg.Algorithm(worker=(vg.SharedMomentum(0.5),), rule=vg.Median(1)),
 }
-BITWISE = {"median", "trimmed-mean", "phocas", "meamed", "average, both momenta", "shared momentum"}
+BITWISE = {"median", "trimmed-mean", "phocas", "meamed", "median, both momenta", "shared momentum"}
 POSTER = {"krum", "multi-krum", "median", "trimmed-mean", "phocas", "meamed", "bulyan", "clip, multi-krum"}
 REPLICATED = {
     "dnc": vg.Algorithm(rule=vg.DivideAndConquer(1, sample=50)),
@@ -239,10 +282,8 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
                 rank, size, DEFENCES[defence], steps=FAULTY_STEPS, compare=False, fault=fault, faulty=(3,), cap=25
             )
     for name in ("nan", "1e30", "upside down"):
-        found[f"unprotected: {name}"] = train(
-            rank, size, vg.Algorithm(), steps=FAULTY_STEPS, compare=False, fault=FAULTS[name], faulty=(3,)
-        )
-    found["healthy"] = train(rank, size, vg.Algorithm(worker=WORKER), steps=FAULTY_STEPS, compare=False)
+        found[f"unprotected: {name}"] = unprotected(rank, FAULTS[name])
+    found["healthy"] = train(rank, size, EQUAL["trimmed-mean"], steps=FAULTY_STEPS, compare=False)
     lines: list[str] = []
     found["warned"] = train(
         rank, size, DEFENCES["median"], steps=25, compare=False, fault=FAULTS["nan"], faulty=(3,), window=20,
@@ -257,7 +298,7 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
                 )
             )
     found["after errors"] = train(rank, size, EQUAL["multi-krum"], steps=3)
-    for part in (situations, refusals, memories, traffic):
+    for part in (situations, bad_gradients, refused_steps, refusals, memories, traffic):
         found |= part(rank, size)
     return found
 
@@ -421,6 +462,163 @@ def joined(rank: int, size: int) -> dict[str, Any]:
     return {"joined": Trained(digest(module), NAN, False, accuracy(module), protection.report())}
 
 
+# ------------------------------------------------------------------- bad gradients, and steps that come to nothing
+
+BAD = {  # who sends NaN at which step; of f = 1
+    "one, once": {2: (3,)},
+    "first step refused": {0: (1, 2)},
+    "two refused running": {3: (1, 2), 4: (0, 4), 6: (2,)},
+    "last refused, then one": {5: (0, 1, 2, 3, 4), 7: (3,)},
+}
+
+
+def spoilt(bad: dict[int, tuple[int, ...]], last_only: bool = False, accumulates: bool = False) -> Gradient:
+    """The gradients of ranks that send NaN now and then: in all parameters or in the last one, perhaps on the way."""
+
+    def gradient(module: nn.Module, step: int, rank: int) -> None:
+        parameters = list(module.parameters())
+        spoils = rank in bad.get(step, ())
+        hooks = [
+            p.register_hook(lambda g: torch.full_like(g, NAN))
+            for p in (parameters[:1] if last_only else parameters)  # the first parameter's gradient comes last
+            if spoils
+        ]
+        try:
+            (accumulated if accumulates else plain_gradient)(module, step, rank)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return gradient
+
+
+def bad_gradients(rank: int, size: int) -> dict[str, Any]:
+    """Training among NaN, with refused steps left out, is the simulator's."""
+    found: dict[str, Any] = {}
+    for name, bad in BAD.items():
+        for algorithm in ("clip, multi-krum", "trimmed-mean", "bucketing, median", "shared momentum"):
+            for on_refusal in ("raise", "skip"):
+                found[f"bad: {name}, {algorithm}, {on_refusal}"] = train(
+                    rank, size, EQUAL[algorithm], spoilt(bad), FEW_STEPS, goes_on=True, on_refusal=on_refusal
+                )
+    bad = BAD["two refused running"]
+    found["bad: last bucket"] = train(
+        rank, size, EQUAL["trimmed-mean"], spoilt(bad, last_only=True), FEW_STEPS, goes_on=True
+    )
+    found["bad: replicated"] = train(
+        rank, size, EQUAL["trimmed-mean"], spoilt(bad), FEW_STEPS, goes_on=True, replicated=True
+    )
+    found["bad: no_sync"] = train(
+        rank, size, EQUAL["trimmed-mean"], spoilt(bad, accumulates=True), FEW_STEPS, goes_on=True
+    )
+    for option in ({"gradient_as_bucket_view": True}, {"static_graph": True}, {"find_unused_parameters": True}):
+        found[f"bad: {next(iter(option))}"] = train(
+            rank, size, EQUAL["trimmed-mean"], spoilt(bad), FEW_STEPS, goes_on=True, options=option
+        )
+    lines: list[str] = []
+    train(rank, size, EQUAL["median"], spoilt(bad), FEW_STEPS, on_refusal="skip", warn=lines.append)
+    found["skipped"] = lines
+    return found
+
+
+@dataclass
+class Answer:
+    answer: Tensor
+
+
+class Hidden(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Answer:
+        return Answer(self.first(x))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.never = nn.Linear(10, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, deep: bool = False) -> Tensor:
+        h = self.first(x)
+        return self.never(h) if deep else h
+
+
+def refused_steps(rank: int, size: int) -> dict[str, Any]:
+    """What is no step of the algorithm: said on every rank, with nothing moved and nothing remembered."""
+    found: dict[str, Any] = {}
+
+    def tried(key: str, work: Callable[[DistributedDataParallel, Protection], object], cap: float = CAP) -> None:
+        ddp = DistributedDataParallel(Twice(), bucket_cap_mb=cap)
+        protection = protect(ddp, EQUAL["trimmed-mean"])
+        found[f"none: {key}"] = message_of(lambda: work(ddp, protection))
+        found[f"none: {key}, moved"] = any(p.grad is not None for p in ddp.parameters())
+
+    x, y = batch(0, rank)
+
+    def loss(ddp: nn.Module, deep: bool = True) -> Tensor:
+        return cross_entropy(ddp(x, deep), y)
+
+    def twice(ddp: DistributedDataParallel, protection: Protection) -> None:
+        loss(ddp).backward()
+        loss(ddp).backward()
+
+    def again(ddp: DistributedDataParallel, protection: Protection) -> None:
+        once = loss(ddp)
+        once.backward(retain_graph=True)
+        once.backward()
+
+    def on_one_rank(ddp: DistributedDataParallel, protection: Protection) -> None:
+        loss(ddp).backward()
+        if rank != 1:
+            ddp.zero_grad()
+        loss(ddp).backward()
+
+    tried("two backward passes", twice)
+    tried("two of one graph", again)
+    tried("not zeroed on one rank", on_one_rank)
+    for cap in (1e-6, 25):
+        tried(f"a layer that nobody used, {cap}", lambda ddp, _: loss(ddp, False).backward(), cap)
+        tried(f"a layer that one rank did not use, {cap}", lambda ddp, _: loss(ddp, rank != 1).backward(), cap)
+
+    # After a refusal a step is a step again, and zeros are as good as None.
+    ddp = DistributedDataParallel(Twice())
+    protection = protect(ddp, EQUAL["trimmed-mean"])
+    message_of(lambda: twice(ddp, protection))
+    before = protection.state_dict()
+    ddp.zero_grad(set_to_none=False)
+    loss(ddp).backward()
+    found["none: and the next"] = any(not torch.equal(before[k], v) for k, v in protection.state_dict().items())
+    ddp.zero_grad(set_to_none=False)
+    torch.autograd.grad(loss(ddp), list(ddp.parameters()))  # no step
+    loss(ddp).backward()
+    found["none: steps"] = protection.report().steps
+
+    # What a static graph cannot see in its outputs it does not reduce.
+    hidden = DistributedDataParallel(Hidden(), static_graph=True)
+    protect(hidden, EQUAL["trimmed-mean"])
+    found["none: hidden outputs"] = message_of(lambda: cross_entropy(hidden(x).answer, y).backward())
+    found["none: hidden outputs, moved"] = any(p.grad is not None for p in hidden.parameters())
+
+    # Taken away, the mean is back.
+    protection.remove()
+    ddp.zero_grad()
+    twice(ddp, protection)
+    plain = DistributedDataParallel(Twice())
+    loss(plain).backward()
+    loss(plain).backward()
+    pairs = zip(ddp.parameters(), plain.parameters(), strict=True)
+    found["removed"] = max(float((p.grad - q.grad).abs().max()) for p, q in pairs)
+
+    # A scaler that is switched off is none.
+    ddp = DistributedDataParallel(Twice())
+    protect(ddp, EQUAL["trimmed-mean"], scaler=torch.amp.GradScaler("cpu", enabled=False))
+    found["scaler off"] = message_of(lambda: (loss(ddp) * NAN).backward())
+    return found
+
+
 # --------------------------------------------------------------------------------------- refusals and memories
 
 
@@ -439,6 +637,7 @@ def refusals(rank: int, size: int) -> dict[str, Any]:
     protect(twice, median)
     synchronised = DistributedDataParallel(model())
     synchronised.module.add_module("norm", nn.SyncBatchNorm(3))  # late: torch itself wants GPUs for it
+    other = DistributedDataParallel(model())
     shapes = model() if rank == 2 else nn.Sequential(*model(), nn.Tanh())
     return {
         "refused: f": refused(model(), vg.Algorithm(rule=vg.MultiKrum(2))),
@@ -453,6 +652,17 @@ def refusals(rank: int, size: int) -> dict[str, Any]:
         "refused: twice": message_of(lambda: protect(twice, median)),
         "refused: module": message_of(lambda: protect(model(), median)),  # type: ignore[arg-type]
         "refused: others": refused(model(), vg.Algorithm(rule=vg.Median(1 if rank else 2))),
+        "heard: f": refused(model(), vg.Algorithm(rule=vg.Median(3 if rank == 1 else 1))),
+        "heard: sparse": refused(Sparse() if rank == 1 else nn.Embedding(4, 3), median),
+        "heard: module": message_of(lambda: protect(other.module if rank == 1 else other, median)),
+        "heard: window": refused(model(), median, window=0 if rank == 1 else 3),
+        "heard: twice": message_of(lambda: protect(twice if rank == 1 else other, median)),
+        "refused: on_refusal": refused(model(), median, on_refusal="skip" if rank == 1 else "raise"),
+        "refused: scale": refused(
+            model(), median, scaler=torch.amp.GradScaler("cpu", init_scale=4.0 if rank == 1 else 2.0)
+        ),
+        "refused: average": refused(model(), vg.Algorithm(worker=WORKER)),
+        "refused: rule": refused(model(), vg.Median(1)),  # type: ignore[arg-type]
         "not refused: layers without parameters": refused(shapes, median),
         "refused: window": refused(model(), median, window=0),
     }
@@ -462,7 +672,7 @@ def memories(rank: int, size: int) -> dict[str, Any]:
     """Twelve steps at once, or six, a checkpoint, and six more in a new model whose buckets are not rebuilt yet."""
     found: dict[str, Any] = {}
     for name in ("multi-krum", "clip, median, server", "centered-clipping", "both"):
-        algorithm = EQUAL["average, both momenta"] if name == "both" else EQUAL[name]
+        algorithm = EQUAL["median, both momenta"] if name == "both" else EQUAL[name]
 
         def fresh(algorithm: vg.Algorithm = algorithm) -> tuple[DistributedDataParallel, Protection]:
             ddp = DistributedDataParallel(model(), bucket_cap_mb=CAP)
@@ -489,13 +699,30 @@ def memories(rank: int, size: int) -> dict[str, Any]:
         protection.load_state_dict(saved["protection"])
         steps(ddp, 6, 12)
         found[f"resumed: {name}"] = float((flat(ddp.parameters()) - expected).abs().max())
+        before = protection.state_dict()
         found[f"untouched: {name}"] = all(torch.equal(v, saved["protection"][k]) for k, v in steps_before.items())
         found[f"keys: {name}"] = sorted(saved["protection"])
         found["bad state"] = message_of(lambda p=protection: p.load_state_dict({"worker.0.nothing": torch.zeros(1)}))
-        found["bad shape"] = message_of(
-            lambda p=protection, s=saved["protection"]: p.load_state_dict({k: v[:1] for k, v in s.items()})
-        )
+        for key, change in others(rank, saved["protection"]).items():
+            found[f"state: {key}"] = message_of(lambda p=protection, c=change: p.load_state_dict(c))
+        kept = protection.state_dict()
+        found[f"state kept: {name}"] = all(torch.equal(memory, kept[k]) for k, memory in before.items())
     return found
+
+
+def others(rank: int, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """States that are not this rank's own, or not whole; most of them on one rank only."""
+    key = next(k for k in state if "." in k)
+    lacks = {k: v for k, v in state.items() if k != "rank"}
+    return {
+        "a neighbour's": state | {"rank": state["rank"] + (1 if rank == 1 else 0)},
+        "rank 0's": state | {"rank": torch.tensor(0)},
+        "more ranks'": state | {"ranks": state["ranks"] + 1},
+        "another algorithm's": state | {"algorithm": torch.tensor([77], dtype=torch.uint8)},
+        "nan": state | ({key: state[key] * NAN} if rank == 1 else {}),
+        "short": state | ({key: state[key][:1]} if rank == 1 else {}),
+        "lacks": lacks if rank == 1 else state,
+    }
 
 
 def traffic(rank: int, size: int) -> dict[str, Any]:
@@ -510,6 +737,7 @@ def traffic(rank: int, size: int) -> dict[str, Any]:
         ddp = DistributedDataParallel(wide(), bucket_cap_mb=0.05)
         protect(ddp, EQUAL[name])
         for step in range(3):
+            ddp.zero_grad()
             with counted() as sent:
                 plain_gradient(ddp, step, rank)
         d = sum(p.numel() for p in ddp.parameters())
@@ -527,6 +755,7 @@ def death(rank: int, size: int, folder: Path) -> str:
     for step in range(10):
         if rank == size - 1 and step == 3:
             os._exit(3)
+        ddp.zero_grad()
         try:
             plain_gradient(ddp, step, rank)
         except RuntimeError as error:

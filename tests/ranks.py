@@ -25,7 +25,7 @@ def _main(rank: int, size: int, folder: str, work: Callable[..., Any], answers: 
         raise
 
 
-def start(size: int, folder: Path, work: Callable[..., Any], seconds: float = 240, may_die: bool = False) -> list[Any]:
+def start(size: int, folder: Path, work: Callable[..., Any], seconds: float = 600, may_die: bool = False) -> list[Any]:
     """work(rank, size, folder) on each of ``size`` ranks: what each returns, or None for one that died."""
     context = multiprocessing.get_context("spawn")
     answers: Queue = context.Queue()

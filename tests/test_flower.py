@@ -107,7 +107,6 @@ def updates(n: int, seed: int = 1) -> Tensor:
 
 
 ALGORITHMS = [
-    vg.Algorithm(rule=vg.Average()),
     vg.Algorithm(rule=vg.Median(f=2)),
     vg.Algorithm(rule=vg.TrimmedMean(f=2)),
     vg.Algorithm(rule=vg.Phocas(f=2)),
@@ -147,9 +146,9 @@ def test_claims_of_many_examples_count_for_nothing() -> None:
     sent = model()
     honest, liar = content(away(sent, 1.0)), content(away(sent, -1.0), examples=1e12)
     play_once = {1: honest, 2: content(away(sent, 2.0)), 3: liar}
-    new, _ = play(RobustStrategy(vg.Average()), sent, play_once)
+    new, _ = play(RobustStrategy(vg.Median(f=1)), sent, play_once)
     assert new is not None
-    torch.testing.assert_close(flat(new) - flat(sent), torch.full((15,), 2 / 3))
+    torch.testing.assert_close(flat(new) - flat(sent), torch.full((15,), 1.0))
     boss = FedAvg()
     boss.configure_train(1, ArrayRecord(OrderedDict(sent)), ConfigRecord(), Nodes(play_once))
     ruled, _ = boss.aggregate_train(1, [Message(c, reply_to=_message(node)) for node, c in play_once.items()])
@@ -247,16 +246,17 @@ def test_a_malformed_reply_is_dropped_and_its_node_named(fault: str, caplog: pyt
 
 
 def test_the_other_byte_order_is_no_fault() -> None:
-    strategy, sent = RobustStrategy(vg.Median(f=0)), model()
+    strategy, sent = RobustStrategy(vg.Median(f=1)), model()
     swapped = {name: Array(tensor.numpy().astype(">f4")) for name, tensor in away(sent, 1.0).items()}
-    new, _ = play(strategy, sent, {1: RecordDict({"arrays": ArrayRecord(swapped)}), 2: content(away(sent, 1.0))})
+    plain = content(away(sent, 1.0))
+    new, _ = play(strategy, sent, {1: RecordDict({"arrays": ArrayRecord(swapped)}), 2: plain, 3: plain})
     assert new is not None
-    assert strategy.rounds[0].used == (1, 2)
+    assert strategy.rounds[0].used == (1, 2, 3)
     torch.testing.assert_close(flat(new), flat(sent) + 1)
 
 
 @pytest.mark.parametrize("value", [1e38, -1e38, 3e38])
-@pytest.mark.parametrize("algorithm", ALGORITHMS[1:], ids=str)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
 def test_finite_nonsense_does_not_move_the_model(algorithm: vg.Algorithm, value: float) -> None:
     strategy, sent, n = RobustStrategy(algorithm), model(), 11
     spread = updates(n) * 0.1 + 1
@@ -446,11 +446,11 @@ def test_models_that_cannot_be_aggregated(sent: Model, message: str) -> None:
 def test_half_precision_is_aggregated_in_single() -> None:
     sent = {"x": torch.full((1000,), 1000.0, dtype=torch.float16)}
     replies = {i: content({"x": sent["x"] + i}) for i in range(4)}
-    new, _ = play(RobustStrategy(vg.Average()), sent, replies)
+    new, _ = play(RobustStrategy(vg.Median(f=1)), sent, replies)
     assert new is not None
     assert new["x"].dtype == torch.float16
     assert set(new["x"].tolist()) == {1001.5}
-    new, _ = play(RobustStrategy(vg.Average(), learning_rate=1e5), sent, replies)
+    new, _ = play(RobustStrategy(vg.Median(f=1), learning_rate=1e5), sent, replies)
     assert new is None  # it would not be finite any more
 
 
@@ -533,8 +533,23 @@ def test_the_default_is_a_drop_in_for_fedavg() -> None:
         ({"rule": vg.Median(f=0), "f": lambda n: n}, "that some number of nodes can survive, got 10000 of 10,000"),
         ({"rule": vg.Median(f=0), "buffers": "mean"}, 'buffers "median" or "keep", got \'mean\''),
         ({"rule": vg.Median(f=0), "learning_rate": 0.0}, "learning_rate > 0"),
-        ({"rule": vg.Algorithm(worker=(vg.Momentum(0.9, nesterov=True),))}, "needs classical momentum"),
+        (
+            {"rule": vg.Algorithm(worker=(vg.Momentum(0.9, nesterov=True),), rule=vg.Median(1))},
+            "needs classical momentum",
+        ),
         ({"rule": vg.FLTrust(f=1)}, "needs a root vector"),
+        ({"rule": vg.Median}, r"an Algorithm or a rule, such as Median\(f=1\), got the class Median"),
+        ({"rule": "median"}, "an Algorithm or a rule, .* got 'median'"),
+        ({"rule": vg.Average()}, r"protects from somebody, got Average\(f=0\)"),
+        ({"rule": vg.Algorithm(worker=(vg.Momentum(0.9),))}, "protects from somebody"),
+        ({"rule": vg.Median(f=1), "f": True}, "integer f >= 0, got True"),
+        ({"rule": vg.Median(f=1), "buffer_names": "running_mean"}, "as a list of names, got 'running_mean'"),
+        ({"rule": vg.Median(f=1), "buffer_names": (b"running_mean",)}, "as a list of names"),
+        ({"rule": vg.Median(f=1), "learning_rate": "0.1"}, "learning_rate > 0, got '0.1'"),
+        ({"rule": vg.Median(f=1), "learning_rate": True}, "learning_rate > 0, got True"),
+        ({"rule": vg.Median(f=1), "forget_after": 0}, "forget_after >= 1 or None, got 0"),
+        ({"rule": vg.Median(f=1), "seed": -1}, "a?n integer seed"),
+        ({"rule": vg.FoolsGold(f=3), "min_train_nodes": 4}, "min_train_nodes >= 7"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
@@ -543,9 +558,162 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
         RobustStrategy(rule, **settings)
 
 
+def test_f_zero_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="f = 0 protects from nobody"):
+        RobustStrategy(vg.Median(f=0))
+    with pytest.warns(UserWarning, match="f = 0 protects from nobody"):
+        RobustStrategy(vg.Median(f=1), f=0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+def test_among_bad_replies_it_is_the_algorithm_on_the_good_ones(algorithm: vg.Algorithm) -> None:
+    """A round without those that were dropped; where more than f were, none: nothing is remembered of it."""
+    algorithm = replace(algorithm, worker=(vg.Momentum(0.9),), server=(vg.Momentum(0.5),))
+    strategy, n, sent = RobustStrategy(algorithm), 12, model()
+    state = algorithm.init(n, 15)
+    for number, bad in enumerate([(), (3,), (0, 5, 11), (7,), (), tuple(range(n)), ()], 1):
+        received = [away(sent, update) for update in updates(n, seed=number)]
+        nan = content(away(sent, torch.nan))
+        new, _ = play(strategy, sent, {i: nan if i in bad else content(received[i]) for i in range(n)}, number)
+        if len(bad) > algorithm.rule.f:
+            assert new is None
+            continue
+        good = [i for i in range(n) if i not in bad]
+        gradients = torch.stack([flat(received[i]) - flat(sent) for i in good])
+        own = replace(state, worker=tuple(None if m is None else m[good] for m in state.worker))
+        vectors, own = algorithm.send(gradients, own)
+        update, own = algorithm.aggregate(vectors, own)
+        memory = state.worker[0]
+        assert memory is not None
+        assert own.worker[0] is not None
+        memory[good] = own.worker[0]
+        state = replace(own, worker=(memory,))
+        assert new is not None
+        torch.testing.assert_close(flat(new), flat(sent) + update, rtol=1e-6, atol=1e-6)
+        sent = new
+    assert [bool(r.kept) for r in strategy.rounds] == [False, False, True, False, False, True, False]
+
+
+def test_a_bug_of_the_users_own_is_no_reason_to_keep_the_model() -> None:
+    def broken(contents: list[RecordDict], key: str) -> MetricRecord:
+        raise ValueError("my own bug")
+
+    strategy = RobustStrategy(vg.Median(f=1), train_metrics_aggr_fn=broken)
+    with pytest.raises(ValueError, match="my own bug"):
+        play(strategy, model(), {i: content(away(model(), 1.0)) for i in range(3)})
+
+
+class TestMemory:
+    algorithm = vg.Algorithm(
+        worker=(vg.Clip(9.0), vg.Momentum(0.9)), rule=vg.CenteredClipping(f=1), server=(vg.Momentum(0.5),)
+    )
+
+    def round(self, strategy: RobustStrategy, sent: Model, number: int, nodes: Iterable[int]) -> dict[str, Tensor]:
+        seed = sum(map(int, flat(sent).mul(1e6).long().tolist())) % 1000
+        new, _ = play(strategy, sent, {i: content(away(sent, updates(8, seed)[i])) for i in nodes}, number)
+        assert new is not None
+        return new
+
+    def test_a_restart_goes_on_as_if_it_had_not_been(self, tmp_path: Path) -> None:
+        rounds = [(0, 1, 2, 3), (2, 3, 4), (1, 2, 5), (0, 4, 5, 6), (0, 1, 2, 3)]
+        once, sent = RobustStrategy(self.algorithm, seed=3), model()
+        for number, nodes in enumerate(rounds, 1):
+            if number == 3:
+                torch.save(once.state_dict(), tmp_path / "state.pt")
+                middle = sent
+            sent = self.round(once, sent, number, nodes)
+        again = RobustStrategy(self.algorithm)
+        again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        for number, nodes in enumerate(rounds[2:], 1):
+            middle = self.round(again, middle, number, nodes)
+        assert torch.equal(flat(middle), flat(sent))
+        states = once.state_dict(), again.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+    def test_what_was_saved_is_not_changed_by_what_comes(self) -> None:
+        strategy = RobustStrategy(self.algorithm)
+        sent = self.round(strategy, model(), 1, range(4))
+        state = strategy.state_dict()
+        kept = {k: v.clone() for k, v in state.items()}
+        strategy.load_state_dict(state)
+        self.round(strategy, sent, 1, range(4))
+        assert all(torch.equal(state[k], kept[k]) for k in kept)
+
+    def test_before_the_first_round(self) -> None:
+        strategy = RobustStrategy(self.algorithm)
+        strategy.load_state_dict(RobustStrategy(self.algorithm).state_dict())
+        self.round(strategy, model(), 1, range(4))
+
+    def test_a_run_after_the_one_that_was_loaded_starts_anew(self) -> None:
+        strategy, sent = RobustStrategy(self.algorithm, seed=0), model()
+        first = self.round(strategy, sent, 1, range(4))
+        strategy.load_state_dict(strategy.state_dict())
+        assert not torch.equal(flat(self.round(strategy, sent, 1, range(4))), flat(first))
+        assert torch.equal(flat(self.round(strategy, sent, 1, range(4))), flat(first))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"algorithm": torch.tensor([65], dtype=torch.uint8)}, "got one of A"),
+            ({"seed": None}, "a state of RobustStrategy, got one without seed"),
+            ({"worker.1.2": None}, "lacks"),
+            ({"worker.0.2": torch.zeros(15)}, "has"),
+            ({"worker.1.2": torch.full((15,), torch.nan)}, "finite vectors, got something else in 'worker.1.2'"),
+            ({"server.0": torch.zeros(3)}, "of shape"),
+            ({"used.2": None}, "has"),
+        ],
+    )
+    def test_states_of_something_else(self, change: dict[str, Tensor | None], message: str) -> None:
+        strategy = RobustStrategy(self.algorithm)
+        self.round(strategy, model(), 1, range(4))
+        before = strategy.state_dict()
+        state = {k: v for k, v in (before | change).items() if v is not None}
+        with pytest.raises(ValueError, match=message):
+            strategy.load_state_dict(state)
+        assert all(torch.equal(before[k], v) for k, v in strategy.state_dict().items())
+
+    def test_another_model(self) -> None:
+        strategy = RobustStrategy(self.algorithm)
+        self.round(strategy, model(), 1, range(4))
+        strategy.load_state_dict(strategy.state_dict())
+        sent = {"fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(3)}
+        with pytest.raises(ValueError, match="remembers 15 trained numbers, got a model of 7"):
+            strategy.configure_train(1, ArrayRecord(OrderedDict(sent)), ConfigRecord(), Nodes(range(4)))
+
+    def test_nodes_that_are_gone_for_long_are_forgotten(self) -> None:
+        algorithm = vg.Algorithm(worker=(vg.Momentum(0.9),), rule=vg.Median(f=1))
+        strategy, sent = RobustStrategy(algorithm, forget_after=2), model()
+
+        def known() -> set[int]:
+            return {int(key.split(".")[-1]) for key in strategy.state_dict() if key.startswith("worker")}
+
+        wanted = [{0, 1, 2, 3}, {0, 1, 2, 3, 4}, {2, 3, 4}, {2, 3, 4}]
+        for number, nodes in enumerate([(0, 1, 2, 3), (2, 3, 4), (2, 3, 4), (2, 3, 4)], 1):
+            sent = self.round(strategy, sent, number, nodes)
+            assert known() == wanted[number - 1]
+        forever = RobustStrategy(algorithm, forget_after=None)
+        for number in range(1, 6):
+            play(forever, model(), {i: content(model()) for i in ((0, 1, 2) if number == 1 else (3, 4, 5))}, number)
+        assert len([key for key in forever.state_dict() if key.startswith("worker")]) == 6
+
+
+def test_buffers_need_a_majority_too() -> None:
+    """A rule that does with fewer vectors than a median of buffers: the model would be kept at every round."""
+    sent = {"x": torch.zeros(4), "bn.running_mean": torch.zeros(2)}
+    strategy = RobustStrategy(vg.FoolsGold(f=2))
+    assert strategy.min_train_nodes == 5
+    new, _ = play(
+        strategy, sent, {i: content({"x": torch.randn(4), "bn.running_mean": torch.ones(2)}) for i in range(5)}
+    )
+    assert new is not None
+    assert new["bn.running_mean"].tolist() == [1, 1]
+    assert RobustStrategy(vg.FoolsGold(f=2), buffers="keep", fraction_evaluate=0).min_train_nodes < 5
+
+
 def test_aggregation_comes_after_configuration() -> None:
     with pytest.raises(ValueError, match="needs configure_train before aggregate_train"):
-        RobustStrategy(vg.Median(f=0)).aggregate_train(1, [])
+        RobustStrategy(vg.Median(f=1)).aggregate_train(1, [])
 
 
 def test_byzantine_among_a_sample() -> None:

@@ -31,6 +31,71 @@ def test_accumulation(found: list[dict[str, Any]]) -> None:
     assert max(each["accumulated"] for each in found) < 1e-6
 
 
+@pytest.mark.parametrize("algorithm", ["phocas", "trimmed-mean", "nnm, geometric-median", "centered-clipping"])
+@pytest.mark.parametrize("name", fsdp_ranks.BAD)
+def test_among_bad_gradients_each_unit_is_the_simulators(
+    found: list[dict[str, Any]], name: str, algorithm: str
+) -> None:
+    """A step that is refused in one unit is none in any, those reduced before and after it included."""
+    refused = sum(len(ranks) > 1 for _, ranks in fsdp_ranks.BAD[name].values())
+    for each in found:
+        for on_refusal in ("raise", "skip"):
+            difference, counts = each[f"bad: {name}, {algorithm}, {on_refusal}"]
+            assert difference < 1e-6
+            assert counts == (fsdp_ranks.STEPS, refused)
+
+
+def test_accumulation_among_bad_gradients(found: list[dict[str, Any]]) -> None:
+    assert max(each["bad: accumulated"] for each in found) < 1e-6
+
+
+def test_a_skipped_step_is_said(found: list[dict[str, Any]]) -> None:
+    first, second = found[0]["skipped"]
+    assert first.startswith("step 3 is skipped: Median(f=1) tolerates 1 vectors with NaN or infinity, got 3")
+    assert second.startswith("step 4 is skipped")
+    assert all(each["skipped"] == [] for each in found[1:])
+
+
+NO_STEP = {
+    "two backward passes": "one synchronised backward pass a step, got a gradient of '",
+    "units by rank": "on rank 1 unit 'left' where rank 0 has unit 'right'",
+    "units by rank, unequal": "on rank 1 unit 'left' where rank 0 has unit 'right'",
+    "a unit that one rank lacks": "on rank 1 the end of the forward pass where rank 0 has unit 'right'",
+    "parameters by rank": "on rank 1 others than rank 0 in gradients of unit '(root)'",
+    "fewer parameters on one rank": "on rank 1 others than rank 0 in gradients of unit '(root)'",
+    "others than before": "parameters of unit '(root)' in each step, for their momentum, got a.weight after all",
+}
+
+
+@pytest.mark.parametrize("key", NO_STEP)
+def test_what_is_no_step_is_refused_on_every_rank_before_anything_moves(found: list[dict[str, Any]], key: str) -> None:
+    for each in found:
+        assert NO_STEP[key] in each[f"none: {key}"]
+        assert not each[f"none: {key}, moved"]
+        assert each[f"none: {key}, steps"] == (key in ("two backward passes", "others than before"))
+        assert each.get(f"none: {key}, next", "no error") == "no error"
+
+
+def test_a_unit_that_is_called_twice(found: list[dict[str, Any]]) -> None:
+    assert max(each["called twice"] for each in found) < 1e-6
+
+
+def test_a_memory_of_some_parameters(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        assert each["partial keys"] == ["used.(root)"]
+        assert "the same parameters of unit '(root)' in each step, for their momentum, got all" in each["partial, all"]
+        assert each["partial, kept"]
+        assert each["partial, resumed"] < 1e-6
+
+
+def test_unused_parameters_may_be_zeros(found: list[dict[str, Any]]) -> None:
+    assert {each["zeros"] for each in found} == {"no error"}
+
+
+def test_taken_away_the_mean_is_back(found: list[dict[str, Any]]) -> None:
+    assert max(each["removed"] for each in found) < 1e-7
+
+
 @pytest.mark.parametrize("fault", fsdp_ranks.FAULTY)
 def test_a_faulty_rank_does_not_stop_training(found: list[dict[str, Any]], fault: str) -> None:
     accuracy, report = found[0][f"fault: {fault}"]
@@ -69,20 +134,53 @@ def test_refusals_on_every_rank(found: list[dict[str, Any]]) -> None:
         "pieces of the update, got Clip",
         "needs a model after fully_shard, got Sequential",
         "needs a model after fully_shard, got DistributedDataParallel",
+        "a rule that protects from somebody, got Average(f=0)",
+        "the same algorithm on all ranks, got others on [1, 2] than on rank 0",
     )
     for each in found:
         for message, part in zip(each["refused"], wanted, strict=True):
             assert part in message
 
 
+def test_what_one_rank_is_refused_all_hear_at_once(found: list[dict[str, Any]]) -> None:
+    wanted = (
+        "Median(f=2) needs n >= 2f + 1 = 5 vectors, got 3",
+        "needs a model after fully_shard, got Sequential",
+        "an integer window >= 1, got 0",
+    )
+    for rank, each in enumerate(found):
+        for message, part in zip(each["heard"], wanted, strict=True):
+            assert part in message
+            assert message.startswith("rank 1: ") == (rank != 1)
+
+
 @pytest.mark.parametrize("name", ["phocas", "centered-clipping"])
 def test_checkpoints(found: list[dict[str, Any]], name: str) -> None:
     places = ["server.0", "worker.0"] if name == "phocas" else ["previous"]
     for each in found:
-        assert each[f"keys: {name}"] == [f"{place}.{unit}" for place in places for unit in fsdp_ranks.UNITS]
+        memories = [f"{place}.{unit}" for place in places for unit in fsdp_ranks.UNITS]
+        assert each[f"keys: {name}"] == sorted([*memories, "algorithm", "rank", "ranks", "step"])
         assert each[f"kept: {name}"]
         assert each[f"resumed: {name}"]
-        assert "needs the units of this model, got worker.0.nothing" in each["bad state"]
+        assert each[f"still: {name}"] == len(places)
+
+
+STATES = {
+    "a neighbour's": "the state of rank 1 here, got that of rank 2",
+    "rank 0's": "got that of rank 0",
+    "more ranks'": "a state of 3 ranks, got one of 4",
+    "another algorithm's": "got one of M",
+    "nan": "finite numbers, got NaN or infinity in '",
+    "short": "of shape [",
+    "lacks": "says whose it is, got one without rank",
+    "unit": "needs the units of this model, got worker.0.nothing",
+}
+
+
+@pytest.mark.parametrize("key", STATES)
+def test_a_state_that_is_not_ones_own_is_refused_on_every_rank(found: list[dict[str, Any]], key: str) -> None:
+    for each in found:
+        assert STATES[key] in each[f"state: {key}"]
 
 
 def test_traffic_is_that_of_a_reduce_scatter(found: list[dict[str, Any]]) -> None:

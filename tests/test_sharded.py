@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from torch import Tensor
 import varangian as vg
 from varangian.algorithm import State
 from varangian.engines.history import History
-from varangian.engines.sharded import Aggregation, Chunk, Span, TooManyFaulty, check_algorithm
+from varangian.engines.sharded import Aggregation, Chunk, Owner, Ranks, Refused, Span, check_algorithm, check_options
 
 SIZES = (37, 5, 256, 1)  # of four parameters
 D = sum(SIZES)
@@ -43,6 +44,8 @@ class ThreadRanks:
     def exchange(self, vector: Tensor, matrix: Tensor) -> None:
         rows = self.threads.swap(self.rank, vector.clone())
         matrix.copy_(torch.stack([row.view(self.size, -1)[self.rank] for row in rows]))
+
+    swap, share, agree = Ranks.swap, Ranks.share, Ranks.agree
 
     def gather(self, part: Tensor, whole: Tensor) -> None:
         whole.copy_(torch.cat(self.threads.swap(self.rank, part.clone())))
@@ -89,6 +92,7 @@ def in_pieces(algorithm: vg.Algorithm, x: Tensor, previous: Tensor | None = None
                 aggregation.begin(chunk, row)
                 aggregation.settle(chunk)
             for chunk, update in zip(chunks, aggregation.finish(chunks, history), strict=True):
+                chunk.adopt()
                 at = 0
                 for span in chunk.spans:
                     result[span.first : span.first + span.size] = update[at : at + span.size]
@@ -225,9 +229,10 @@ def test_more_than_f_that_are_not_finite_stop_every_rank() -> None:
             aggregation = Aggregation(algorithm, ranks, D, gathers=True)
             aggregation.begin(chunk, x[ranks.rank])
             aggregation.settle(chunk)
-            with pytest.raises(TooManyFaulty) as error:
+            with pytest.raises(Refused) as error:
                 aggregation.finish([chunk], History("", tuple("abcdefg"), 10, None))
             assert chunk.state is before
+            assert aggregation.finite.tolist() == [True, True, False, True, True, False, True]
             return str(error.value)
 
         wanted = f"{rule} tolerates 1 vectors with NaN or infinity, got 2, of rank 2 (c), rank 5 (f)."
@@ -245,6 +250,7 @@ def test_a_nan_is_sent_but_not_remembered() -> None:
             aggregation.begin(chunk, row)
             aggregation.settle(chunk)
             aggregation.finish([chunk], history)
+            chunk.adopt()
             history.close()
         if ranks.rank == 0:
             assert history.report().ranks[1].nonfinite == 1
@@ -291,6 +297,7 @@ def test_pieces_of_the_update_where_nobody_wants_it_whole() -> None:
             aggregation.begin(chunk, padded[ranks.rank])
             aggregation.settle(chunk)
             part = aggregation.finish([chunk], History("", ("host",) * 4, 10, None))[0]
+            chunk.adopt()
         return part
 
     assert (D + 1) % 4 == 0
@@ -302,9 +309,12 @@ def test_pieces_of_the_update_where_nobody_wants_it_whole() -> None:
     [
         (vg.Algorithm(rule=vg.MultiKrum(2)), 6, r"needs n >= 2f \+ 3 = 7 vectors, got 6.*start more ranks"),
         (vg.Algorithm(pre=(vg.Bucketing(2),), rule=vg.Median(1)), 4, r"Median\(f=1\) needs .* got 2 after the mixings"),
-        (vg.Algorithm(worker=(vg.Momentum(0.9, nesterov=True),)), 4, "nesterov=True.*classical momentum"),
-        (vg.Algorithm(server=(vg.Momentum(0.9, nesterov=True),)), 4, "nesterov=True"),
-        (vg.Algorithm(rule=vg.Average(1)), 4, r"tolerates f = 1 .*got Average\(f=1\), which tolerates none"),
+        (vg.Algorithm(worker=(vg.Momentum(0.9, nesterov=True),), rule=vg.Median(1)), 4, "nesterov=True.*classical"),
+        (vg.Algorithm(server=(vg.Momentum(0.9, nesterov=True),), rule=vg.Median(1)), 4, "nesterov=True"),
+        (vg.Algorithm(rule=vg.Average(1)), 4, r"protects from somebody, got Average\(f=1\)"),
+        (vg.Algorithm(worker=(vg.Momentum(0.9),)), 4, r"protects from somebody, got Average\(f=0\)"),
+        (vg.Algorithm(pre=(vg.NearestNeighborMixing(1),)), 4, r"protects from somebody, got Average\(f=0\)"),
+        (vg.Median(f=1), 4, r"needs a varangian.Algorithm, got Median\(f=1"),
         (vg.Algorithm(rule=vg.DivideAndConquer(1)), 4, r"pieces of vectors, got DivideAndConquer\(f=1\); do that"),
         (vg.Algorithm(rule=vg.SignGuard(1)), 4, "SignGuard.*do that"),
         (vg.Algorithm(rule=vg.LASA(1)), 4, "LASA.*do that"),
@@ -314,6 +324,118 @@ def test_pieces_of_the_update_where_nobody_wants_it_whole() -> None:
 def test_what_cannot_be_protected_is_refused(algorithm: vg.Algorithm, size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_algorithm("protect", algorithm, size, True, "do that")
+
+
+class Bug(vg.Momentum):
+    """Of the user's own, and wrong."""
+
+    def __call__(self, *_: object) -> tuple[Tensor, Tensor | None]:
+        raise KeyError("mine")
+
+
+class TestAgreement:
+    """What goes wrong on one rank goes wrong on all, at once."""
+
+    def heard(self, size: int, work: Callable[[ThreadRanks], object]) -> list[Exception]:
+        def caught(ranks: ThreadRanks) -> Exception:
+            with pytest.raises(Exception) as error:  # noqa: PT011
+                work(ranks)
+            return error.value
+
+        return together(size, caught)
+
+    def test_an_error_of_one(self) -> None:
+        def told(ranks: ThreadRanks) -> dict[str, str]:
+            if ranks.rank == 1:
+                raise KeyError("mine")
+            return {"algorithm": "one"}
+
+        found = self.heard(3, lambda ranks: ranks.agree("protect", lambda: told(ranks)))
+        assert isinstance(found[1], KeyError)
+        assert [str(e) for e in found[::2]] == ["rank 1: KeyError: 'mine'"] * 2
+
+    def test_other_texts(self) -> None:
+        for told, what in (("algorithm", "algorithm"), ("parameters", "parameters")):
+            texts = {"algorithm": "one", "parameters": "two"}
+
+            def work(ranks: ThreadRanks, told: str = told, texts: dict[str, str] = texts) -> object:
+                return ranks.agree("protect", lambda: texts | ({told: "three"} if ranks.rank else {}))
+
+            wanted = f"protect needs the same {what} on all ranks, got others on [1, 2] than on rank 0."
+            assert [str(e) for e in self.heard(3, work)] == [wanted] * 3
+        found = self.heard(2, lambda ranks: ranks.agree("one" if ranks.rank else "two", dict))
+        assert "needs the same call on all ranks" in str(found[0])
+
+    def test_kinds_of_errors_stay(self) -> None:
+        for kind in (Refused, ValueError, RuntimeError):
+            error = kind("long " * 300)
+            found = self.heard(2, lambda ranks, e=error: ranks.share(e if ranks.rank == 0 else None))
+            assert [type(e) for e in found] == [kind, kind]
+            assert "long long" in str(found[1])
+
+    @pytest.mark.parametrize("rule", [vg.Median(1), vg.MultiKrum(0), vg.GeometricMedian(1)])
+    @pytest.mark.parametrize("pre", [(), (vg.NearestNeighborMixing(1),)])
+    def test_a_stage_that_fails_on_one_rank(self, rule: vg.Rule, pre: tuple[vg.Mixing, ...]) -> None:
+        x = vectors(3)
+        states = {}
+
+        def work(ranks: ThreadRanks) -> None:
+            own = Bug(0.9) if ranks.rank == 1 else vg.Momentum(0.9)
+            algorithm = vg.Algorithm(worker=(own,), pre=pre, rule=rule)
+            chunk = Chunk([Span("all", D, 0)], ranks.size, algorithm.init(1, D))
+            states[ranks.rank] = chunk, chunk.state
+            aggregation = Aggregation(algorithm, ranks, D, gathers=True)
+            aggregation.begin(chunk, x[ranks.rank])
+            aggregation.settle(chunk)
+            aggregation.finish([chunk], History("", tuple("abc"), 10, None))
+
+        found = self.heard(3, work)
+        assert isinstance(found[1], KeyError)
+        assert [str(e) for e in found[::2]] == ["rank 1: KeyError: 'mine'"] * 2
+        assert all(chunk.state is before for chunk, before in states.values())
+
+    def test_a_rule_that_decides_otherwise_on_one_rank(self) -> None:
+        x = vectors(7)
+
+        def work(ranks: ThreadRanks) -> None:
+            rule = vg.MultiKrum(1, m=2 if ranks.rank == 2 else 3)
+            chunk = Chunk([Span("all", D, 0)], ranks.size, vg.Algorithm(rule=rule).init(1, D))
+            aggregation = Aggregation(vg.Algorithm(rule=rule), ranks, D, gathers=True)
+            aggregation.begin(chunk, x[ranks.rank])
+            aggregation.settle(chunk)
+            aggregation.finish([chunk], History("", tuple("abcdefg"), 10, None))
+
+        assert all("was decided otherwise on ranks [2] than on rank 0" in str(e) for e in self.heard(7, work))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"rank": torch.tensor(1)}, "the state of rank 0 here, got that of rank 1"),
+            ({"ranks": torch.tensor(5)}, "a state of 3 ranks, got one of 5"),
+            ({"algorithm": torch.tensor([65], dtype=torch.uint8)}, "got one of A"),
+            ({"worker.0.a": torch.tensor([1.0, NAN])}, "finite numbers, got NaN or infinity in 'worker.0.a'"),
+            ({"worker.0.a": [1.0]}, "tensors, got list in 'worker.0.a'"),
+            ({"rank": None}, "says whose it is, got one without rank"),
+        ],
+    )
+    def test_states_of_somebody_else(self, change: dict[str, object], message: str) -> None:
+        owner = Owner(vg.Algorithm(rule=vg.Median(1)), 0, ThreadRanks(Threads(1), 0, 3))
+        state = owner.named(3) | {"worker.0.a": torch.ones(2)}
+        assert owner.check(state).keys() == {"worker.0.a"}
+        with pytest.raises(ValueError, match=message):
+            owner.check({key: value for key, value in (state | change).items() if value is not None})
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("ignore", 10, None), 'on_refusal "raise" or "skip", got \'ignore\''),
+            (("skip", 0, None), "window >= 1, got 0"),
+            (("skip", 10, "print"), "a function of one line as warn, got 'print'"),
+        ],
+    )
+    def test_options(self, options: tuple, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            check_options("protect", *options, 0)
 
 
 class TestHistory:
@@ -376,6 +498,31 @@ class TestHistory:
         report = history.report()
         assert (report.steps, report.skipped) == (1, 1)
         assert [r.nonfinite for r in report.ranks] == [0, 1, 1, 0]
+
+    def test_a_warning_that_fails_stops_nobody(self, caplog: pytest.LogCaptureFixture) -> None:
+        def fails(line: str) -> None:
+            raise KeyError(line)
+
+        history = History("rule", ("a", "b", "c", "d"), 2, fails)
+        for _ in range(3):
+            self.feed(history, [0.3, 0.3, 0.4, 0.0], [1.0, 1.0, 1.0, 9.0], [True] * 4)
+        assert history.steps == 3
+        assert "warn failed on the line: rank 3 rejected in 2 of the last 2 steps" in caplog.text
+
+    def test_one_rank_speaks(self, caplog: pytest.LogCaptureFixture) -> None:
+        lines: list[str] = []
+        History("rule", ("a", "b"), 2, lines.append, first=False).say("nothing")
+        History("rule", ("a", "b"), 2, None, first=False).say("nothing")
+        assert (lines, caplog.text) == ([], "")
+        History("rule", ("a", "b"), 2, None).say("a line")
+        assert "a line" in caplog.text
+
+    def test_as_dict(self) -> None:
+        history, _ = self.history()
+        self.feed(history, [0.25] * 4, [1.0] * 4, [True] * 4)
+        found = json.loads(json.dumps(history.report().as_dict()))
+        assert found["ranks"][3] | {"rank": 3, "weight": 0.25} == found["ranks"][3]
+        assert found["weight"] == [[0.25] * 4]
 
     def test_an_empty_report(self) -> None:
         assert self.history()[0].report().steps == 0

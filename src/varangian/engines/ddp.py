@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import kernels
@@ -27,19 +28,26 @@ from .sharded import (
     SAMPLE,
     Aggregation,
     Chunk,
+    Ending,
+    OnRefusal,
+    Owner,
     Ranks,
+    Refused,
     Span,
-    TooManyFaulty,
+    arithmetic,
+    at_backward,
+    backward_number,
     check_algorithm,
+    check_options,
     check_state,
+    device_of,
     finished,
     finite_rows,
-    refuse,
-    send,
+    refused_step,
     share_of_table,
     tensors_of,
     title_of,
-    versions,
+    warn_of_none,
 )
 
 GradBucket = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage] # public by its documentation
@@ -52,8 +60,10 @@ def protect(
     *,
     replicated: bool = False,
     scaler: torch.amp.GradScaler | None = None,
+    on_refusal: OnRefusal = "raise",
     window: int = 100,
     warn: Callable[[str], None] | None = None,
+    seed: int = 0,
 ) -> Protection:
     """Puts an algorithm in the place of DistributedDataParallel's mean of gradients, by its communication hook.
 
@@ -61,32 +71,46 @@ def protect(
     transforms have been applied to each rank's own gradient, then mixings and rule to what all ranks sent, then the
     server's transforms.
 
+    A step in which more than f vectors are not finite is refused: ``backward()`` ends, every ``.grad`` is None, so that
+    no optimizer moves anything, the algorithm remembers nothing of it, and the next step goes on as if it had not been.
+
     Args:
         model: before its first backward pass. Its process group's ranks are the n workers.
         algorithm: what each of them does, the same on all.
         replicated: every rank gathers all vectors and aggregates them itself, and so trusts no other rank's
             arithmetic: W times the memory and W / 2 times the traffic. Otherwise each rank aggregates a piece.
         scaler: the gradient scaler, if the loss is scaled: vectors are taken in true units, and where more than f ranks
-            overflow the gradients become NaN, so that it skips the step and lowers its scale.
+            overflow the gradients become NaN, so that it skips the step and lowers its scale. One that is not enabled
+            is none.
+        on_refusal: what a refused step does: "raise", where ``backward()`` raises on every rank; or "skip", where it
+            ends in silence but for the report, which counts it, and a warning.
         window: of how many steps reports and warnings speak.
         warn: called on the group's first rank with a line about a rank that is rejected again and again, or far from
-            the others: "rank 3 rejected in 97 of the last 100 steps (host b, step 800)".
+            the others, "rank 3 rejected in 97 of the last 100 steps (host b, step 800)", or about a step that was
+            skipped; without it such steps are logged. What it raises is logged too, and stops nobody.
+        seed: of what rules and mixings draw, the same on all ranks.
 
     Raises:
-        ValueError: at once, on every rank, for an algorithm that so many ranks cannot run, that looks ahead (Nesterov),
-            or that needs whole vectors without ``replicated``; a model with sparse gradients or SyncBatchNorm; ranks
-            that were given different things. During backward: more than f vectors that are not finite.
+        ValueError: at once, on every rank, for an algorithm that so many ranks cannot run, that protects from nobody,
+            that looks ahead (Nesterov), or that needs whole vectors without ``replicated``; a model with sparse
+            gradients or SyncBatchNorm; ranks that were given different things. At the end of a backward pass, on every
+            rank and with every ``.grad`` None: gradients on top of those of the step before, which are an update
+            already (accumulate under ``no_sync()``); parameters without a gradient, but for
+            ``find_unused_parameters=True``.
+        Refused: a ValueError, at the end of a backward pass: more than f vectors that are not finite.
 
     Cost: 2 d (W - 1) / W numbers sent by each rank, as a ring all-reduce, and for rules that look at distances
         (W + 1)^2 more; memory O(d). While the backward pass goes on, buckets are exchanged as they become ready, unless
         a transform looks at whole vectors (Clip) or ``replicated`` is on.
 
     Example:
-        >>> import torch.distributed as dist, varangian as vg
+        >>> import warnings, torch.distributed as dist, varangian as vg
         >>> store = dist.HashStore()
         >>> dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         >>> model = DistributedDataParallel(torch.nn.Linear(2, 1))
-        >>> protection = protect(model, vg.Algorithm(worker=(vg.Clip(1.0),), rule=vg.Median(f=0)))
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")  # one rank alone is protected from nobody
+        ...     protection = protect(model, vg.Algorithm(worker=(vg.Clip(1.0),), rule=vg.Median(f=0)))
         >>> model(torch.ones(1, 2)).sum().backward()
         >>> round(float(sum(p.grad.square().sum() for p in model.parameters())), 4)
         1.0
@@ -94,7 +118,7 @@ def protect(
         1
         >>> dist.destroy_process_group()
     """
-    return Protection(model, algorithm, replicated, scaler, window, warn)
+    return Protection(model, algorithm, replicated, scaler, on_refusal, window, warn, seed)
 
 
 class Protection:
@@ -106,31 +130,45 @@ class Protection:
         algorithm: Algorithm,
         replicated: bool,
         scaler: torch.amp.GradScaler | None,
+        on_refusal: OnRefusal,
         window: int,
         warn: Callable[[str], None] | None,
+        seed: int,
     ) -> None:
-        if not isinstance(model, DistributedDataParallel):
+        distributed = isinstance(model, DistributedDataParallel)
+        if not distributed and not dist.is_initialized():
             raise ValueError(f"protect needs a DistributedDataParallel, got {type(model).__name__}.")
-        named = [
-            (name, parameter)
-            for name, parameter in model.module.named_parameters()
-            if parameter.requires_grad and name not in model.parameters_to_ignore
-        ]
-        _check_model(model.module, named)
-        self._ranks = Ranks(model.process_group, named[0][1].device)
-        check_algorithm("protect", algorithm, self._ranks.size, not replicated, REPLICATED)
-        hosts = self._ranks.agree(
-            "protect",
-            {
-                "versions and kind of processor": versions(),
-                "algorithm": f"{algorithm!r} {replicated} {scaler is not None}",
+        # Who passes something else belongs to the default group, if to any: there the others wait.
+        self._ranks = Ranks(model.process_group if distributed else None, device_of(model))
+        self._scaler = scaler if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled() else None
+        named: list[tuple[str, nn.Parameter]] = []
+
+        def told() -> dict[str, str]:
+            if not distributed:
+                raise ValueError(f"protect needs a DistributedDataParallel, got {type(model).__name__}.")
+            check_options("protect", on_refusal, window, warn, seed)
+            if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+                raise ValueError(f"protect needs a torch.amp.GradScaler, got {type(scaler).__name__}.")
+            named.extend(
+                (name, parameter)
+                for name, parameter in model.module.named_parameters()
+                if parameter.requires_grad and name not in model.parameters_to_ignore
+            )
+            _check_model(model, named)
+            check_algorithm("protect", algorithm, self._ranks.size, not replicated, REPLICATED)
+            scale = None if self._scaler is None else self._scaler.get_scale()
+            return {
+                "versions and arithmetic": arithmetic(),
+                "algorithm": f"{algorithm!r} {replicated} {seed}",
+                "gradient scale and on_refusal": f"{scale} {on_refusal}",
                 "parameters": str([(name, list(p.shape), p.dtype) for name, p in named]),
-            },
-        )
+            }
+
+        hosts = self._ranks.agree("protect", told)
+        warn_of_none("protect", algorithm.rule)
         title = title_of(algorithm) + (", replicated" if replicated else ", each rank aggregates a piece")
-        first = self._ranks.rank == 0
-        self._history = History(title, hosts, window, warn if first else None)
-        self._algorithm, self._replicated, self._scaler = algorithm, replicated, scaler
+        self._history = History(title, hosts, window, warn, first=self._ranks.rank == 0)
+        self._model, self._algorithm, self._replicated, self._on_refusal = model, algorithm, replicated, on_refusal
         self._names = {parameter: name for name, parameter in named}
         ends = list(accumulate(parameter.numel() for _, parameter in named))
         self._spans = {
@@ -149,42 +187,134 @@ class Protection:
             {name: widest if self._waits else torch.promote_types(p.dtype, torch.float32) for name, p in named},
             self._ranks,
         )
+        self._owner = Owner(algorithm, seed, self._ranks)
+        self._step, self._seed = 0, seed  # steps that were not refused: what is drawn depends on it
         self._aggregation = Aggregation(algorithm, self._ranks, ends[-1], gathers=True)
         self._buckets: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
         self._chunks: list[Chunk] = []
         self._scale = 1.0
+        self._incomplete: ValueError | None = None  # said of the step under way
+        self._error: Exception | None = None  # which the end of the backward pass raises
+        self._removed = False
+        # Of the step under way: parameters whose gradient began at nothing, and those that got one since.
+        self._begun: set[nn.Parameter] = set()
+        self._reached: set[nn.Parameter] = set()
+        self._stale: set[nn.Parameter] = set()
+        self._raising, self._checking = Ending(self._raise), Ending(self._check_complete)
+
+        def register() -> dict[str, str]:
+            try:
+                model.register_comm_hook(self, _hook)
+            except RuntimeError as error:
+                raise ValueError(f"protect needs a model without a communication hook of its own: {error}") from None
+            return {}
+
         try:
-            model.register_comm_hook(self, _hook)
-        except RuntimeError as error:
-            raise ValueError(f"protect needs a model without a communication hook of its own: {error}") from None
+            self._ranks.agree("protect", register)
+        except ValueError:
+            self._removed = True
+            raise
+        model.register_forward_hook(self._forward)
+        for parameter in self._names:
+            parameter.register_hook(self._arriving(parameter))
+            parameter.register_post_accumulate_grad_hook(self._arrived)
 
     def report(self) -> Report:
         """Per rank, how often it was rejected, its weight and its suspicion over time; the same on all ranks."""
         return self._history.report()
 
+    def remove(self) -> None:
+        """From the next step on gradients are averaged, as they are without protection.
+
+        All ranks call it. torch lets nobody take a communication hook out of a model, so this one stays, and there can
+        be no other.
+        """
+        self._removed = True
+
     def state_dict(self) -> dict[str, Tensor]:
-        """What the algorithm remembers, by parameter: this rank's momentum ("worker.0.fc.weight") and the server's.
+        """What the algorithm remembers, by parameter: this rank's momentum ("worker.0.fc.weight") and the server's, and
+        whose it is: "rank", "ranks" (how many), "algorithm" (as text, in bytes), "step" (how many were not refused).
 
         Workers' memories differ from rank to rank: save one file a rank. Everything is a tensor, so the file loads with
         weights_only=True.
         """
-        return self._memory.named()
+        return self._memory.named() | self._owner.named(self._step)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up what :meth:`state_dict` gave.
+        """Takes up what :meth:`state_dict` gave on this rank. All ranks call it.
 
         Raises:
-            ValueError: other names or sizes than this algorithm has on this model.
+            ValueError: on every rank, and nothing is taken up on any: one of them was given the state of another rank,
+                of another number of ranks, of another algorithm, of another model, or one with NaN or infinity.
         """
-        self._memory.load(state)
+        rest: dict[str, Tensor] = {}
+
+        def told() -> dict[str, str]:
+            rest.update(self._owner.check(state))
+            self._memory.check(rest)
+            return {"step": str(int(state["step"]))}
+
+        self._ranks.agree("load_state_dict", told)
+        self._memory.load(rest)
+        self._step = int(state["step"])
 
     # ------------------------------------------------------------------------------------------------ a step
+
+    def _forward(self, model: nn.Module, inputs: object, outputs: object) -> None:
+        """The backward pass of this forward pass will be a step, unless it is under no_sync()."""
+        if self._removed or not torch.is_grad_enabled() or not self._model.require_backward_grad_sync:
+            return
+        self._reached.clear()
+        at_backward(outputs, self._checking.wanted)
+
+    def _arriving(self, parameter: nn.Parameter) -> Callable[[Tensor], None]:
+        """A gradient is about to be added to what is there, which at first must be nothing."""
+
+        def arriving(_: Tensor) -> None:
+            if parameter not in self._begun and not self._removed:
+                self._begun.add(parameter)
+                if parameter.grad is not None and bool(parameter.grad.any()):
+                    self._stale.add(parameter)
+
+        return arriving
+
+    def _arrived(self, parameter: Tensor) -> None:
+        self._reached.add(parameter)  # type: ignore[arg-type]
+
+    def _stale_error(self) -> ValueError | None:
+        """What is wrong with gradients that were added to those of the step before, or stand there still."""
+        for parameter in self._names:
+            if parameter not in self._begun and parameter.grad is not None and bool(parameter.grad.any()):
+                self._stale.add(parameter)
+        if not self._stale:
+            return None
+        name = min(self._names[parameter] for parameter in self._stale)
+        return ValueError(
+            f"protect needs one synchronised backward pass a step, got a gradient of {name!r} on top of another step's "
+            "update; call zero_grad() in between, and accumulate under no_sync()."
+        )
+
+    def _missing_error(self) -> ValueError:
+        missing = [name for parameter, name in self._names.items() if parameter not in self._reached]
+        if not missing:
+            return ValueError(
+                "protect needs gradients that DistributedDataParallel reduces, got a backward pass that it took no "
+                "part in; with static_graph=True a model's outputs must be tensors, or lists and dictionaries of them."
+            )
+        shown = ", ".join(map(repr, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        return ValueError(
+            f"protect needs a gradient of every parameter in each step, got none of {shown}; use "
+            "DistributedDataParallel(..., find_unused_parameters=True)."
+        )
 
     def take(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """A bucket is ready. Its future completes with the last bucket's; all ranks call this for the same buckets in
         the same order."""
+        if self._removed:
+            return allreduce_hook(self._model.process_group, bucket)  # type: ignore[arg-type]
         if bucket.index() == 0:
             self._buckets, self._chunks = [], []  # what an interrupted backward pass left
+            self._aggregation.reset()
             self._scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
         # A future has to be told of devices other than the processor.
         device = self._ranks.device
@@ -193,7 +323,8 @@ class Protection:
         self._buckets.append((bucket, future))
         if not self._waits:
             buffer = bucket.buffer()
-            chunk = self._memory.chunk([self._names[p] for p in bucket.parameters()])
+            names = [self._names[p] for p in bucket.parameters()]  # type: ignore[index]
+            chunk = self._memory.chunk(names).at(self._step, self._seed)
             self._aggregation.begin(chunk, buffer if self._scale == 1.0 else buffer / self._scale)
             if self._chunks:  # the one before had the time in between to arrive
                 self._aggregation.settle(self._chunks[-1])
@@ -207,18 +338,34 @@ class Protection:
 
     def _complete(self, buckets: Sequence[GradBucket], chunks: list[Chunk]) -> list[Tensor]:
         """All buckets are here: the update, in their form. DistributedDataParallel copies it into the gradients."""
+        aggregation = self._aggregation
+        inside = backward_number() >= 0  # but for a rank that is out of batches, under join()
+        if inside:
+            aggregation.error = aggregation.error or self._stale_error() or self._incomplete
+        self._begun.clear()
+        self._stale.clear()
+        self._incomplete = None
         try:
             if self._waits:
                 update = self._whole(buckets)
                 parts = []
             else:
-                self._aggregation.settle(chunks[-1])
-                update, parts = None, self._aggregation.finish(chunks, self._history)
-        except TooManyFaulty:
-            if self._scaler is None:
+                aggregation.settle(chunks[-1])
+                update, parts = None, aggregation.finish(chunks, self._history)
+                for chunk in chunks:
+                    chunk.adopt()
+        except Exception as error:  # DistributedDataParallel must come to its end first, or it works no more
+            if isinstance(error, Refused):
+                self._history.skip(aggregation.finite)
+                if self._scaler is not None:
+                    return [bucket.buffer().fill_(float("nan")) for bucket in buckets]
+            if not inside:
                 raise
-            return [bucket.buffer().fill_(float("nan")) for bucket in buckets]
+            self._error = error
+            self._raising.wanted()
+            return [bucket.buffer().zero_() for bucket in buckets]
         self._history.close()
+        self._step += 1
         if update is None:
             return parts if self._scale == 1.0 else [part * self._scale for part in parts]
         at = 0
@@ -227,10 +374,29 @@ class Protection:
             at += gradient.numel()
         return [bucket.buffer() for bucket in buckets]
 
+    def _raise(self) -> None:
+        """The backward pass is over, and the step came to nothing."""
+        error, self._error = self._error, None
+        if error is None:
+            return
+        refused_step(self._model)
+        if isinstance(error, Refused) and self._on_refusal == "skip":
+            self._history.say(f"step {self._history.steps} is skipped: {error}")
+            return
+        raise error
+
+    def _check_complete(self) -> None:
+        """The backward pass is over: was it a step? Where parameters got no gradient, buckets are missing, for which
+        the other ranks may wait: they come, empty, with the error."""
+        if self._reached and self._begun:
+            self._incomplete = self._missing_error()
+            for bucket in self._model.reducer._get_zeros_like_grad_buckets()[len(self._buckets) :]:
+                self.take(bucket)
+
     def _in_order(self, buckets: Sequence[GradBucket]) -> list[tuple[str, Tensor]]:
         """The gradients in the order of the parameters: views of the buckets."""
         found = {
-            self._names[parameter]: gradient
+            self._names[parameter]: gradient  # type: ignore[index]
             for bucket in buckets
             for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
         }
@@ -239,7 +405,7 @@ class Protection:
     def _whole(self, buckets: Sequence[GradBucket]) -> Tensor:
         """The update of the whole vector at once, [d]."""
         gradients = self._in_order(buckets)
-        chunk = self._memory.chunk([name for name, _ in gradients])
+        chunk = self._memory.chunk([name for name, _ in gradients]).at(self._step, self._seed)
         dtype = gradients[0][1].dtype
         for _, gradient in gradients:
             dtype = torch.promote_types(dtype, gradient.dtype)
@@ -250,18 +416,19 @@ class Protection:
             return self._replicate(chunk, vector)
         self._aggregation.begin(chunk, vector)
         self._aggregation.settle(chunk)
-        return self._aggregation.finish([chunk], self._history)[0]
+        update = self._aggregation.finish([chunk], self._history)[0]
+        chunk.adopt()
+        return update
 
     def _replicate(self, chunk: Chunk, vector: Tensor) -> Tensor:
         """The same, every rank gathering all vectors: [W, d]."""
         algorithm, n = self._algorithm, self._ranks.size
-        sent, after = send(algorithm, vector if vector.element_size() >= 4 else vector.float(), chunk.state)
+        sent, after = self._aggregation.sent(vector if vector.element_size() >= 4 else vector.float(), chunk.state)
         x = vector.new_empty(n, vector.numel())
         work = self._ranks.gather(sent.to(vector.dtype).contiguous(), x.view(-1))
         if work is not None:
             work.wait()
-        finite = finite_rows(x)
-        refuse(algorithm, ~finite, self._history)
+        self._aggregation.check(~finite_rows(x), self._history)
         decision = algorithm.decide(x, _as(after, vector.dtype))
         table = decision.table
         statistic = statistic_of(algorithm.rule, n if table is None else table.shape[0])
@@ -271,13 +438,15 @@ class Protection:
             columns = np.arange(0, x.shape[1], max(1, x.shape[1] // (n * SAMPLE)))
             weight = shares_of(x, table, statistic, columns)
         squared = kernels.squared_distances_to(x, decision.aggregate)
-        self._history.add(weight, squared, finite, x.shape[1])
         update, chunk.state = finished(algorithm, decision, after)
+        self._history.add(weight, squared, self._aggregation.finite, x.shape[1])
         return update
 
 
 def _as(state: State, dtype: torch.dtype) -> State:
-    return state if state.previous is None else replace(state, previous=state.previous.to(dtype))
+    """The server's memories in another precision."""
+    previous = None if state.previous is None else state.previous.to(dtype)
+    return replace(state, previous=previous, server=tuple(None if m is None else m.to(dtype) for m in state.server))
 
 
 def _hook(state: Protection, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -288,13 +457,15 @@ def _hook(state: Protection, bucket: GradBucket) -> torch.futures.Future[torch.T
 _hook.__annotations__ |= {"bucket": GradBucket, "return": torch.futures.Future[torch.Tensor]}
 
 
-def _check_model(module: nn.Module, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+def _check_model(model: DistributedDataParallel, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    if model._comm_hooks:
+        raise ValueError("protect needs a model without a communication hook of its own, got register_comm_hook's.")
     if not named:
         raise ValueError("protect needs a model with parameters that require gradients, got none.")
     for name, parameter in named:
         if not parameter.is_floating_point():
             raise ValueError(f"protect needs floating-point parameters, got {parameter.dtype} in {name!r}.")
-    for name, part in module.named_modules():
+    for name, part in model.module.named_modules():
         if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.sparse:
             raise ValueError(f"protect needs dense gradients, got sparse=True in {name!r}.")
         if isinstance(part, nn.SyncBatchNorm):
@@ -340,15 +511,19 @@ class Memory:
             result |= {f"{place}.{name}": tensor.clone() for place, tensor in tensors_of(state).items()}
         return result
 
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ValueError for a state that :meth:`load` cannot take."""
+        check_state(_targets({name: self._fresh(name) for name in self._spans}), state)
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         fresh = {name: self._fresh(name) for name in self._spans}
-        targets = {
-            f"{place}.{name}": tensor for name, part in fresh.items() for place, tensor in tensors_of(part).items()
-        }
-        check_state(targets, state)
-        for key, target in targets.items():
+        for key, target in _targets(fresh).items():
             target.copy_(state[key])
         self._chunks, self._loose = {}, fresh
+
+
+def _targets(states: Mapping[str, State]) -> dict[str, Tensor]:
+    return {f"{place}.{name}": tensor for name, state in states.items() for place, tensor in tensors_of(state).items()}
 
 
 def _split(chunk: Chunk) -> dict[str, State]:

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -23,12 +26,14 @@ import torch
 from torch import Tensor
 
 from ..algorithm import Algorithm, State
+from ..checks import Refused, shown
 from ..explanation import explain
 from ..mixing import Mixing, NearestNeighborMixing
 from ..rules import Median, Rule, TrimmedMean
 from ..rules.core import Decision
 from ..transforms import Momentum, SharedMomentum, Transform
 from ..vectors import BUFFER_NAMES, flatten, unflatten
+from .sharded import check_protects, check_state, tensors_of
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -162,8 +167,9 @@ class RobustStrategy(Strategy):
         algorithm: the algorithm, or just a rule. By default nearest-neighbour mixing and a trimmed mean.
         f: how many of a round's replies may be Byzantine: a number, or a function of how many nodes were asked. By
             default what the rule says, or with the default algorithm a quarter of the nodes asked, but at least one.
-            Each reply that is dropped may be one of them: the rule is told f where the rest suffices for it, and as
-            much less as need be, down to f minus those dropped. A silent node takes nothing off f: it may be honest.
+            f counts every reply that is not an honest update, those of broken nodes too, so each reply that is dropped
+            is one of them: the rule is told f where the rest suffices for it, and as much less as need be, down to f
+            minus those dropped. A silent node takes nothing off f: it may be honest.
         learning_rate: how far the model moves along the aggregate.
         buffers: what becomes of arrays that are not trained, which are never part of an update: "median" takes the
             median of each number over the replies (rounded, for integers); "keep" leaves the server's as they are and
@@ -175,11 +181,16 @@ class RobustStrategy(Strategy):
         weighted_by_key: the metric that aggregated metrics leave out. Nothing is weighted by it.
         train_metrics_aggr_fn, evaluate_metrics_aggr_fn: as for FedAvg; by default the median over nodes, of each metric
             that at least 2f + 1 of them report.
+        forget_after: a node whose updates were not used in so many rounds is forgotten, and starts with zero momentum
+            when it comes back; None for never.
+        seed: of what rules and mixings draw. By default one that nobody knows, since whoever knows it knows where such
+            rules do not look.
 
     Raises:
-        ValueError: a setting that cannot work, said in one line.
+        ValueError: a setting that cannot work, said in one line; a rule that protects from nobody. f = 0 is warned of.
 
-    Cost: as the algorithm's, on the server; with worker stages that remember, a model's size per node ever asked.
+    Cost: as the algorithm's, on the server; with worker stages that remember, a model's size per node that was used in
+        the last ``forget_after`` rounds.
 
     Example:
         >>> import varangian as vg
@@ -206,25 +217,34 @@ class RobustStrategy(Strategy):
         configrecord_key: str = "config",
         train_metrics_aggr_fn: Metrics | None = None,
         evaluate_metrics_aggr_fn: Metrics | None = None,
+        forget_after: int | None = 100,
+        seed: int | None = None,
     ) -> None:
         if algorithm is None:
             algorithm = Algorithm(pre=(NearestNeighborMixing(f=1),), rule=TrimmedMean(f=1))
             f = _quarter if f is None else f
         elif isinstance(algorithm, Rule):
             algorithm = Algorithm(rule=algorithm)
+        elif not isinstance(algorithm, Algorithm):
+            got = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else shown(algorithm)
+            raise ValueError(f"RobustStrategy needs an Algorithm or a rule, such as Median(f=1), got {got}.")
+        check_protects("RobustStrategy", algorithm.rule)
         for stage in algorithm.worker + algorithm.server:
             _refuse_look_ahead("RobustStrategy", stage)
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise ValueError(f"RobustStrategy needs learning_rate > 0, got {learning_rate}.")
+        number = isinstance(learning_rate, Real) and not isinstance(learning_rate, bool)
+        if not (number and math.isfinite(learning_rate) and learning_rate > 0):
+            raise ValueError(f"RobustStrategy needs learning_rate > 0, got {shown(learning_rate)}.")
+        if forget_after is not None and not (_whole(forget_after) and forget_after >= 1):
+            raise ValueError(f"RobustStrategy needs an integer forget_after >= 1 or None, got {shown(forget_after)}.")
+        if seed is not None and not (_whole(seed) and 0 <= seed < 2**63):
+            raise ValueError(f"RobustStrategy needs an integer seed from 0 to 2^63 - 1 or None, got {shown(seed)}.")
         if buffers not in BUFFERS:
             raise ValueError(f'RobustStrategy needs buffers "median" or "keep", got {buffers!r}.')
         self.algorithm, self.learning_rate = algorithm, learning_rate
         self.buffers: Buffers = buffers
-        self.buffer_names, self.weighted_by_key = tuple(buffer_names), weighted_by_key
+        self.buffer_names, self.weighted_by_key = _names("RobustStrategy", buffer_names), weighted_by_key
         self._f = algorithm.rule.f if f is None else f
-        self.min_train_nodes = self._least(
-            "min_train_nodes", min_train_nodes, lambda f: _tolerating(algorithm, f).min_n
-        )
+        self.min_train_nodes = self._least("min_train_nodes", min_train_nodes, self._needed)
         self.min_evaluate_nodes = 0
         if fraction_evaluate > 0:
             self.min_evaluate_nodes = self._least("min_evaluate_nodes", min_evaluate_nodes, lambda f: 2 * f + 1)
@@ -239,18 +259,28 @@ class RobustStrategy(Strategy):
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
         )
+        if not callable(self._f) and self._f == 0:
+            warnings.warn(
+                "RobustStrategy: f = 0 protects from nobody; f is how many replies of a round may be faulty.",
+                stacklevel=2,
+            )
+        self.forget_after = forget_after
         self.rounds: list[Round] = []
         self._sent: _Model | None = None
         self._messages: dict[str, list[Message]] = {"train": [], "evaluate": []}
         self._state: State | None = None
         self._memories: dict[int, tuple[Tensor | None, ...]] = {}
+        self._seed = secrets.randbits(63) if seed is None else int(seed)
+        self._turn = 0  # rounds of training, those before a restart included
+        self._used: dict[int, int] = {}  # the last of them that a node with a memory was used in
+        self._loaded = False
 
     def tolerated(self, n: int) -> int:
         """How many Byzantine replies a round that asks n nodes is to survive."""
         f = self._f(n) if callable(self._f) else self._f
-        if not isinstance(f, int) or f < 0:
+        if not _whole(f) or f < 0:
             raise ValueError(f"RobustStrategy needs an integer f >= 0, got {f!r} for {n} nodes.")
-        return f
+        return int(f)
 
     def report(self) -> Report:
         """What became of each node so far."""
@@ -258,6 +288,61 @@ class RobustStrategy(Strategy):
         standings = [_standing(node, self.rounds) for node in nodes]
         standings.sort(key=lambda s: (-1.0 if s.suspicion is None else s.suspicion, s.dropped), reverse=True)
         return Report(len(self.rounds), sum(bool(r.kept) for r in self.rounds), tuple(standings))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the strategy remembers between two rounds: nodes' momenta ("worker.0.17" is node 17's), the server's,
+        the last aggregate, and which algorithm it is of. The report is not in it.
+
+        Everything is a tensor: save it with torch.save after a round (in ``evaluate_fn``, say), beside the model.
+        """
+        text = torch.frombuffer(bytearray(repr(self.algorithm).encode()), dtype=torch.uint8)
+        step = 0 if self._state is None else self._state.step
+        numbers = {"turn": self._turn, "step": step, "seed": self._seed}
+        state = {name: torch.tensor(number) for name, number in numbers.items()} | {"algorithm": text}
+        if self._state is not None:
+            state |= {k: m.clone() for k, m in tensors_of(replace(self._state, worker=())).items()}
+        for node, memories in self._memories.items():
+            state[f"used.{node}"] = torch.tensor(self._used[node])
+            state |= {f"worker.{k}.{node}": m.clone() for k, m in enumerate(memories) if m is not None}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what :meth:`state_dict` gave. The next :meth:`start` then goes on from there, from the model that it
+        is given; without it, it begins anew.
+
+        Raises:
+            ValueError: a state of another algorithm, one that lacks something or has more, or with NaN or infinity.
+        """
+        numbers = ("turn", "step", "seed")
+        lacks = [name for name in (*numbers, "algorithm") if not isinstance(state.get(name), Tensor)]
+        if lacks:
+            raise ValueError(f"load_state_dict needs a state of RobustStrategy, got one without {', '.join(lacks)}.")
+        text = bytes(state["algorithm"].tolist()).decode(errors="replace")
+        if text != repr(self.algorithm):
+            raise ValueError(f"load_state_dict needs a state of {self.algorithm!r}, got one of {text}.")
+        turn, step, seed = (int(state[name]) for name in numbers)
+        rest = {name: tensor for name, tensor in state.items() if name not in (*numbers, "algorithm")}
+        used = {name.removeprefix("used."): rest.pop(name) for name in list(rest) if name.startswith("used.")}
+        for name, tensor in rest.items():
+            if not isinstance(tensor, Tensor) or tensor.ndim != 1 or not tensor.isfinite().all():
+                raise ValueError(f"load_state_dict needs finite vectors, got something else in {name!r}.")
+        fresh, blank = None, ()
+        if rest:
+            some = next(iter(rest.values()))
+            fresh = self.algorithm.init(0, some.numel(), some.dtype, seed=seed)
+            blank = tuple(torch.zeros_like(some) if stage.remembers else None for stage in self.algorithm.worker)
+            targets = dict(tensors_of(replace(fresh, worker=())))
+            targets |= {f"worker.{k}.{node}": m for node in used for k, m in enumerate(blank) if m is not None}
+            check_state(targets, rest)
+            for name, memory in tensors_of(replace(fresh, worker=())).items():
+                memory.copy_(rest[name])
+            fresh = replace(fresh, step=step)
+        self._state, self._seed, self._turn, self._loaded = fresh, seed, turn, True
+        self._used = {int(node): int(when) for node, when in used.items()}
+        self._memories = {
+            int(node): tuple(None if m is None else rest[f"worker.{k}.{node}"].clone() for k, m in enumerate(blank))
+            for node in used
+        }
 
     def summary(self) -> None:
         """Logs what is going to aggregate."""
@@ -271,10 +356,20 @@ class RobustStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The messages of a round of training. The first round forgets what an earlier run left."""
+        """The messages of a round of training. The first round forgets what an earlier run left, but for what was
+        loaded."""
         if server_round == 1:
-            self.rounds, self._state, self._memories = [], None, {}
+            self.rounds = []
+            if not self._loaded:
+                self._state, self._memories, self._used, self._turn = None, {}, {}, 0
+        self._loaded = False
         self._sent = _Model(arrays, self.buffers, self.buffer_names)
+        d = self._sent.vector.numel()
+        for memory in ([] if self._state is None else [*self._state.server, self._state.previous]) + [
+            m for memories in self._memories.values() for m in memories
+        ]:
+            if memory is not None and memory.numel() != d:
+                raise ValueError(f"RobustStrategy remembers {memory.numel():,} trained numbers, got a model of {d:,}.")
         self._messages["train"] = list(self._sampling.configure_train(server_round, arrays, config, grid))
         return self._messages["train"]
 
@@ -314,7 +409,7 @@ class RobustStrategy(Strategy):
             found = explain(vectors, algorithm, state.previous, COORDINATES, state.step, state.seed)
             update, state = algorithm.finish(Decision(found.aggregate, None, None), state)
             arrays = model.moved(self.learning_rate * update, [buffers[node] for node in nodes], f)
-        except ValueError as error:
+        except Refused as error:
             outcome = replace(outcome, kept=str(error))
         else:
             suspicion = (len(nodes) - found.suspicion) / max(len(nodes) - 1, 1)
@@ -322,7 +417,12 @@ class RobustStrategy(Strategy):
             self._state = state
             for i, node in enumerate(nodes):
                 self._memories[node] = tuple(None if m is None else m[i].clone() for m in state.worker)
+                self._used[node] = self._turn + 1
             metrics = self._combine("train", [contents[node] for node in nodes], f)
+        self._turn += 1
+        if self.forget_after is not None:
+            for node in [n for n, turn in self._used.items() if turn <= self._turn - self.forget_after]:
+                self._forget(node)
         self.rounds.append(outcome)
         logger.log(logging.WARNING if outcome.kept or dropped or silent else logging.INFO, "%s", outcome)
         return arrays, metrics
@@ -335,6 +435,14 @@ class RobustStrategy(Strategy):
         for node, why in (dropped | silent).items():
             logger.warning("evaluation of round %s: nothing from %s (%s)", server_round, node, why)
         return self._combine("evaluate", list(contents.values()), self.tolerated(len(self._messages["evaluate"])))
+
+    def _forget(self, node: int) -> None:
+        self._memories.pop(node, None)
+        self._used.pop(node, None)
+
+    def _needed(self, f: int) -> int:
+        """How many updates a round needs: for the algorithm, and for the medians of buffers."""
+        return max(_tolerating(self.algorithm, f).min_n, 2 * f + 1 if self.buffers == "median" else 1)
 
     def _least(self, name: str, given: int | None, needed: Callable[[int], int]) -> int:
         """The least number of nodes that can do, or ``given`` if it is one."""
@@ -384,7 +492,7 @@ class RobustStrategy(Strategy):
         """The worker half, with each node's own memory; drops a node whose memory would overflow, and forgets it."""
         d, dtype = model.vector.numel(), model.vector.dtype
         if self._state is None:
-            self._state = self.algorithm.init(0, d, dtype)
+            self._state = self.algorithm.init(0, d, dtype, seed=self._seed)
         blank = tuple(torch.zeros(d, dtype=dtype) if stage.remembers else None for stage in self.algorithm.worker)
         memories = [self._memories.get(node, blank) for node in updates]
         worker = tuple(
@@ -399,7 +507,7 @@ class RobustStrategy(Strategy):
             for node, good in zip(nodes, finite.tolist(), strict=True):
                 if not good:
                     dropped[node] = "its update and memory together overflow"
-                    self._memories.pop(node, None)
+                    self._forget(node)
             nodes = tuple(node for node in nodes if node not in dropped)
             state = replace(state, worker=tuple(None if m is None else m[finite] for m in state.worker))
             vectors = vectors[finite]
@@ -408,12 +516,12 @@ class RobustStrategy(Strategy):
     def _given(self, f: int, n: int, dropped: int) -> int:
         """The f that the rule is told, for n updates after some were dropped."""
         if dropped > f:
-            raise ValueError(f"{dropped} replies had to be dropped, more than f = {f}.")
+            raise Refused(f"{dropped} replies had to be dropped, more than f = {f}.")
         for least in range(f, f - dropped - 1, -1):
-            if _tolerating(self.algorithm, least).min_n <= n:
+            if self._needed(least) <= n:
                 return least
-        needed = _tolerating(self.algorithm, f - dropped)
-        raise ValueError(f"{needed.rule} needs n >= {needed.min_n} updates, got {n}.")
+        rule = _tolerating(self.algorithm, f - dropped).rule
+        raise Refused(f"{rule} needs n >= {self._needed(f - dropped)} updates, got {n}.")
 
     def _combine(self, kind: str, contents: list[RecordDict], f: int) -> MetricRecord | None:
         function = self._metrics[kind]
@@ -444,7 +552,10 @@ def worker_mod(*stages: Transform, buffer_names: Sequence[str] = BUFFER_NAMES) -
         >>> from flwr.clientapp import ClientApp
         >>> app = ClientApp(mods=[worker_mod(vg.Clip(1.0), vg.Momentum(0.9))])
     """
+    buffer_names = _names("worker_mod", buffer_names)
     for stage in stages:
+        if not isinstance(stage, Transform):
+            raise ValueError(f"worker_mod needs transforms, such as Momentum(0.9), got {shown(stage)}.")
         _refuse_look_ahead("worker_mod", stage)
         if stage.uses_previous:
             raise ValueError(f"worker_mod needs stages of the node alone, got {stage}, which uses the last aggregate.")
@@ -592,12 +703,12 @@ class _Model:
         """The next model.
 
         Raises:
-            ValueError: it would not be finite.
+            Refused: it would not be finite.
         """
         new: dict[str, Tensor] = unflatten(self.vector + step, self.shape)
         for name, tensor in new.items():
             if not _finite(tensor):
-                raise ValueError(f"the next model would not be finite, in {name!r}.")
+                raise Refused(f"the next model would not be finite, in {name!r}.")
         if self.untrained and self.buffers == "median":
             x, shape = flatten(buffers, buffers="aggregate", dtype=torch.float64)
             new |= unflatten(Median(f=f)(x), shape)
@@ -661,6 +772,16 @@ def _tolerating(algorithm: Algorithm, f: int) -> Algorithm:
 
 def _with_f(stage: Stage, f: int) -> Stage:
     return replace(stage, f=f) if any(option.name == "f" for option in fields(stage)) else stage
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _names(owner: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{owner} needs buffer_names as a list of names, got {shown(names)}.")
+    return tuple(names)
 
 
 def _quarter(n: int) -> int:

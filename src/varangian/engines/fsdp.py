@@ -10,8 +10,13 @@ docs/engines.md says more.
 
 from __future__ import annotations
 
+import hashlib
+import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,19 +26,28 @@ from .history import History, Report
 from .sharded import (
     Aggregation,
     Chunk,
+    Ending,
+    OnRefusal,
+    Owner,
     Ranks,
+    Refused,
     Span,
-    TooManyFaulty,
+    arithmetic,
+    at_backward,
+    backward_number,
     check_algorithm,
+    check_options,
     check_state,
+    device_of,
+    refused_step,
     tensors_of,
     title_of,
-    versions,
+    warn_of_none,
 )
 
 try:
     from torch.distributed.fsdp import FSDPModule
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Shard
 
     FSDPModule.set_custom_reduce_scatter  # noqa: B018
 except (ImportError, AttributeError):
@@ -42,136 +56,342 @@ except (ImportError, AttributeError):
         f"{torch.__version__} does not have; install a newer torch."
     ) from None
 
+try:
+    from torch.distributed import reduce_scatter_single  # torch >= 2.13, which warns about the old name
+except ImportError:
+    from torch.distributed import reduce_scatter_tensor as reduce_scatter_single
+
+ENTRY = struct.Struct("<?iq8s")  # what a rank says of what it is about to do: see Protection._swap
+END = -1  # in the place of a unit: the backward pass is over
+USED = "used"  # in a state: which parameters of a unit a memory is of, where it is not all
+FORWARD = -1  # in the place of a size: the unit's forward pass
+WHOLE = "no rank ever has whole ones here; DistributedDataParallel with replicated=True works for every rule."
+
 
 def protect(
-    model: nn.Module, algorithm: Algorithm, *, window: int = 100, warn: Callable[[str], None] | None = None
+    model: nn.Module,
+    algorithm: Algorithm,
+    *,
+    on_refusal: OnRefusal = "raise",
+    window: int = 100,
+    warn: Callable[[str], None] | None = None,
+    seed: int = 0,
 ) -> Protection:
     """Puts an algorithm in the place of the mean in every unit's reduce-scatter.
 
+    A step in which more than f vectors of a unit are not finite is refused: ``backward()`` ends, every ``.grad`` is
+    None, of all units, so that no optimizer moves anything, the algorithm remembers nothing of it, and the next step
+    goes on as if it had not been.
+
     Args:
         model: after ``fully_shard`` on a mesh of one dimension, before its first backward pass. The ranks of the mesh
-            are the n workers.
+            are the n workers, at least two.
         algorithm: what each of them does, the same on all. It sees each unit as a vector of its own.
-        window, warn: as for :func:`varangian.engines.ddp.protect`.
+        on_refusal, window, warn, seed: as for :func:`varangian.engines.ddp.protect`.
 
     Raises:
-        ValueError: at once, on every rank, for an algorithm that so many ranks cannot run, that looks ahead, or that
-            needs what no rank has: whole vectors, the last aggregate at the workers, the update's norm at the server.
-            During backward: more than f vectors of a unit that are not finite.
+        ValueError: at once, on every rank, for an algorithm that so many ranks cannot run, that protects from nobody,
+            that looks ahead, or that needs what no rank has: whole vectors, the last aggregate at the workers, the
+            update's norm at the server. At the end of a backward pass, on every rank and with every ``.grad`` None:
+            ranks that used different parameters, by unit and rank; gradients on top of those of the step before, which
+            are an update already (accumulate under ``set_requires_gradient_sync(False)``); a unit that was reduced
+            twice.
+        Refused: a ValueError, at the end of a backward pass: more than f vectors of a unit that are not finite.
 
-    Cost: d (W - 1) / W numbers sent by each rank, as the reduce-scatter that it stands for, and for rules that look at
-        distances (W + 1)^2 a unit. Worker momentum takes d numbers on each rank, which are not sharded.
+    Cost: d (W - 1) / W numbers sent by each rank, as the reduce-scatter that it stands for, 21 W bytes a unit, by which
+        ranks find out whether they speak of the same, and for rules that look at distances (W + 1)^2 numbers a unit.
+        Worker momentum takes d numbers on each rank, which are not sharded.
     """
-    return Protection(model, algorithm, window, warn)
+    return Protection(model, algorithm, on_refusal, window, warn, seed)
 
 
 class Protection:
     """What :func:`protect` put into a model: its memory and its report."""
 
-    def __init__(self, model: nn.Module, algorithm: Algorithm, window: int, warn: Callable[[str], None] | None) -> None:
-        units = {name or "(root)": module for name, module in model.named_modules() if isinstance(module, FSDPModule)}
-        sharded = [(name, p) for name, p in model.named_parameters() if isinstance(p, DTensor) and p.requires_grad]
-        if not isinstance(model, FSDPModule) or not sharded:
+    def __init__(
+        self,
+        model: nn.Module,
+        algorithm: Algorithm,
+        on_refusal: OnRefusal,
+        window: int,
+        warn: Callable[[str], None] | None,
+        seed: int,
+    ) -> None:
+        named = list(model.named_modules()) if isinstance(model, nn.Module) else []
+        units = {name or "(root)": module for name, module in named if isinstance(module, FSDPModule)}
+        self._parameters = {
+            name: p
+            for name, p in (model.named_parameters() if named else ())
+            if isinstance(p, DTensor) and p.requires_grad
+        }
+        meshes = [p.device_mesh for p in self._parameters.values()]
+        fits = bool(meshes) and meshes[0].ndim == 1
+        if not fits and not dist.is_initialized():
             raise ValueError(f"protect needs a model after fully_shard, got {type(model).__name__}.")
-        mesh = sharded[0][1].device_mesh
-        if mesh.ndim != 1 or any(p.device_mesh != mesh for _, p in sharded):
-            raise ValueError(f"protect needs all units on one mesh of one dimension, got {mesh}.")
-        self._ranks = Ranks(mesh.get_group(), sharded[0][1].to_local().device)
-        check_algorithm(
-            "protect",
-            algorithm,
-            self._ranks.size,
-            True,
-            "no rank ever has whole ones here; DistributedDataParallel with replicated=True works for every rule.",
-        )
-        for stage in algorithm.worker:
-            if stage.uses_previous:
-                raise ValueError(
-                    f"protect needs workers that do without the last aggregate, which is sharded, got {stage}."
-                )
-        for stage in algorithm.server:
-            if not stage.columnwise:
-                raise ValueError(f"protect needs server transforms that work on pieces of the update, got {stage}.")
-        hosts = self._ranks.agree(
-            "protect",
-            {
-                "versions and kind of processor": versions(),
-                "algorithm": repr(algorithm),
-                "parameters": str([(name, list(p.shape), p.dtype) for name, p in sharded]),
-            },
-        )
+        # Who passes something else belongs to the default group, if to any: there the others wait.
+        self._ranks = Ranks(meshes[0].get_group() if fits else None, device_of(model))
+
+        def told() -> dict[str, str]:
+            if not isinstance(model, FSDPModule) or not meshes:
+                raise ValueError(f"protect needs a model after fully_shard, got {type(model).__name__}.")
+            if not fits or any(mesh != meshes[0] for mesh in meshes):
+                odd = next((mesh for mesh in meshes if mesh.ndim != 1 or mesh != meshes[0]), meshes[0])
+                raise ValueError(f"protect needs all units on one mesh of one dimension, got {_line(odd)}.")
+            if self._ranks.size < 2:
+                raise ValueError("protect needs at least two ranks, got one, for which fully_shard reduces nothing.")
+            check_options("protect", on_refusal, window, warn, seed)
+            check_algorithm("protect", algorithm, self._ranks.size, True, WHOLE)
+            for stage in algorithm.worker:
+                if stage.uses_previous:
+                    raise ValueError(
+                        f"protect needs workers that do without the last aggregate, which is sharded, got {stage}."
+                    )
+            for stage in algorithm.server:
+                if not stage.columnwise:
+                    raise ValueError(f"protect needs server transforms that work on pieces of the update, got {stage}.")
+            return {
+                "versions and arithmetic": arithmetic(),
+                "algorithm": f"{algorithm!r} {seed}",
+                "on_refusal": on_refusal,
+                "parameters": str([(name, list(p.shape), p.dtype) for name, p in self._parameters.items()]),
+                "units": str(list(units)),
+            }
+
+        hosts = self._ranks.agree("protect", told)
+        warn_of_none("protect", algorithm.rule)
         title = f"{title_of(algorithm)}, unit by unit"
-        self._history = History(title, hosts, window, warn if self._ranks.rank == 0 else None)
-        self._algorithm = algorithm
+        self._history = History(title, hosts, window, warn, first=self._ranks.rank == 0)
+        self._model, self._algorithm, self._on_refusal = model, algorithm, on_refusal
+        self._owner = Owner(algorithm, seed, self._ranks)
+        self._step, self._seed = 0, seed  # steps that were not refused: what is drawn depends on it
         self._seen: set[str] = set()  # units of the step under way
-        self._units = {name: _Unit(name, self) for name in units}
-        for name, module in units.items():
+        self._failed: Exception | None = None  # why the step under way comes to nothing, on every rank
+        self._finite = np.ones(self._ranks.size, bool)  # who was, where it was refused
+        self._used: set[str] = set()  # parameters that got a gradient since the last step
+        self._hooked: dict[str, Tensor] = {}
+        self._ending = Ending(self._end)
+        self._waits_for_end = False
+        self._called = False  # a unit's forward pass that all ranks have to take part in
+        self.removed = False
+        self._units: dict[str, _Unit] = {}
+        for k, (name, module) in enumerate(units.items()):
+            self._units[name] = _Unit(name, k, self)
             module.set_custom_reduce_scatter(self._units[name])  # pyright: ignore[reportArgumentType]
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+        for name, module in named:
+            if isinstance(module, FSDPModule):
+                unit = self._units[name or "(root)"]
+                module.register_forward_pre_hook(self._calling(unit), prepend=True)  # type: ignore[attr-defined]
+                module.register_forward_pre_hook(self._watching(name))  # type: ignore[attr-defined] # a Module too
+        for name, parameter in self._parameters.items():
+            owners = [unit for unit in units if name.startswith(f"{unit}.")]
+            self._units[max(owners, key=len, default="(root)")].parameters[name] = parameter
+        model.register_forward_hook(self._forward)
 
     def report(self) -> Report:
         """Per rank, how often it was rejected, its weight and its suspicion over time; the same on all ranks.
 
         A step's weights are the mean over units by size. A rank is not finite where one of its units is not.
         """
-        self._close()
         return self._history.report()
 
+    def remove(self) -> None:
+        """From the next step on gradients are averaged, as they are without protection. All ranks call it."""
+        self.removed = True
+
     def state_dict(self) -> dict[str, Tensor]:
-        """What the algorithm remembers, by unit, as this rank holds it: save one file a rank. Empty before the first
-        step."""
+        """What the algorithm remembers, by unit, as this rank holds it, and whose it is: "rank", "ranks" (how many),
+        "algorithm" (as text, in bytes), "step" (how many were not refused). Save one file a rank. Before the first step
+        there is no unit in it."""
         return {
             f"{place}.{name}": tensor.clone() for name, unit in self._units.items() for place, tensor in unit.tensors()
-        }
+        } | self._owner.named(self._step)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up what :meth:`state_dict` gave, on as many ranks.
+        """Takes up what :meth:`state_dict` gave on this rank. All ranks call it.
 
         Raises:
-            ValueError: a unit that the model does not have. Sizes are checked when the first gradients come.
+            ValueError: on every rank, and nothing is taken up on any: one of them was given the state of another rank,
+                of another number of ranks, of another algorithm, of other units or sizes, or one with NaN or infinity.
         """
-        places = {f"{place}.{name}": (name, place) for name in self._units for place in _places(self._algorithm)}
-        unknown = sorted(state.keys() - places.keys())
-        if unknown:
-            raise ValueError(f"load_state_dict needs the units of this model, got {', '.join(unknown[:3])}.")
+        kinds = [*_places(self._algorithm), USED]
+        places = {f"{place}.{name}": (name, place) for name in self._units for place in kinds}
+        rest: dict[str, Tensor] = {}
+
+        def told() -> dict[str, str]:
+            rest.update(self._owner.check(state))
+            unknown = sorted(rest.keys() - places.keys())
+            if unknown:
+                raise ValueError(f"load_state_dict needs the units of this model, got {', '.join(unknown[:3])}.")
+            for name, unit in self._units.items():
+                kept = {place: rest[key] for key, (owner, place) in places.items() if owner == name and key in rest}
+                if kept:
+                    unit.check(self._algorithm, self._ranks, kept)
+            return {"step": str(int(state["step"]))}
+
+        self._ranks.agree("load_state_dict", told)
         for unit in self._units.values():
-            unit.chunk, unit.saved = None, {}
-        for key, tensor in state.items():
+            unit.forget()
+        for key, tensor in rest.items():
             name, place = places[key]
             self._units[name].saved[place] = tensor.clone()
+        self._step = int(state["step"])
 
-    def _close(self) -> None:
-        if self._seen:
-            self._history.close()
-            self._seen.clear()
+    # ------------------------------------------------------------------------------------------------ a step
+
+    def _calling(self, unit: _Unit) -> Callable[[nn.Module, object], None]:
+        """Before a unit's parameters are gathered: ranks that call different units would mix them, or hang. On other
+        devices each rank would have to wait for its own here."""
+
+        def calling(module: nn.Module, _: object) -> None:
+            sharded = any(isinstance(p, DTensor) for p in module.parameters(recurse=False))
+            if sharded and self._ranks.device.type == "cpu" and not self.removed and backward_number() < 0:
+                self._called = True
+                self._swap(None, unit.number, FORWARD, bytes(8))
+
+        return calling
+
+    def _watching(self, prefix: str) -> Callable[[nn.Module, object], None]:
+        """Before a unit's forward pass, when its parameters are whole: their gradients will be heard of."""
+
+        def watching(module: nn.Module, _: object) -> None:
+            for name, parameter in module.named_parameters(prefix):
+                whole = not isinstance(parameter, DTensor) and parameter.requires_grad
+                if whole and self._hooked.get(name) is not parameter:
+                    self._hooked[name] = parameter
+                    parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._used.add(name))
+
+        return watching
+
+    def _forward(self, model: nn.Module, inputs: object, outputs: object) -> None:
+        """The end of this forward pass's backward pass will be heard of."""
+        if self._called:
+            self._called = False
+            self._swap(None, END, FORWARD, bytes(8))
+        if torch.is_grad_enabled():
+            at_backward(outputs, self._begin)
+
+    def _begin(self) -> None:
+        """A backward pass begins; of one that was interrupted nothing stays."""
+        self._seen.clear()
+        self._history.clear()
+        self._failed = None
+        self._waits_for_end = True
+        self._ending.wanted()
 
     def reduce(self, unit: _Unit, gradient: Tensor) -> Tensor:
-        """[W L] of this rank to [L] of the update."""
-        if unit.name in self._seen:
-            self._close()
-        if unit.aggregation is None or unit.chunk is None or unit.chunk.length != gradient.numel():
-            unit.begin(self._algorithm, self._ranks, gradient)
-        assert unit.aggregation is not None
-        assert unit.chunk is not None
-        self._seen.add(unit.name)
-        unit.aggregation.begin(unit.chunk, gradient)
-        unit.aggregation.settle(unit.chunk)
+        """[W L] of this rank to [L] of the update; zeros in a step that comes to nothing, which its end says."""
+        if not self._waits_for_end:
+            self._begin()
         try:
-            return unit.aggregation.finish([unit.chunk], self._history)[0]
-        except TooManyFaulty:
-            self._seen.clear()
-            raise
+            if self._failed is None:
+                self._meet(unit, gradient)
+                assert unit.aggregation is not None
+                assert unit.chunk is not None
+                unit.aggregation.begin(unit.chunk.at(self._step, self._seed), gradient)
+                unit.aggregation.settle(unit.chunk)
+                return unit.aggregation.finish([unit.chunk], self._history)[0]
+        except Exception as error:  # fully_shard must come to its end first, or it works no more
+            self._failed = error
+            if unit.aggregation is not None:
+                self._finite = unit.aggregation.finite
+        return gradient.new_zeros(gradient.numel() // self._ranks.size)
+
+    def _meet(self, unit: _Unit, gradient: Tensor) -> None:
+        """Raises on every rank unless all have come to reduce the same parameters of the same unit."""
+        first, again = not self._seen, unit.name in self._seen
+        self._seen.add(unit.name)
+        whole = gradient.numel() == unit.length(self._ranks.size)
+        error: Exception | None = None
+        try:
+            if first:
+                self._check_empty()
+            if again:
+                raise ValueError(
+                    f"protect needs each unit to be reduced once in a backward pass, got {unit.name!r} twice; what is "
+                    "called several times belongs into a unit that is called once."
+                )
+            used = () if whole else tuple(sorted(self._used & unit.parameters.keys()))
+            unit.prepare(self._algorithm, self._ranks, gradient, used)
+        except Exception as own:
+            error = own
+        names = "" if whole else str(sorted(self._used))
+        told = hashlib.sha256(f"{names} {gradient.dtype}".encode()).digest()[:8]
+        self._swap(error, unit.number, gradient.numel(), told)
+
+    def _swap(self, error: Exception | None, number: int, size: int, told: bytes) -> None:
+        """Each rank says what it is about to do. Raises on every rank where one has an error or does something else."""
+        rows = [ENTRY.unpack(row) for row in self._ranks.swap(ENTRY.pack(error is not None, number, size, told))]
+        if any(row[0] for row in rows):
+            self._ranks.share(error)
+        names = {unit.number: f"unit {unit.name!r}" for unit in self._units.values()}
+
+        def doing(number: int, size: int) -> str:
+            if number == END:
+                return f"the end of the {'forward' if size == FORWARD else 'backward'} pass"
+            return names[number] if size == FORWARD else f"gradients of {names[number]}"
+
+        first = rows[0][1:]
+        for rank, (_, *row) in enumerate(rows):
+            if tuple(row) != first:
+                here, there = doing(row[0], row[1]), doing(first[0], first[1])
+                got = f"{here} where rank 0 has {there}" if here != there else f"others than rank 0 in {here}"
+                raise ValueError(
+                    f"protect needs the same parameters in use on all ranks, got on rank {rank} {got}; let each rank "
+                    "use all parameters, or call set_reduce_scatter_unused_params(True)."
+                )
+
+    def _check_empty(self) -> None:
+        for name, parameter in self._parameters.items():
+            gradient = parameter.grad
+            if isinstance(gradient, DTensor) and bool(gradient.to_local().any()):
+                raise ValueError(
+                    f"protect needs one synchronised backward pass a step, got a gradient of {name!r} on top of "
+                    "another step's update; call zero_grad() in between, and accumulate under "
+                    "set_requires_gradient_sync(False)."
+                )
+
+    def _end(self) -> None:
+        """The backward pass is over: its step is taken up, or comes to nothing."""
+        seen, self._seen = self._seen, set()
+        error, self._failed = self._failed, None
+        self._waits_for_end = False
+        if not seen:
+            return
+        self._used.clear()
+        if error is None:
+            try:
+                self._swap(None, END, 0, bytes(8))
+            except Exception as own:
+                error = own
+        if error is None:
+            for name in seen:
+                self._units[name].adopt()
+            self._history.close()
+            self._step += 1
+            return
+        self._history.clear()
+        refused_step(self._model, tuple(self._parameters.values()))
+        if isinstance(error, Refused):
+            self._history.skip(self._finite)
+            if self._on_refusal == "skip":
+                self._history.say(f"step {self._history.steps} is skipped: {error}")
+                return
+        raise error
 
 
 class _Unit:
     """A unit's reduce-scatter, in the form that fully_shard calls it."""
 
-    def __init__(self, name: str, protection: Protection) -> None:
-        self.name, self._protection = name, protection
+    def __init__(self, name: str, number: int, protection: Protection) -> None:
+        self.name, self.number, self._protection = name, number, protection
+        self.parameters: dict[str, DTensor] = {}
         self.aggregation: Aggregation | None = None
         self.chunk: Chunk | None = None
-        self.saved: dict[str, Tensor] = {}
+        self.saved: dict[str, Tensor] = {}  # what was loaded, until a step is made of it
+        self._used: tuple[str, ...] = ()  # whose gradients the chunk holds; () for all
+        self._adopted = False  # whether the chunk is of a step that was not refused
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
@@ -184,35 +404,89 @@ class _Unit:
         op: dist.ReduceOp,
         async_op: bool = False,
     ) -> None:
-        output_tensor.copy_(self._protection.reduce(self, input_tensor))
+        if self._protection.removed:
+            reduce_scatter_single(output_tensor, input_tensor, group=group)
+            output_tensor.div_(dist.get_world_size(group))
+        else:
+            output_tensor.copy_(self._protection.reduce(self, input_tensor))
 
-    def begin(self, algorithm: Algorithm, ranks: Ranks, gradient: Tensor) -> None:
-        """Zero memory for gradients of this size, or what was loaded."""
-        if self.chunk is not None and _places(algorithm):
+    def forget(self) -> None:
+        self.chunk, self.saved, self._adopted = None, {}, False
+
+    def adopt(self) -> None:
+        assert self.chunk is not None
+        self.chunk.adopt()
+        self.saved, self._adopted = {}, True
+
+    def length(self, size: int, used: Sequence[str] = ()) -> int:
+        """How many numbers come where these parameters, or all, have gradients: fully_shard fills up the first
+        dimension."""
+        total = 0
+        for parameter in [self.parameters[name] for name in used] or self.parameters.values():
+            rows = parameter.shape[0]
+            sharded = next(p.dim for p in parameter.placements if isinstance(p, Shard))
+            total += parameter.numel() if sharded else math.ceil(rows / size) * size * (parameter.numel() // rows)
+        return total
+
+    def prepare(self, algorithm: Algorithm, ranks: Ranks, gradient: Tensor, used: tuple[str, ...]) -> None:
+        """Zero memory for gradients of these parameters, or what was loaded.
+
+        Raises:
+            ValueError: other parameters than before, where there is a memory of them.
+        """
+        length, saved = gradient.numel(), _names(self.saved) if self.saved else used
+        same = self.chunk is not None and (self.chunk.length, self._used) == (length, used)
+        if same and self._adopted:
+            return
+        if (self._adopted and not same and _places(algorithm)) or saved != used:
+            before = self._used if self._adopted else saved
             raise ValueError(
-                f"protect needs the same parameters of unit {self.name} at each step, for their momentum, got "
-                f"{gradient.numel()} numbers after {self.chunk.length}: some had no gradient."
+                f"protect needs gradients of the same parameters of unit {self.name!r} in each step, for their "
+                f"momentum, got {_some(used)} after {_some(before)}."
             )
-        dtype = torch.promote_types(gradient.dtype, torch.float32)
-        own = algorithm.init(1, gradient.numel() // ranks.size, dtype, gradient.device)
-        worker = algorithm.init(1, gradient.numel(), dtype, gradient.device).worker
-        self.chunk = Chunk([Span(self.name, gradient.numel(), 0)], ranks.size, State(worker, own.server, own.previous))
-        self.aggregation = Aggregation(algorithm, ranks, gradient.numel(), gathers=False)
-        if self.saved:
-            targets = dict(self.tensors())
-            check_state(targets, self.saved)
-            for place, target in targets.items():
-                target.copy_(self.saved[place])
-            self.saved = {}
+        state = self._fresh(algorithm, ranks, length, torch.promote_types(gradient.dtype, torch.float32))
+        for place, target in tensors_of(state).items() if self.saved else ():
+            target.copy_(self.saved[place])
+        self.chunk, self._used = Chunk([Span(self.name, length, 0)], ranks.size, state), used
+        self.aggregation = Aggregation(algorithm, ranks, length, gathers=False)
+
+    def check(self, algorithm: Algorithm, ranks: Ranks, saved: Mapping[str, Tensor]) -> None:
+        """Raises ValueError for a memory that no gradient of this unit can have."""
+        used = _names(saved)
+        unknown = sorted(set(used) - self.parameters.keys())
+        if unknown:
+            raise ValueError(f"load_state_dict needs the parameters of this model, got {', '.join(unknown[:3])}.")
+        fresh = self._fresh(algorithm, ranks, self.length(ranks.size, used), torch.float32)
+        check_state(tensors_of(fresh), {place: tensor for place, tensor in saved.items() if place != USED})
+
+    def _fresh(self, algorithm: Algorithm, ranks: Ranks, length: int, dtype: torch.dtype) -> State:
+        own = algorithm.init(1, length // ranks.size, dtype, ranks.device)
+        return replace(own, worker=algorithm.init(1, length, dtype, ranks.device).worker)
 
     def tensors(self) -> list[tuple[str, Tensor]]:
-        if self.chunk is None:
+        if self.chunk is None or not self._adopted:
             return list(self.saved.items())
-        return list(tensors_of(self.chunk.state).items())
+        found = tensors_of(self.chunk.state)
+        if self._used and found:
+            found[USED] = torch.frombuffer(bytearray("\n".join(self._used).encode()), dtype=torch.uint8)
+        return list(found.items())
+
+
+def _names(saved: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Whose memory was saved; () for that of all parameters of the unit."""
+    return tuple(bytes(saved[USED].tolist()).decode(errors="replace").split("\n")) if USED in saved else ()
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "all"
 
 
 def _places(algorithm: Algorithm) -> list[str]:
     return list(tensors_of(algorithm.init(1, 1)))
+
+
+def _line(mesh: object) -> str:
+    return " ".join(str(mesh).split())
 
 
 __all__ = ["Protection", "Report", "protect"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ..checks import require
+from ..checks import whole
+
+logger = logging.getLogger("varangian")
 
 NEGLIGIBLE = 0.1  # of an equal share: whose weight is less was rejected
 FAR = 3.0  # usual distances from the aggregate: who is further was rejected, by a rule that gives no weights
@@ -66,6 +70,11 @@ class Report:
     suspicion: np.ndarray
     rejected: np.ndarray
 
+    def as_dict(self) -> dict[str, Any]:
+        """The same in plain numbers, lists and text, as JSON and tables take them."""
+        series = {name: getattr(self, name).tolist() for name in ("weight", "suspicion", "rejected")}
+        return asdict(replace(self, weight=np.empty(0), suspicion=np.empty(0), rejected=np.empty(0))) | series
+
     def __str__(self) -> str:
         lines = [f"{self.algorithm}: {len(self.ranks)} ranks, {self.steps} steps, {self.skipped} skipped"]
         lines.append(f"rank  rejected  not finite  last {self.recent}: rejected  weight  suspicion  host")
@@ -88,19 +97,28 @@ class History:
         window: how many steps "recently" is, >= 1.
         warn: called with a line about a rank that was rejected, or twice the usual distance away, in nearly all of the
             last ``window`` steps, once a window; None for no warning.
+        first: whether this is the rank that speaks.
     """
 
-    def __init__(self, title: str, hosts: tuple[str, ...], window: int, warn: Callable[[str], None] | None) -> None:
-        require(self, isinstance(window, int) and window >= 1, "an integer window >= 1", window)
-        self.title, self.hosts, self.window, self.warn = title, hosts, window, warn
+    def __init__(
+        self,
+        title: str,
+        hosts: tuple[str, ...],
+        window: int,
+        warn: Callable[[str], None] | None,
+        first: bool = True,
+    ) -> None:
+        self.title, self.hosts, self.window = title, hosts, whole(self, "window", window, 1)
+        self.warn, self.first = warn if first else None, first
         n = len(hosts)
         self.steps = self.skipped = 0
         self.rejected, self.nonfinite = np.zeros(n, int), np.zeros(n, int)
         self.last: deque[tuple[np.ndarray, ...]] = deque(maxlen=window)
         self._warned = np.full(n, -window)
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forgets what was added since the last step was closed."""
         n = len(self.hosts)
         self._weight, self._squared, self._finite, self._size = np.zeros(n), np.zeros(n), np.ones(n, bool), 0
 
@@ -114,11 +132,22 @@ class History:
         self._finite = self._finite & finite
         self._size += size
 
+    def say(self, line: str) -> None:
+        """Calls ``warn``, or logs the line. What ``warn`` raises is logged: one rank alone must not stop."""
+        if self.warn is None:
+            if self.first:
+                logger.warning("%s", line)
+            return
+        try:
+            self.warn(line)
+        except Exception:
+            logger.exception("warn failed on the line: %s", line)
+
     def skip(self, finite: np.ndarray) -> None:
         """A step that came to nothing."""
         self.skipped += 1
         n = len(self.hosts)
-        self._clear()
+        self.clear()
         self.add(np.zeros(n) if finite.all() else finite / max(finite.sum(), 1), np.zeros(n), finite, 1)
         self.close()
 
@@ -135,11 +164,11 @@ class History:
         self.rejected += rejected
         self.nonfinite += ~finite
         self.last.append((weight, suspicion, rejected, finite, suspicion > SUSPICIOUS))
-        self._clear()
+        self.clear()
         if self.warn is not None and len(self.last) == self.window:
-            self._warn(self.warn)
+            self._warn()
 
-    def _warn(self, warn: Callable[[str], None]) -> None:
+    def _warn(self) -> None:
         counts, far = (np.sum([step[k] for step in self.last], axis=0) for k in (2, 4))
         nonfinite = np.sum([~step[3] for step in self.last], axis=0)
         usual = counts.mean() / self.window  # Krum rejects all but one at each step
@@ -149,7 +178,7 @@ class History:
             self._warned[rank] = self.steps
             what = f"rejected in {counts[rank]}" if counts[rank] >= often else f"far from the others in {far[rank]}"
             kind = f", with NaN or infinity in {nonfinite[rank]}" if nonfinite[rank] else ""
-            warn(
+            self.say(
                 f"rank {rank} {what} of the last {self.window} steps{kind} (host {self.hosts[rank]}, step {self.steps})"
             )
 

@@ -9,23 +9,29 @@ each rank applies the weights to the coordinates that it holds.
 from __future__ import annotations
 
 import hashlib
+import platform
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from numbers import Integral
+from typing import Literal
 
 import numba
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.utils._pytree import tree_leaves
 
 from .. import kernels
 from ..algorithm import Algorithm, State, finite_rows
-from ..checks import brief
+from ..checks import Refused, brief, shown
 from ..explanation import shares_of, statistic_of
 from ..geometry import Geometry, Held, Vectors
 from ..randomness import Draw
-from ..rules.core import Decision, check_rows, measure, weigh
+from ..rules.core import Decision, Rule, check_rows, measure, weigh
 from .history import History
 
 try:
@@ -36,8 +42,11 @@ except ImportError:
 SAMPLE = 256  # columns a rank and step on which the weights of a coordinate-wise rule are counted, for the report
 
 
-class TooManyFaulty(ValueError):
-    """More than f ranks sent NaN or infinity."""
+OnRefusal = Literal["raise", "skip"]
+WORDS = 500  # bytes of another rank's error
+
+
+KINDS = (Refused, ValueError, RuntimeError)  # of errors, as other ranks raise them
 
 
 class Ranks:
@@ -65,21 +74,42 @@ class Ranks:
         """Replaces it by the sum over ranks."""
         dist.all_reduce(block, group=self.group)
 
-    def agree(self, owner: str, told: dict[str, str]) -> tuple[str, ...]:
-        """The host names of all ranks, once they agree on some texts.
-
-        Raises:
-            ValueError: on every rank, where one was told something else.
-        """
-        digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in told.values())
-        name = socket.gethostname().encode()[:64].ljust(64, b"\0")
-        mine = torch.frombuffer(bytearray(digests + name), dtype=torch.uint8).to(self.device)
-        everyone = mine.new_empty(self.size * mine.numel())
-        work = self.gather(mine, everyone)
+    def swap(self, mine: bytes) -> list[bytes]:
+        """The bytes of all ranks, as many as mine."""
+        sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(self.device)
+        everyone = sent.new_empty(self.size * sent.numel())
+        work = self.gather(sent, everyone)
         if work is not None:
             work.wait()
-        rows = [bytes(row) for row in everyone.cpu().view(self.size, -1).numpy()]
-        for i, what in enumerate(told):
+        return [bytes(row) for row in everyone.cpu().view(self.size, -1).numpy()]
+
+    def share(self, error: Exception | None) -> None:
+        """Raises on every rank, if any brings an error: its own where there is one, else the first of the others'."""
+        kind = 0 if error is None else next((k for k, c in enumerate(KINDS, 1) if isinstance(error, c)), len(KINDS))
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        rows = self.swap(bytes([kind]) + text.encode()[:WORDS].ljust(WORDS, b"\0"))
+        if error is not None:
+            raise error
+        for rank, row in enumerate(rows):
+            if row[0]:
+                text = " ".join(row[1:].rstrip(b"\0").decode(errors="replace").split())
+                raise KINDS[row[0] - 1](f"rank {rank}: {text}")
+
+    def agree(self, owner: str, told: Callable[[], Mapping[str, str]]) -> tuple[str, ...]:
+        """The host names of all ranks, once each has found nothing wrong and all were told the same texts.
+
+        Raises:
+            ValueError: on every rank, where one was told something else, or has an error of its own.
+        """
+        error, texts = None, {}
+        try:
+            texts = told()
+        except Exception as own:  # whatever it is: the others wait, and must hear of it
+            error = own
+        self.share(error)
+        digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in (owner, *texts.values()))
+        rows = self.swap(digests + socket.gethostname().encode()[:64].ljust(64, b"\0"))
+        for i, what in enumerate(("call", *texts)):
             odd = [r for r, row in enumerate(rows) if row[8 * i : 8 * i + 8] != rows[0][8 * i : 8 * i + 8]]
             if odd:
                 raise ValueError(f"{owner} needs the same {what} on all ranks, got others on {odd} than on rank 0.")
@@ -91,10 +121,78 @@ def _bytes(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.element_size() < 4 else x
 
 
-def versions() -> str:
-    """What must agree for ranks to decide alike, to the last bit."""
+def arithmetic() -> str:
+    """What must agree for ranks to decide alike, to the last bit: versions, and what this machine makes of some sums.
+
+    Libraries choose their kernels by the very model of a processor, which no version tells: so they are asked.
+    """
+    x = np.random.default_rng(0).standard_normal((67, 129))
+    y = torch.from_numpy(x)
+    results = [x @ x.T, np.linalg.eigh(x @ x.T)[0], np.exp(x), x.sum(0), (y @ y.T).numpy(), y.sum(1).numpy()]
+    results += [(y.float() @ y.float().T).numpy(), kernels.squared_distances(y.float())]
+    found = hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in results)).hexdigest()
     parts = (torch.__version__, np.__version__, numba.__version__, torch.backends.cpu.get_cpu_capability())
-    return " ".join(map(str, parts))
+    return " ".join(map(str, (platform.machine(), *parts, found)))
+
+
+class Ending:
+    """Calls something at the end of a backward pass, behind what torch itself does there.
+
+    Callbacks run in the order in which they were queued, and one may queue another: torch's are done after three turns.
+    """
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self._ended, self._turn = ended, 0
+
+    def wanted(self) -> None:
+        """To be called during a backward pass, once; a pass that was interrupted is forgotten."""
+        self._turn += 1
+        self._queue(self._turn, 3)
+
+    def _queue(self, turn: int, left: int) -> None:
+        def callback() -> None:
+            if turn != self._turn:
+                return
+            if left:
+                self._queue(turn, left - 1)
+            else:
+                self._ended()
+
+        Variable._execution_engine.queue_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def at_backward(outputs: object, begins: Callable[[], None]) -> None:
+    """Calls it at the beginning of each backward pass through what a module answered: tensors, and lists, dictionaries
+    and dataclasses of them."""
+    seen = -1
+
+    def hook(_: Tensor) -> None:
+        nonlocal seen
+        if seen != (seen := backward_number()):
+            begins()
+
+    for tensor in _tensors_in(outputs):
+        if tensor.requires_grad:
+            tensor.register_hook(hook)
+
+
+def _tensors_in(outputs: object) -> Iterator[Tensor]:
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif is_dataclass(leaf):
+            yield from _tensors_in([getattr(leaf, field.name) for field in fields(leaf)])
+
+
+def device_of(model: object) -> torch.device:
+    """Where a model's gradients are; a processor's, for what is no model."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters if p.requires_grad), torch.device("cpu"))
+
+
+def backward_number() -> int:
+    """Of the backward pass that this code runs in, -1 outside."""
+    return torch._C._current_graph_task_id()
 
 
 @dataclass(frozen=True)
@@ -114,6 +212,7 @@ class Chunk:
         length: how many coordinates.
         width: L, of the piece that each rank holds.
         state: the algorithm's memory of it: of this one worker, and of the server.
+        after: the same after the step under way, until it is adopted or the step comes to nothing.
     """
 
     def __init__(self, spans: Sequence[Span], size: int, state: State) -> None:
@@ -128,6 +227,14 @@ class Chunk:
         self.faulty = self.shares = self.squared = np.zeros(size)
         self.distances: np.ndarray | None = None
         self.counted = 0
+
+    def at(self, step: int, seed: int) -> Chunk:
+        """The same, in a step of this number."""
+        self.state = replace(self.state, step=step, seed=seed)
+        return self
+
+    def adopt(self) -> None:
+        self.state = self.after
 
     def make_room(self, like: Tensor, size: int, gathers: bool) -> None:
         """Buffers for vectors of this type, which are kept from step to step."""
@@ -197,6 +304,9 @@ class Sharded(Vectors):
 class Aggregation:
     """An algorithm over ranks, step by step: begin each chunk, settle each, finish all.
 
+    What goes wrong on one rank goes wrong on all: its error waits while the rank takes part in what the others wait
+    for, and :meth:`finish` raises on every rank.
+
     Args:
         algorithm: its worker half runs on each rank's own gradient, its server half on all ranks' pieces.
         ranks: who takes part.
@@ -209,11 +319,17 @@ class Aggregation:
         self.measures = bool(algorithm.pre) or algorithm.rule.needs_geometry
         self.table = None if self.measures else weigh(ranks.size, (), algorithm.rule, None)[0]
         self.stride = max(1, d // (ranks.size * SAMPLE))
+        self.finite = np.ones(ranks.size, bool)  # who was, in the last step
+        self.error: Exception | None = None  # of this rank, in the step under way
+
+    def reset(self) -> None:
+        """Forgets a step that was interrupted."""
+        self.error = None
 
     def begin(self, chunk: Chunk, gradient: Tensor) -> None:
         """The worker half, and the exchange starts. [length] is what this rank sampled; it may be sent as it is."""
         wide = gradient if gradient.element_size() >= 4 else gradient.float()  # momentum needs more digits than a half
-        sent, chunk.after = send(self.algorithm, wide, chunk.state)
+        sent, chunk.after = self.sent(wide, chunk.state)
         chunk.make_room(gradient, self.ranks.size, self.gathers)
         chunk.work = self.ranks.exchange(chunk.padded(sent.to(gradient.dtype)), chunk.matrix)
         if chunk.state.previous is not None and self.algorithm.rule.uses_previous:
@@ -225,26 +341,40 @@ class Aggregation:
                 piece[: own.numel()] = own
             chunk.previous = piece.to(gradient.dtype)
 
+    def sent(self, gradient: Tensor, state: State) -> tuple[Tensor, State]:
+        """The worker half, [d] -> [d]; zeros where a stage fails."""
+        try:
+            return send(self.algorithm, gradient, state)
+        except Exception as error:  # of a stage of the user's own, whatever it is
+            self.error = self.error or error
+            return torch.zeros_like(gradient), state
+
     def settle(self, chunk: Chunk) -> None:
         """The pieces are here: what can be done without those of other chunks, and of other ranks."""
         if chunk.work is not None:
             chunk.work.wait()
-        algorithm, x = self.algorithm, chunk.matrix
+        rule, x = self.algorithm.rule, chunk.matrix
         chunk.faulty = ~finite_rows(x)
         if self.measures:
             extra = None if chunk.previous is None else chunk.previous.unsqueeze(0)
-            chunk.distances = measure(x, algorithm.pre, algorithm.rule, extra)
-        elif algorithm.rule.robust and chunk.faulty.sum() > algorithm.rule.f:
-            self._decided(chunk, x.new_zeros(chunk.width), self.table)  # all ranks will hear of it when the step ends
+            chunk.distances = measure(x, self.algorithm.pre, rule, extra)
         else:
-            self._decided(chunk, algorithm.rule.apply(x, self.table, chunk.previous), self.table)
+            # Where more than f are faulty here, all ranks will hear of it when the step ends.
+            self._decided(chunk, self.table, nothing=rule.robust and chunk.faulty.sum() > rule.f)
 
-    def _decided(self, chunk: Chunk, part: Tensor, table: np.ndarray | None) -> None:
+    def _decided(self, chunk: Chunk, table: np.ndarray | None, nothing: bool = False) -> None:
         """The aggregate's piece is known: off it goes; then what the report wants to know of it."""
-        chunk.part = part
+        part = None
+        if not nothing and self.error is None:
+            rule, draw = self.algorithm.rule, Draw(chunk.state.seed, chunk.state.step)
+            try:
+                part = rule.apply(chunk.matrix, table, chunk.previous, *([draw] if rule.draws else []))
+            except Exception as error:  # of a rule of the user's own
+                self.error = error
+        chunk.part = chunk.matrix.new_zeros(chunk.width) if part is None else part
         if self.gathers:
-            chunk.work = self.ranks.gather(part, chunk.whole)
-        chunk.squared = kernels.squared_distances_to(chunk.matrix, part)
+            chunk.work = self.ranks.gather(chunk.part, chunk.whole)
+        chunk.squared = kernels.squared_distances_to(chunk.matrix, chunk.part)
         statistic = statistic_of(self.algorithm.rule, chunk.matrix.shape[0] if table is None else table.shape[0])
         if statistic is not None:
             held = min(chunk.width, chunk.length - self.ranks.rank * chunk.width)
@@ -252,11 +382,32 @@ class Aggregation:
             chunk.counted = columns.size
             chunk.shares = shares_of(chunk.matrix, table, statistic, columns) * columns.size
 
+    def _mine(self, value: float) -> np.ndarray:
+        """[W] with a value in this rank's place: their sum over ranks shows everybody what each has."""
+        values = np.zeros(self.ranks.size)
+        values[self.ranks.rank] = value
+        return values
+
+    def _refuse(self, errors: np.ndarray, faulty: np.ndarray, history: History) -> None:
+        self.finite = faulty == 0
+        error, self.error = self.error, None
+        if errors.any():
+            self.ranks.share(error)
+        refuse(self.algorithm, ~self.finite, history)
+
+    def check(self, faulty: np.ndarray, history: History) -> None:
+        """Raises on every rank where a rank has an error, or more than f vectors are not finite."""
+        self._refuse(self.ranks.total(self._failed()), faulty.astype(float), history)
+
     def finish(self, chunks: Sequence[Chunk], history: History) -> list[Tensor]:
-        """The update of each chunk, [length], or [L] where ranks keep to their pieces; and the step is recorded.
+        """The update of each chunk, [length], or [L] where ranks keep to their pieces.
+
+        What is to be remembered is in ``chunk.after``, for :meth:`Chunk.adopt`; what became of each rank is added to
+        the history.
 
         Raises:
-            TooManyFaulty: on all ranks, if more than f sent NaN or infinity. Nothing is remembered of the step then.
+            Refused: on all ranks, if more than f sent NaN or infinity.
+            Exception: on all ranks, an error that one of them met in a stage of the algorithm.
         """
         size, table, geometry = self.ranks.size, self.table, None
         faulty = sum(chunk.faulty.astype(float) for chunk in chunks)
@@ -264,54 +415,71 @@ class Aggregation:
             parts = [chunk.distances for chunk in chunks]
             squared = sum(part for part in parts if part is not None)
             assert isinstance(squared, np.ndarray)
-            numbers = self.ranks.total(np.concatenate([faulty, squared.ravel()]))
-            refuse(self.algorithm, numbers[:size] > 0, history)
-            geometry = Geometry.measured_as(numbers[size:].reshape(squared.shape), Sharded(self.ranks, chunks))
+            numbers = self.ranks.total(np.concatenate([self._failed(), faulty, squared.ravel()]))
+            self._refuse(numbers[:size], numbers[size : 2 * size], history)
+            geometry = Geometry.measured_as(numbers[2 * size :].reshape(squared.shape), Sharded(self.ranks, chunks))
             draw = Draw(chunks[0].state.seed, chunks[0].state.step)
-            table, geometry = weigh(size, self.algorithm.pre, self.algorithm.rule, geometry, draw)
+            try:
+                table, geometry = weigh(size, self.algorithm.pre, self.algorithm.rule, geometry, draw)
+            except Exception as error:
+                self.error = error
             for chunk in chunks:
-                self._decided(chunk, self.algorithm.rule.apply(chunk.matrix, table, chunk.previous), table)
+                self._decided(chunk, table)
         numbers = self.ranks.total(
             np.concatenate(
                 [
+                    self._failed(),
                     faulty,
+                    self._mine(_number(table)),
                     sum(chunk.squared for chunk in chunks),
                     sum(chunk.shares for chunk in chunks),
                     [sum(chunk.counted for chunk in chunks)],
                 ]
             )
         )
-        known, squared, shares, counted = np.split(numbers, [size, 2 * size, 3 * size])
-        refuse(self.algorithm, known > 0, history)
-        weight = shares / counted if counted[0] else share_of_table(table, size)
-        history.add(weight, squared, known == 0, sum(chunk.length for chunk in chunks))
+        for chunk in chunks:
+            if self.gathers and chunk.work is not None:
+                chunk.work.wait()
+        errors, known, decisions, squared, shares, counted = np.split(numbers, [k * size for k in range(1, 6)])
+        self._refuse(errors, known, history)
+        odd = np.flatnonzero(decisions != decisions[0]).tolist()
+        if odd:
+            raise RuntimeError(f"{self.algorithm.rule} was decided otherwise on ranks {odd} than on rank 0.")
         updates = []
         for chunk in chunks:
-            aggregate = chunk.part
-            if self.gathers:
-                if chunk.work is not None:
-                    chunk.work.wait()
-                aggregate = chunk.whole[: chunk.length]
-            update, chunk.state = finished(self.algorithm, Decision(aggregate, table, geometry), chunk.after)
+            aggregate = chunk.whole[: chunk.length] if self.gathers else chunk.part
+            update, chunk.after = finished(self.algorithm, Decision(aggregate, table, geometry), chunk.after)
             updates.append(update)
+        weight = shares / counted if counted[0] else share_of_table(table, size)
+        history.add(weight, squared, known == 0, sum(chunk.length for chunk in chunks))
         return updates
+
+    def _failed(self) -> np.ndarray:
+        return self._mine(float(self.error is not None))
+
+
+def _number(table: np.ndarray | None) -> float:
+    """A number that tells tables apart, exact in float64."""
+    return 0.0 if table is None else float(int.from_bytes(hashlib.sha256(table.tobytes()).digest()[:6], "big"))
 
 
 def refuse(algorithm: Algorithm, faulty: np.ndarray, history: History) -> None:
-    """Raises TooManyFaulty, which names the ranks, where more than f vectors are not finite."""
+    """Raises Refused, which names the ranks, where more than f vectors are not finite."""
     if algorithm.rule.robust and faulty.sum() > algorithm.rule.f:
         names = ", ".join(history.name_of(int(rank)) for rank in np.flatnonzero(faulty))
-        history.skip(~faulty)
-        raise TooManyFaulty(
+        raise Refused(
             f"{algorithm.rule} tolerates {algorithm.rule.f} vectors with NaN or infinity, got {int(faulty.sum())}, "
             f"of {names}."
         )
 
 
 def send(algorithm: Algorithm, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-    """The worker half for one rank, [d] -> [d]."""
+    """The worker half for one rank, [d] -> [d]. Where the last aggregate lies in pieces, no worker looks at it."""
+    previous = state.previous
+    if previous is not None and previous.shape != gradient.shape:
+        state = replace(state, previous=gradient)
     vectors, after = algorithm.send(gradient.unsqueeze(0), state)
-    return vectors[0], after
+    return vectors[0], replace(after, previous=previous)
 
 
 def finished(algorithm: Algorithm, decision: Decision, state: State) -> tuple[Tensor, State]:
@@ -332,6 +500,8 @@ def share_of_table(table: np.ndarray | None, n: int) -> np.ndarray:
 
 def check_algorithm(owner: str, algorithm: Algorithm, size: int, columnwise: bool, advice: str) -> None:
     """Raises ValueError for an algorithm that these ranks cannot run, or that protects nobody among them."""
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"{owner} needs a varangian.Algorithm, got {shown(algorithm)}.")
     rule = algorithm.rule
     probe = torch.zeros(1)
     if algorithm.point(probe, algorithm.init(1, 1), 1.0) is not probe:
@@ -339,14 +509,47 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, columnwise: boo
             f"{owner} needs gradients taken at the parameters themselves, got momentum with nesterov=True, which takes "
             "them ahead of it; classical momentum will do."
         )
-    if not rule.robust and rule.f:
-        raise ValueError(f"{owner} needs a rule that tolerates f = {rule.f} vectors, got {rule}, which tolerates none.")
+    check_protects(owner, rule)
     try:
         check_rows(algorithm.pre, rule, size)
     except ValueError as error:
         raise ValueError(f"{owner}: {error} A vector is a rank's: start more ranks, or lower f.") from None
     if columnwise and not rule.columnwise:
         raise ValueError(f"{owner} needs a rule that works on pieces of vectors, got {rule}; {advice}")
+
+
+def check_options(
+    owner: str, on_refusal: OnRefusal, window: int, warn: Callable[[str], None] | None, seed: int
+) -> None:
+    """Raises ValueError for settings that mean nothing."""
+    if on_refusal not in ("raise", "skip"):
+        raise ValueError(f'{owner} needs on_refusal "raise" or "skip", got {on_refusal!r}.')
+    for name, value, least in (("window", window, 1), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{owner} needs an integer {name} >= {least}, got {value!r}.")
+    if warn is not None and not callable(warn):
+        raise ValueError(f"{owner} needs a function of one line as warn, got {warn!r}.")
+
+
+def check_protects(owner: str, rule: Rule) -> None:
+    """Raises ValueError for a rule that protects from nobody, whatever its f."""
+    if not rule.robust:
+        raise ValueError(
+            f"{owner} needs a rule that protects from somebody, got {rule}, which follows any vector anywhere; "
+            "a robust one says how many it tolerates, as Median(f=1) does."
+        )
+
+
+def warn_of_none(owner: str, rule: Rule) -> None:
+    """Says aloud that f = 0 was asked for."""
+    if rule.f == 0:
+        warnings.warn(f"{owner}: {rule} protects from nobody; f is how many may be faulty.", stacklevel=4)
+
+
+def refused_step(model: nn.Module, others: Sequence[nn.Parameter] = ()) -> None:
+    """Leaves no gradient, so that no optimizer moves anything, by decay or momentum of its own either."""
+    for parameter in (*model.parameters(), *others):
+        parameter.grad = None
 
 
 def title_of(algorithm: Algorithm) -> str:
@@ -360,6 +563,48 @@ def tensors_of(state: State) -> dict[str, Tensor]:
     found = {f"worker.{i}": m[0] for i, m in enumerate(state.worker) if m is not None}
     found |= {f"server.{i}": m for i, m in enumerate(state.server) if m is not None}
     return found if state.previous is None else found | {"previous": state.previous}
+
+
+class Owner:
+    """Whose a state is, and of when: which rank's, of how many, under which algorithm, after how many steps that were
+    not refused. A state carries it as tensors beside it."""
+
+    def __init__(self, algorithm: Algorithm, seed: int, ranks: Ranks) -> None:
+        self.text, self.rank, self.size = f"{algorithm!r}, seed={seed}", ranks.rank, ranks.size
+
+    def named(self, step: int) -> dict[str, Tensor]:
+        text = torch.frombuffer(bytearray(self.text.encode()), dtype=torch.uint8)
+        numbers = {"rank": self.rank, "ranks": self.size, "step": step}
+        return {name: torch.tensor(number) for name, number in numbers.items()} | {"algorithm": text}
+
+    def check(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The rest of a state, if it is this owner's.
+
+        Raises:
+            ValueError: another owner's, one that does not say whose it is, or NaN or infinity in it.
+        """
+        for key, tensor in state.items():
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"load_state_dict needs tensors, got {type(tensor).__name__} in {key!r}.")
+        names = self.named(0).keys()
+        if not names <= state.keys():
+            raise ValueError(
+                "load_state_dict needs a state that says whose it is, got one without "
+                f"{', '.join(sorted(names - state.keys()))}."
+            )
+        size, rank = int(state["ranks"]), int(state["rank"])
+        if size != self.size:
+            raise ValueError(f"load_state_dict needs a state of {self.size} ranks, got one of {size}.")
+        if rank != self.rank:
+            raise ValueError(f"load_state_dict needs the state of rank {self.rank} here, got that of rank {rank}.")
+        text = bytes(state["algorithm"].tolist()).decode(errors="replace")
+        if text != self.text:
+            raise ValueError(f"load_state_dict needs a state of {self.text}, got one of {text}.")
+        rest = {key: tensor for key, tensor in state.items() if key not in names}
+        for key, tensor in rest.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"load_state_dict needs finite numbers, got NaN or infinity in {key!r}.")
+        return rest
 
 
 def check_state(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -377,4 +622,4 @@ def check_state(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
             )
 
 
-__all__ = ["TooManyFaulty"]
+__all__ = ["Refused"]
