@@ -6,6 +6,7 @@ overflowed (beyond 1e154 in double precision, 256 in half) or vanished.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ import catalog
 import varangian as vg
 from catalog import ATTACKS, LENGTHS, MIXINGS, RULES, TRANSFORMS, F, H, N, ask, vectors
 from varangian import kernels
+from varangian.geometry import power_below
 from varangian.metrics import Measures, Meter
 
 # Exponents of the scales: squares of double precision leave its range beyond +-512, of single beyond +-64.
@@ -256,3 +258,18 @@ def test_what_workers_do_in_one_pass_is_what_they_do_one_by_one(scale: int) -> N
     out = torch.empty_like(x)
     kernels.send_rows(x, 0.5, y, clip.scales, 1.0, 0.9, memory, out, False)
     torch.testing.assert_close(out * 2.0**-scale, expected * 2.0**-scale, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [sys.float_info.max, sys.float_info.min, 5e-324])
+def test_the_greatest_and_the_least_numbers_that_there_are(value: float) -> None:
+    """Units are powers of two within the range; a rounded logarithm of the greatest number is beyond it."""
+    unit = power_below(value)
+    assert unit <= value <= 2 * unit  # 2 * 2^1023 is infinite
+    assert unit == 2.0 ** np.round(np.log2(unit))
+    most = value if value < 1 else value / 4  # a norm beyond the range is infinite
+    x = torch.full((N, 5), most, dtype=torch.float64)
+    x[0] = 0.5
+    for name, rule in RULES.items():
+        assert bool(ask(rule, x, x[1]).isfinite().all()) or name == "average", name
+    for attack in ATTACKS.values():
+        assert attack(x, F, defence=vg.Median(f=F), previous=x[1], flipped=x[:F]).shape == (F, 5)

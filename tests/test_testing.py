@@ -205,14 +205,17 @@ class ReusesOutput(Sound):
 
 @dataclass(frozen=True)
 class ReadsMemoryInOrder(Sound):
-    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
-        return super().combine(torch.as_strided(x, x.shape, (x.shape[1], 1)), previous)
+    """Takes the vectors past the door, behind which they lie row after row."""
+
+    def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
+        ordered = torch.as_strided(x, x.shape, (x.shape[1], 1)) if isinstance(x, Tensor) else x
+        return Sound.__call__(self, ordered, previous, step)
 
 
 @dataclass(frozen=True)
 class RefusesStrides(Sound):
-    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
-        return super().combine(x.view(-1).view(x.shape), previous)
+    def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
+        return Sound.__call__(self, x.view(-1).view(x.shape) if isinstance(x, Tensor) else x, previous, step)
 
 
 @dataclass(frozen=True)
@@ -415,6 +418,31 @@ def caught(check: Callable[..., object], subject: object, **options: Any) -> dic
     return {failure.check: str(failure) for failure in error.value.failures}
 
 
+@dataclass(frozen=True)
+class TakesRowsAsTheyCome(Sound):
+    """Wrong wherever vectors did not lie row after row; behind the door they always do."""
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return super().combine(torch.as_strided(x, x.shape, (x.shape[1], 1)), previous)
+
+
+@dataclass(frozen=True)
+class SendsTheFirstRowInMemory(vg.Attack):
+    """The same of an attack."""
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        d = seen.honest.shape[1]
+        return torch.as_strided(seen.honest, (d,), (1,)).clone()
+
+
+def test_vectors_lie_row_after_row_where_own_code_sees_them() -> None:
+    check_rule(TakesRowsAsTheyCome, guarantee=WITHIN)
+    x = torch.randn(9, 50)
+    for y in (x.t().contiguous().t(), torch.stack([x, x], 2)[:, :, 0]):
+        assert torch.equal(SendsTheFirstRowInMemory()(y, f=1)[0], x[0])
+        assert torch.equal(TakesRowsAsTheyCome(f=1)(y), TakesRowsAsTheyCome(f=1)(x))
+
+
 @pytest.mark.parametrize(("rule", "check"), BROKEN, ids=lambda v: v.__name__ if isinstance(v, type) else v.name)
 def test_broken_rules_are_caught(rule: type[vg.Rule], check: Check) -> None:
     others = set(RULE_CHECKS) - {check}
@@ -522,9 +550,9 @@ def test_a_vector_that_is_not_finite_is_counted_wherever_it_stands() -> None:
 class WrongWhereLong(Sound):
     """What was wrong once: half types laid out by columns, from 2^20 numbers on."""
 
-    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
-        answer = super().combine(x, previous)
-        if x.dtype == torch.float16 and x.stride(0) == 1 and x.numel() >= 1 << 20:
+    def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
+        answer = Sound.__call__(self, x, previous, step)
+        if isinstance(x, Tensor) and x.dtype == torch.float16 and x.stride(0) == 1 and x.numel() >= 1 << 20:
             return answer + 1
         return answer
 
@@ -729,8 +757,6 @@ class BadAttack(Attack):
             if not self.memory or self.memory[-1].shape != (seen.f, mean.numel()):
                 self.memory.append(mean.expand(seen.f, -1).clone())
             return self.memory[-1].copy_(mean.expand(seen.f, -1))
-        elif self.fault == "strides":
-            return torch.as_strided(honest, (seen.f, honest.shape[1]), (honest.shape[1], 1)).clone()
         elif self.fault == "one row":
             return mean.unsqueeze(0)
         elif self.fault == "coarse" and mean.dtype == torch.float32:
@@ -750,7 +776,6 @@ class BadAttack(Attack):
         ("moves", Check.REPEATABLE),
         ("state", Check.STATELESS),
         ("buffer", Check.STATELESS),
-        ("strides", Check.LAYOUT),
         ("one row", Check.SIZES),
         ("coarse", Check.PRECISION),
         ("divides", Check.FINITE),

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from math import cos, inf, isfinite, log2, radians, sin, sqrt
+from math import cos, inf, isfinite, radians, sin, sqrt
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal, overload
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from . import kernels, randomness
 from .algorithm import Algorithm
 from .checks import require, set_real, set_whole, shown, whole
-from .geometry import Geometry, mean_weights, sum_of_smallest
+from .geometry import Geometry, mean_weights, power_below, sum_of_smallest
 from .mixing import Mixing
 from .randomness import BARE, Draw
 from .rules import Average, Krum, Rule, Selecting
@@ -107,7 +107,7 @@ class Knowledge:
             return 1.0
         # No coordinate is further from its mean than h - 1 standard deviations.
         size = float(torch.maximum(self.mean.abs(), self.moments[1].nan_to_num(0, inf)).max())
-        return 1.0 if not 0 < size < inf or 1e-60 < size < 1e60 else 2.0 ** round(log2(size))
+        return 1.0 if not 0 < size < inf or 1e-60 < size < 1e60 else power_below(size)
 
     def in_unit(self) -> Knowledge:
         """The same, with all vectors divided by ``unit``; without the defence, which knows lengths."""

@@ -520,8 +520,13 @@ def unit_of(x: Tensor, squared: np.ndarray) -> float | None:
     known = lengths[(lengths > 0) & (lengths < np.inf)]
     usual = middle(known[None])[0] if known.size else 1.0
     if not 1 / ORDINARY < usual < ORDINARY:
-        return 2.0 ** round(np.log2(usual))
+        return power_below(usual)
     return 1.0 if (np.isfinite(lengths) & ~np.isfinite(squared)).any() else None
+
+
+def power_below(length: float) -> float:
+    """The greatest power of two that is not more: in range for every number, as one rounded from a logarithm is not."""
+    return float(np.ldexp(1.0, int(np.frexp(length)[1]) - 1))
 
 
 def in_unit(x: Tensor, unit: float) -> Tensor:

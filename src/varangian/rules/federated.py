@@ -302,7 +302,7 @@ class SignGuard(General):
         n = x.shape[0]
         norms, good, _ = finite_norms(self, x)
         radius = np.median(norms[good])
-        passes = (self.lower * radius <= norms[good]) & (norms[good] <= self.upper * radius)
+        passes = (self.lower * radius <= norms[good]) & (norms[good] / self.upper <= radius)
 
         columns, counts = self.coordinates(x.shape[1], draw), np.zeros((n, 2))
         for start in range(0, columns.size, PANEL):
