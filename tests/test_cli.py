@@ -166,7 +166,7 @@ def test_list(varangian) -> None:  # type: ignore[no-untyped-def]
     assert "multi-krum" not in varangian("list", "attacks").out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "-h"], ["list", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["run", "-h"], ["list", "--help"], ["demo", "--help"]])
 def test_help(varangian, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
     end = varangian(*arguments)
     assert (end.status, end.err) == (0, "")

@@ -347,3 +347,40 @@ def test_lasa_counts_a_value_at_the_bound_as_within() -> None:
         for sparsity in (0.0, 0.4):
             rule = vg.LASA(f=1, sparsity=sparsity)
             torch.testing.assert_close(rule(x), rule(x[order]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("center", [8, 50, -3, -50, 1.5, "0"])
+def test_a_center_that_is_no_vector(center: Any) -> None:
+    @dataclass(frozen=True)
+    class Around(vg.Selecting):
+        @property
+        def needs(self) -> tuple[str, int]:
+            return "1", 1
+
+        @property
+        def center(self) -> Any:
+            return center
+
+        def weights(self, geometry: vg.Geometry) -> np.ndarray:
+            return np.full(geometry.n, 1 / geometry.n)
+
+    x = torch.randn(8, 5)
+    with pytest.raises(ValueError, match="Around must have a center that is one of 8 vectors"):
+        Around(f=1)(x)
+    a = vg.Algorithm(pre=(vg.Bucketing(2),), rule=Around(f=1))
+    with pytest.raises(ValueError, match="Around must have a center that is one of 4 vectors"):
+        a.aggregate(x, a.init(8, 5))
+
+
+def test_an_answer_is_no_view_of_the_vectors() -> None:
+    @dataclass(frozen=True)
+    class First(vg.General):
+        @property
+        def needs(self) -> tuple[str, int]:
+            return "1", 1
+
+        def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+            return x[0]
+
+    with pytest.raises(ValueError, match="First must answer a vector of its own, got a view"):
+        First(f=0)(torch.ones(3, 2))

@@ -342,3 +342,38 @@ def test_kernels_are_never_reached_with_other_shapes() -> None:
     for y in (torch.ones(H - 1, D), torch.ones(H, D - 1), torch.ones(D + 1), torch.ones(2, D)):
         with pytest.raises(ValueError, match="go with"):
             kernels.blend(1.0, x, 1.0, y)
+
+
+@pytest.mark.parametrize(("dtype", "huge"), [(torch.float16, 6e4), (torch.float32, 3e38), (torch.float64, 1.7e308)])
+def test_two_momenta_recover_from_what_makes_them_overflow(dtype: torch.dtype, huge: float) -> None:
+    """Finite memories whose next sum overflows would be kept for ever: that worker begins anew."""
+    a = vg.Algorithm(worker=(vg.Momentum(0.5), vg.Momentum(0.9)), rule=vg.TrimmedMean(f=1))
+    state = a.init(5, 3, dtype=dtype)
+    for step in range(40):
+        g = torch.ones(5, 3, dtype=dtype)
+        if step == 1:
+            g[2, 0] = huge
+        sent, state = a.send(g, state)
+        _, state = a.aggregate(sent, state)
+    assert sent.isfinite().all()
+    assert float((sent[2] - sent[1]).abs().max()) < 25
+
+
+OUTS = [torch.zeros(8, 4), torch.zeros(8, 3, dtype=torch.float64), torch.zeros(7, 3), torch.zeros(3), "out"]
+
+
+@pytest.mark.parametrize("out", OUTS, ids=lambda out: out if isinstance(out, str) else f"{list(out.shape)} {out.dtype}")
+@pytest.mark.parametrize("stage", [vg.Clip(0.9), vg.Momentum(0.9), vg.SharedMomentum(0.9)], ids=str)
+def test_what_is_written_to_is_like_what_is_read(stage: Any, out: Any) -> None:
+    x = torch.ones(8, 3)
+    with pytest.raises(ValueError, match=rf"{type(stage).__name__} needs out as .* got"):
+        stage(x, torch.zeros(8, 3) if stage.remembers else None, torch.zeros(3), out)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.ones(8, 3, dtype=torch.int64), np.ones((8, 3)), [[1.0]], None], ids=lambda x: str(type(x))
+)
+@pytest.mark.parametrize("stage", [vg.Clip(0.9), vg.Momentum(0.9), vg.SharedMomentum(0.9)], ids=str)
+def test_transforms_take_tensors_of_numbers(stage: Any, x: Any) -> None:
+    with pytest.raises(ValueError, match=f"{type(stage).__name__} needs vectors as a floating-point tensor"):
+        stage(x, torch.zeros(8, 3), torch.zeros(3))

@@ -17,6 +17,7 @@ d coordinates, m are selected or result from a mixing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -177,7 +178,7 @@ class Algorithm:
         if out is not None and vectors is not out:
             vectors = out.copy_(vectors)
         if kept is not None:
-            memories = unspoilt(vectors, memories, kept)
+            memories = unspoilt(vectors, memories, kept, self.worker)
         return vectors, replace(state, worker=tuple(memories))
 
     def _may_spoil(self, gradients: Tensor) -> bool:
@@ -294,15 +295,28 @@ def _applied(
 
 
 def unspoilt(
-    vectors: Tensor, memories: Sequence[Tensor | None], before: Sequence[Tensor | None]
+    vectors: Tensor,
+    memories: Sequence[Tensor | None],
+    before: Sequence[Tensor | None],
+    stages: Sequence[Transform] = (),
 ) -> list[Tensor | None]:
-    """The memories of workers, those from before for whoever sends a vector that is not finite."""
+    """The memories of workers, those from before for whoever sends a vector that is not finite.
+
+    Behind several momenta those from before may be so large that they overflow by themselves, step after step: such a
+    worker begins anew, at zero.
+    """
     if all(memory is None for memory in memories):
         return list(memories)
     finite = finite_rows(vectors)
     if finite.all():
         return list(memories)
     rows = torch.from_numpy(finite).to(vectors.device).unsqueeze(1)
+    momenta = [stage for stage in stages if isinstance(stage, Momentum)]
+    if len(momenta) > 1:
+        bound = torch.finfo(vectors.dtype).max / (2 * math.prod(1 / (1 - stage.beta) for stage in momenta))
+        sizes = [old.abs().amax(1, keepdim=True) for old in before if old is not None]
+        sound = torch.stack(sizes).amax(0) <= bound
+        before = [None if old is None else torch.where(sound, old, 0) for old in before]
     return [
         None if memory is None or old is None else torch.where(rows, memory, old)
         for memory, old in zip(memories, before, strict=True)

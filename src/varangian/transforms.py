@@ -27,6 +27,14 @@ def check_like(owner: object, what: str, value: object, x: Tensor, rows: bool = 
         raise ValueError(f"{name} needs {what} as {wanted}, got {kind_of(value)}.")
 
 
+def _check_call(stage: Transform, x: Tensor, out: Tensor | None) -> None:
+    """Raises ValueError for vectors that are none, and for an ``out`` that is not like them."""
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        raise ValueError(f"{type(stage).__name__} needs vectors as a floating-point tensor [..., d], got {kind_of(x)}.")
+    if out is not None:
+        check_like(stage, "out", out, x)
+
+
 class Transform(ABC):
     """Row by row, [..., d] -> [..., d], with explicit memory.
 
@@ -88,6 +96,7 @@ class Clip(Transform):
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, None]:
+        _check_call(self, x, out)
         given, x = x, x.detach()  # no gradient goes through: the norm has none
         norm = kernels.norms(x)
         if out is given and not (norm > self.max_norm).any():
@@ -147,6 +156,7 @@ class Momentum(Transform):
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        _check_call(self, x, out)
         check_like(self, "its memory, which Algorithm.init makes,", memory, x)
         assert memory is not None
         moved = kernels.blend(1 - self.dampening, x, self.beta, memory, memory if out is x else out)
@@ -196,6 +206,7 @@ class SharedMomentum(Transform):
     def __call__(
         self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, None]:
+        _check_call(self, x, out)
         check_like(self, "the last aggregate", previous, x, rows=False)
         assert previous is not None
         return kernels.blend(1 - self.dampening, x, self.beta, previous, out), None

@@ -83,10 +83,17 @@ class _Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="varangian")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Byzantine-resilient distributed SGD: rules, attacks, and where momentum should stand."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 _with_debug(commands)

@@ -271,6 +271,8 @@ def checked_answer(rule: Rule, answer: Any, x: Tensor) -> Tensor:
     good = isinstance(answer, Tensor) and answer.shape == x.shape[1:]
     if not (good and answer.dtype == x.dtype and answer.device == x.device):
         raise ValueError(f"{type(rule).__name__} must answer {kind_of(x[0])}, got {kind_of(answer)}.")
+    if answer.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+        raise ValueError(f"{type(rule).__name__} must answer a vector of its own, got a view of the vectors; clone it.")
     return answer
 
 
@@ -298,6 +300,13 @@ def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
             raise ValueError(f"{stage} needs n >= {wanted} vectors, {came}.")
         if stage is not rule:
             n = stage.rows(n)  # type: ignore[union-attr]
+    center = rule.center if isinstance(rule, Selecting) else None
+    least = -2 if rule.uses_previous else -1
+    if center is not None and not (isinstance(center, int) and least <= center < n):
+        places = (
+            f"one of {n} vectors, from 0 on, -1 for the origin{' or -2 for the last aggregate' if least == -2 else ''}"
+        )
+        raise ValueError(f"{type(rule).__name__} must have a center that is {places}, got {shown(center)}.")
 
 
 def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None = None, draw: Draw = BARE) -> Decision:
