@@ -384,3 +384,29 @@ def test_an_answer_is_no_view_of_the_vectors() -> None:
 
     with pytest.raises(ValueError, match="First must answer a vector of its own, got a view"):
         First(f=0)(torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("kind", [vg.Median, vg.MultiKrum, vg.NearestNeighborMixing], ids=lambda kind: kind.__name__)
+def test_what_no_algorithm_would_call_is_refused(kind: Any) -> None:
+    @dataclass(frozen=True)
+    class Mine(kind):
+        def __call__(self, x: Any, *more: Any) -> Any:
+            return x[0]
+
+    place = {"rule": Mine(f=1)} if issubclass(kind, vg.Rule) else {"pre": (Mine(f=1),)}
+    with pytest.raises(ValueError, match="Mine has a __call__ of its own, which no algorithm calls; override"):
+        vg.Algorithm(**place)
+
+
+def test_an_attack_that_no_run_would_call_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Mine(vg.Little):
+        def __call__(self, *given: Any, **more: Any) -> Any:
+            return None
+
+    vg.ATTACKS["mine"] = Mine
+    try:
+        with pytest.raises(ValueError, match="Mine has a __call__ of its own, which no run calls; override craft"):
+            vg.run(vg.Experiment(attack="mine(factor=1.0)", steps=1))
+    finally:
+        del vg.ATTACKS["mine"]

@@ -242,6 +242,10 @@ OTHER = "the state is one of another algorithm"
 def _check_stage(place: str, stage: object, kind: type) -> None:
     """Raises ValueError for what is no stage of this kind, and says what would do."""
     if isinstance(stage, kind):
+        if isinstance(stage, (Rule, Mixing)) and type(stage).__call__ is not kind.__call__:
+            own = "combine, weights or statistic" if isinstance(stage, Rule) else "weights"
+            name = type(stage).__name__
+            raise ValueError(f"Algorithm: {name} has a __call__ of its own, which no algorithm calls; override {own}.")
         return
     places = {Transform: "worker= or server=", Mixing: "pre=", Rule: "rule="}
     came, advice = shown(stage), ""

@@ -208,6 +208,8 @@ class Simulation:
         self.classes = classes
         # Workers that compute gradients: the honest ones, and those of a data attack.
         self.active = workers if attack is not None and attack.uses_flipped else self.h
+        if attack is not None and type(attack).__call__ is not Attack.__call__:
+            raise ValueError(f"{type(attack).__name__} has a __call__ of its own, which no run calls; override craft.")
         if attack is not None and real_byzantine:
             attack.check(self.h, real_byzantine, gradients.d)
         self.parameters = gradients.parameters()
