@@ -568,6 +568,29 @@ def test_mistakes_on_the_command_line(arguments: list[str]) -> None:
     assert CliRunner().invoke(reproduce, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("rules", [("median",), ("median", "bulyan"), ("median", "krum", "phocas", "meamed")])
+def test_names_of_low_panels_are_whole(rules: tuple[str, ...]) -> None:
+    [group] = groups(made(rules))
+    for figure, names in (
+        (figures.heat(group, "0.5", False, group.columns), ("momentum at the server", "momentum at the workers")),
+        (figures.gains(group), ("Classical, 0.5", "Nesterov, 0.5")),
+    ):
+        said = [text.get_text().replace("\n", " ") for text in figure.texts]
+        assert set(names) <= set(said)
+
+
+def test_curves_of_one_point_are_seen_and_none_is_said() -> None:
+    """A ratio of five steps evaluated at the end is known at step 0 alone: a line through it shows nothing."""
+    one = [replace(o, curve=(Point(0, 0.1, 0.8), Point(5, 0.5))) for o in made(("median",))]
+    [group] = groups(one)
+    panel = figures.curves(group, "0.5", False, ratios=True).axes[0]
+    assert {line.get_marker() for line in panel.lines if list(line.get_ydata()) == [0.8]} == {"o", "D"}
+    [bare] = groups([replace(o, curve=(Point(0, 0.1), Point(5, 0.5))) for o in one])
+    assert {t.get_text() for t in figures.curves(bare, "0.5", False, ratios=True).axes[0].texts} == {
+        "no ratio measured"
+    }
+
+
 # ------------------------------------------------------------------------------------------------------------ browser
 
 

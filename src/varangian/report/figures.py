@@ -245,19 +245,20 @@ def curves(
     for row, rule in zip(found.panels, rules, strict=True):
         for panel, column in zip(row, columns, strict=True):
             shown: list[float] = []
+            drawn: list[float] = []
             for place in PLACES:
                 mine = [o for o in group.cell(column, nesterov, rate, place) if rule_name(o.experiment) == rule]
-                shown += _band(panel, mine, COLOURS[place], STYLES[place], ratios)
+                drawn += _band(panel, mine, COLOURS[place], STYLES[place], ratios)
                 limit = condition(mine[0].experiment) if mine and ratios else None
                 if limit is not None:
                     panel.axhline(limit, color="black", linestyle=":", linewidth=1)
                     shown.append(limit)
                 last = max([last, *(p.step for o in mine for p in o.curve)])
-            if not shown:
-                _say(panel, group, rule, column)
+            if not drawn:
+                _say(panel, group, rule, column, "no ratio measured" if shown else "no runs")
             elif not ratios:
                 _band(panel, group.reference(column, nesterov, rate), "black", ":", ratios)
-            seen += shown
+            seen += [*shown, *drawn]
             panel.grid(axis="y")
             if row is found.panels[-1]:
                 panel.set_xlabel("step", labelpad=1)
@@ -265,11 +266,21 @@ def curves(
     return found.figure
 
 
-def _say(panel: Axes, group: Group, rule: str, column: Column) -> None:
+def _say(panel: Axes, group: Group, rule: str, column: Column, otherwise: str) -> None:
     """Why there is nothing here."""
     needed = [o.experiment.make_rule().min_n for o in group.attacked if rule_name(o.experiment) == rule]
-    text = f"needs n ≥ {min(needed)}" if needed and column.workers < min(needed) else "no runs"
-    panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", fontsize=SMALL, color=SOFT)
+    text = f"needs n ≥ {min(needed)}" if needed and column.workers < min(needed) else otherwise
+    panel.text(
+        0.5,
+        0.5,
+        text,
+        transform=panel.transAxes,
+        ha="center",
+        va="center",
+        fontsize=SMALL,
+        color=SOFT,
+        backgroundcolor="white",
+    )
 
 
 def _axes_of_curves(found: Sheet, last: float, seen: Sequence[float], ratios: bool) -> None:
@@ -288,7 +299,10 @@ def _band(panel: Axes, found: Sequence[Outcome], colour: str, style: str, ratios
     steps, middles, lows, highs = band(found, ratios)
     if not steps:
         return []
-    panel.plot(steps, middles, linestyle=style, color=colour, linewidth=1.1)
+    lone = "" if len(steps) > 1 else {SERVER: "o", WORKER: "D"}.get(colour, ".")  # a single point makes no line
+    panel.plot(
+        steps, middles, linestyle=style, color=colour, linewidth=1.1, marker=lone, markersize=4, clip_on=not lone
+    )
     if colour != "black":
         panel.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
     return [*middles, *lows, *highs]

@@ -159,7 +159,12 @@ function curves(c, ratios) {
       const r = mine.find((m) => m[PLACE] === where);
       if (!r) continue;
       if (!ratios) s += `<polygon fill="${colour}" fill-opacity=".18" points="${line(r, r[LOW]).concat(line(r, r[HIGH]).reverse()).join(" ")}"/>`;
-      s += `<polyline fill="none" stroke="${colour}" stroke-width="1.8" stroke-dasharray="${dash}" points="${line(r, ratios ? r[RATIO] : r[MEDIAN]).join(" ")}"/>`;
+      const points = line(r, ratios ? r[RATIO] : r[MEDIAN]);
+      s += `<polyline fill="none" stroke="${colour}" stroke-width="1.8" stroke-dasharray="${dash}" points="${points.join(" ")}"/>`;
+      if (points.length === 1) { // makes no line
+        const [cx, cy] = points[0].split(" ");
+        s += `<circle cx="${cx}" cy="${cy}" r="3.2" fill="${colour}"/>`;
+      }
     }
     if (ratios) {
       const limit = place(condition(mine[0]));

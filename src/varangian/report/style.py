@@ -29,6 +29,7 @@ NARROW, WIDE = 3.5, 7.2  # inches: one column of a paper, and both
 DPI = 300
 SIZE, SMALL, TITLE = 8.0, 7.0, 8.5  # points
 LINE = 1.25  # from one line of text to the next, in heights of letters
+TALL = 1.05  # inches that a low panel grows to at most, for its name
 EDGE = 0.06  # inches that stay free on all sides
 
 _LOOKS = (
@@ -190,7 +191,7 @@ def sheet(
     """A figure whose texts all have their room.
 
     Args:
-        height: of a panel, in inches.
+        height: of a panel, in inches; more where the words of its name need it.
         title, detail: the heading, and what it was made of; both wrapped.
         foot: the caption under everything.
         heads: a title for each column of panels.
@@ -205,6 +206,7 @@ def sheet(
     title = wrapped(title, inner, TITLE, bold=True)
     detail = wrapped(detail, inner, SMALL, lines=4)
     foot = wrapped(foot, inner, SMALL, lines=6)
+    height = max(height, min(TALL, max((width_of(word) for name in names for word in name.split()), default=0.0)))
     named = [wrapped(name, height + between, SIZE, lines=3) for name in names]
     margin = left + max((height_of(name) for name in named), default=0.0) + EDGE
     wide = (width - margin - 2 * EDGE - gap * (columns - 1)) / columns
