@@ -187,11 +187,84 @@ class Vandal(vg.Attack):
         return row
 
 
-@pytest.mark.parametrize("attack", [Vandal(), Opposite(in_place=True)])
+@dataclass(frozen=True)
+class QuietVandal(vg.Attack):
+    """The same through NumPy, of which torch knows nothing."""
+
+    def craft(self, seen: vg.Knowledge) -> Tensor:
+        seen.honest.numpy()[:] = 0
+        return seen.mean * -1
+
+
+@pytest.mark.parametrize(
+    "attack", [Vandal(), Opposite(in_place=True), QuietVandal(), vg.WorstCase(directions=("little", QuietVandal()))]
+)
 def test_an_attack_that_writes_into_what_it_is_shown(attack: vg.Attack) -> None:
-    simulation = small_simulation(vg.Algorithm(rule=vg.Median(f=3)), attack, 3)
+    algorithm = vg.Algorithm((vg.Momentum(0.9),), rule=vg.Median(f=3))
+    simulation, untouched = small_simulation(algorithm, attack, 3), small_simulation(algorithm, vg.SignFlip(), 3)
+    untouched.step()
     with pytest.raises(ValueError, match="wrote into the vectors that it was shown"):
         simulation.step()
+    assert torch.equal(simulation.sent[:8], untouched.sent[:8])  # momenta
+
+
+@dataclass(frozen=True)
+class Meddler(vg.Attack):
+    """Writes into all the rest that it is shown, and sends what sign-flip does."""
+
+    uses_previous = True
+
+    def craft(self, seen: vg.Knowledge) -> Tensor:
+        crafted = -seen.mean
+        shown = [seen.previous, *seen.moments]
+        assert isinstance(seen.defence, vg.attacks.ComposedDefence)
+        for tensor in (*shown, seen.defence.previous):
+            if tensor is not None:
+                tensor.numpy()[:] = 1e9
+        return crafted
+
+
+def test_what_an_attack_writes_elsewhere_reaches_nobody() -> None:
+    algorithm = vg.Algorithm((vg.Momentum(0.9),), rule=vg.CenteredClipping(f=3))
+    own, plain = (small_simulation(algorithm, attack, 3) for attack in (Meddler(), vg.SignFlip()))
+    for _ in range(3):
+        assert own.step() == plain.step()
+        assert torch.equal(own.parameters, plain.parameters)
+
+
+@dataclass(frozen=True)
+class Refusing(vg.Attack):
+    """Tries the defence on what any server refuses, or refuses by itself."""
+
+    itself: bool = False
+
+    def craft(self, seen: vg.Knowledge) -> Tensor:
+        if self.itself:
+            raise vg.Refused("no.")
+        assert seen.defence is not None
+        return seen.defence(seen.honest * float("nan"))
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_only_the_server_refuses(itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused to an attack that tries the defence is an error of the attack's, and no end of a run."""
+    simulation = small_simulation(vg.Algorithm(rule=vg.Median(f=3)), Refusing(itself), 3)
+    with pytest.raises(vg.Refused):
+        simulation.step()
+    assert simulation.refused is None
+    monkeypatch.setitem(vg.ATTACKS, "refusing", Refusing)
+    with pytest.raises(vg.Refused):
+        vg.run(vg.Experiment(model="linear", steps=2, byzantine=2, attack=f"refusing(itself={itself})"))
+
+
+@pytest.mark.parametrize("rule", [vg.MultiKrum(f=3), vg.Median(f=3), vg.CenteredClipping(f=3)])
+@pytest.mark.parametrize("name", vg.ATTACKS)
+def test_honest_vectors_that_are_not_finite_are_the_servers_to_refuse(name: str, rule: vg.Rule) -> None:
+    simulation = small_simulation(vg.Algorithm(rule=rule), vg.ATTACKS[name](), 3)
+    simulation.parameters.fill_(float("nan"))
+    with pytest.raises(vg.Refused) as error:
+        simulation.step()
+    assert error.value is simulation.refused
 
 
 STAGES: dict[str, tuple[vg.Transform, ...]] = {

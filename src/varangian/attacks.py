@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import cos, inf, isfinite, radians, sin, sqrt
@@ -108,6 +108,29 @@ class Knowledge:
         # No coordinate is further from its mean than h - 1 standard deviations.
         size = float(torch.maximum(self.mean.abs(), self.moments[1].nan_to_num(0, inf)).max())
         return 1.0 if not 0 < size < inf or 1e-60 < size < 1e60 else power_below(size)
+
+    def copied(self) -> Knowledge:
+        """The same, with tensors of its own: whatever is written there, nobody else sees."""
+        defence = self.defence
+        if isinstance(defence, ComposedDefence):
+            defence = replace(defence, previous=None if defence.previous is None else defence.previous.clone())
+        return replace(
+            self,
+            honest=self.honest.clone(),
+            defence=defence,
+            previous=None if self.previous is None else self.previous.clone(),
+            flipped=None if self.flipped is None else self.flipped.clone(),
+            known=None if self.known is None else (self.known[0].clone(), self.known[1].clone()),
+        )
+
+    def same_vectors(self, other: Knowledge) -> bool:
+        """Whether the vectors of workers are the same to the bit, NaN included."""
+        pairs = [(self.honest, other.honest), (self.flipped, other.flipped)]
+        return all(
+            torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
+            for mine, theirs in pairs
+            if mine is not None and theirs is not None
+        )
 
     def in_unit(self) -> Knowledge:
         """The same, with all vectors divided by ``unit``; without the defence, which knows lengths."""
@@ -1091,6 +1114,19 @@ ATTACKS: dict[str, type[Attack]] = {
     "worst-case": WorstCase,
 }
 """Attacks by name."""
+
+
+def parts(stage: Rule | Mixing | Attack) -> Iterator[type]:
+    """The classes of a rule, a mixing or an attack, of what stands in its options, and of the attacks named there."""
+    yield type(stage)
+    for option in fields(stage):
+        value = getattr(stage, option.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, (Rule, Mixing, Attack)):
+                yield from parts(item)
+            elif isinstance(item, str) and item.partition("(")[0] in ATTACKS:
+                yield ATTACKS[item.partition("(")[0]]
+
 
 __all__ = [
     "ATTACKS", "ROP", "AntiCGE", "Attack", "ComposedDefence", "Defence", "Empire", "Fang", "Found", "Gaussian",

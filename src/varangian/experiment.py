@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from . import folders, kernels
 from .algorithm import Algorithm
-from .attacks import ATTACKS, Attack
+from .attacks import ATTACKS, Attack, parts
 from .checks import Refused, cut, printable, shown, unknown
 from .data import DATASETS, IID, PARTITIONS, Dataset, Partition, name_of
 from .files import (
@@ -696,25 +696,13 @@ def identified(
     return replace(e, **found), dataset
 
 
-def _parts(stage: object) -> Iterator[object]:
-    """The classes of a rule, a mixing or an attack, of what stands in its options, and of the attacks named there."""
-    yield type(stage)
-    for option in fields(stage):  # type: ignore[arg-type]
-        value = getattr(stage, option.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, (Rule, Mixing, Attack)):
-                yield from _parts(item)
-            elif isinstance(item, str) and item.partition("(")[0] in ATTACKS:
-                yield ATTACKS[item.partition("(")[0]]
-
-
 def code_of(e: Experiment) -> str | None:
     """The hash of the code of somebody's own that a run is made with, as it is now; None where all is the package's."""
     values: list[object] = [MODELS[parse("model", e.model, MODELS)[0]]]
     values.append(PARTITIONS[parse("partition", e.partition, PARTITIONS)[0]])
     for stage in (e.make_rule(), *e.make_pre(), e.make_attack()):
         if stage is not None:
-            values += _parts(stage)
+            values += parts(stage)
     return code_hash(values)
 
 
@@ -1025,6 +1013,8 @@ def _train(
         try:
             row = simulation.step()
         except Refused as error:  # anything else is an error, of the user's code or ours, and no result
+            if error is not simulation.refused:
+                raise
             stopped = cut(printable(f"step {step}: {error}"))
             break
         measures.append(row)

@@ -102,6 +102,8 @@ def replay(
             try:
                 row = simulation.step()
             except Refused as error:
+                if error is not simulation.refused:
+                    raise
                 refused, row = str(error), None
             if progress is not None:
                 progress(simulation.steps_done, None)

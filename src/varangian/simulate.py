@@ -16,9 +16,11 @@ from torch import Tensor
 
 from . import kernels, randomness
 from .algorithm import Algorithm, State, unspoilt
-from .attacks import Attack, ComposedDefence, Knowledge
+from .attacks import Attack, ComposedDefence, Knowledge, parts
+from .checks import Refused
 from .data import Dataset, Partition, Split, partition
 from .gradients import Batch, WorkerGradients
+from .identity import is_ours
 from .metrics import Measures, Meter
 from .transforms import Clip, Momentum
 
@@ -219,6 +221,9 @@ class Simulation:
         self.previous: Tensor | None = None  # the last aggregate, where the attack looks at it
         self.steps_done = 0
         self.points = 0
+        # What the server refused: an attack that tries the defence may be refused too, which ends no run.
+        self.refused: Refused | None = None
+        self.own_attack = attack is not None and not all(is_ours(part) for part in parts(attack))
         self.vectors = torch.zeros(workers, gradients.d, **options)
         # What workers send: rows of that matrix, unless what is crafted is to stand in some of these rows.
         self.sent = self.vectors[: self.h] if self.active == self.h else torch.zeros(workers, gradients.d, **options)
@@ -230,7 +235,12 @@ class Simulation:
         self.sampled = torch.empty_like(self.sent) if self.separate else self.sent
 
     def step(self) -> Measures:
-        """One step of every worker and of the server; the measures are those of before the update."""
+        """One step of every worker and of the server; the measures are those of before the update.
+
+        Raises:
+            Refused: by the server, if the error is ``refused`` too; else by whoever tried its rule out, which is a
+                mistake there.
+        """
         step, h, f = self.steps_done, self.h, self.real_byzantine
         lr = self.learning_rate(step)
         batch = self.batches(step)
@@ -257,13 +267,18 @@ class Simulation:
         )
         crafted = None
         if self.attack is not None and f:
-            before = self.vectors._version
-            crafted = self.attack.send(seen)
-            if self.vectors._version != before:
+            # Momenta live in what is shown, and whoever writes there through NumPy leaves no trace.
+            shown = seen.copied() if self.own_attack else seen
+            crafted = self.attack.send(shown)
+            if self.own_attack and not shown.same_vectors(seen):
                 raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
             kernels.share(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
-        decision = self.algorithm.decide(self.vectors, state)
+        try:
+            decision = self.algorithm.decide(self.vectors, state)
+        except Refused as error:
+            self.refused = error
+            raise
         update, self.state = self.algorithm.finish(decision, state, in_place=True)
         if self.attack is not None and self.attack.uses_previous:
             self.previous = decision.aggregate.clone()
