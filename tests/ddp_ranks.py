@@ -23,6 +23,7 @@ from varangian.algorithm import State
 from varangian.engines import sharded
 from varangian.engines.ddp import Protection, protect
 from varangian.engines.sharded import OnRefusal
+from varangian.rules.core import General
 
 STEPS, FEW_STEPS, FAULTY_STEPS, RATE = 30, 8, 25, 0.2
 NAN = float("nan")
@@ -298,7 +299,7 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
                 )
             )
     found["after errors"] = train(rank, size, EQUAL["multi-krum"], steps=3)
-    for part in (situations, bad_gradients, refused_steps, refusals, memories, traffic):
+    for part in (situations, bad_gradients, refused_steps, own_errors, refusals, memories, traffic):
         found |= part(rank, size)
     return found
 
@@ -518,6 +519,92 @@ def bad_gradients(rank: int, size: int) -> dict[str, Any]:
     lines: list[str] = []
     train(rank, size, EQUAL["median"], spoilt(bad), FEW_STEPS, on_refusal="skip", warn=lines.append)
     found["skipped"] = lines
+    return found
+
+
+FAILING: set[str] = set()  # what fails on this rank
+
+
+def may_fail(where: str) -> None:
+    if where in FAILING:
+        raise KeyError("mine")
+
+
+class OwnTransform(vg.Momentum):
+    def __call__(self, *args: Any) -> tuple[Tensor, Tensor | None]:
+        may_fail("transform")
+        return super().__call__(*args)
+
+
+class OwnMedian(vg.Median):
+    def apply(self, *args: Any) -> Tensor:
+        may_fail("apply")
+        return super().apply(*args)
+
+
+class OwnKrum(vg.Krum):
+    def weights(self, *args: Any) -> np.ndarray:
+        may_fail("weights")
+        return super().weights(*args)
+
+
+@dataclass(frozen=True)
+class OwnGeneral(General):
+    f: int
+    columnwise = False
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        may_fail("combine")
+        return x.median(0).values
+
+
+OWN = {  # what fails, and whether every rank has to gather all vectors
+    "worker": ("transform", vg.Algorithm(worker=(OwnTransform(0.9),), rule=vg.Median(1)), (False, True)),
+    "server": ("transform", vg.Algorithm(rule=vg.Median(1), server=(OwnTransform(0.9),)), (False, True)),
+    "apply": ("apply", vg.Algorithm(worker=WORKER, rule=OwnMedian(1)), (False, True)),
+    "weights": ("weights", vg.Algorithm(worker=WORKER, rule=OwnKrum(1)), (False, True)),
+    "combine": ("combine", vg.Algorithm(rule=OwnGeneral(1), server=SERVER), (True,)),
+}
+
+
+def error_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def own_errors(rank: int, size: int) -> dict[str, Any]:
+    """A stage of the user's own that fails on one rank at one step: no rank takes it, and training is that without."""
+    found: dict[str, Any] = {}
+    for name, (where, algorithm, ways) in OWN.items():
+        for replicated in ways:
+            ddp = DistributedDataParallel(model(), bucket_cap_mb=CAP)
+            protection = protect(ddp, algorithm, replicated=replicated)
+            optimizer = torch.optim.SGD(ddp.parameters(), lr=RATE)
+            key = f"own: {name}, {replicated}"
+            for step in range(4):
+                optimizer.zero_grad()
+                if step != 2:
+                    plain_gradient(ddp, step if step < 2 else 2, rank)
+                    optimizer.step()
+                    continue
+                before = protection.state_dict()
+                FAILING.update({where} if rank == 1 else ())
+                found[key] = error_of(lambda d=ddp: plain_gradient(d, 7, rank))
+                FAILING.clear()
+                after = protection.state_dict()
+                found[f"{key}, moved"] = any(p.grad is not None for p in ddp.parameters()) or any(
+                    not torch.equal(memory, after[k]) for k, memory in before.items()
+                )
+            found[f"{key}, steps"], found[f"{key}, digest"] = protection.report().steps, digest(ddp)
+            expected = simulated(algorithm, size, steps=3)
+            found[f"{key}, difference"] = float((flat(ddp.parameters()) - expected).abs().max())
     return found
 
 

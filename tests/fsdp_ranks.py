@@ -17,7 +17,21 @@ from torch.nn.functional import cross_entropy, linear
 from torch.nn.parallel import DistributedDataParallel
 
 import varangian as vg
-from ddp_ranks import FAULTS, RATE, accuracy, allowed, batch, counted, message_of, model, others, simulated_step
+from ddp_ranks import (
+    FAILING,
+    FAULTS,
+    OWN,
+    RATE,
+    accuracy,
+    allowed,
+    batch,
+    counted,
+    error_of,
+    message_of,
+    model,
+    others,
+    simulated_step,
+)
 from varangian.engines.fsdp import protect
 
 STEPS, FAULTY_STEPS = 10, 25
@@ -280,6 +294,30 @@ def no_steps(rank: int, size: int) -> dict[str, Any]:
     return found
 
 
+def own_errors(rank: int) -> dict[str, Any]:
+    """A stage of the user's own that fails on one rank at one step: no rank takes it, and training is that without."""
+    found: dict[str, Any] = {}
+    for name in ("worker", "server", "apply"):
+        where, algorithm, _ = OWN[name]
+        module = shard(model())
+        with allowed(algorithm.rule):
+            protection = protect(module, algorithm)
+        go_on(rank, module, 0, 2)
+        module.zero_grad()
+        before = protection.state_dict()
+        FAILING.update({where} if rank == 1 else ())
+        x, y = batch(7, rank)
+        found[f"own: {name}"] = error_of(lambda m=module, x=x, y=y: cross_entropy(m(x), y).backward())
+        FAILING.clear()
+        after = protection.state_dict()
+        found[f"own: {name}, moved"] = any(p.grad is not None for p in module.parameters()) or any(
+            not torch.equal(memory, after[k]) for k, memory in before.items()
+        )
+        go_on(rank, module, 2, STEPS)
+        found[f"own: {name}, difference"] = float((full(module) - simulated(algorithm, 3)).abs().max())
+    return found
+
+
 def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
     warnings.simplefilter("error")
     found: dict[str, Any] = {}
@@ -324,6 +362,7 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
     train(rank, EQUAL["median"], bad=bad, on_refusal="skip", warn=said.append)
     found["skipped"] = said
     found |= no_steps(rank, size)
+    found |= own_errors(rank)
     lines: list[str] = []
     train(rank, EQUAL["median"], 6, FAULTS["nan"], (2,), window=5, warn=lines.append)
     found["lines"] = lines

@@ -132,6 +132,18 @@ def test_what_is_no_step_is_refused_on_every_rank_before_anything_moves(found: l
         assert not each[f"none: {key}, moved"]
 
 
+@pytest.mark.parametrize("name", ddp_ranks.OWN)
+def test_a_stage_of_ones_own_that_fails_on_one_rank_stops_all_of_them(found: list[dict[str, Any]], name: str) -> None:
+    for replicated in ddp_ranks.OWN[name][2]:
+        key = f"own: {name}, {replicated}"
+        for rank, each in enumerate(found):
+            assert each[key] == ("KeyError: 'mine'" if rank == 1 else "RuntimeError: rank 1: KeyError: 'mine'")
+            assert not each[f"{key}, moved"]
+            assert each[f"{key}, steps"] == 3
+            assert each[f"{key}, difference"] < 1e-6  # as without that step
+        assert len({each[f"{key}, digest"] for each in found}) == 1
+
+
 def test_after_what_was_no_step(found: list[dict[str, Any]]) -> None:
     for each in found:
         assert each["none: and the next"]

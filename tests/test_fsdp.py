@@ -76,6 +76,14 @@ def test_what_is_no_step_is_refused_on_every_rank_before_anything_moves(found: l
         assert each.get(f"none: {key}, next", "no error") == "no error"
 
 
+@pytest.mark.parametrize("name", ["worker", "server", "apply"])
+def test_a_stage_of_ones_own_that_fails_on_one_rank_stops_all_of_them(found: list[dict[str, Any]], name: str) -> None:
+    for rank, each in enumerate(found):
+        assert each[f"own: {name}"] == ("KeyError: 'mine'" if rank == 1 else "RuntimeError: rank 1: KeyError: 'mine'")
+        assert not each[f"own: {name}, moved"]
+        assert each[f"own: {name}, difference"] < 1e-6  # as without that step
+
+
 def test_a_unit_that_is_called_twice(found: list[dict[str, Any]]) -> None:
     assert max(each["called twice"] for each in found) < 1e-6
 

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -333,6 +333,30 @@ class Bug(vg.Momentum):
         raise KeyError("mine")
 
 
+@dataclass(frozen=True)
+class BadMedian(vg.Median):
+    where: str = "apply"
+
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+        if self.where == "apply":
+            raise KeyError("mine")
+        return super().apply(x, table, previous)[int(self.where == "shape") :]
+
+    def statistic(self, n: int) -> tuple[int, int, int]:
+        if self.where == "statistic":
+            raise KeyError("mine")
+        return super().statistic(n)
+
+
+class BadWeights(vg.Krum):
+    def weights(self, geometry: object) -> np.ndarray:
+        raise KeyError("mine")
+
+
+def memory_of(state: State) -> list[list[float]]:
+    return [memory.flatten().tolist() for memory in (*state.worker, *state.server) if memory is not None]
+
+
 class TestAgreement:
     """What goes wrong on one rank goes wrong on all, at once."""
 
@@ -393,6 +417,53 @@ class TestAgreement:
         assert isinstance(found[1], KeyError)
         assert [str(e) for e in found[::2]] == ["rank 1: KeyError: 'mine'"] * 2
         assert all(chunk.state is before for chunk, before in states.values())
+
+    @pytest.mark.parametrize("pre", [(), (vg.NearestNeighborMixing(1),)])
+    @pytest.mark.parametrize("where", ["apply", "statistic", "shape", "weights", "server", "server, refused"])
+    def test_what_fails_behind_the_exchange_on_one_rank(self, where: str, pre: tuple[vg.Mixing, ...]) -> None:
+        x = vectors(5)  # no distances that are equal, which all ranks would measure again
+        x[:2] *= NAN if where == "server, refused" else 1
+        states = {}
+
+        def work(ranks: ThreadRanks) -> None:
+            rule, server = vg.Median(1), vg.Momentum(0.5)
+            if ranks.rank == 1:
+                rule = {"weights": BadWeights, "server": vg.Median, "server, refused": vg.Median}.get(where, BadMedian)(
+                    1
+                )
+                rule = replace(rule, where=where) if isinstance(rule, BadMedian) else rule
+                server = Bug(0.5) if "server" in where else server
+            elif where == "weights":
+                rule = vg.Krum(1)
+            algorithm = vg.Algorithm(worker=(vg.Momentum(0.9),), pre=pre, rule=rule, server=(server,))
+            chunks = [
+                Chunk(group, ranks.size, algorithm.init(1, sum(span.size for span in group))) for group in spans()
+            ]
+            states[ranks.rank] = [(chunk, chunk.state, memory_of(chunk.state)) for chunk in chunks]
+            aggregation = Aggregation(algorithm, ranks, D, gathers=True)
+            for chunk in chunks:
+                row = torch.cat([x[ranks.rank, span.first : span.first + span.size] for span in chunk.spans])
+                aggregation.begin(chunk, row)
+                aggregation.settle(chunk)
+            history = History("", tuple("abcde"), 10, None)
+            try:
+                aggregation.finish(chunks, history)
+            finally:
+                history.clear()
+                assert aggregation.error is None  # the next step begins without it
+
+        found = self.heard(5, work)
+        if where == "server, refused":
+            assert {type(error) for error in found} == {Refused}
+        elif where == "shape":
+            assert [str(e).startswith("rank 1: ") for e in found] == [True, False, True, True, True]
+            assert all("BadMedian must answer" in str(error) for error in found)
+        else:
+            assert isinstance(found[1], KeyError)
+            assert [str(e) for e in found[:1] + found[2:]] == ["rank 1: KeyError: 'mine'"] * 4
+        for chunk, before, memory in (each for own in states.values() for each in own):
+            assert chunk.state is before
+            assert memory_of(before) == memory
 
     def test_a_rule_that_decides_otherwise_on_one_rank(self) -> None:
         x = vectors(7)

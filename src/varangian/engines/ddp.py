@@ -189,7 +189,7 @@ class Protection:
         )
         self._owner = Owner(algorithm, seed, self._ranks)
         self._step, self._seed = 0, seed  # steps that were not refused: what is drawn depends on it
-        self._aggregation = Aggregation(algorithm, self._ranks, ends[-1], gathers=True)
+        self._aggregation: Aggregation
         self._buckets: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
         self._chunks: list[Chunk] = []
         self._scale = 1.0
@@ -203,6 +203,7 @@ class Protection:
         self._raising, self._checking = Ending(self._raise), Ending(self._check_complete)
 
         def register() -> dict[str, str]:
+            self._aggregation = Aggregation(algorithm, self._ranks, ends[-1], gathers=True)
             try:
                 model.register_comm_hook(self, _hook)
             except RuntimeError as error:
@@ -429,16 +430,23 @@ class Protection:
         if work is not None:
             work.wait()
         self._aggregation.check(~finite_rows(x), self._history)
-        decision = algorithm.decide(x, _as(after, vector.dtype))
-        table = decision.table
-        statistic = statistic_of(algorithm.rule, n if table is None else table.shape[0])
-        if statistic is None:
-            weight = share_of_table(table, n)
-        else:
-            columns = np.arange(0, x.shape[1], max(1, x.shape[1] // (n * SAMPLE)))
-            weight = shares_of(x, table, statistic, columns)
-        squared = kernels.squared_distances_to(x, decision.aggregate)
-        update, chunk.state = finished(algorithm, decision, after)
+        error, update, state, weight = None, vector, after, np.zeros(n)
+        squared = weight
+        try:
+            decision = algorithm.decide(x, _as(after, vector.dtype))
+            table = decision.table
+            statistic = statistic_of(algorithm.rule, n if table is None else table.shape[0])
+            if statistic is None:
+                weight = share_of_table(table, n)
+            else:
+                columns = np.arange(0, x.shape[1], max(1, x.shape[1] // (n * SAMPLE)))
+                weight = shares_of(x, table, statistic, columns)
+            squared = kernels.squared_distances_to(x, decision.aggregate)
+            update, state = finished(algorithm, decision, after)
+        except Exception as own:  # of a stage of the user's own: the others must not take the step either
+            error = own
+        self._ranks.share(error)
+        chunk.state = state
         self._history.add(weight, squared, self._aggregation.finite, x.shape[1])
         return update
 

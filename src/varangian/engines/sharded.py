@@ -31,7 +31,7 @@ from ..checks import Refused, brief, shown
 from ..explanation import shares_of, statistic_of
 from ..geometry import Geometry, Held, Vectors
 from ..randomness import Draw
-from ..rules.core import Decision, Rule, check_rows, measure, weigh
+from ..rules.core import Decision, Rule, check_rows, checked_answer, measure, weigh
 from .history import History
 
 try:
@@ -364,18 +364,20 @@ class Aggregation:
 
     def _decided(self, chunk: Chunk, table: np.ndarray | None, nothing: bool = False) -> None:
         """The aggregate's piece is known: off it goes; then what the report wants to know of it."""
-        part = None
+        part, statistic, rule = None, None, self.algorithm.rule
         if not nothing and self.error is None:
-            rule, draw = self.algorithm.rule, Draw(chunk.state.seed, chunk.state.step)
+            draw = Draw(chunk.state.seed, chunk.state.step)
             try:
-                part = rule.apply(chunk.matrix, table, chunk.previous, *([draw] if rule.draws else []))
+                answer = rule.apply(chunk.matrix, table, chunk.previous, *([draw] if rule.draws else []))
+                part = checked_answer(rule, answer, chunk.matrix)
+                statistic = statistic_of(rule, chunk.matrix.shape[0] if table is None else table.shape[0])
             except Exception as error:  # of a rule of the user's own
                 self.error = error
         chunk.part = chunk.matrix.new_zeros(chunk.width) if part is None else part
         if self.gathers:
             chunk.work = self.ranks.gather(chunk.part, chunk.whole)
         chunk.squared = kernels.squared_distances_to(chunk.matrix, chunk.part)
-        statistic = statistic_of(self.algorithm.rule, chunk.matrix.shape[0] if table is None else table.shape[0])
+        chunk.counted, chunk.shares = 0, np.zeros(self.ranks.size)
         if statistic is not None:
             held = min(chunk.width, chunk.length - self.ranks.rank * chunk.width)
             columns = np.arange(0, max(held, 0), self.stride)
@@ -425,10 +427,23 @@ class Aggregation:
                 self.error = error
             for chunk in chunks:
                 self._decided(chunk, table)
+        for chunk in chunks:
+            if self.gathers and chunk.work is not None:
+                chunk.work.wait()
+        updates, after, error = [], [], None
+        try:
+            for chunk in chunks if self.error is None else ():
+                aggregate = chunk.whole[: chunk.length] if self.gathers else chunk.part
+                update, state = finished(self.algorithm, Decision(aggregate, table, geometry), chunk.after)
+                updates.append(update)
+                after.append(state)
+        except Exception as own:  # of a server transform; of less weight than what went wrong before it
+            error = own
         numbers = self.ranks.total(
             np.concatenate(
                 [
                     self._failed(),
+                    self._mine(float(error is not None)),
                     faulty,
                     self._mine(_number(table)),
                     sum(chunk.squared for chunk in chunks),
@@ -437,19 +452,15 @@ class Aggregation:
                 ]
             )
         )
-        for chunk in chunks:
-            if self.gathers and chunk.work is not None:
-                chunk.work.wait()
-        errors, known, decisions, squared, shares, counted = np.split(numbers, [k * size for k in range(1, 6)])
+        errors, late, known, decisions, squared, shares, counted = np.split(numbers, [k * size for k in range(1, 7)])
         self._refuse(errors, known, history)
         odd = np.flatnonzero(decisions != decisions[0]).tolist()
         if odd:
             raise RuntimeError(f"{self.algorithm.rule} was decided otherwise on ranks {odd} than on rank 0.")
-        updates = []
-        for chunk in chunks:
-            aggregate = chunk.whole[: chunk.length] if self.gathers else chunk.part
-            update, chunk.after = finished(self.algorithm, Decision(aggregate, table, geometry), chunk.after)
-            updates.append(update)
+        if late.any():
+            self.ranks.share(error)
+        for chunk, state in zip(chunks, after, strict=True):
+            chunk.after = state
         weight = shares / counted if counted[0] else share_of_table(table, size)
         history.add(weight, squared, known == 0, sum(chunk.length for chunk in chunks))
         return updates
