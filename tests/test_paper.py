@@ -167,6 +167,12 @@ def test_no_pairs_no_verdict() -> None:
     assert {v.word for v in verdicts([])} == {"not tested"}
 
 
+def test_few_pairs_no_verdict() -> None:
+    found = outcomes(seeds=[1])
+    for number, said in ((1, "too few runs"), (paper.FEW - 1, "too few runs"), (paper.FEW, "holds")):
+        assert [word(verdicts(pairs(found)[:number]), c) for c in ("C1", "C2", "C3")] == [said] * 3
+
+
 def test_other_runs_are_asked_the_general_claims_only() -> None:
     e = Experiment(workers=11, byzantine=2, rule="median", attack="little", momentum_at="server", steps=3)
     one = Outcome(e, 0.5, 0.5, steps=3, seconds=1.0, machine="one")
@@ -266,7 +272,7 @@ def test_every_run_is_somewhere() -> None:
     assert found.pairs[0].reference is not None
     assert [line.split()[0] for line in found.notes()] == ["2", "2", "3", "1"]
     lone = account([Outcome(run, 0.5, 0.5) for run in runs["pair"][:2]])
-    assert "without their reference" in lone.notes()[0]
+    assert "without a reference" in lone.notes()[0]
 
 
 def test_references_of_runs_with_code_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

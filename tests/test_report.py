@@ -93,7 +93,7 @@ def test_what_it_says(page: Path) -> None:
     assert "16</b><span>pairs" in text
     assert "Incomplete: fashion-mnist, described: 36 of 920 runs." in text
     assert text.count('<span class="verdict') == 11
-    assert "1 runs ended early" in text
+    assert "1 run ended early" in text
     assert "25.0 %" in text  # share of steps that satisfy the condition
     rows = list(csv.DictReader((page.parent / "claims.csv").read_text().splitlines()))
     assert [(r["claim"], r["verdict"]) for r in rows][:2] == [("C1", "holds"), ("C2", "holds")]
@@ -222,10 +222,10 @@ def test_nothing_vanishes_without_a_word(tmp_path: Path) -> None:
         page = report([*outcomes, alone, *other, bare, replace(outcomes[0], max_accuracy=0.1)], tmp_path)
     text = page.read_text()
     assert "is there more than once, with other numbers (" in text
-    assert "1 attacked runs without their twin" in text
+    assert "1 attacked run without a twin" in text
     assert alone.experiment.name in text
     assert "4 of 8 pairs (described) are not of the paper's main study".replace("'", "&#x27;") in text
-    assert f"1 runs without attack, beside which none was attacked: {bare.experiment.name}" in text
+    assert f"1 run without attack, beside which none was attacked: {bare.experiment.name}" in text
     assert "Incomplete: fashion-mnist, described: 10 of 920 runs" in text
 
 
@@ -589,6 +589,38 @@ def test_curves_of_one_point_are_seen_and_none_is_said() -> None:
     assert {t.get_text() for t in figures.curves(bare, "0.5", False, ratios=True).axes[0].texts} == {
         "no ratio measured"
     }
+
+
+def test_plain_run_folders_say_what_computed_them(undrawn: None, tmp_path: Path) -> None:
+    e = Experiment(workers=7, byzantine=1, rule="median", attack="little", steps=2, evaluate_every=0)
+    for seed in (1, 2):
+        run(replace(e, seed=seed), out=tmp_path)
+    noted = sorted(tmp_path.glob("*/environment.json"))
+    session = json.loads(noted[0].read_text())["sessions"][0]
+    noted[1].write_text("[" * 1000)  # says nothing, and breaks nothing
+    page = report(tmp_path).read_text()
+    rows = dict(re.findall(r"<tr><th>([^<]*)</th><td[^>]*>([^<]*)</td></tr>", page))
+    assert f"torch {session['torch']}" in rows["run by"]
+    assert (rows["processor"], rows["date"]) == (session["processor"], session["started"])
+    assert "<pre></pre>" not in page
+
+
+def test_an_interval_wider_than_all_gains_is_none(undrawn: None, tmp_path: Path) -> None:
+    few = [o for o in made(("median",), seeds=(1, 2)) if o.experiment.attack != "empire" and not o.experiment.nesterov]
+    server = next(o for o in few if o.experiment.attack and o.experiment.momentum_at == "server")
+    far = [replace(o, max_accuracy=0.05) if o is server else o for o in few]
+    assert not summarize(pairs(far)).says
+    page = report(far, tmp_path).read_text()
+    assert "too few runs, it would be wider than all gains there could be" in page
+    assert "too few runs</span>" in page  # two pairs make no verdict
+    assert "of pairs are better with momentum at the workers; 0 are worse" in page
+
+
+def test_one_is_one(undrawn: None, tmp_path: Path) -> None:
+    lone = [o for o in made(("median",), seeds=(1,)) if o.experiment.attack == "little" and not o.experiment.nesterov]
+    page = re.sub(r"<script.*?</script>", "", report(lone, tmp_path).read_text(), flags=re.DOTALL)
+    assert "1 configuration, 1 seed" in page
+    assert not re.search(r"\b1 (runs|pairs|seeds|configurations|attacked runs)\b", page)
 
 
 # ------------------------------------------------------------------------------------------------------------ browser

@@ -177,7 +177,7 @@ def _show_claims(found: Sequence[Verdict], study: str) -> None:
         table.add_column(heading)
     for v in found:
         if v.finding is not None:
-            colour = "green" if v.finding.holds else "red"
+            colour = {"holds": "green", "does not hold": "red"}.get(v.word, "yellow")
             table.add_row(v.claim.id, v.claim.text, v.finding.ours, v.claim.theirs, f"[{colour}]{v.word}[/{colour}]")
     if table.row_count:
         output.print(table)

@@ -264,14 +264,24 @@ class Account:
     def notes(self) -> list[str]:
         """A line on all runs that are in no pair, and on what pairs lack."""
         unknown = [pair.server for pair in self.pairs if pair.reference is None]
-        counted = (
-            (self.alone, "attacked runs without their twin, the same run with momentum at the other place"),
-            (self.elsewhere, "attacked runs with momentum at neither the server nor the workers"),
-            (self.unused, "runs without attack that no pair is compared with"),
-            (self.again, "runs that are there already"),
-            (unknown, "pairs without their reference, so what the attack cost them is not known"),
+        lists = (
+            (self.alone, "attacked run", "without a twin, the same run with momentum at the other place"),
+            (self.elsewhere, "attacked run", "with momentum at neither the server nor the workers"),
+            (self.unused, "run", "without attack that no pair is compared with"),
+            (self.again, "run", "kept already"),
+            (unknown, "pair", "without a reference, so what the attack cost is not known"),
         )
-        return [f"{len(runs):,} {what}: {_first(runs)}" for runs, what in counted if runs]
+        return [f"{counted(len(runs), noun)} {what}: {_first(runs)}" for runs, noun, what in lists if runs]
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of them.
+
+    Example:
+        >>> counted(1, "run"), counted(1760, "pair")
+        ('1 run', '1,760 pairs')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _first(runs: Sequence[Outcome]) -> str:
@@ -383,9 +393,14 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        return "not tested" if self.finding is None else "holds" if self.finding.holds else "does not hold"
+        if self.finding is None:
+            return "not tested"
+        if self.pairs < FEW:
+            return "too few runs"
+        return "holds" if self.finding.holds else "does not hold"
 
 
+FEW = 5  # pairs: a share of fewer is no evidence
 COSTLY = 20.0  # points that an attack must cost for C1 and C2 to speak of it
 AGREEMENT = 10.0  # percentage points that our share may lie away from the paper's where it claims a number
 SLOWER = 1.10  # how many times as long a run may take for "no additional cost" still to hold

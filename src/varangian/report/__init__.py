@@ -7,16 +7,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..environment import versions
 from ..experiment import Result
-from ..files import make_folder, number, read_json, whole, write_whole
-from ..outcomes import Outcome, collect, each_once, from_result, write_csv
-from ..paper import Verdict, main_study, missing, of_the_paper, verdicts
+from ..files import folders_in, line_of_text, make_folder, number, read_json, whole, write_whole
+from ..folders import ENVIRONMENT
+from ..outcomes import Outcome, collect, complete, each_once, from_result, write_csv
+from ..paper import Verdict, counted, main_study, missing, of_the_paper, verdicts
 from . import figures, style
 from .layout import Group, by_batch_size, groups
 from .page import Picture, SweepRecord, render
 from .statistics import Summary, summarize
 
 MAX_RECORDS, MAX_RECORD = 1000, 2**16  # of sweeps: files, and bytes of each
+MAX_SHOWN = 10  # machines and versions of plain runs on the page
 PAGE_DPI = 110  # of pictures within the page
 MAX_SIDE, MAX_PANELS, MAX_LINES = 100, 20_000, 3000  # of figures that can be drawn, and looked at
 SILENCE = 5.0  # seconds between two words on how far the figures are
@@ -51,7 +54,7 @@ def report(
         source = Path(source).expanduser()
         folder = source if source.is_dir() else source.parent
         outcomes, left_out = collect(source)
-        records = _records(folder / "sweeps")
+        records = _records(folder / "sweeps") or _environments(folder)
         out = folder if out is None else out
     else:
         outcomes, left_out = each_once(source)
@@ -131,7 +134,7 @@ def _notes(outcomes: Sequence[Outcome], found: Sequence[Group]) -> list[str]:
     if apart:
         more = f" and {len(apart) - 3:,} more" if len(apart) > 3 else ""
         notes.append(
-            f"{len(apart):,} runs without attack, beside which none was attacked: {', '.join(apart[:3])}{more}"
+            f"{counted(len(apart), 'run')} without attack, beside which none was attacked: {', '.join(apart[:3])}{more}"
         )
     for g in found:
         notes += [f"{g.title} ({g.study}): {line}" if len(found) > 1 else line for line in g.account.notes()]
@@ -140,7 +143,8 @@ def _notes(outcomes: Sequence[Outcome], found: Sequence[Group]) -> list[str]:
         others = sum(not main_study(p) for p in members)
         if 0 < others < len(members):
             notes.append(
-                f"{others:,} of {len(members):,} pairs ({study}) are not of the paper's main study: no claim asks them"
+                f"{others:,} of {counted(len(members), 'pair')} ({study}) are not of the paper's main study: "
+                "no claim asks them"
             )
     return notes
 
@@ -183,12 +187,31 @@ def _records(folder: Path) -> list[SweepRecord]:
     for path in sorted(folder.glob("*.json"))[-MAX_RECORDS:] if folder.is_dir() else ():
         try:
             values = read_json(path, MAX_RECORD)
-            versions = {str(k): str(v) for k, v in dict(values["versions"]).items()}
+            made = {str(k): str(v) for k, v in dict(values["versions"]).items()}
             jobs, threads, cores, done = (whole(values[name], name) for name in ("jobs", "threads", "cores", "done"))
             seconds = number(values["seconds"], "seconds", 0)
             texts = str(values["command"]), str(values["started"])
             processor = str(values.get("processor", ""))
-            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, versions, processor))
+            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, made, processor))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def _environments(folder: Path) -> list[SweepRecord]:
+    """What complete run folders noted themselves: a record for each machine and its versions."""
+    started: dict[tuple[tuple[tuple[str, str], ...], str], list[str]] = {}
+    for place in (folder, folder / "runs"):
+        for run in folders_in(place, folder, complete, lambda _: None):
+            try:
+                sessions = read_json(run / ENVIRONMENT)["sessions"]
+                for session in sessions[:MAX_RECORDS]:
+                    texts = {name: line_of_text(session[name], name) for name in (*versions(), "processor", "started")}
+                    made = tuple((name, texts[name]) for name in versions())
+                    started.setdefault((made, texts["processor"]), []).append(texts["started"])
+            except (OSError, ValueError, KeyError, TypeError):  # it says nothing, and decides nothing else
+                continue
+    return [
+        SweepRecord("", " to ".join(dict.fromkeys((min(dates), max(dates)))), versions=dict(made), processor=processor)
+        for (made, processor), dates in list(started.items())[:MAX_SHOWN]
+    ]

@@ -245,7 +245,7 @@ function table(lines) {
 
 function drawPairs(c) {
   const lines = pairing(c), pairs = lines.flatMap((l) => l.pairs), up = pairs.filter((p) => p.worker > p.server).length, down = pairs.filter((p) => p.worker < p.server).length;
-  byId("pair-note").textContent = pairs.length ? `Of ${pairs.length} pairs at all learning rates, momentum at the workers raises ${up} and lowers ${down}. Means over seeds, in per cent and points; cost: what the attack takes from the usual formulation.` : "";
+  byId("pair-note").textContent = pairs.length ? `Of ${pairs.length} pair${pairs.length === 1 ? "" : "s"} at all learning rates, momentum at the workers raises ${up} and lowers ${down}. Means over seeds, in per cent and points; cost: what the attack takes from the usual formulation.` : "";
   byId("scatter").innerHTML = scatter(c, lines);
   byId("table").innerHTML = table(lines);
   for (const th of byId("table").querySelectorAll("th[data-sort]")) {

@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 from ..outcomes import Outcome, attack_name, command, condition, rate_text, rule_name
-from ..paper import MEASURES, Pair, Verdict, of_the_paper
+from ..paper import FEW, MEASURES, Pair, Verdict, counted, of_the_paper
 from .figures import band, ratio_rules
 from .layout import ATTACKS, RULES, Group, attack_title, column_of, rule_title
 from .statistics import Summary, summarize
@@ -48,7 +48,7 @@ def render(
     found: Sequence[Group],
     judged: Mapping[str, Sequence[Verdict]],
     records: Sequence[SweepRecord],
-    counted: Mapping[str, tuple[int, int]],
+    cells: Mapping[str, tuple[int, int]],
     pictures: Sequence[Picture],
     notes: Sequence[str] = (),
 ) -> str:
@@ -58,7 +58,7 @@ def render(
     body = [
         _heading(found, paper),
         *(_cards(group, len(found) > 1) for group in found),
-        _missing(counted, notes),
+        _missing(cells, notes),
         *(_shown(picture) for picture in pictures if picture.always),
         _settings(found, records),
         _filters(),
@@ -115,7 +115,7 @@ _LEGEND = (
 
 def _heading(found: Sequence[Group], paper: bool) -> str:
     outcomes = [o for g in found for o in g.outcomes]
-    titles = "; ".join(f"{escape(g.title)} ({escape(g.study)}): {len(g.outcomes)} runs" for g in found)
+    titles = "; ".join(f"{escape(g.title)} ({escape(g.study)}): {counted(len(g.outcomes), 'run')}" for g in found)
     seeds = sorted({o.experiment.seed for o in outcomes})
     shown = ", ".join(map(str, seeds)) if len(seeds) <= 10 else f"{len(seeds)} of them"
     note = (
@@ -144,12 +144,16 @@ def _cards(group: Group, named: bool) -> str:
         return f"{title}<p>No run has its twin yet: the same run with momentum at the other place.</p>"
     s, final = summarize(group.pairs), summarize(group.pairs, "final")
     cells = [
-        (f"{s.pairs:,}", f"pairs: one run at the server, its twin at the workers; {_clusters(s)}"),
+        (
+            f"{s.pairs:,}",
+            f"{'pair' if s.pairs == 1 else 'pairs'}: one run at the server, its twin at the workers; {_clusters(s)}",
+        ),
         (f"{_signed(s.mean)} points", f"mean gain in maximum accuracy ({_interval(s)})"),
         (f"{_signed(final.mean)} points", f"mean gain in final accuracy ({_interval(final)})"),
         (
             f"{100 * s.raised / s.pairs:.1f} %",
-            f"of pairs are better with momentum at the workers; {s.lowered} are worse",
+            "of pairs are better with momentum at the workers; "
+            f"{s.lowered:,} {'is' if s.lowered == 1 else 'are'} worse",
         ),
         (_p(s), "how often a mean gain so far from zero would come up by chance; " + _clusters(s)),
     ]
@@ -162,13 +166,14 @@ def _cards(group: Group, named: bool) -> str:
 
 def _clusters(s: Summary) -> str:
     """How many of what the evidence comes from."""
-    configurations = f"{s.configurations:,} configuration{'s' if s.configurations > 1 else ''}"
-    return f"{configurations}, {s.seeds:,} seed{'s' if s.seeds > 1 else ''}"
+    return f"{counted(s.configurations, 'configuration')}, {counted(s.seeds, 'seed')}"
 
 
 def _interval(s: Summary) -> str:
     if s.low is None or s.high is None:
         return "no interval: one seed" if s.seeds == 1 else "no interval: no two gains differ"
+    if not s.says:
+        return "no interval: too few runs, it would be wider than all gains there could be"
     return f"95 % interval {_signed(s.low)} to {_signed(s.high)}"
 
 
@@ -180,8 +185,10 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _missing(counted: Mapping[str, tuple[int, int]], notes: Sequence[str]) -> str:
-    lacking = [f"{escape(name)}: {done:,} of {total:,} runs" for name, (done, total) in counted.items() if done < total]
+def _missing(cells: Mapping[str, tuple[int, int]], notes: Sequence[str]) -> str:
+    lacking = [
+        f"{escape(name)}: {done:,} of {counted(total, 'run')}" for name, (done, total) in cells.items() if done < total
+    ]
     said = f'<p class="soft">Incomplete: {"; ".join(lacking)}.</p>' if lacking else ""
     if not notes:
         return said
@@ -230,7 +237,11 @@ def _settings(found: Sequence[Group], records: Sequence[SweepRecord]) -> str:
     ):
         text = ", ".join(dict.fromkeys(values)) or "not recorded beside these runs"
         lines.append(f"<tr><th>{name}</th><td colspan={len(found[:MOST])}>{escape(text)}</td></tr>")
-    more = f"<p class=soft>and {len(found) - MOST} more groups of runs.</p>" if len(found) > MOST else ""
+    more = (
+        f"<p class=soft>and {len(found) - MOST} more group{'s' if len(found) > MOST + 1 else ''} of runs.</p>"
+        if len(found) > MOST
+        else ""
+    )
     heads = "".join(f"<th>{escape(g.title)}</th>" for g in found[:MOST])
     head = f"<thead><tr><th></th>{heads}</tr></thead>" if len(found) > 1 else ""
     return (
@@ -239,7 +250,7 @@ def _settings(found: Sequence[Group], records: Sequence[SweepRecord]) -> str:
     )
 
 
-_CLASSES = {"holds": "holds", "does not hold": "fails", "not tested": "untested"}
+_CLASSES = {"holds": "holds", "does not hold": "fails", "not tested": "untested", "too few runs": "untested"}
 
 
 def _claims(judged: Mapping[str, Sequence[Verdict]], paper: bool) -> str:
@@ -267,7 +278,7 @@ def _claims(judged: Mapping[str, Sequence[Verdict]], paper: bool) -> str:
         '<p class="soft small">Verdicts are computed from the runs. A pair is one configuration and seed with '
         "momentum at "
         "the server and at the workers; where fewer pairs are at hand than the paper had, the verdict is about "
-        "those.</p>"
+        f"those, and of fewer than {FEW} there is none.</p>"
     )
     return "".join(parts)
 
@@ -318,7 +329,7 @@ def _statistics(found: Sequence[Group]) -> str:
 
 
 def _summary_cells(s: Summary, name: str) -> str:
-    interval = "no interval" if s.low is None or s.high is None else f"{_signed(s.low)} to {_signed(s.high)}"
+    interval = _interval(s).removeprefix("95 % interval ")  # the head of the table says it
     return (
         f'<td class=n data-name="{name}, mean gain"><b>{_signed(s.mean)}</b> ({interval})</td>'
         f'<td class=n data-name="{name}, better / worse">{s.raised} / {s.lowered} ({_p(s)})</td>'
@@ -352,26 +363,27 @@ def _within(found: Sequence[Group]) -> str:
                 ]
                 if shares:
                     rows.append(f"{escape(rule_title(rule))}, {title}: {100 * sum(shares) / len(shares):.1f} %")
-    return f"<p>Share of steps that satisfy the condition: {'; '.join(rows)}.</p>" if rows else ""
+    asked = "Share of steps at which the variance-norm ratio is below what the rule's proof asks for"
+    return f"<p>{asked}: {'; '.join(rows)}.</p>" if rows else ""
 
 
 def _origin(found: Sequence[Group], records: Sequence[SweepRecord]) -> str:
     outcomes = [o for g in found for o in g.outcomes]
     parts = ["<h2>Where these numbers come from</h2>"]
-    parts += [f"<pre>{escape(text)}</pre>" for text in dict.fromkeys(r.command for r in records)]
+    parts += [f"<pre>{escape(text)}</pre>" for text in dict.fromkeys(r.command for r in records if r.command)]
     timed = [r for r in records if r.done]
     if timed:
         total = sum(r.seconds for r in timed)
         last = timed[-1]
         parts.append(
-            f"<p>{sum(r.done for r in timed):,} runs in {total / 3600:.2f} h of sweeping ({last.jobs} processes of "
-            f"{last.threads} thread(s), {last.cores} cores).</p>"
+            f"<p>{counted(sum(r.done for r in timed), 'run')} in {total / 3600:.2f} h of sweeping (at a time "
+            f"{last.jobs:,}, each of {counted(last.threads, 'thread')}, on {counted(last.cores, 'core')}).</p>"
         )
     stopped = [o for o in outcomes if o.stopped]
     if stopped:
         items = "".join(f"<li>{escape(o.experiment.name)}: {escape(o.stopped or '')}</li>" for o in stopped[:20])
         more = f"<li>and {len(stopped) - 20} more</li>" if len(stopped) > 20 else ""
-        parts.append(f"<p>{len(stopped)} runs ended early:</p><ul class=small>{items}{more}</ul>")
+        parts.append(f"<p>{counted(len(stopped), 'run')} ended early:</p><ul class=small>{items}{more}</ul>")
     attacked = [o for o in outcomes if o.experiment.attack and o.source == "varangian"]
     if attacked:
         e = attacked[0].experiment

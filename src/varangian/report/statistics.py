@@ -26,6 +26,7 @@ from ..paper import Measure, Pair, mean_gain
 
 DRAWS = 100_000
 CONFIDENCE = 0.95
+RANGE = 200.0  # points between the least and the greatest gain
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Summary:
     p: float | None
     configurations: int
     seeds: int
+
+    @property
+    def says(self) -> bool:
+        """Whether there is an interval that leaves out some gain that accuracies could have, from -100 to 100."""
+        return self.low is not None and self.high is not None and self.high - self.low < RANGE
 
 
 def summarize(pairs: Sequence[Pair], measure: Measure = "max") -> Summary:
