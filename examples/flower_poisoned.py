@@ -1,6 +1,6 @@
 """A Flower app with poisoning nodes: FedAvg, and the same app after one line is changed.
 
-    pip install 'varangian[flower,ray]'
+    pip install '.[flower,ray]'
     python examples/flower_poisoned.py
 
 Sixteen nodes share the embedded digits, unevenly. Three of them learn wrong labels, send five times what they learned

@@ -150,3 +150,10 @@ def test_describe_needs_a_name() -> None:
 
     with pytest.raises(ValueError, match="has no name: put its class into RULES, MIXINGS, ATTACKS or PARTITIONS first"):
         describe(Mine())
+
+
+def test_no_error_offers_a_rule_that_no_run_can_use() -> None:
+    with pytest.raises(ValueError, match=r"unknown rule 'x'\. Known: average, ") as error:
+        parse("rule", "x", vg.RULES)
+    assert "lasa" in str(error.value)
+    assert "fltrust" not in str(error.value)

@@ -455,6 +455,30 @@ def test_a_broken_rule_passes_without_the_checks_that_caught_it(rule: type[vg.Ru
     assert set(check_rule(rule, without=set(found)).left_out) == set(found)
 
 
+@dataclass(frozen=True)
+class PlainMean(vg.General):
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        return x.double().mean(0).to(x.dtype)
+
+
+def test_what_resists_nothing_is_not_said_to_hide_anything() -> None:
+    found = caught(check_rule, PlainMean)
+    assert set(found) == {Check.ROBUST, Check.REFUSAL}
+    assert "call vg.refuse_faulty(self, self.f, count)" in found[Check.REFUSAL]
+
+
+def test_who_makes_no_rule_hears_what_a_rule_is_derived_from() -> None:
+    derived = r"its class \(derived from vg.General, vg.Selecting or vg.Coordinatewise\)"
+    for wrong in (int, lambda f: None, lambda x: x.mean(0)):
+        with pytest.raises(ValueError, match=derived) as error:
+            check_rule(wrong)  # type: ignore[arg-type]
+        assert type(error.value) is ValueError
+
+
 def test_a_sample_drawn_anew_at_each_step_sees_everything() -> None:
     check_rule(Samples, without=set(RULE_CHECKS) - {Check.SIGHT})
     assert check_rule(vg.DivideAndConquer(f=1, rounds=1, sample=2_000), without=set(RULE_CHECKS) - {Check.SIGHT}).passed

@@ -54,7 +54,9 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
         raise ValueError(f"{shown(text)} is not of the form name or name(option=value, ...).{_hint(kind, text, table)}")
     name, inside = match.groups()
     if name not in table:
-        raise ValueError(unknown(kind, name, table))
+        # A rule that needs a root vector is for other servers than that of a run.
+        offered = [other for other, made in table.items() if not getattr(made, "needs_root", False)]
+        raise ValueError(unknown(kind, name, offered))
     try:
         if not (text.isascii() and text.isprintable()):  # specs become names of folders and words on a page
             raise ValueError("other characters")

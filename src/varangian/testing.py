@@ -504,9 +504,12 @@ class _Raised(Exception):
 
 
 _WANTED = {
-    Rule: "a rule, its class, or a function of f that makes one",
-    Mixing: "a mixing, its class, or a function of f that makes one",
-    Attack: "an attack, its class, or a function that makes one",
+    Rule: (
+        "a rule, its class (derived from vg.General, vg.Selecting or vg.Coordinatewise), or a function of f that "
+        "makes one"
+    ),
+    Mixing: "a mixing, its class (derived from vg.Mixing), or a function of f that makes one",
+    Attack: "an attack, its class (derived from vg.Attack), or a function that makes one",
 }
 
 
@@ -547,8 +550,8 @@ def _any_of(make: Callable[[int], Stage]) -> Stage:
     for f in (1, 2):
         try:
             return make(f)
-        except _NoFamily:
-            raise
+        except _NoFamily as error:  # its name is nobody's business
+            raise ValueError(str(error)) from error.__cause__
         except ValueError:  # perhaps options that ask for another f
             continue
     return make(3)
@@ -1025,7 +1028,12 @@ def _check_refusal(make: Make, promise: Guarantee) -> Found:
                     except Exception as error:
                         yield f"raised {type(error).__name__} ({error}) instead of ValueError", x, f
                     else:
-                        yield f"{faulty} vectors are not finite and the answer is {_short(out)}", x, f
+                        yield (
+                            f"{faulty} vectors are not finite and the answer is {_short(out)}; count them and call "
+                            "vg.refuse_faulty(self, self.f, count)",
+                            x,
+                            f,
+                        )
 
 
 LONG = 20_001  # coordinates where it is tried what is looked at: beyond usual samples of them
@@ -1040,9 +1048,11 @@ def _check_sight(make: Make, promise: Guarantee) -> Found:
         if stage.draws and all(torch.equal(answer, answers[0]) for answer in answers):
             yield "it draws, and the same in 8 steps", x, f
         return
+    taken = _places(n, 1, 0)[0]
+    if _moved_in_sight(stage, n, f, taken):
+        return  # nothing need be hidden from it: ROBUST has said so
     honest = vectors(n - 1, LONG, n)
     previous = _previous(stage, honest)
-    taken = _places(n, 1, 0)[0]
     x = torch.empty(n, LONG, dtype=honest.dtype)
     x[~taken], x[taken] = honest, honest.double().mean(0).to(honest.dtype)
     usual, place = x[taken][0].clone(), int(taken.nonzero())
@@ -1063,6 +1073,15 @@ def _check_sight(make: Make, promise: Guarantee) -> Found:
                 f,
             )
         x[place, k] = usual[k]
+
+
+def _moved_in_sight(stage: Rule, n: int, f: int, taken: Tensor) -> bool:
+    """Whether the same size moves the answer where there are few coordinates, and one vector has it in all of them."""
+    honest = vectors(n - 1, 3, n)
+    x = torch.full((n, 3), 1e4, dtype=honest.dtype)
+    x[~taken] = honest
+    gap = _answer(stage, x, f, _previous(stage, honest)).double() - honest.double().mean(0)
+    return not bool((gap.abs() < 1e2).all())
 
 
 def _check_rows(make: Make, promise: Guarantee) -> Found:

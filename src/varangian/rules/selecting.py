@@ -99,7 +99,7 @@ class MultiKrum(Selecting):
 
     Args:
         f: Byzantine vectors tolerated.
-        m: how many to average, 1 <= m <= n; n - f - 2 by default, Krum is m = 1.
+        m: how many to average, 1 <= m <= n - f; n - f - 2 by default, Krum is m = 1.
         neighbours: how many neighbours a score sums.
         distance: what it sums, squared distances or plain ones.
         ties: of equal scores the lexicographically smaller vector's is taken ("value"), or that of the one that stands
