@@ -1,0 +1,30 @@
+"""What README tells to write runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+WHOLE = [code for code in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL) if "vg.run(" in code]
+
+
+def test_there_are_two_whole_programs() -> None:
+    assert len(WHOLE) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", WHOLE, ids=["a-run", "a-rule-of-ones-own"])
+def test_readme_runs(code: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(code, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert len(list((tmp_path / "runs").iterdir())) == 1
