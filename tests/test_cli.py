@@ -149,6 +149,33 @@ def test_threads(varangian) -> None:  # type: ignore[no-untyped-def]
     assert two["final_loss"] == pytest.approx(one["final_loss"], rel=1e-5)
 
 
+def test_a_fault_of_the_command_line_is_not_the_files(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "e.json").write_text('{"rule": "median", "momentum": 2}')
+    end = varangian("run", "--config", "e.json", "--rule", "medain", "--quiet")
+    assert end.status == 2
+    assert "- e.json: momentum: " in end.err
+    assert "- rule: unknown rule 'medain'" in end.err
+
+
+def test_help_shows_the_words_that_a_setting_takes(varangian) -> None:  # type: ignore[no-untyped-def]
+    text = varangian("run", "--help").out
+    for option, words in {
+        "momentum-at": "worker|server|shared",
+        "clip-mode": "norm|unit",
+        "profile": "described|published",
+        "dtype": "float32|float64",
+    }.items():
+        assert f"--{option} [{words}]" in text
+
+
+@pytest.mark.parametrize("command", [["demo"], ["run", "--steps", "2"], ["reproduce", "--quick"]])
+def test_where_nothing_can_be_written_is_said_in_one_line(varangian, tmp_path: Path, command: list[str]) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").write_text("")
+    end = varangian(*command, "--out", "file/there")
+    assert end.status == 2
+    assert re.fullmatch(r"varangian: file/there\S*: file is not a folder\.", end.err.strip())
+
+
 def test_list(varangian) -> None:  # type: ignore[no-untyped-def]
     end = varangian("list")
     assert end.status == 0
@@ -289,10 +316,10 @@ def test_all_that_is_wrong_at_once(varangian, tmp_path: Path) -> None:  # type: 
     lines = end.err.splitlines()
     assert lines[0] == "varangian: 5 faults:"
     starts = [
-        "unknown setting 'rules'. Did you mean 'rule'?",
+        "e.toml: unknown setting 'rules'. Did you mean 'rule'?",
         "steps: ",
         "learning_rate: ",
-        "l2: ",
+        "e.toml: l2: ",
         "rule: unknown rule",
     ]
     assert [line.removeprefix("  - ").startswith(start) for line, start in zip(lines[1:], starts, strict=True)] == [
@@ -335,9 +362,10 @@ def test_wrong_use(varangian, tmp_path: Path, arguments: list[str], message: str
         ("e.json", b"{", "e.json: not JSON: "),
         ("e.json", b"[]", "e.json: an experiment is a JSON object, got list."),
         ("e.toml", b"steps = ", "e.toml: not TOML: "),
-        ("e.yaml", b"steps: 3", "Settings are read as JSON, or as TOML from a file named .toml."),
+        ("e.yaml", b"steps: 3", "(char 0). Settings are read as JSON, or as TOML from a file named .toml."),
         ("e.json", b"\xff\xfe\x00", "is not a text file."),
-        ("e.json", b'{"steps": null}', "steps: must be a valid integer, got None."),
+        ("e.json", b'{"steps": null}', "e.json: steps: must be a valid integer, got None."),
+        ("e.json", b'{"stepps": 3}', "e.json: unknown setting 'stepps'. Did you mean 'steps'? Known: dataset, "),
     ],
 )
 def test_wrong_configuration_files(varangian, tmp_path: Path, name: str, content: bytes, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -826,3 +826,30 @@ def test_runs_in_threads_are_runs_one_after_the_other(digits: data.Dataset) -> N
         assert [(x.accuracy, x.loss) for x in one.evaluations] == [(x.accuracy, x.loss) for x in same.evaluations]
         assert one.measures == same.measures
     assert torch.get_num_threads() == threads
+
+
+def test_settings_that_nobody_chooses_are_not_offered() -> None:
+    with pytest.raises(vg.ConfigurationError) as error:
+        vg.Experiment.from_dict({"zzz": 1})
+    with pytest.raises(TypeError) as keyword:
+        vg.Experiment(zzz=1)  # type: ignore[call-arg]
+    for message in (str(error.value), str(keyword.value)):
+        assert "measure." in message
+        assert "_hash" not in message
+
+
+@pytest.mark.parametrize(
+    ("table", "setting", "words"),
+    [
+        (vg.RULES, "rule", "rule, which is a class derived from General, Selecting or Coordinatewise"),
+        (vg.MIXINGS, "pre", "mixing, which is a class derived from Mixing"),
+        (vg.ATTACKS, "attack", "attack, which is a class derived from Attack"),
+    ],
+    ids=["rule", "mixing", "attack"],
+)
+def test_a_plain_function_in_a_table_is_refused(
+    monkeypatch: pytest.MonkeyPatch, table: dict[str, object], setting: str, words: str
+) -> None:
+    monkeypatch.setitem(table, "mine", lambda x: x.mean(0))
+    with pytest.raises(vg.ConfigurationError, match=rf"^{setting}: mine is no {words}, got <function .*>\.$"):
+        vg.Experiment.from_dict({setting: "mine"})

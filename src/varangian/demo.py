@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .environment import environment, processor, versions
-from .experiment import Experiment, open_dataset, run
+from .experiment import Experiment, check_writable, open_dataset, run
 from .outcomes import Outcome, from_result, rate_text
 from .paper import Pair, mean_gain, pairs, unattacked
 from .report import SweepRecord, report
@@ -64,6 +64,7 @@ class Noise:
 def demo(out: str | Path, output: Console, notices: Console, as_json: bool = False) -> Path:
     """Runs the comparison, prints a table or JSON, and writes report and figures; returns the path of the report."""
     out = Path(out)
+    check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     outcomes = compare(notices)

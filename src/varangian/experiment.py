@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache, wraps
@@ -337,15 +337,21 @@ class Experiment:
     def make_rule(self) -> Rule:
         """The rule, with f = byzantine and, in the published profile, the published conventions."""
         name, options = parse("rule", self.rule, RULES)
+        _check_class("rule", name, RULES, Rule)
         if self.profile == "published" and not options:
             return published(name, self.byzantine)
         return make("rule", self.rule, RULES, f=self.byzantine)
 
     def make_pre(self) -> tuple[Mixing, ...]:
+        for spec in self.pre:
+            _check_class("mixing", parse("mixing", spec, MIXINGS)[0], MIXINGS, Mixing)
         return tuple(make("mixing", spec, MIXINGS, f=self.byzantine) for spec in self.pre)
 
     def make_attack(self) -> Attack | None:
-        return None if self.attack is None else make("attack", self.attack, ATTACKS)
+        if self.attack is None:
+            return None
+        _check_class("attack", parse("attack", self.attack, ATTACKS)[0], ATTACKS, Attack)
+        return make("attack", self.attack, ATTACKS)
 
     def make_algorithm(self) -> Algorithm:
         """The four stages that these settings mean."""
@@ -442,7 +448,7 @@ class Experiment:
         """From plain values; unknown settings are faults like any other."""
         known = [f.name for f in fields(cls)]
         strange = [key for key in values if key not in known]
-        faults = [unknown("setting", key, known, ELSEWHERE) for key in strange[:20]]
+        faults = [unknown("setting", key, _chosen(), ELSEWHERE) for key in strange[:20]]
         if len(strange) > 20:
             faults.append(f"and {len(strange) - 20:,} more unknown settings.")
         try:
@@ -473,6 +479,11 @@ class Experiment:
         return values
 
 
+def _chosen() -> list[str]:
+    """The settings that somebody chooses."""
+    return [f.name for f in fields(Experiment) if f.name not in HASHES]
+
+
 def _described() -> str:
     """The settings as a part of the docstring: each is described once, beside its default."""
     lines = [f"        {f.name}: {f.metadata['help']}; {f.default!r} by default.\n" for f in fields(Experiment)]
@@ -487,7 +498,7 @@ def _named(init: Callable[..., None]) -> Callable[..., None]:
         known = [f.name for f in fields(Experiment)]
         for name in settings:
             if name not in known:
-                raise TypeError(f"Experiment: {unknown('setting', name, known, ELSEWHERE)}")
+                raise TypeError(f"Experiment: {unknown('setting', name, _chosen(), ELSEWHERE)}")
         if given:
             raise TypeError("Experiment takes its settings by name: Experiment(rule=..., workers=..., ...).")
         init(self, **settings)
@@ -503,6 +514,13 @@ Experiment.__doc__ = (Experiment.__doc__ or "").replace("    Raises:", _describe
 def _adapters() -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(Experiment, include_extras=True)
     return {f.name: TypeAdapter(hints[f.name]) for f in fields(Experiment)}
+
+
+def _check_class(kind: str, name: str, table: Mapping[str, Any], base: type) -> None:
+    """Somebody may have put anything into the tables: a function of vectors, say."""
+    if not (isinstance(table[name], type) and issubclass(table[name], base)):
+        bases = "General, Selecting or Coordinatewise" if base is Rule else base.__name__
+        raise ValueError(f"{name} is no {kind}, which is a class derived from {bases}, got {shown(table[name])}.")
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
@@ -826,7 +844,8 @@ def run(
 def _warn_of_nobody(e: Experiment) -> None:
     if e.attack is not None and e.attackers == 0 and e.real_byzantine is None:
         warnings.warn(
-            f"attack {e.attack} is named and nobody attacks: byzantine is 0, and so is real_byzantine by default.",
+            f"attack {e.attack} is named and nobody attacks: byzantine is 0, and so is real_byzantine by default. The "
+            "run is named by the attack all the same.",
             stacklevel=3,
         )
 
@@ -917,7 +936,7 @@ def _run_in(
         found = _complete_run(folder, experiment)
         if found is not None:
             return found
-    _check_writable(folder)
+    check_writable(folder)
     with folders.held(folder):
         found = None if fresh else _complete_run(folder, experiment)  # another process may just have completed it
         if found is not None:
@@ -1033,7 +1052,7 @@ def _train(
     return Result(e, evaluations, measures, seconds, stopped, began=began, _trained=trained)
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Fails before the data is read and the training starts, and leaves nothing behind."""
     parent = folder
     while not parent.exists():

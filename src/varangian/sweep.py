@@ -35,7 +35,7 @@ from . import kernels
 from .checks import shown
 from .data import Dataset
 from .environment import processor, versions
-from .experiment import Evaluation, Experiment, build, identified, open_dataset, run, settings_of
+from .experiment import Evaluation, Experiment, build, check_writable, identified, open_dataset, run, settings_of
 from .files import number, read_json, write_whole
 from .folders import RESULT, FolderInUse
 from .interrupts import termination_interrupts
@@ -134,6 +134,7 @@ def sweep(
     if not 1 <= number <= shards:
         raise ValueError(f"a shard i/N needs 1 <= i <= N, got {number}/{shards}.")
     out = Path(out).expanduser()
+    check_writable(out)
     (out / "runs").mkdir(parents=True, exist_ok=True)
     first: dict[str, Experiment] = {}
     opened: dict[str, Dataset | None] = {}  # data of somebody's own, whose content tells runs apart

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import numpy as np
@@ -39,6 +39,7 @@ notices = Console(stderr=True)
 
 def _knobs(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each field of Experiment. Values stay text: Experiment reports all faults at once."""
+    hints = get_type_hints(Experiment)
     for knob in reversed([field for field in fields(Experiment) if field.name not in HASHES]):
         flag = "--" + knob.name.replace("_", "-")
         text = knob.metadata["help"]
@@ -47,10 +48,19 @@ def _knobs(command: Callable[..., Any]) -> Callable[..., Any]:
             option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=f"{text}  [{'on' if shown else 'off'}]")
         else:
             option = click.option(
-                flag, default=None, metavar="VALUE", help=text + (f"  [{shown}]" if shown not in (None, "") else "")
+                flag,
+                default=None,
+                metavar=_choices(hints[knob.name]) or "VALUE",
+                help=text + (f"  [{shown}]" if shown not in (None, "") else ""),
             )
         command = option(command)
     return command
+
+
+def _choices(hint: Any) -> str | None:
+    """[worker|server|shared], where a setting is one of a few words."""
+    words = [word for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for word in get_args(kind)]
+    return f"[{'|'.join(words)}]" if words else None
 
 
 def _experiment(config: Path | None, settings: dict[str, Any]) -> Experiment:
@@ -61,9 +71,24 @@ def _experiment(config: Path | None, settings: dict[str, Any]) -> Experiment:
             values = Experiment.values_from_text(text, toml=config.suffix.lower() == ".toml")
         except ConfigurationError as error:
             raise ValueError(
-                f"{config}: {error} Settings are read as JSON, or as TOML from a file named .toml."
+                f"{config}: {str(error).rstrip('.')}. Settings are read as JSON, or as TOML from a file named .toml."
             ) from None
-    return Experiment.from_dict(values | {key: value for key, value in settings.items() if value is not None})
+    asked = {key: value for key, value in settings.items() if value is not None}
+    try:
+        return Experiment.from_dict(values | asked)
+    except ConfigurationError as error:
+        if config is None:
+            raise
+        mistaken = _faults(values)  # before the command line overrides anything
+        raise ConfigurationError([f"{config}: {f}" if f in mistaken else f for f in error.faults]) from None
+
+
+def _faults(values: dict[str, Any]) -> list[str]:
+    try:
+        Experiment.from_dict(values)
+    except ConfigurationError as error:
+        return error.faults
+    return []
 
 
 def _set_threads(threads: int | None) -> None:
@@ -200,7 +225,7 @@ def replay_command(folder: Path, step: int, data: Path | None, threads: int | No
     """Rebuild all n vectors of one step of a run, and explain what the server made of them.
 
     \b
-    Example: varangian replay runs/digits-fully-connected-... --step 812
+    Example: varangian replay runs/digits-fully-connected-... --step 120
     Steps are done again from the nearest checkpoint, or from the start. Byzantine rows are the last ones.
     """
     _set_threads(threads)
