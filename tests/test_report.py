@@ -124,6 +124,9 @@ def test_settings_that_differ_stand_in_columns(undrawn: None, tmp_path: Path) ->
     page = report(sizes, tmp_path).read_text()
     assert "<tr><th>batch size</th><td>2</td><td>83</td></tr>" in page
     assert "accuracies at several batch sizes" in page
+    narrow = re.search(r'<p class="picture narrow">(.*?)</p>', page)
+    assert narrow is not None
+    assert narrow[1].count("<img") == 2  # a batch size each, below each other
 
 
 def test_nothing_stands_over_nothing(undrawn: None, tmp_path: Path) -> None:
@@ -675,6 +678,21 @@ def test_nothing_is_wider_than_the_screen(page: Path, tmp_path: Path, width: int
     found = re.search(r'data-said="(\d+)"', dom)
     assert found is not None
     assert int(found[1]) <= width
+
+
+@pytest.mark.browser
+def test_all_of_what_batch_sizes_bring_is_seen_on_a_narrow_screen(undrawn: None, tmp_path: Path) -> None:
+    """Of three panels side by side a telephone once showed the first, and of the settings half."""
+    small = Experiment(workers=15, steps=300)
+    sizes = [o for size in (2, 20, 83) for o in made(base=replace(small, batch_size=size), f=3)]
+    record = SweepRecord("varangian demo", versions=dict.fromkeys(("torch", "numpy", "numba"), "2.13.0+cpu"))
+    page = report(sizes, tmp_path / "out", record=record)
+    measure = (
+        "const seen = [...document.querySelectorAll('.picture, .wide:has(.settings)')].filter((p) => p.clientWidth);"
+        "parent.postMessage([seen.length, ...seen.map((p) => p.scrollWidth - p.clientWidth)].join(' '), '*')"
+    )
+    dom = framed(page, tmp_path, 400, measure)
+    assert re.search(r'data-said="([^"]*)"', dom)[1] == "2 0 0"  # type: ignore[index]
 
 
 def pixels(picture: Path) -> np.ndarray:

@@ -81,7 +81,9 @@ def report(
         name = f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}"
         style.save(figure, drawn / _unused(name, names))
         title = f"{same[0].name}: accuracies at several batch sizes"
-        pictures.append(Picture(title, style.png(figure, 2 * PAGE_DPI), always=True))
+        span = figure.axes[0].get_xlim()
+        parts = tuple(style.png(figures.by_noise(same, only, span), 2 * PAGE_DPI) for only in range(len(same)))
+        pictures.append(Picture(title, style.png(figure, 2 * PAGE_DPI), always=True, narrow=parts))
     judged = judge(found)
     _write_claims(out / "claims.csv", judged)
     page = render(found, judged, records, missing(outcomes), pictures, [*left_out, *_notes(outcomes, found)])

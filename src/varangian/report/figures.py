@@ -383,55 +383,70 @@ def gains(group: Group, columns: Sequence[Column] | None = None) -> Figure:
 
 
 @house()
-def by_noise(groups: Sequence[Group]) -> Figure:
-    """Runs at several batch sizes: a column a batch size, a row an attack, the rules' accuracies at both places."""
+def by_noise(groups: Sequence[Group], only: int | None = None, span: tuple[float, float] | None = None) -> Figure:
+    """Runs at several batch sizes: a column a batch size, a row an attack, the rules' accuracies at both places.
+
+    Args:
+        groups: a batch size each.
+        only: for narrow screens, one of the columns, which stand below each other there: the first comes with what is
+            above all of them, the last with what is below.
+        span: of the axis of accuracies, where it is not to follow from what is drawn.
+    """
     first = groups[0]
     columns = [c for c in first.columns if all(c in g.columns for g in groups)][:DOWN]
     rules = first.rules
     short = {rule: wrapped(rule_title(rule), 1.5, SMALL, lines=1) for rule in rules}
     rate, nesterov = first.rates[0], first.kinds[0]
     heads = []
-    for group in groups:
+    drawn = groups if only is None else groups[only : only + 1]
+    top, bottom = only in (None, 0), only in (None, len(groups) - 1)
+    detail = [first.name, *first.shares, first.line(batch=False), f"learning rate {rate}", _seeds(first), first.origin]
+    for group in drawn:
         text = f"batch size {group.example.batch_size}"
         ratio = noise(group)
         text += "" if ratio is None else f", noise {ratio:.1f}"
         heads.append(f"{text}\nmean gain {mean_gain(group.pairs):+.1f} points".replace("-", "−"))
     found = sheet(
         len(columns),
-        len(groups),
+        len(drawn),
         0.19 * len(rules) + 0.15,
-        title="What momentum at the workers brings grows with the noise of the gradients",
-        detail="; ".join(
-            [first.name, *first.shares, first.line(batch=False), f"learning rate {rate}", _seeds(first), first.origin]
-        ),
+        title="What momentum at the workers brings grows with the noise of the gradients" if top else "",
+        detail="; ".join(detail) if top else "",
         heads=heads,
         names=[
             _head(c).replace("\n", ", ") if len({c.share for c in columns}) > 1 else attack_title(c.attack)
             for c in columns
         ],
         foot="Maximum accuracy on the test set of each seed, and their means (large). Noise: the variance-norm ratio "
-        "of honest gradients at the first step. Dotted: the median without attack.",
+        "of honest gradients at the first step. Dotted: the median without attack."
+        if bottom
+        else "",
         legend=[
             (_marker("o", SERVER), "momentum at the server"),
             (_marker("D", WORKER, True), "momentum at the workers"),
-        ],
+        ]
+        if bottom
+        else [],
         left=max(width_of(text, SMALL) for text in short.values()) + 0.1,
         below=0.36,
+        width=WIDE if only is None else NARROW,
     )
     for row, column in zip(found.panels, columns, strict=True):
-        for panel, group in zip(row, groups, strict=True):
+        for panel, group in zip(row, drawn, strict=True):
             panel.grid(axis="x")
             reference = middle(group.reference(column, nesterov, rate), "max")
             if reference is not None:
                 panel.axvline(reference, linestyle=":", color="black", linewidth=1)
             for y, rule in enumerate(rules):
                 _dumbbell(panel, group, column, rule, y)
-            if row is found.panels[-1]:
+            if row is found.panels[-1] and bottom:
                 panel.set_xlabel("maximum accuracy, %", labelpad=1)
     panel = found.panels[0][0]
     panel.set_yticks(range(len(rules)), list(short.values()))
     panel.set_ylim(len(rules) - 0.4, -0.6)
     panel.margins(x=0.05)
+    if span is not None:
+        panel.set_xlim(*span)
     plain_numbers(panel, "x", 5)
     return found.figure
 

@@ -37,11 +37,15 @@ class SweepRecord:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure within the page: always there, or only where scripts do not run, which draw it otherwise."""
+    """A figure within the page: always there, or only where scripts do not run, which draw it otherwise.
+
+    On narrow screens its parts stand below each other, where it has such.
+    """
 
     title: str
     png: bytes
     always: bool = False
+    narrow: tuple[bytes, ...] = ()
 
 
 def render(
@@ -210,8 +214,13 @@ def _filters() -> str:
 
 
 def _shown(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode()
-    return f'<p class="picture wide"><img alt="{escape(picture.title)}" src="data:image/png;base64,{data}"></p>'
+    images = [
+        f'<img alt="{escape(picture.title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        for png in (picture.png, *picture.narrow)
+    ]
+    if not picture.narrow:
+        return f'<p class="picture wide">{images[0]}</p>'
+    return f'<p class="picture broad">{images[0]}</p><p class="picture narrow">{"".join(images[1:])}</p>'
 
 
 MOST = 12  # groups in one table of settings
