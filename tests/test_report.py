@@ -179,7 +179,7 @@ def test_runs_that_were_kept_nowhere(tmp_path: Path) -> None:
     experiments = [unattacked(base, 9), replace(base, momentum_at="server"), base]
     text = report_results([run(e) for e in experiments], tmp_path).read_text()
     assert "These runs are not the paper's" in text
-    assert "1</b><span>pairs" in text
+    assert "1</b><span>pair:" in text
     assert "varangian demo" in text
 
 
