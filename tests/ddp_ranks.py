@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -722,6 +723,8 @@ def refusals(rank: int, size: int) -> dict[str, Any]:
     median = vg.Algorithm(rule=vg.Median(1))
     twice = DistributedDataParallel(model())
     protect(twice, median)
+    hooked = DistributedDataParallel(model())
+    hooked.register_comm_hook(None, allreduce_hook)
     synchronised = DistributedDataParallel(model())
     synchronised.module.add_module("norm", nn.SyncBatchNorm(3))  # late: torch itself wants GPUs for it
     other = DistributedDataParallel(model())
@@ -736,6 +739,7 @@ def refusals(rank: int, size: int) -> dict[str, Any]:
         "refused: f, replicated": refused(model(), vg.Algorithm(rule=vg.DivideAndConquer(3)), replicated=True),
         "refused: sync": message_of(lambda: protect(synchronised, median)),
         "refused: sparse": refused(Sparse(), median),
+        "refused: hook": message_of(lambda: protect(hooked, median)),
         "refused: twice": message_of(lambda: protect(twice, median)),
         "refused: module": message_of(lambda: protect(model(), median)),  # type: ignore[arg-type]
         "refused: others": refused(model(), vg.Algorithm(rule=vg.Median(1 if rank else 2))),
@@ -809,7 +813,32 @@ def others(rank: int, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         "nan": state | ({key: state[key] * NAN} if rank == 1 else {}),
         "short": state | ({key: state[key][:1]} if rank == 1 else {}),
         "lacks": lacks if rank == 1 else state,
+        "lacks a memory": {k: v for k, v in state.items() if k != key} if rank == 1 else state,
+        "before the first step": state | {"step": torch.tensor(-5)},
+        "half a step": state | ({"step": torch.tensor(1.7)} if rank == 1 else {}),
+        "two ranks": state | ({"rank": torch.tensor([1, 1])} if rank == 1 else {}),
+        "no text": state | ({"algorithm": state["algorithm"].float()} if rank == 1 else {}),
+        "integers": state | ({key: state[key].long()} if rank == 1 else {}),
+        "double": state | ({key: state[key].double()} if rank == 1 else {}),
+        "sparse": state | ({key: state[key].to_sparse()} if rank == 1 else {}),
+        "nothing": None if rank == 1 else state,  # type: ignore[dict-item]
     }
+
+
+OTHERS = {  # what is said of them
+    "nan": "finite numbers, got NaN or infinity in '",
+    "short": "of shape [",
+    "lacks": "says whose it is, got one without rank",
+    "lacks a memory": "got a state that lacks ['",
+    "before the first step": "needs 'step' >= 0, got -5",
+    "half a step": "needs 'step' as one number of int64, got float32 []",
+    "two ranks": "needs 'rank' as one number of int64, got int64 [2]",
+    "no text": "needs 'algorithm' as a text in bytes, uint8 [length], got float32 [",
+    "integers": " of torch.float32, got torch.int64",
+    "double": " of torch.float32, got torch.float64",
+    "sparse": "needs dense tensors, got torch.sparse_coo in '",
+    "nothing": "needs what state_dict gave, a dictionary of tensors, got nothing",
+}
 
 
 def traffic(rank: int, size: int) -> dict[str, Any]:

@@ -277,6 +277,19 @@ def no_steps(rank: int, size: int) -> dict[str, Any]:
     after = [m for k, m in protection.state_dict().items() if k.startswith("worker")]
     found["partial, resumed"] = max(float((a - 1.9 * b).abs().max()) for a, b in zip(after, expected, strict=True))
 
+    module, protection = fresh()
+    cross_entropy(module(x, ("left",), ("a", "b")), y).backward()
+    saved = protection.state_dict()
+    found["unused unit, keys"] = sorted(k for k in saved if k.startswith("used"))
+    module, protection = fresh()
+    protection.load_state_dict(saved)
+    kept = protection.state_dict()
+    found["unused unit, kept"] = kept.keys() == saved.keys() and all(torch.equal(kept[k], saved[k]) for k in saved)
+    found["unused unit, next"] = message_of(lambda: cross_entropy(module(x, *BOTH), y).backward())
+    saved = protection.state_dict()
+    without = {k: v for k, v in saved.items() if not k.endswith(".right")} | {"used.right": torch.empty(0).byte()}
+    found["unused unit, by rank"] = message_of(lambda: protection.load_state_dict(without if rank == 1 else saved))
+
     module, _ = fresh()
     module.set_reduce_scatter_unused_params(True)
     cross_entropy(module(x, *BOTH), y).backward()
@@ -372,6 +385,8 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
     def refused(algorithm: vg.Algorithm) -> str:
         return message_of(lambda: protect(shard(model()), algorithm))
 
+    protected = shard(model())
+    protection = protect(protected, EQUAL["median"])
     found["refused"] = [
         refused(vg.Algorithm(rule=vg.MultiKrum(1))),
         refused(vg.Algorithm(rule=vg.DivideAndConquer(1))),
@@ -382,7 +397,11 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
         message_of(lambda: protect(DistributedDataParallel(model()), EQUAL["median"])),
         refused(vg.Algorithm(worker=WORKER)),
         refused(vg.Algorithm(rule=vg.Median(1 if rank else 0))),
+        message_of(lambda: protect(protected, EQUAL["median"])),
+        message_of(lambda: protect(protected[0], EQUAL["median"])),
     ]
+    protection.remove()
+    found["refused"].append(message_of(lambda: protect(protected, EQUAL["median"])))
     found["heard"] = [
         refused(vg.Algorithm(rule=vg.Median(2 if rank == 1 else 1))),
         message_of(lambda: protect(model() if rank == 1 else shard(model()), EQUAL["median"])),
@@ -403,10 +422,18 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
         once, _ = train(rank, EQUAL[name], 12)
         found[f"resumed: {name}"] = torch.equal(full(resumed), full(once))
         key = next(k for k in saved if "." in k)
-        states = others(rank, saved) | {"unit": saved | {"worker.0.nothing": saved[key]}}
+        states = others(rank, saved) | {
+            "unit": saved | {"worker.0.nothing": saved[key]},
+            "without a unit": {k: v for k, v in saved.items() if not k.endswith(".2")},
+            "without any": {k: v for k, v in saved.items() if "." not in k},
+        }
+        before = again.state_dict()
         for which, state in states.items():
             found[f"state: {which}"] = message_of(lambda p=again, s=state: p.load_state_dict(s))
-        found[f"still: {name}"] = sum(k.endswith(".0") for k in again.state_dict())
+        kept = again.state_dict()
+        found[f"still: {name}"] = before.keys() == kept.keys() and all(torch.equal(before[k], kept[k]) for k in kept)
+        first = protect(shard(model()), EQUAL[name])
+        found[f"fresh: {name}"] = message_of(lambda p=first: p.load_state_dict(p.state_dict()))
     for name in ("median", "nnm, geometric-median"):
         torch.manual_seed(0)
         module = shard(nn.Sequential(nn.Linear(10, 1500), nn.Linear(1500, 40), nn.Linear(40, 3)))

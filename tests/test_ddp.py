@@ -194,7 +194,8 @@ REFUSED = {
     "f, replicated": "needs n >= 2f + 1 = 7 vectors, got 5.",
     "sync": "got SyncBatchNorm in 'norm'",
     "sparse": "got sparse=True in 'table'",
-    "twice": "a communication hook of its own, got register_comm_hook's",
+    "hook": "a communication hook of its own, got register_comm_hook's",
+    "twice": "needs a model that is not protected, got one that is already",
     "module": "needs a DistributedDataParallel, got Sequential",
     "others": "the same algorithm on all ranks, got others on [1, 2, 3, 4] than on rank 0",
     "window": "window >= 1, got 0",
@@ -208,7 +209,7 @@ HEARD = {
     "sparse": "got sparse=True in 'table'",
     "module": "needs a DistributedDataParallel, got Sequential",
     "window": "window >= 1, got 0",
-    "twice": "a communication hook of its own",
+    "twice": "needs a model that is not protected, got one that is already",
 }
 
 
@@ -248,10 +249,7 @@ STATES = {
     "rank 0's": "got that of rank 0",
     "more ranks'": "a state of 5 ranks, got one of 6",
     "another algorithm's": "got one of M",
-    "nan": "finite numbers, got NaN or infinity in '",
-    "short": "of shape [",
-    "lacks": "says whose it is, got one without rank",
-}
+} | ddp_ranks.OTHERS
 
 
 @pytest.mark.parametrize("key", STATES)

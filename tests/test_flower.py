@@ -545,6 +545,8 @@ def test_the_default_is_a_drop_in_for_fedavg() -> None:
         ({"rule": vg.Median(f=1), "f": True}, "integer f >= 0, got True"),
         ({"rule": vg.Median(f=1), "buffer_names": "running_mean"}, "as a list of names, got 'running_mean'"),
         ({"rule": vg.Median(f=1), "buffer_names": (b"running_mean",)}, "as a list of names"),
+        ({"rule": vg.Median(f=1), "buffer_names": None}, "as a list of names, got None"),
+        ({"rule": vg.Median(f=1), "buffer_names": 5}, "as a list of names, got 5"),
         ({"rule": vg.Median(f=1), "learning_rate": "0.1"}, "learning_rate > 0, got '0.1'"),
         ({"rule": vg.Median(f=1), "learning_rate": True}, "learning_rate > 0, got True"),
         ({"rule": vg.Median(f=1), "forget_after": 0}, "forget_after >= 1 or None, got 0"),
@@ -662,6 +664,14 @@ class TestMemory:
             ({"worker.1.2": torch.full((15,), torch.nan)}, "finite vectors, got something else in 'worker.1.2'"),
             ({"server.0": torch.zeros(3)}, "of shape"),
             ({"used.2": None}, "has"),
+            ({"used.2": torch.tensor(1.7)}, "'used.2' as one number of int64, got float32"),
+            ({"used.x": torch.tensor(1)}, "numbers of nodes, got x"),
+            ({"step": torch.tensor(-5)}, "'step' >= 0, got -5"),
+            ({"turn": torch.tensor([1, 1])}, "'turn' as one number of int64, got int64"),
+            ({"algorithm": torch.tensor([65.0])}, "'algorithm' as a text in bytes"),
+            ({"server.0": torch.zeros(15, dtype=torch.int64)}, "finite vectors, got something else in 'server.0'"),
+            ({"worker.1.2": torch.zeros(15, dtype=torch.float64)}, "'worker.1.2' of torch.float32, got torch.float64"),
+            ({"worker.1.2": [0.0]}, "needs tensors, got list in 'worker.1.2'"),
         ],
     )
     def test_states_of_something_else(self, change: dict[str, Tensor | None], message: str) -> None:
@@ -672,6 +682,10 @@ class TestMemory:
         with pytest.raises(ValueError, match=message):
             strategy.load_state_dict(state)
         assert all(torch.equal(before[k], v) for k, v in strategy.state_dict().items())
+
+    def test_what_is_no_state(self) -> None:
+        with pytest.raises(ValueError, match="what state_dict gave, a dictionary of tensors, got nothing"):
+            RobustStrategy(self.algorithm).load_state_dict(None)  # type: ignore[arg-type]
 
     def test_another_model(self) -> None:
         strategy = RobustStrategy(self.algorithm)
@@ -767,6 +781,9 @@ def test_stages_and_replies_that_a_mod_cannot_use() -> None:
         worker_mod(vg.SharedMomentum(0.9))
     with pytest.raises(ValueError, match="classical momentum"):
         worker_mod(vg.Momentum(0.9, nesterov=True))
+    for names in (None, 5, "running_mean"):
+        with pytest.raises(ValueError, match=f"worker_mod needs buffer_names as a list of names, got .?{names}"):
+            worker_mod(vg.Momentum(0.9), buffer_names=names)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"matches the model received: 'fc.bias' has shape \[1\]"):
         through(worker_mod(vg.Momentum(0.9)), model(), model() | {"fc.bias": torch.zeros(1)}, fresh_context())
 

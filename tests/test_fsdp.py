@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import ddp_ranks
 import fsdp_ranks
 import ranks
 
@@ -96,6 +97,14 @@ def test_a_memory_of_some_parameters(found: list[dict[str, Any]]) -> None:
         assert each["partial, resumed"] < 1e-6
 
 
+def test_a_unit_that_no_step_used_is_said_in_the_state(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        assert each["unused unit, keys"] == ["used.right"]
+        assert each["unused unit, kept"]
+        assert each["unused unit, next"] == "no error"
+        assert "same parameters in the state on all ranks, got others on [1] than on" in each["unused unit, by rank"]
+
+
 def test_unused_parameters_may_be_zeros(found: list[dict[str, Any]]) -> None:
     assert {each["zeros"] for each in found} == {"no error"}
 
@@ -144,6 +153,9 @@ def test_refusals_on_every_rank(found: list[dict[str, Any]]) -> None:
         "needs a model after fully_shard, got DistributedDataParallel",
         "a rule that protects from somebody, got Average(f=0)",
         "the same algorithm on all ranks, got others on [1, 2] than on rank 0",
+        "needs a model that is not protected, got one that is already",
+        "needs a model that is not protected, got one that is already",
+        "no error",
     )
     for each in found:
         for message, part in zip(each["refused"], wanted, strict=True):
@@ -170,7 +182,8 @@ def test_checkpoints(found: list[dict[str, Any]], name: str) -> None:
         assert each[f"keys: {name}"] == sorted([*memories, "algorithm", "rank", "ranks", "step"])
         assert each[f"kept: {name}"]
         assert each[f"resumed: {name}"]
-        assert each[f"still: {name}"] == len(places)
+        assert each[f"still: {name}"]
+        assert each[f"fresh: {name}"] == "no error"
 
 
 STATES = {
@@ -178,11 +191,10 @@ STATES = {
     "rank 0's": "got that of rank 0",
     "more ranks'": "a state of 3 ranks, got one of 4",
     "another algorithm's": "got one of M",
-    "nan": "finite numbers, got NaN or infinity in '",
-    "short": "of shape [",
-    "lacks": "says whose it is, got one without rank",
     "unit": "needs the units of this model, got worker.0.nothing",
-}
+    "without a unit": "got a state that lacks ['",
+    "without any": "got a state that lacks ['",
+} | ddp_ranks.OTHERS
 
 
 @pytest.mark.parametrize("key", STATES)

@@ -16,7 +16,17 @@ from torch import Tensor
 import varangian as vg
 from varangian.algorithm import State
 from varangian.engines.history import History
-from varangian.engines.sharded import Aggregation, Chunk, Owner, Ranks, Refused, Span, check_algorithm, check_options
+from varangian.engines.sharded import (
+    Aggregation,
+    Chunk,
+    Owner,
+    Ranks,
+    Refused,
+    Span,
+    check_algorithm,
+    check_options,
+    check_state,
+)
 
 SIZES = (37, 5, 256, 1)  # of four parameters
 D = sum(SIZES)
@@ -478,6 +488,17 @@ class TestAgreement:
 
         assert all("was decided otherwise on ranks [2] than on rank 0" in str(e) for e in self.heard(7, work))
 
+    def test_what_is_no_state(self) -> None:
+        owner = Owner(vg.Algorithm(rule=vg.Median(1)), 0, ThreadRanks(Threads(1), 0, 3))
+        for given, came in ((None, "nothing"), (5, "a int"), ([("rank", torch.tensor(0))], "a list")):
+            with pytest.raises(ValueError, match=f"what state_dict gave, a dictionary of tensors, got {came}"):
+                owner.check(given)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float16, torch.complex64])
+    def test_memories_of_another_type(self, dtype: torch.dtype) -> None:
+        with pytest.raises(ValueError, match=f"'worker.0.a' of torch.float32, got {dtype}"):
+            check_state({"worker.0.a": torch.ones(2)}, {"worker.0.a": torch.ones(2, dtype=dtype)})
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -487,6 +508,17 @@ class TestAgreement:
             ({"worker.0.a": torch.tensor([1.0, NAN])}, "finite numbers, got NaN or infinity in 'worker.0.a'"),
             ({"worker.0.a": [1.0]}, "tensors, got list in 'worker.0.a'"),
             ({"rank": None}, "says whose it is, got one without rank"),
+            ({"step": torch.tensor(-5)}, "needs 'step' >= 0, got -5"),
+            ({"step": torch.tensor(1.7)}, r"'step' as one number of int64, got float32 \[\]"),
+            ({"step": torch.tensor(NAN)}, r"'step' as one number of int64, got float32 \[\]"),
+            ({"step": torch.tensor(True)}, r"'step' as one number of int64, got bool \[\]"),
+            ({"rank": torch.tensor([0, 0])}, r"'rank' as one number of int64, got int64 \[2\]"),
+            ({"ranks": torch.tensor([], dtype=torch.int64)}, r"'ranks' as one number of int64, got int64 \[0\]"),
+            ({"algorithm": torch.tensor([65.0])}, r"'algorithm' as a text in bytes, uint8 \[length\], got float32"),
+            ({"algorithm": torch.tensor(65, dtype=torch.uint8)}, r"'algorithm' as a text in bytes.* got uint8 \[\]"),
+            ({"worker.0.a": torch.ones(2).to_sparse()}, "dense tensors, got torch.sparse_coo in 'worker.0.a'"),
+            ({"worker.0.a": torch.ones(2, device="meta")}, "dense tensors, got one without numbers in 'worker.0.a'"),
+            ({5: torch.ones(2)}, "needs names of tensors, got 5"),
         ],
     )
     def test_states_of_somebody_else(self, change: dict[str, object], message: str) -> None:

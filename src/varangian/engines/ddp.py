@@ -43,6 +43,7 @@ from .sharded import (
     device_of,
     finished,
     finite_rows,
+    number_in,
     refused_step,
     share_of_table,
     tensors_of,
@@ -51,6 +52,7 @@ from .sharded import (
 )
 
 GradBucket = dist.GradBucket  # pyright: ignore[reportPrivateImportUsage] # public by its documentation
+ONCE = ", or was: a DistributedDataParallel can be protected once, so make it anew"
 REPLICATED = "replicated=True, where each rank gathers all vectors, works for every rule."
 
 
@@ -246,18 +248,19 @@ class Protection:
 
         Raises:
             ValueError: on every rank, and nothing is taken up on any: one of them was given the state of another rank,
-                of another number of ranks, of another algorithm, of another model, or one with NaN or infinity.
+                of another number of ranks, of another algorithm, of another model, or one with NaN or infinity or of
+                other types.
         """
         rest: dict[str, Tensor] = {}
 
         def told() -> dict[str, str]:
             rest.update(self._owner.check(state))
             self._memory.check(rest)
-            return {"step": str(int(state["step"]))}
+            return {"step": str(number_in(state, "step"))}
 
         self._ranks.agree("load_state_dict", told)
         self._memory.load(rest)
-        self._step = int(state["step"])
+        self._step = number_in(state, "step")
 
     # ------------------------------------------------------------------------------------------------ a step
 
@@ -466,6 +469,8 @@ _hook.__annotations__ |= {"bucket": GradBucket, "return": torch.futures.Future[t
 
 
 def _check_model(model: DistributedDataParallel, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    if any(hook is _hook for hook, _ in model._comm_hooks):
+        raise ValueError(f"protect needs a model that is not protected, got one that is already{ONCE}.")
     if model._comm_hooks:
         raise ValueError("protect needs a model without a communication hook of its own, got register_comm_hook's.")
     if not named:

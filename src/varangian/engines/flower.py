@@ -33,7 +33,7 @@ from ..rules import Median, Rule, TrimmedMean
 from ..rules.core import Decision
 from ..transforms import Momentum, SharedMomentum, Transform
 from ..vectors import BUFFER_NAMES, flatten, unflatten
-from .sharded import check_protects, check_state, tensors_of
+from .sharded import check_protects, check_state, check_tensors, number_in, tensors_of, text_in
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -314,18 +314,22 @@ class RobustStrategy(Strategy):
             ValueError: a state of another algorithm, one that lacks something or has more, or with NaN or infinity.
         """
         numbers = ("turn", "step", "seed")
-        lacks = [name for name in (*numbers, "algorithm") if not isinstance(state.get(name), Tensor)]
+        check_tensors(state)
+        lacks = [name for name in (*numbers, "algorithm") if name not in state]
         if lacks:
             raise ValueError(f"load_state_dict needs a state of RobustStrategy, got one without {', '.join(lacks)}.")
-        text = bytes(state["algorithm"].tolist()).decode(errors="replace")
+        text = text_in(state, "algorithm")
         if text != repr(self.algorithm):
             raise ValueError(f"load_state_dict needs a state of {self.algorithm!r}, got one of {text}.")
-        turn, step, seed = (int(state[name]) for name in numbers)
+        turn, step, seed = (number_in(state, name) for name in numbers)
         rest = {name: tensor for name, tensor in state.items() if name not in (*numbers, "algorithm")}
         used = {name.removeprefix("used."): rest.pop(name) for name in list(rest) if name.startswith("used.")}
         for name, tensor in rest.items():
-            if not isinstance(tensor, Tensor) or tensor.ndim != 1 or not tensor.isfinite().all():
+            if not tensor.is_floating_point() or tensor.ndim != 1 or not tensor.isfinite().all():
                 raise ValueError(f"load_state_dict needs finite vectors, got something else in {name!r}.")
+        nodes = {int(node): number_in(state, f"used.{node}") for node in used if node.isdecimal()}
+        if len(nodes) < len(used):
+            raise ValueError(f"load_state_dict needs numbers of nodes, got {', '.join(used.keys() - map(str, nodes))}.")
         fresh, blank = None, ()
         if rest:
             some = next(iter(rest.values()))
@@ -338,7 +342,7 @@ class RobustStrategy(Strategy):
                 memory.copy_(rest[name])
             fresh = replace(fresh, step=step)
         self._state, self._seed, self._turn, self._loaded = fresh, seed, turn, True
-        self._used = {int(node): int(when) for node, when in used.items()}
+        self._used = nodes
         self._memories = {
             int(node): tuple(None if m is None else rest[f"worker.{k}.{node}"].clone() for k, m in enumerate(blank))
             for node in used
@@ -779,9 +783,10 @@ def _whole(value: object) -> bool:
 
 
 def _names(owner: str, names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    listed = tuple(names) if isinstance(names, Iterable) else ()  # once: it may be a generator
+    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in listed):
         raise ValueError(f"{owner} needs buffer_names as a list of names, got {shown(names)}.")
-    return tuple(names)
+    return listed
 
 
 def _quarter(n: int) -> int:

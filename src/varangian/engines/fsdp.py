@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -39,14 +40,16 @@ from .sharded import (
     check_options,
     check_state,
     device_of,
+    number_in,
     refused_step,
     tensors_of,
+    text_in,
     title_of,
     warn_of_none,
 )
 
 try:
-    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
     from torch.distributed.tensor import DTensor, Shard
 
     FSDPModule.set_custom_reduce_scatter  # noqa: B018
@@ -65,6 +68,7 @@ ENTRY = struct.Struct("<?iq8s")  # what a rank says of what it is about to do: s
 END = -1  # in the place of a unit: the backward pass is over
 USED = "used"  # in a state: which parameters of a unit a memory is of, where it is not all
 FORWARD = -1  # in the place of a size: the unit's forward pass
+PROTECTED: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # units, whose reduce-scatter is one of ours
 WHOLE = "no rank ever has whole ones here; DistributedDataParallel with replicated=True works for every rule."
 
 
@@ -137,6 +141,11 @@ class Protection:
             if not fits or any(mesh != meshes[0] for mesh in meshes):
                 odd = next((mesh for mesh in meshes if mesh.ndim != 1 or mesh != meshes[0]), meshes[0])
                 raise ValueError(f"protect needs all units on one mesh of one dimension, got {_line(odd)}.")
+            if any(module in PROTECTED for _, module in named):
+                raise ValueError(
+                    "protect needs a model that is not protected, got one that is already; call remove() of the "
+                    "protection that it has, or keep to that."
+                )
             if self._ranks.size < 2:
                 raise ValueError("protect needs at least two ranks, got one, for which fully_shard reduces nothing.")
             check_options("protect", on_refusal, window, warn, seed)
@@ -174,8 +183,10 @@ class Protection:
         self._called = False  # a unit's forward pass that all ranks have to take part in
         self.removed = False
         self._units: dict[str, _Unit] = {}
+        self._modules = [module for name, module in named if (name or "(root)") in units]
+        PROTECTED.update(self._modules)
         for k, (name, module) in enumerate(units.items()):
-            self._units[name] = _Unit(name, k, self)
+            self._units[name] = _Unit(name, k, self, module._get_fsdp_state()._mp_policy)
             module.set_custom_reduce_scatter(self._units[name])  # pyright: ignore[reportArgumentType]
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
@@ -198,22 +209,31 @@ class Protection:
 
     def remove(self) -> None:
         """From the next step on gradients are averaged, as they are without protection. All ranks call it."""
+        if not self.removed:
+            PROTECTED.difference_update(self._modules)
         self.removed = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the algorithm remembers, by unit, as this rank holds it, and whose it is: "rank", "ranks" (how many),
         "algorithm" (as text, in bytes), "step" (how many were not refused). Save one file a rank. Before the first step
-        there is no unit in it."""
-        return {
-            f"{place}.{name}": tensor.clone() for name, unit in self._units.items() for place, tensor in unit.tensors()
-        } | self._owner.named(self._step)
+        there is no unit in it; later, of a unit that no step used it says so."""
+        found = {name: dict(unit.tensors()) for name, unit in self._units.items()}
+        for name, unit in self._units.items():
+            if self._step and not found[name] and self._remembers(unit):
+                found[name][USED] = torch.empty(0, dtype=torch.uint8)
+        memory = {f"{place}.{name}": tensor.clone() for name, kept in found.items() for place, tensor in kept.items()}
+        return memory | self._owner.named(self._step)
+
+    def _remembers(self, unit: _Unit) -> bool:
+        return bool(unit.parameters and _places(self._algorithm))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes up what :meth:`state_dict` gave on this rank. All ranks call it.
 
         Raises:
             ValueError: on every rank, and nothing is taken up on any: one of them was given the state of another rank,
-                of another number of ranks, of another algorithm, of other units or sizes, or one with NaN or infinity.
+                of another number of ranks, of another algorithm, of other units, sizes or types, one that lacks units,
+                or one with NaN or infinity; or ranks were given memories of different parameters.
         """
         kinds = [*_places(self._algorithm), USED]
         places = {f"{place}.{name}": (name, place) for name in self._units for place in kinds}
@@ -224,19 +244,22 @@ class Protection:
             unknown = sorted(rest.keys() - places.keys())
             if unknown:
                 raise ValueError(f"load_state_dict needs the units of this model, got {', '.join(unknown[:3])}.")
+            step, used = number_in(state, "step"), {}
             for name, unit in self._units.items():
                 kept = {place: rest[key] for key, (owner, place) in places.items() if owner == name and key in rest}
-                if kept:
+                if kept or ((step or rest) and self._remembers(unit)):
                     unit.check(self._algorithm, self._ranks, kept)
-            return {"step": str(int(state["step"]))}
+                used[name] = _names(kept) if USED in kept else sorted(kept)
+            return {"step": str(step), "parameters in the state": str(used)}
 
         self._ranks.agree("load_state_dict", told)
         for unit in self._units.values():
             unit.forget()
         for key, tensor in rest.items():
             name, place = places[key]
-            self._units[name].saved[place] = tensor.clone()
-        self._step = int(state["step"])
+            if tensor.numel() or place != USED:
+                self._units[name].saved[place] = tensor.clone()
+        self._step = number_in(state, "step")
 
     # ------------------------------------------------------------------------------------------------ a step
 
@@ -384,8 +407,8 @@ class Protection:
 class _Unit:
     """A unit's reduce-scatter, in the form that fully_shard calls it."""
 
-    def __init__(self, name: str, number: int, protection: Protection) -> None:
-        self.name, self.number, self._protection = name, number, protection
+    def __init__(self, name: str, number: int, protection: Protection, policy: MixedPrecisionPolicy) -> None:
+        self.name, self.number, self._protection, self._policy = name, number, protection, policy
         self.parameters: dict[str, DTensor] = {}
         self.aggregation: Aggregation | None = None
         self.chunk: Chunk | None = None
@@ -451,13 +474,28 @@ class _Unit:
         self.aggregation = Aggregation(algorithm, ranks, length, gathers=False)
 
     def check(self, algorithm: Algorithm, ranks: Ranks, saved: Mapping[str, Tensor]) -> None:
-        """Raises ValueError for a memory that no gradient of this unit can have."""
+        """Raises ValueError for a memory that no gradient of this unit can have, and where it lacks."""
         used = _names(saved)
+        if saved.keys() == {USED} and not saved[USED].numel():
+            return  # no step used this unit
         unknown = sorted(set(used) - self.parameters.keys())
         if unknown:
-            raise ValueError(f"load_state_dict needs the parameters of this model, got {', '.join(unknown[:3])}.")
-        fresh = self._fresh(algorithm, ranks, self.length(ranks.size, used), torch.float32)
-        check_state(tensors_of(fresh), {place: tensor for place, tensor in saved.items() if place != USED})
+            raise ValueError(
+                f"load_state_dict needs the parameters of this model, got {', '.join(map(repr, unknown[:3]))}."
+            )
+        fresh = self._fresh(algorithm, ranks, self.length(ranks.size, used), self._dtype())
+        targets = {f"{place}.{self.name}": tensor for place, tensor in tensors_of(fresh).items()}
+        check_state(targets, {f"{place}.{self.name}": tensor for place, tensor in saved.items() if place != USED})
+
+    def _dtype(self) -> torch.dtype:
+        """Of this unit's memory: of its gradients as they are reduced, in float32 at least."""
+        if self.chunk is not None:
+            return next((m.dtype for m in tensors_of(self.chunk.state).values()), torch.float32)
+        policy, dtype = self._policy, torch.float32
+        reduced = policy.reduce_dtype or policy.param_dtype
+        for parameter in self.parameters.values():
+            dtype = torch.promote_types(dtype, reduced or parameter.dtype)
+        return dtype
 
     def _fresh(self, algorithm: Algorithm, ranks: Ranks, length: int, dtype: torch.dtype) -> State:
         own = algorithm.init(1, length // ranks.size, dtype, ranks.device)
@@ -474,7 +512,7 @@ class _Unit:
 
 def _names(saved: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Whose memory was saved; () for that of all parameters of the unit."""
-    return tuple(bytes(saved[USED].tolist()).decode(errors="replace").split("\n")) if USED in saved else ()
+    return tuple(text_in(saved, USED).split("\n")) if USED in saved else ()
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from .. import kernels
 from ..algorithm import Algorithm, State, finite_rows
-from ..checks import Refused, brief, shown
+from ..checks import Refused, brief, kind_of, shown
 from ..explanation import shares_of, statistic_of
 from ..geometry import Geometry, Held, Vectors
 from ..randomness import Draw
@@ -594,21 +594,19 @@ class Owner:
         Raises:
             ValueError: another owner's, one that does not say whose it is, or NaN or infinity in it.
         """
-        for key, tensor in state.items():
-            if not isinstance(tensor, Tensor):
-                raise ValueError(f"load_state_dict needs tensors, got {type(tensor).__name__} in {key!r}.")
+        check_tensors(state)
         names = self.named(0).keys()
         if not names <= state.keys():
             raise ValueError(
                 "load_state_dict needs a state that says whose it is, got one without "
                 f"{', '.join(sorted(names - state.keys()))}."
             )
-        size, rank = int(state["ranks"]), int(state["rank"])
+        size, rank, _ = (number_in(state, name) for name in ("ranks", "rank", "step"))
         if size != self.size:
             raise ValueError(f"load_state_dict needs a state of {self.size} ranks, got one of {size}.")
         if rank != self.rank:
             raise ValueError(f"load_state_dict needs the state of rank {self.rank} here, got that of rank {rank}.")
-        text = bytes(state["algorithm"].tolist()).decode(errors="replace")
+        text = text_in(state, "algorithm")
         if text != self.text:
             raise ValueError(f"load_state_dict needs a state of {self.text}, got one of {text}.")
         rest = {key: tensor for key, tensor in state.items() if key not in names}
@@ -618,8 +616,40 @@ class Owner:
         return rest
 
 
+def check_tensors(state: object) -> None:
+    """Raises ValueError for what is no dictionary of plain tensors by name."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"load_state_dict needs what state_dict gave, a dictionary of tensors, got {kind_of(state)}.")
+    for key, tensor in state.items():
+        if not isinstance(key, str):
+            raise ValueError(f"load_state_dict needs names of tensors, got {shown(key)}.")
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"load_state_dict needs tensors, got {type(tensor).__name__} in {key!r}.")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "one without numbers" if tensor.is_meta else str(tensor.layout)
+            raise ValueError(f"load_state_dict needs dense tensors, got {kind} in {key!r}.")
+
+
+def number_in(state: Mapping[str, Tensor], name: str) -> int:
+    """A number in a saved state, as it was saved: whole and not negative."""
+    number = state[name]
+    if number.dtype != torch.int64 or number.ndim:
+        raise ValueError(f"load_state_dict needs {name!r} as one number of int64, got {kind_of(number)}.")
+    if number < 0:
+        raise ValueError(f"load_state_dict needs {name!r} >= 0, got {int(number)}.")
+    return int(number)
+
+
+def text_in(state: Mapping[str, Tensor], name: str) -> str:
+    """A text in a saved state."""
+    text = state[name]
+    if text.dtype != torch.uint8 or text.ndim != 1:
+        raise ValueError(f"load_state_dict needs {name!r} as a text in bytes, uint8 [length], got {kind_of(text)}.")
+    return bytes(text.tolist()).decode(errors="replace")
+
+
 def check_state(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where a saved state has other names or sizes than what it is loaded into."""
+    """Raises ValueError where a saved state has other names, sizes or types than what it is loaded into."""
     if targets.keys() != state.keys():
         lacks, has = sorted(targets.keys() - state.keys())[:3], sorted(state.keys() - targets.keys())[:3]
         raise ValueError(
@@ -631,6 +661,8 @@ def check_state(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
             raise ValueError(
                 f"load_state_dict needs {key!r} of shape {list(target.shape)}, got {list(state[key].shape)}."
             )
+        if state[key].dtype != target.dtype:
+            raise ValueError(f"load_state_dict needs {key!r} of {target.dtype}, got {state[key].dtype}.")
 
 
 __all__ = ["Refused"]
