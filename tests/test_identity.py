@@ -217,7 +217,7 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch, **parts: object) -> Any:
     return module
 
 
-@pytest.mark.parametrize("parts", [{"answer": "-helper(x)"}, {"factor": -1.0}, {"answer": "x[0]"}])
+@pytest.mark.parametrize("parts", [{"answer": "-helper(x)"}, {"factor": -1.0}, {"answer": "x[0].clone()"}])
 def test_a_rule_that_was_edited_is_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: dict[str, Any]
 ) -> None:
