@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -308,6 +309,57 @@ def test_each_fault_in_one_line(settings: dict[str, Any], start: str) -> None:
     assert len(faults) == 1, faults
     assert faults[0].startswith(start)
     assert "\n" not in faults[0]
+
+
+WHOLE = ("workers", "byzantine", "real_byzantine", "batch_size", "steps", "evaluate_every", "seed")
+REAL = ("momentum", "dampening", "clip", "learning_rate", "l2")
+TRUTHS = ("nesterov", "measure")
+
+
+def test_every_number_and_truth_value_is_among_them() -> None:
+    plain = [f.name for f in fields(vg.Experiment) if type(f.default) in (int, float, bool)] + ["real_byzantine"]
+    assert sorted(plain) == sorted(WHOLE + REAL + TRUTHS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in WHOLE + REAL for value in (True, False, np.True_, torch.tensor(True), [1], b"1")),
+        *((name, value) for name in WHOLE for value in (1.0, np.float64(1), torch.tensor(1.0), "1.5", "true")),
+        *((name, value) for name in TRUTHS for value in (1, 0, 1.0, np.int64(1), None, "2", b"true")),
+        *(("learning_rate", value) for value in ([(True, 0.1)], [(False, 0.1)], [(0, True)], [(0.0, 0.1)])),
+    ],
+)  # fmt: skip
+def test_truth_values_are_no_numbers_and_numbers_no_truth_values(name: str, value: Any) -> None:
+    faults = faults_of(**{name: value})
+    assert len(faults) == 1, faults
+    assert faults[0].startswith(f"{name}: must ")
+    assert "\n" not in faults[0]
+
+
+@pytest.mark.parametrize("name", WHOLE + REAL)
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_truth_values_in_files_are_no_numbers(name: str, value: str) -> None:
+    for read, text in ((vg.Experiment.from_json, f'{{"{name}": {value}}}'),
+                       (vg.Experiment.from_toml, f"{name} = {value}")):  # fmt: skip
+        with pytest.raises(vg.ConfigurationError) as error:
+            read(text)
+        assert len(error.value.faults) == 1
+        assert error.value.faults[0].startswith(f"{name}: must ")
+
+
+@pytest.mark.parametrize("name", WHOLE + REAL + TRUTHS)
+def test_settings_may_be_text(name: str) -> None:
+    e = vg.Experiment(attack="little")
+    value = getattr(e, name) if name != "real_byzantine" else 2
+    read = vg.Experiment(attack="little", **{name: str(value)})
+    assert (getattr(read, name), type(getattr(read, name))) == (value, type(value))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    e = vg.Experiment(workers=np.int64(11), byzantine=np.int32(2), clip=np.float32(0.5), measure=np.False_)  # type: ignore[arg-type]
+    assert e == vg.Experiment(workers=11, byzantine=2, clip=0.5, measure=False)
+    assert [type(value) for value in (e.workers, e.clip, e.measure)] == [int, float, bool]
 
 
 def test_all_faults_at_once() -> None:

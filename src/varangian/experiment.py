@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache, wraps
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
+import numpy as np
 import tomlkit
 import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -80,6 +82,25 @@ def _schedule(value: Any) -> Any:
     return value
 
 
+def _real(value: Any) -> Any:
+    """Truth values are no numbers, though Python counts with them."""
+    if isinstance(value, (bool, np.bool_, bytes)) or getattr(value, "dtype", None) == torch.bool:
+        raise ValueError("must be a number")
+    return value
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(_real(value), (str, Integral)):
+        return value
+    raise ValueError("must be a valid integer")
+
+
+def _truth(value: Any) -> Any:
+    if isinstance(value, (bool, np.bool_, str)):
+        return value
+    raise ValueError("must be True or False")
+
+
 def _nothing(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in ("none", "") else value
 
@@ -112,10 +133,14 @@ def _list(value: Any) -> Any:
     return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Number = Annotated[int, Field(ge=0, le=10_000)]  # of workers: their vectors are held at once
-Natural = Annotated[int, Field(ge=0, le=10**9)]
+# Text is a number too, if it says one: tables and command lines hold nothing else.
+REAL, WHOLE = BeforeValidator(_real), BeforeValidator(_integer)
+Truth = Annotated[bool, BeforeValidator(_truth)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), REAL]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False), REAL]
+Share = Annotated[float, Field(ge=0, lt=1), REAL]
+Number = Annotated[int, Field(ge=0, le=10_000), WHOLE]  # of workers: their vectors are held at once
+Natural = Annotated[int, Field(ge=0, le=10**9), WHOLE]
 Spec = Annotated[str, BeforeValidator(_spec)]
 Hash = Annotated[Annotated[str, Field(pattern=rf"^[0-9a-f]{{{LENGTH}}}$")] | None, BeforeValidator(_nothing)]
 Schedule = Annotated[tuple[tuple[Natural, Rate], ...], Field(max_length=10_000)]
@@ -170,7 +195,9 @@ class Experiment:
         default="digits", metadata={"help": "what to learn; synthetic(shape=(3,32,32),classes=10) is made up"}
     )
     model: str = field(default="fully-connected", metadata={"help": "what learns it"})
-    workers: Annotated[Number, Field(ge=1)] = field(default=15, metadata={"help": "n, honest and Byzantine"})
+    workers: Annotated[int, Field(ge=1, le=10_000), WHOLE] = field(
+        default=15, metadata={"help": "n, honest and Byzantine"}
+    )
     byzantine: Number = field(default=3, metadata={"help": "f, how many Byzantine workers the rule tolerates"})
     real_byzantine: Annotated[Number | None, BeforeValidator(_nothing)] = field(
         default=None, metadata={"help": "how many attack; as many as tolerated by default, none without an attack"}
@@ -182,9 +209,9 @@ class Experiment:
     attack: Annotated[str | None, BeforeValidator(_optional_spec)] = field(
         default=None, metadata={"help": "what attackers send"}
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = field(default=0.9, metadata={"help": "mu; 0 for none"})
-    dampening: Annotated[float, Field(ge=0, lt=1)] = field(default=0.0, metadata={"help": "of the momentum"})
-    nesterov: bool = field(default=False, metadata={"help": "take gradients at the look-ahead point"})
+    momentum: Share = field(default=0.9, metadata={"help": "mu; 0 for none"})
+    dampening: Share = field(default=0.0, metadata={"help": "of the momentum"})
+    nesterov: Truth = field(default=False, metadata={"help": "take gradients at the look-ahead point"})
     momentum_at: Literal["worker", "server", "shared"] = field(
         default="worker", metadata={"help": "on which side of F momentum stands"}
     )
@@ -194,7 +221,7 @@ class Experiment:
     clip_mode: Annotated[Literal["norm", "unit"] | None, BeforeValidator(_nothing)] = field(
         default=None, metadata={"help": "how to clip; by default norm when described, unit when published"}
     )
-    batch_size: Annotated[int, Field(ge=1, le=10**6)] = field(
+    batch_size: Annotated[int, Field(ge=1, le=10**6), WHOLE] = field(
         default=83, metadata={"help": "training points per worker and step"}
     )
     steps: Natural = field(default=300, metadata={"help": "updates of the parameters"})
@@ -205,7 +232,7 @@ class Experiment:
     evaluate_every: Natural = field(
         default=5, metadata={"help": "steps between evaluations on the test set; 0 for the last only"}
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = field(default=1, metadata={"help": "of everything random"})
+    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] = field(default=1, metadata={"help": "of everything random"})
     device: str = field(default="cpu", metadata={"help": "of tensors: cpu, cuda, cuda:1 ..."})
     partition: Annotated[str, BeforeValidator(_partition)] = field(
         default="iid", metadata={"help": "how data is dealt to honest workers"}
@@ -214,7 +241,7 @@ class Experiment:
         default="described", metadata={"help": "as the paper says, or as its code computed"}
     )
     dtype: Literal["float32", "float64"] = field(default="float32", metadata={"help": "of vectors"})
-    measure: bool = field(
+    measure: Truth = field(
         default=True, metadata={"help": "measure norms, cosines, ... at each step; changes no result"}
     )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
