@@ -362,6 +362,25 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert [type(value) for value in (e.workers, e.clip, e.measure)] == [int, float, bool]
 
 
+@pytest.mark.parametrize(
+    "options",
+    ["shape=(0,8,8)", "shape=(1,-8,8)", "shape=(1,8,0)", "classes=0", "classes=-1", "train=0", "test=0", "test=-5",
+     "seed=-1", "seed=2**70", "train=99999999999", "classes=99999999999"],
+)  # fmt: skip
+def test_sizes_of_made_up_data_that_are_none(options: str) -> None:
+    faults = faults_of(dataset=f"synthetic({options.replace('2**70', str(2**70))})")
+    assert len(faults) == 1
+    assert faults[0].startswith("dataset: synthetic: ")
+    assert "\n" not in faults[0]
+
+
+@pytest.mark.parametrize("name", ["fully-connected", "cnn"])
+@pytest.mark.parametrize("hidden", [0, -1])
+def test_a_hidden_layer_of_no_width(name: str, hidden: int, digits: data.Dataset) -> None:
+    with pytest.raises(ValueError, match=f"hidden must be at least 1, got {hidden}"):
+        vg.run(vg.Experiment(model=f"{name}(hidden={hidden})", steps=1), dataset=digits)
+
+
 def test_all_faults_at_once() -> None:
     faults = faults_of(
         dataset="digit", model="cnnn", workers=0, byzantine=-1, rule="medain", pre=("nmn",), attack="litle", momentum=2,

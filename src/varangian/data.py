@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from . import randomness
-from .checks import require, shown, unknown
+from .checks import MOST_SEED, require, shown, unknown
 from .identity import LENGTH
 from .specs import check, make
 
@@ -312,28 +312,17 @@ def synthetic(
         seed: of the prototypes and of the noise.
 
     Raises:
-        ValueError: a size below 1, or a dataset of more than 4 GiB.
+        ValueError: a size below 1, a seed that is none, or a dataset of more than 4 GiB.
 
     Example:
         >>> data = synthetic(shape=(3, 32, 32), classes=100, train=200, test=100)
         >>> data.name, data.synthetic, data.shape
         ('synthetic(shape=(3, 32, 32), classes=100, train=200, test=100, seed=0)', True, (3, 32, 32))
     """
-    if not isinstance(shape, tuple) or len(shape) != 3 or any(not isinstance(s, int) or s < 1 for s in shape):
-        raise ValueError(f"synthetic: shape must be three positive integers (C, H, W), got {shape!r}.")
+    train, test = _sizes(shape, classes, train, test, seed)
     pixels = math.prod(shape)
-    train, test = _sizes(shape, train, test)
-    for option, value in (("classes", classes), ("train", train), ("test", test)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"synthetic: {option} must be an integer of at least 1, got {value!r}.")
     channels, height, width = shape
-    patches = (classes, channels, min(height, 8), min((width + 1) // 2, 4))
-    size = (train + test) * pixels + math.prod(patches)
-    if size > 2**32:
-        raise ValueError(
-            f"synthetic: {train:,} + {test:,} images of shape {shape} take {size / 2**30:,.1f} GiB, over 4."
-        )
-
+    patches = _patches(shape, classes)
     prototypes = _half_range(randomness.generator(seed, "synthetic prototypes"), patches)
     rows = np.arange(height) * patches[2] // height
     columns = np.arange(width) * 2 * patches[3] // width
@@ -362,16 +351,42 @@ def synthetic(
     return _sealed(dataset)
 
 
-def _sizes(shape: tuple[int, int, int], train: int | None, test: int | None) -> tuple[int, int]:
+def _patches(shape: tuple[int, int, int], classes: int) -> tuple[int, int, int, int]:
+    channels, height, width = shape
+    return classes, channels, min(height, 8), min((width + 1) // 2, 4)
+
+
+def _sizes(
+    shape: tuple[int, int, int], classes: int, train: int | None, test: int | None, seed: int
+) -> tuple[int, int]:
+    """How many training and test images; ValueError for options of which no dataset can be made."""
+    if not isinstance(shape, tuple) or len(shape) != 3 or any(not _whole(s) or s < 1 for s in shape):
+        raise ValueError(f"synthetic: shape must be three positive integers (C, H, W), got {shown(shape)}.")
+    for option, value, least in (("classes", classes, 1), ("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
+        if value is None and option in ("train", "test"):
+            continue
+        if value is None or not _whole(value) or value < least:
+            raise ValueError(f"synthetic: {option} must be an integer of at least {least}, got {shown(value)}.")
+    if seed > MOST_SEED:
+        raise ValueError(f"synthetic: seed must be less than 2^63, got {shown(seed)}.")
     train = max(40, min(4_000, 2**26 // math.prod(shape))) if train is None else train
-    return train, max(10, train // 4) if test is None else test
+    test = max(10, train // 4) if test is None else test
+    size = (train + test) * math.prod(shape) + math.prod(_patches(shape, classes))
+    if size > 2**32:
+        raise ValueError(
+            f"synthetic: {train:,} + {test:,} images of shape {shape} take {size // 2**30:,} GiB or more, at most 4 "
+            "are possible."
+            if size < 2**100
+            else f"synthetic: images of shape {shown(shape)} in such numbers take more than 4 GiB."
+        )
+    return train, test
 
 
 def _synthetic_name(
     shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10, train: int | None = None, test: int | None = None,
     seed: int = 0,
 ) -> str:  # fmt: skip
-    train, test = _sizes(shape, train, test)
+    train, test = _sizes(shape, classes, train, test, seed)
     return f"synthetic(shape={shape}, classes={classes}, train={train}, test={test}, seed={seed})"
 
 

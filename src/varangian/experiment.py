@@ -283,7 +283,7 @@ class Experiment:
         """What is wrong beyond the type and range of single fields; looks at sound fields only."""
         made: dict[str, Any] = {}
         makers: dict[str, Callable[[], Any]] = {
-            "dataset": lambda: check("dataset", self.dataset, DATASETS, "folder", "download"),
+            "dataset": lambda: name_of(self.dataset),
             "model": lambda: check("model", self.model, MODELS, "shape", "classes"),
             "rule": lambda: (
                 Algorithm(rule=self.make_rule()).rule if "byzantine" in sound else parse("rule", self.rule, RULES)

@@ -36,6 +36,7 @@ def fully_connected(shape: tuple[int, int, int], classes: int, hidden: int = 100
         >>> sum(p.numel() for p in fully_connected((1, 28, 28), 10).parameters())
         79510
     """
+    _check_hidden("fully_connected", hidden)
     return nn.Sequential(nn.Flatten(), nn.Linear(_features(shape), hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
@@ -61,6 +62,7 @@ def cnn(shape: tuple[int, int, int], classes: int, hidden: int | None = None) ->
     if min(height, width) < 4:
         raise ValueError(f"cnn needs images of at least 4 x 4 pixels, got {height} x {width}.")
     hidden = (256 if classes >= 100 else 128) if hidden is None else hidden
+    _check_hidden("cnn", hidden)
 
     def group(fan_in: int, fan_out: int) -> list[nn.Module]:
         return [
@@ -185,6 +187,11 @@ def _float32_by_default() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(former)
+
+
+def _check_hidden(model: str, hidden: int) -> None:
+    if hidden < 1:
+        raise ValueError(f"{model}: hidden must be at least 1, got {hidden}.")
 
 
 def _features(shape: tuple[int, int, int]) -> int:
