@@ -50,6 +50,7 @@ def test_every_attack_has_an_example_here() -> None:
 # ------------------------------------------------------------------------------------------------- definitions
 
 
+@pytest.mark.filterwarnings("ignore:.* attacks nobody")
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**31), st.integers(2, 30), st.integers(1, 12), st.integers(1, 300), st.floats(-3, 3))
 def test_those_made_of_moments_against_the_oracles(seed: int, h: int, f: int, d: int, factor: float) -> None:
@@ -87,6 +88,7 @@ def test_littles_original_factor_needs_supporters() -> None:
         vg.Little(None)(np.zeros((2, 3)), 4)
 
 
+@pytest.mark.filterwarnings("ignore:.* attacks nobody")
 def test_little_needs_two_vectors_for_an_unbiased_deviation() -> None:
     with pytest.raises(ValueError, match=r"^Little needs at least 2 honest vectors, got 1\.$"):
         vg.Little()(np.ones((1, 3)), 1)
@@ -203,8 +205,31 @@ def test_littles_original_factor_that_attacks_nobody_is_said() -> None:
             sent = vg.Little(None)(honest, f)
         assert len(heard) == 1
         np.testing.assert_allclose(sent, oracles.little(honest, f, None), rtol=1e-10)
-    with pytest.warns(UserWarning, match="attacks nobody with n = 20, f = 2"):
-        vg.run(vg.Experiment(attack="little(factor=None)", workers=20, byzantine=2, rule="median", steps=1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "data"),
+    [
+        ("little(factor=None)", "digits"),
+        ("little(factor=0.0)", "digits"),
+        ("empire(factor=0.0)", "digits"),
+        ("bulyan(factor=0.0)", "digits"),
+        ("rop(z=0.0, pi=0.0)", "digits"),
+        ("label-flip", "synthetic(classes=1, train=40, test=10)"),
+    ],
+)
+def test_a_run_says_once_that_nobody_is_attacked(spec: str, data: str) -> None:
+    e = vg.Experiment(attack=spec, dataset=data, model="linear", workers=20, byzantine=2, rule="median", steps=3)
+    with pytest.warns(UserWarning, match=r"attacks nobody with n = 20, f = 2: .*\.$") as heard:
+        vg.run(e)
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("attack", [vg.Little(ddof=0), vg.MinMax("sign"), vg.MinSum("unit"), vg.Mimic()], ids=str)
+def test_one_honest_vector_is_attacked_by_none_that_need_spread(attack: vg.Attack) -> None:
+    with pytest.warns(UserWarning, match="attacks nobody with n = 3, f = 2: one honest vector"):
+        sent = attack(np.ones((1, 4)), 2)
+    np.testing.assert_array_equal(sent, np.ones((2, 4)))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import kernels, randomness
 from .algorithm import Algorithm
-from .checks import require, set_real, set_whole, shown, whole
+from .checks import brief, require, set_real, set_whole, shown, whole
 from .geometry import Geometry, mean_weights, power_below, sum_of_smallest
 from .mixing import Mixing
 from .randomness import BARE, Draw
@@ -199,6 +199,7 @@ class Attack(ABC):
             flipped = as_matrix(self, flipped)[0].to(matrix)
         random = randomness.generator(0, "attack") if random is None else random
         crafted = self.send(Knowledge(matrix, f, as_defence(defence, previous), previous, random, flipped))
+        self.warn_if_idle(matrix.shape[0], f)
         return restore(crafted.expand(f, -1).clone() if crafted.ndim == 1 else crafted)
 
     @abstractmethod
@@ -209,6 +210,17 @@ class Attack(ABC):
         """Raises ValueError where the attack is not defined for h honest vectors and f >= 1 of its own, of d
         coordinates where these are known already. A run asks before it starts."""
         require(self, h >= 1, "at least 1 honest vector", h)
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        """Why nobody is attacked with these options, for h honest vectors, f >= 1 of its own and labels of so many
+        classes, where these are known; None where somebody is."""
+        return None
+
+    def warn_if_idle(self, h: int, f: int, classes: int | None = None) -> None:
+        """Says once why nobody is attacked; for whoever runs the attack, before the first step."""
+        reason = self.idle(h, f, classes)
+        if reason is not None:
+            warnings.warn(f"{brief(self)} attacks nobody with n = {h + f}, f = {f}: {reason}.", stacklevel=3)
 
     def send(self, seen: Knowledge) -> Tensor:
         """:meth:`craft` as whoever runs an attack calls it: asked what is possible, what is sent looked at.
@@ -255,6 +267,10 @@ def _widened(seen: Knowledge) -> Knowledge:
     )
 
 
+MEAN = "the honest mean itself is sent"
+ALONE = "one honest vector has no spread, and is sent again"
+
+
 @dataclass(frozen=True)
 class Little(Attack):
     """A Little Is Enough: a shift within the spread of honest vectors, too small to stand out, always the same way.
@@ -272,7 +288,7 @@ class Little(Attack):
     Convention: the paper of distributed momentum uses factor 1.5, sign -1, ddof 1.
 
     Warns:
-        UserWarning: factor=None where so few attack that the original factor is not positive: nobody is attacked.
+        UserWarning: nobody is attacked: factor 0, or None where so few attack that the original one is not positive.
 
     Example:
         >>> import torch
@@ -299,16 +315,20 @@ class Little(Attack):
         if self.factor is None:
             original_factor(h + f, f)
 
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        if h == 1:
+            return ALONE
+        if self.factor is not None:
+            return None if self.factor else MEAN
+        factor = original_factor(h + f, f)
+        if factor > 0:
+            return None
+        return f"its factor is {factor:.3g}, so that the honest mean is sent, or a vector on its other side"
+
     def craft(self, seen: Knowledge) -> Tensor:
         h = seen.honest.shape[0]
         mean, std = seen.moments if h > 1 else (seen.mean, torch.zeros_like(seen.mean))
         factor = original_factor(h + seen.f, seen.f) if self.factor is None else self.factor
-        if self.factor is None and factor <= 0:
-            warnings.warn(
-                f"Little(factor=None) attacks nobody with n = {h + seen.f}, f = {seen.f}: its factor is {factor:.3g}, "
-                "so that the honest mean is sent, or a vector on its other side.",
-                stacklevel=2,
-            )
         return torch.add(mean, std, alpha=self.sign * factor * (1.0 if self.ddof else ((h - 1) / h) ** 0.5))
 
 
@@ -352,6 +372,9 @@ class Empire(Attack):
 
     def __post_init__(self) -> None:
         set_real(self, "factor", "a finite factor", isfinite)
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return None if self.factor else MEAN  # below 0 the mean is sent, but made longer, which some rules follow
 
     def craft(self, seen: Knowledge) -> Tensor:
         return torch.add(seen.mean, seen.mean, alpha=-self.factor)
@@ -471,6 +494,9 @@ class Mimic(Attack):
     Reference: Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022.
     """
 
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return ALONE if h == 1 else None
+
     def craft(self, seen: Knowledge) -> Tensor:
         geometry = Geometry.of(seen.honest)
         good = np.flatnonzero(geometry.finite)
@@ -549,6 +575,9 @@ class MinMax(Attack):
     def check(self, h: int, f: int, d: int | None = None) -> None:
         check_direction(self, h)
 
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return ALONE if h == 1 else None
+
     def craft(self, seen: Knowledge) -> Tensor:
         unit, seen = seen.unit, seen.in_unit()
         p = perturbation(seen, self.direction)
@@ -594,6 +623,9 @@ class MinSum(Attack):
 
     def check(self, h: int, f: int, d: int | None = None) -> None:
         check_direction(self, h)
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return ALONE if h == 1 else None
 
     def craft(self, seen: Knowledge) -> Tensor:
         unit, seen = seen.unit, seen.in_unit()
@@ -673,6 +705,9 @@ class HiddenVulnerability(Attack):
     def check(self, h: int, f: int, d: int | None = None) -> None:
         require(self, d is None or self.coordinate < d, f"a coordinate below d = {d}", self.coordinate)
 
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return None if self.factor else MEAN
+
     def craft(self, seen: Knowledge) -> Tensor:
         vector = seen.mean.clone()
         vector[self.coordinate] += self.factor
@@ -721,6 +756,9 @@ class ROP(Attack):
         set_real(self, "pi", "pi in [0, 1]", lambda pi: 0 <= pi <= 1)
         set_real(self, "decay", "decay in [0, 1)", lambda decay: 0 <= decay < 1)
         set_real(self, "angle", "a finite angle", isfinite)
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return MEAN if self.z == 0 and self.pi == 0 else None
 
     def craft(self, seen: Knowledge) -> Tensor:
         mean = seen.mean.double()
@@ -836,6 +874,9 @@ class LabelFlip(Attack):
     """
 
     uses_flipped: ClassVar[bool] = True
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return "with one class no label can be another" if classes == 1 else None
 
     def craft(self, seen: Knowledge) -> Tensor:
         shape = [seen.f, seen.honest.shape[1]]

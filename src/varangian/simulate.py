@@ -214,6 +214,7 @@ class Simulation:
             raise ValueError(f"{type(attack).__name__} has a __call__ of its own, which no run calls; override craft.")
         if attack is not None and real_byzantine:
             attack.check(self.h, real_byzantine, gradients.d)
+            attack.warn_if_idle(self.h, real_byzantine, classes or None)
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
         self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
