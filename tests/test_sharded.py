@@ -27,6 +27,7 @@ from varangian.engines.sharded import (
     check_options,
     check_state,
 )
+from varangian.geometry import Geometry
 
 SIZES = (37, 5, 256, 1)  # of four parameters
 D = sum(SIZES)
@@ -358,9 +359,14 @@ class BadMedian(vg.Median):
         return super().statistic(n)
 
 
+@dataclass(frozen=True)
 class BadWeights(vg.Krum):
-    def weights(self, geometry: object) -> np.ndarray:
-        raise KeyError("mine")
+    fails: bool = True
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        if self.fails:
+            raise KeyError("mine")
+        return super().weights(geometry)
 
 
 def memory_of(state: State) -> list[list[float]]:
@@ -431,20 +437,16 @@ class TestAgreement:
     @pytest.mark.parametrize("pre", [(), (vg.NearestNeighborMixing(1),)])
     @pytest.mark.parametrize("where", ["apply", "statistic", "shape", "weights", "server", "server, refused"])
     def test_what_fails_behind_the_exchange_on_one_rank(self, where: str, pre: tuple[vg.Mixing, ...]) -> None:
-        x = vectors(5)  # no distances that are equal, which all ranks would measure again
+        x = vectors(5)
+        if where == "weights":
+            x[:] = x[0].clone()  # equal distances: the others measure them again, together
         x[:2] *= NAN if where == "server, refused" else 1
         states = {}
 
         def work(ranks: ThreadRanks) -> None:
-            rule, server = vg.Median(1), vg.Momentum(0.5)
-            if ranks.rank == 1:
-                rule = {"weights": BadWeights, "server": vg.Median, "server, refused": vg.Median}.get(where, BadMedian)(
-                    1
-                )
-                rule = replace(rule, where=where) if isinstance(rule, BadMedian) else rule
-                server = Bug(0.5) if "server" in where else server
-            elif where == "weights":
-                rule = vg.Krum(1)
+            fails = ranks.rank == 1
+            rule = BadWeights(1, fails=fails) if where == "weights" else BadMedian(1, where=where if fails else "")
+            server = Bug(0.5) if fails and "server" in where else vg.Momentum(0.5)
             algorithm = vg.Algorithm(worker=(vg.Momentum(0.9),), pre=pre, rule=rule, server=(server,))
             chunks = [
                 Chunk(group, ranks.size, algorithm.init(1, sum(span.size for span in group))) for group in spans()

@@ -13,6 +13,7 @@ import platform
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral
 from typing import Literal
@@ -251,11 +252,24 @@ class Chunk:
         return self.sent
 
 
-class Sharded(Vectors):
-    """Vectors in pieces: rank r holds coordinates r L to (r + 1) L of each chunk. Its methods are collectives."""
+class ElsewhereError(Exception):
+    """Another rank has an error."""
 
-    def __init__(self, ranks: Ranks, chunks: Sequence[Chunk]) -> None:
-        self.ranks, self.chunks = ranks, chunks
+
+class Sharded(Vectors):
+    """Vectors in pieces: rank r holds coordinates r L to (r + 1) L of each chunk. Its methods are collectives.
+
+    With ``watched``, which is for stages that may fail on one rank alone, each of them finds out before whether all
+    ranks have come to it.
+    """
+
+    def __init__(self, ranks: Ranks, chunks: Sequence[Chunk], watched: bool = False) -> None:
+        self.ranks, self.chunks, self.watched = ranks, chunks, watched
+
+    def meet(self, failed: bool = False) -> None:
+        """Raises ElsewhereError where a rank has failed."""
+        if self.watched and self.ranks.total(np.array([float(failed)])).any():
+            raise ElsewhereError
 
     @property
     def d(self) -> int:
@@ -274,6 +288,7 @@ class Sharded(Vectors):
 
     def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Each rank fills in what it holds; the others add nothing to it."""
+        self.meet()
         n, rank = self.ranks.size, self.ranks.rank
         block = torch.zeros(n + self.e, stop - start, dtype=self.dtype, device=self.ranks.device)
         for chunk in self.chunks:
@@ -295,9 +310,11 @@ class Sharded(Vectors):
         return [Held(c.matrix, None if c.previous is None else c.previous.unsqueeze(0)) for c in self.chunks]
 
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
+        self.meet()
         return self.ranks.total(sum(held.measured(table, extra) for held in self._held()))  # type: ignore[arg-type]
 
     def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+        self.meet()
         return self.ranks.total(sum(held.around(weights, scales) for held in self._held()))  # type: ignore[arg-type]
 
 
@@ -318,6 +335,9 @@ class Aggregation:
         self.algorithm, self.ranks, self.gathers = algorithm, ranks, gathers
         self.measures = bool(algorithm.pre) or algorithm.rule.needs_geometry
         self.table = None if self.measures else weigh(ranks.size, (), algorithm.rule, None)[0]
+        # Stages of this package decide alike on all ranks, and fail alike; those of others need not.
+        stages = (*algorithm.pre, algorithm.rule)
+        self.watched = any(type(stage).__module__.split(".")[0] != "varangian" for stage in stages)
         self.stride = max(1, d // (ranks.size * SAMPLE))
         self.finite = np.ones(ranks.size, bool)  # who was, in the last step
         self.error: Exception | None = None  # of this rank, in the step under way
@@ -419,12 +439,21 @@ class Aggregation:
             assert isinstance(squared, np.ndarray)
             numbers = self.ranks.total(np.concatenate([self._failed(), faulty, squared.ravel()]))
             self._refuse(numbers[:size], numbers[size : 2 * size], history)
-            geometry = Geometry.measured_as(numbers[2 * size :].reshape(squared.shape), Sharded(self.ranks, chunks))
+            vectors = Sharded(self.ranks, chunks, self.watched)
+            geometry = Geometry.measured_as(numbers[2 * size :].reshape(squared.shape), vectors)
             draw = Draw(chunks[0].state.seed, chunks[0].state.step)
             try:
                 table, geometry = weigh(size, self.algorithm.pre, self.algorithm.rule, geometry, draw)
-            except Exception as error:
-                self.error = error
+                vectors.meet()
+            except ElsewhereError:
+                self.ranks.share(None)
+            except Exception as own:
+                self.error = own
+                if self.watched:
+                    with suppress(ElsewhereError):
+                        vectors.meet(failed=True)
+                    self.error = None
+                    self.ranks.share(own)
             for chunk in chunks:
                 self._decided(chunk, table)
         for chunk in chunks:
