@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -345,3 +347,17 @@ def test_an_algorithm_is_a_value() -> None:
         "rule",
         "server",
     ]  # Algorithm(worker, pre, rule, server)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "nope"}, "Algorithm needs a device, such as cpu, cuda or cuda:1, got 'nope'."),
+        ({"device": []}, "Algorithm needs a device, such as cpu, cuda or cuda:1, got []."),
+        ({"dtype": "float32"}, "Algorithm needs a floating-point dtype, such as torch.float32, got 'float32'."),
+        ({"dtype": torch.int64}, "Algorithm needs a floating-point dtype, such as torch.float32, got torch.int64."),
+    ],
+)
+def test_devices_and_types_that_are_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        vg.Algorithm((vg.Momentum(0.9),), rule=vg.Average()).init(3, 2, **options)

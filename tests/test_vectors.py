@@ -116,7 +116,9 @@ def test_buffers_of_other_names_are_named() -> None:
     assert flatten([list(s.values()) for s in states], buffers="keep", buffer_names=["0"])[0].shape[1] == 14
 
 
-@pytest.mark.parametrize("wrong", ["running_mean", ["centre", "center"], [1], [None]], ids=str)
+@pytest.mark.parametrize(
+    "wrong", ["running_mean", ["centre", "center"], [1], [None], 5, None, iter(["running_mean"])], ids=str
+)
 def test_names_of_buffers_that_are_none(wrong: object) -> None:
     with pytest.raises(ValueError, match=r"^flatten needs buffer_names "):
         flatten([Own().state_dict()], buffers="keep", buffer_names=wrong)  # type: ignore[arg-type]

@@ -118,7 +118,12 @@ class Algorithm:
         ``seed`` decides what rules and mixings that draw will draw, step by step: whoever knows it knows all of it, so
         a server that faces real adversaries keeps it to itself.
         """
-        options = {"dtype": dtype, "device": device}
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"Algorithm needs a floating-point dtype, such as torch.float32, got {shown(dtype)}.")
+        try:
+            options = {"dtype": dtype, "device": torch.device(device)}
+        except (RuntimeError, TypeError):
+            raise ValueError(f"Algorithm needs a device, such as cpu, cuda or cuda:1, got {shown(device)}.") from None
         h, d = whole(self, "h", h), whole(self, "d", d)
         return State(
             worker=tuple(torch.zeros(h, d, **options) if stage.remembers else None for stage in self.worker),

@@ -83,7 +83,8 @@ def flatten(
     """
     if buffers not in BUFFERS:
         raise ValueError(f'flatten needs buffers "refuse", "keep" or "aggregate", got {buffers!r}.')
-    if isinstance(buffer_names, str) or not all(isinstance(name, str) for name in buffer_names):
+    listed = isinstance(buffer_names, Collection) and not isinstance(buffer_names, str)
+    if not listed or not all(isinstance(name, str) for name in buffer_names):
         raise ValueError(f"flatten needs buffer_names as a list of names, got {shown(buffer_names)}.")
     models = list(models)
     if not models:
