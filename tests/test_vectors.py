@@ -117,7 +117,9 @@ def test_buffers_of_other_names_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["running_mean", ["centre", "center"], [1], [None], 5, None, iter(["running_mean"])], ids=str
+    "wrong",
+    ["running_mean", ["centre", "center"], [1], [None], 5, None, iter(["running_mean"])],
+    ids=lambda names: type(names).__name__,
 )
 def test_names_of_buffers_that_are_none(wrong: object) -> None:
     with pytest.raises(ValueError, match=r"^flatten needs buffer_names "):
