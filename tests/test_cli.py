@@ -293,7 +293,7 @@ def test_version(varangian) -> None:  # type: ignore[no-untyped-def]
         (["--partition", "dirichlet(0.1)"], "varangian: partition: 'dirichlet(0.1)': options are written dirichlet("),
         (["--seed", "one"], "varangian: seed: must be a valid integer"),
         (["--device", "cup"], "varangian: device: 'cup' is no device, such as cpu, cuda or cuda:1."),
-        (["--model", "fully-connected(hidden=-5)"], "varangian: model 'fully-connected(hidden=-5)': "),
+        (["--model", "fully-connected(hidden=-5)"], "varangian: fully_connected: hidden must be at least 1, got -5."),
         (["--model", "wide-resnet(depth=27)"], "varangian: wide_resnet: depth must be 6k + 4"),
         (["--batch-size", "100000000000"], "varangian: batch_size: must be less than or equal to 1000000"),
     ],

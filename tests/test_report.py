@@ -267,7 +267,7 @@ def test_no_figure_is_written_over_another(tmp_path: Path) -> None:
     """Names of files are cut: two data sets whose names begin alike have figures each."""
     runs = []
     for last in (1, 2):
-        data = f"synthetic(shape=(1, 8, 8), train=100000000000, test=100000000000, classes=10, seed=100000000{last})"
+        data = f"synthetic(shape=(1, 8, 8), train=12345678, test=12345678, classes=12, seed=90000000000000000{last})"
         e = Experiment(dataset=data, rule="median", attack="little", momentum_at="server")
         runs += [Outcome(e, 0.5, 0.5), Outcome(replace(e, momentum_at="worker"), 0.6, 0.5)]
     report(runs, tmp_path)
