@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian import kernels
-from varangian.randomness import generator
-from varangian.rules.core import decide, required_rows
+from varangian.core import kernels
+from varangian.core.randomness import generator
+from varangian.core.stages import decide, required_rows
 from varangian.testing import (
     EXEMPT,
     FINITE,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 import varangian as vg
-from varangian import folders
-from varangian.environment import environment
+from varangian.runs import folders
+from varangian.runs.environment import environment
 
 MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)
 

@@ -31,9 +31,9 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 import varangian as vg
-from varangian import kernels
-from varangian.environment import processor
-from varangian.report import style
+from varangian.core import kernels
+from varangian.runs.environment import processor
+from varangian.study.report import style
 
 SHAPES = ((51, 79_510), (25, 1_310_922), (11, 36_489_290), (200, 1_000_000))
 WARM = 0.02  # seconds

@@ -25,13 +25,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from varangian import kernels
-from varangian.attacks import Knowledge
-from varangian.data import Dataset, prepare
-from varangian.experiment import Experiment, build, open_dataset, run
-from varangian.gradients import Batch
-from varangian.randomness import generator
-from varangian.simulate import Simulation
+from varangian.core import kernels
+from varangian.core.attacks import Knowledge
+from varangian.core.randomness import generator
+from varangian.runs.building import build, open_dataset
+from varangian.runs.experiment import Experiment
+from varangian.runs.running import run
+from varangian.simulation.data import Dataset, prepare
+from varangian.simulation.gradients import Batch
+from varangian.simulation.simulate import Simulation
 
 SETTING = Experiment(
     dataset="fashion-mnist", workers=51, byzantine=24, rule="median", attack="little", batch_size=83, steps=100,

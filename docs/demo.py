@@ -16,12 +16,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from varangian import demo
-from varangian.experiment import Experiment
-from varangian.outcomes import Outcome, Point, write_csv
-from varangian.paper import unattacked
-from varangian.report import figures, style
-from varangian.report.layout import by_batch_size, groups
+from varangian.runs.experiment import Experiment
+from varangian.study import demo
+from varangian.study.outcomes import Outcome, Point, write_csv
+from varangian.study.paper import unattacked
+from varangian.study.report import figures, style
+from varangian.study.report.layout import by_batch_size, groups
 
 HERE = Path(__file__).parent
 TABLE, README = HERE / "demo.csv", HERE.parent / "README.md"

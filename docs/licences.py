@@ -60,7 +60,8 @@ def main() -> None:
             todo += [(child, extras, use, name) for child, extras, _ in needs(distribution, wanted)]
     print("# Licences of what is installed with Varangian\n")
     print(
-        "Varangian itself is under the MIT licence; digits.npz in it is under CC BY 4.0 (see `varangian.data.digits`)."
+        "Varangian itself is under the MIT licence; digits.npz in it is under CC BY 4.0 "
+        "(see `varangian.simulation.data.digits`)."
     )
     print("Made by `make licences` from the metadata of the installed packages; not legal advice.\n")
     print("| package | version | licence | for | needed by |\n|---|---|---|---|---|")

@@ -29,9 +29,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import varangian as vg
-from varangian.data import digits, prepare
+from varangian.core.randomness import generator
 from varangian.engines.ddp import Protection, protect
-from varangian.randomness import generator
+from varangian.simulation.data import digits, prepare
 
 FAULTY_RANK, FROM_STEP = 3, 30
 BATCH, RATE, EVERY = 16, 0.05, 20

@@ -33,8 +33,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import varangian as vg
-from varangian.data import Dirichlet, digits, partition
 from varangian.engines.flower import RobustStrategy
+from varangian.simulation.data import Dirichlet, digits, partition
 
 NODES, ROUNDS = 16, 12
 POISONING, BROKEN = (0, 1, 2), 3

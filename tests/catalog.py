@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian.transforms import Transform
+from varangian.core.transforms import Transform
 
 F = 2
 H, N = 11, 13  # honest vectors, and all: enough for each of them

@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import varangian as vg
-from varangian.algorithm import State
+from varangian.core.algorithm import State
+from varangian.core.stages import General
 from varangian.engines import sharded
 from varangian.engines.ddp import Protection, protect
 from varangian.engines.sharded import OnRefusal
-from varangian.rules.core import General
 
 STEPS, FEW_STEPS, FAULTY_STEPS, RATE = 30, 8, 25, 0.2
 NAN = float("nan")

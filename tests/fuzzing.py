@@ -23,17 +23,19 @@ from typing import Any
 import click
 import numpy as np
 
-from varangian import data
-from varangian.attacks import ATTACKS
-from varangian.cli_study import _Duration, _Numbers, _Shard
-from varangian.experiment import Experiment, Result, read, resume, run
-from varangian.files import read_text
-from varangian.mixing import MIXINGS
-from varangian.outcomes import Outcome, from_result, gather, order, read_outcome, write_runs
-from varangian.report import _records
-from varangian.report.legacy import import_runs
-from varangian.rules import RULES
-from varangian.specs import describe, make
+from varangian.cli.study import _Duration, _Numbers, _Shard
+from varangian.core.attacks import ATTACKS
+from varangian.core.mixing import MIXINGS
+from varangian.core.rules import RULES
+from varangian.core.specs import describe, make
+from varangian.runs.experiment import Experiment
+from varangian.runs.files import read_text
+from varangian.runs.results import Result, read
+from varangian.runs.running import resume, run
+from varangian.simulation import data
+from varangian.study.outcomes import Outcome, from_result, gather, order, read_outcome, write_runs
+from varangian.study.report import _records
+from varangian.study.report.legacy import import_runs
 
 Choose = Callable[[int], int]  # a whole number below the given one
 Files = dict[str, bytes]

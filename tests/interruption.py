@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import varangian as vg
-from varangian.data import Dataset
+from varangian.simulation.data import Dataset
 
 
 def left_by(folder: Path | None) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import torch
 
 import oracles
 import varangian as vg
-from varangian.attacks import ATTACKS, LINES, ComposedDefence, Knowledge, Trials, WorstCase, next_place
-from varangian.explanation import explain
-from varangian.randomness import generator
-from varangian.specs import describe, make
+from varangian.core.attacks import ATTACKS, LINES, ComposedDefence, Knowledge, Trials, WorstCase, next_place
+from varangian.core.explanation import explain
+from varangian.core.randomness import generator
+from varangian.core.specs import describe, make
 
 SEEDS = range(25)
 

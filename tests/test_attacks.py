@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import oracles
 import varangian as vg
-from varangian import randomness
-from varangian.attacks import original_factor
+from varangian.core import randomness
+from varangian.core.attacks import original_factor
 
 EXAMPLES: dict[str, vg.Attack] = {
     "little": vg.Little(1.5),

@@ -17,11 +17,13 @@ import torch
 
 import varangian as vg
 from interruption import interrupt, left_by
-from varangian import cli, data, demo
-from varangian.checks import summary_of
+from varangian import cli
 from varangian.cli import runs
 from varangian.cli.catalogue import KINDS, catalogue
-from varangian.experiment import HASHES
+from varangian.core.checks import summary_of
+from varangian.runs.experiment import HASHES
+from varangian.simulation.data import readers
+from varangian.study import demo
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["run", "--workers", "11", "--byzantine", "2", "--steps", "2", "--batch-size", "2", "--quiet"]
@@ -39,7 +41,7 @@ def varangian(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     """Runs the program in this process, in an empty folder and without the network; gives the threads back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VARANGIAN_DATA", raising=False)
-    monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, "http://127.0.0.1:9/"))
+    monkeypatch.setattr(readers, "_URLS", dict.fromkeys(readers._URLS, "http://127.0.0.1:9/"))
     threads = torch.get_num_threads()
 
     def run(*arguments: str) -> Ended:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian import kernels
-from varangian.geometry import Geometry
-from varangian.kernels.columns import _torch_mixed, _torch_statistic, as_counts
-from varangian.rules.core import decide
+from varangian.core import kernels
+from varangian.core.geometry import Geometry
+from varangian.core.kernels.columns import _torch_mixed, _torch_statistic, as_counts
+from varangian.core.stages import decide
 
 NATIVE = [torch.float32, torch.float64]
 KINDS = ["grid", "gaussian"]

@@ -12,7 +12,7 @@ import torch
 
 import oracles
 import varangian as vg
-from varangian.randomness import generator
+from varangian.core.randomness import generator
 
 Array = np.ndarray
 PAGE = Path(__file__).parents[1] / "docs" / "conventions.md"

@@ -22,7 +22,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varangian import data
+from varangian.simulation import data
+from varangian.simulation.data import readers
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -31,8 +32,8 @@ IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-u
 def nothing_from_outside(monkeypatch, tmp_path_factory):
     """No test finds data of this machine or asks the network for some, unless it says so."""
     monkeypatch.delenv("VARANGIAN_DATA", raising=False)
-    monkeypatch.setattr(data, "_DEBIAN", tmp_path_factory.mktemp("debian") / "none")
-    monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, "http://127.0.0.1:9/"))
+    monkeypatch.setattr(readers, "_DEBIAN", tmp_path_factory.mktemp("debian") / "none")
+    monkeypatch.setattr(readers, "_URLS", dict.fromkeys(readers._URLS, "http://127.0.0.1:9/"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -119,7 +120,7 @@ def test_fashion_mnist_of_debian(monkeypatch, tmp_path):
     debian = Path("/usr/share/datasets/fashion-mnist")
     if not debian.is_dir():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed: apt-get install dataset-fashion-mnist")
-    monkeypatch.setattr(data, "_DEBIAN", debian)
+    monkeypatch.setattr(readers, "_DEBIAN", debian)
     fashion = data.load("fashion-mnist", tmp_path, download=False)
     assert fashion.train.images.shape == (60_000, 1, 28, 28)
     assert fashion.test.images.shape == (10_000, 1, 28, 28)
@@ -166,7 +167,7 @@ def test_dotted_names_and_the_environment(tmp_path, monkeypatch):
 
 
 def test_a_given_folder_is_preferred_to_debian(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_DEBIAN", write(tmp_path / "debian", mnist_files(train=3), ".gz"))
+    monkeypatch.setattr(readers, "_DEBIAN", write(tmp_path / "debian", mnist_files(train=3), ".gz"))
     assert len(data.load("fashion-mnist", tmp_path / "mine", download=False).train) == 3
     write(tmp_path / "mine", mnist_files(train=4))
     assert len(data.load("fashion-mnist", tmp_path / "mine", download=False).train) == 4
@@ -422,15 +423,15 @@ def server(tmp_path_factory, monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, f"http://127.0.0.1:{http.server_port}/"))
+        monkeypatch.setattr(readers, "_URLS", dict.fromkeys(readers._URLS, f"http://127.0.0.1:{http.server_port}/"))
         yield folder
         http.shutdown()
         thread.join()
 
 
 def trust(monkeypatch, name: str, folder: Path):
-    sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in data._SHA256[name]}
-    monkeypatch.setitem(data._SHA256, name, sums)
+    sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in readers._SHA256[name]}
+    monkeypatch.setitem(readers._SHA256, name, sums)
 
 
 def test_download_mnist_where_torchvision_looks(server, tmp_path, monkeypatch):
@@ -438,7 +439,7 @@ def test_download_mnist_where_torchvision_looks(server, tmp_path, monkeypatch):
     trust(monkeypatch, "mnist", server)
     root = tmp_path / "new" / "folder"
     assert len(data.load("mnist", root).train) == 12
-    assert sorted(file.name for file in (root / "MNIST" / "raw").iterdir()) == sorted(data._SHA256["mnist"])
+    assert sorted(file.name for file in (root / "MNIST" / "raw").iterdir()) == sorted(readers._SHA256["mnist"])
     for file in server.iterdir():
         file.unlink()
     assert len(data.load("mnist", root, download=False).train) == 12
@@ -470,7 +471,7 @@ def test_what_has_another_checksum_is_thrown_away(server, tmp_path):
 
 def test_failed_downloads(server, tmp_path, monkeypatch):
     refused("cifar-10", tmp_path / "new", "HTTP status 404", "found neither", download=True)
-    monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, "http://127.0.0.1:9/"))
+    monkeypatch.setattr(readers, "_URLS", dict.fromkeys(readers._URLS, "http://127.0.0.1:9/"))
     refused("cifar-10", tmp_path / "new", "ConnectionError", "http://127.0.0.1:9/", download=True)
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
@@ -478,7 +479,7 @@ def test_failed_downloads(server, tmp_path, monkeypatch):
 
 
 def test_checksums_have_the_form_of_sha256():
-    for sums in data._SHA256.values():
+    for sums in readers._SHA256.values():
         assert all(len(bytes.fromhex(digest)) == 32 for digest in sums.values())
 
 

@@ -10,8 +10,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from varangian import demo, run
-from varangian.paper import pairs
+from varangian import run
+from varangian.study import demo
+from varangian.study.paper import pairs
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian import experiment
-from varangian.algorithm import Algorithm
-from varangian.attacks import Knowledge
-from varangian.geometry import Geometry
+from varangian.core.algorithm import Algorithm
+from varangian.core.attacks import Knowledge
+from varangian.core.geometry import Geometry
+from varangian.runs import building
 
 N, D, F = 12, 400, 2
 DRAWN = {
@@ -181,12 +181,12 @@ def settings(name: str, **changes: Any) -> vg.Experiment:
 def test_a_simulation_goes_on_where_it_was(name: str) -> None:
     """The step and the seed are all that there is to what will be drawn."""
     e = settings(name)
-    dataset = experiment.open_dataset(e)
-    whole, _ = experiment.build(e, dataset)
+    dataset = building.open_dataset(e)
+    whole, _ = building.build(e, dataset)
     expected = [whole.step().row() for _ in range(8)]
-    first, _ = experiment.build(e, dataset)
+    first, _ = building.build(e, dataset)
     assert [first.step().row() for _ in range(3)] == expected[:3]
-    second, _ = experiment.build(e, dataset)
+    second, _ = building.build(e, dataset)
     second.restore(first.snapshot())
     assert (second.state.step, second.state.seed) == (3, e.seed)
     assert [second.step().row() for _ in range(5)] == expected[3:]
@@ -195,7 +195,7 @@ def test_a_simulation_goes_on_where_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_a_replay_draws_what_was_drawn(name: str, tmp_path: Path) -> None:
     e = settings(name)
-    simulation, _ = experiment.build(e, experiment.open_dataset(e))
+    simulation, _ = building.build(e, building.open_dataset(e))
     state = simulation.state
     for _ in range(6):
         state = simulation.state
@@ -222,7 +222,7 @@ def test_the_adversary_tries_other_numbers(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setitem(vg.ATTACKS, "spy", Spy)
     e = settings("bucketing", attack="spy", steps=4)
-    simulation, _ = experiment.build(e, experiment.open_dataset(e))
+    simulation, _ = building.build(e, building.open_dataset(e))
     for _ in range(4):
         simulation.step()
     assert len(set(drawn)) == 4

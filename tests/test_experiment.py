@@ -20,9 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import varangian as vg
-from varangian import data, kernels
-from varangian import experiment as module
-from varangian.metrics import COLUMNS
+from varangian.core import kernels
+from varangian.runs import building
+from varangian.runs import experiment as module
+from varangian.simulation import data
+from varangian.simulation.data import readers
+from varangian.simulation.metrics import COLUMNS
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 SMALL = vg.Experiment(workers=11, byzantine=2, steps=3, batch_size=2, evaluate_every=2)
@@ -651,7 +654,7 @@ def test_training_learns_and_momentum_at_the_worker_helps(digits: data.Dataset) 
 def test_partitions(spec: str, digits: data.Dataset) -> None:
     """Each worker draws from its own part, at every step."""
     e = replace(SMALL, partition=spec, batch_size=40)
-    simulation, _ = module.build(e, digits)
+    simulation, _ = building.build(e, digits)
     labels = torch.cat([simulation.batches(step).labels for step in range(4)], dim=1)
     seen = [set(row.tolist()) for row in labels]
     if spec == "extreme":
@@ -664,7 +667,7 @@ def test_partitions(spec: str, digits: data.Dataset) -> None:
 
 def test_worker_gradients_do_not_depend_on_how_many_workers_there_are(digits: data.Dataset) -> None:
     """iid draws of worker i are those of worker i, with more beside it."""
-    few, many = (module.build(replace(SMALL, workers=n, rule="average"), digits)[0] for n in (7, 11))
+    few, many = (building.build(replace(SMALL, workers=n, rule="average"), digits)[0] for n in (7, 11))
     assert torch.equal(few.batches(5).inputs, many.batches(5).inputs[:7])
 
 
@@ -685,7 +688,7 @@ def test_both_profiles_on_fashion_mnist(tmp_path: Path) -> None:
         found[profile] = [e.accuracy for e in result.evaluations]
     assert found["described"] != found["published"]
 
-    published = module.build(vg.Experiment(workers=8, byzantine=2, profile="published", batch_size=7000), dataset)[0]
+    published = building.build(vg.Experiment(workers=8, byzantine=2, profile="published", batch_size=7000), dataset)[0]
     first, second = published.batches(0), published.batches(1)
     # 60,000 images are 8 batches of 7,000 and one of 4,000: at step 1 worker 0 has the short one.
     assert first.weights is None
@@ -736,7 +739,7 @@ def test_an_error_on_the_way_leaves_nothing_behind(
 
 
 def test_missing_data_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, "http://127.0.0.1:9/"))
+    monkeypatch.setattr(readers, "_URLS", dict.fromkeys(readers._URLS, "http://127.0.0.1:9/"))
     (tmp_path / "data").mkdir()
     with pytest.raises(vg.DataError, match=r"^mnist: "):
         vg.run(replace(SMALL, dataset="mnist"), out=tmp_path / "runs", data_folder=tmp_path / "data")
@@ -764,7 +767,7 @@ def test_what_only_the_data_shows_is_refused_before_anything_is_written(
 
 def test_the_data_folder_is_the_callers_to_choose(tmp_path: Path) -> None:
     with pytest.raises(vg.DataError, match=re.escape(str(tmp_path))):
-        module.open_dataset(replace(SMALL, dataset="cifar-10"), tmp_path, download=False)
+        building.open_dataset(replace(SMALL, dataset="cifar-10"), tmp_path, download=False)
 
 
 @pytest.mark.parametrize(

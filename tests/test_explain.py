@@ -8,8 +8,8 @@ import torch
 
 import oracles
 import varangian as vg
-from varangian.explanation import column_weights, explain
-from varangian.rules import RULES
+from varangian.core.explanation import column_weights, explain
+from varangian.core.rules import RULES
 
 N, F, D = 15, 3, 200
 

@@ -30,7 +30,7 @@ def test_the_library_needs_no_extra() -> None:
             "ImportError: varangian.engines.flower needs Flower (flwr >= 1.21): pip install 'varangian[flower]'.",
         ),
         (
-            "from varangian.sweep import sweep; sweep([], 'never', ray='auto')",
+            "from varangian.study.sweep import sweep; sweep([], 'never', ray='auto')",
             "ValueError: --ray needs Ray: pip install 'varangian[ray]'.",
         ),
     ],

@@ -25,9 +25,11 @@ from filelock import FileLock
 
 import varangian as vg
 from interruption import interrupt, left_by, stop_at
-from varangian import data, folders
-from varangian.experiment import settings_of
-from varangian.sweep import sweep
+from varangian.runs import folders
+from varangian.runs.results import settings_of
+from varangian.simulation import data
+from varangian.simulation.data import readers
+from varangian.study.sweep import sweep
 
 E = vg.Experiment(
     workers=7, byzantine=1, model="linear", rule="median", attack="little", steps=8, batch_size=1, evaluate_every=3
@@ -216,7 +218,7 @@ def mnist_folder(tmp_path: Path) -> Path:
 
 def test_data_that_goes_missing(mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a run nothing happens, for data is read once; a run that goes on without it says so."""
-    monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, "http://127.0.0.1:9/"))
+    monkeypatch.setattr(readers, "_URLS", dict.fromkeys(readers._URLS, "http://127.0.0.1:9/"))
     e = replace(E, dataset="mnist")
     expected = left_by(vg.run(e, tmp_path / "whole", data_folder=mnist_folder).folder)
     images = mnist_folder / "train-images-idx3-ubyte"
@@ -246,7 +248,7 @@ SHORT = """
 import resource, sys
 from dataclasses import replace
 from varangian import Experiment
-from varangian.sweep import sweep
+from varangian.study.sweep import sweep
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)
     e = Experiment(workers=7, byzantine=1, model="linear", rule="median", attack="little", steps=8, batch_size=1,

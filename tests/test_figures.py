@@ -18,9 +18,9 @@ from matplotlib.text import Text
 
 from test_report import made
 from varangian import Experiment
-from varangian.outcomes import Outcome
-from varangian.report import figures, style
-from varangian.report.layout import Group, by_batch_size, groups
+from varangian.study.outcomes import Outcome
+from varangian.study.report import figures, style
+from varangian.study.report.layout import Group, by_batch_size, groups
 
 RULES = ("centered-clipping", "median", "trimmed-mean", "phocas", "meamed", "bulyan", "krum", "multi-krum", "cge",
          "aksel", "monna", "geometric-median", "medoid", "caf")  # fmt: skip

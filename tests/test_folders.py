@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import varangian as vg
 from interruption import interrupt, left_by
 from power_cut import Disk, Moment
-from varangian import data
-from varangian.folders import Journal
+from varangian.runs.folders import Journal
+from varangian.simulation import data
 
 SMALL = vg.Experiment(workers=7, byzantine=1, model="linear", steps=5, batch_size=1, evaluate_every=3, l2=1e-3)
 PUBLISHED = ("average", "multi-krum", "median", "trimmed-mean", "phocas", "meamed", "bulyan", "mda", "cge", "aksel")

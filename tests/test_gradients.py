@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import oracles
-from varangian import kernels, models, randomness
-from varangian.gradients import Batch, WorkerGradients
+from varangian.core import kernels, randomness
+from varangian.simulation import models
+from varangian.simulation.gradients import Batch, WorkerGradients
 
 H, B, CLASSES, SHAPE = 3, 4, 5, (2, 8, 8)
 

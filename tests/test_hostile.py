@@ -25,16 +25,21 @@ import fuzzing
 import varangian as vg
 from fuzzing import Reader, outcome, put, readers
 from test_report import chromium, made, old_run
-from varangian import Experiment, data, folders
-from varangian.checks import printable
-from varangian.cli_study import import_command, reproduce
-from varangian.experiment import ConfigurationError, read, resume, run
-from varangian.files import folders_in, parse_json, read_columns, read_rows, read_text, write_whole
-from varangian.outcomes import gather, read_outcome, write_runs
-from varangian.report import figures, report, style
-from varangian.report.layout import Group
-from varangian.report.legacy import import_runs, read_study
-from varangian.specs import make, parse
+from varangian import Experiment
+from varangian.cli.study import import_command, reproduce
+from varangian.core.checks import printable
+from varangian.core.specs import make, parse
+from varangian.runs import folders
+from varangian.runs.experiment import ConfigurationError
+from varangian.runs.files import folders_in, parse_json, read_columns, read_rows, read_text, write_whole
+from varangian.runs.results import read
+from varangian.runs.running import resume, run
+from varangian.simulation import data
+from varangian.simulation.data import readers as files
+from varangian.study.outcomes import gather, read_outcome, write_runs
+from varangian.study.report import figures, report, style
+from varangian.study.report.layout import Group
+from varangian.study.report.legacy import import_runs, read_study
 
 ROOT = Path(__file__).parents[1]
 
@@ -504,7 +509,7 @@ def test_import_writes_where_it_should(tmp_path: Path) -> None:
 
 
 def test_folders_of_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varangian.files.MAX_ENTRIES", 3)
+    monkeypatch.setattr("varangian.runs.files.MAX_ENTRIES", 3)
     for number in range(4):
         (tmp_path / str(number)).mkdir()
     with pytest.raises(ValueError, match="more than 3 entries"):
@@ -566,7 +571,7 @@ def test_figures_that_nobody_could_look_at(tmp_path: Path, monkeypatch: pytest.M
     ]
     with pytest.raises(ValueError, match="too much for one figure"):
         report(many, tmp_path)
-    monkeypatch.setattr("varangian.report.MAX_PANELS", 20)
+    monkeypatch.setattr("varangian.study.report.MAX_PANELS", 20)
     kinds = [replace(base, experiment=replace(base.experiment, l2=0.001 * number)) for number in range(1, 10)]
     with pytest.raises(ValueError, match="panels, over"):
         report(kinds, tmp_path)
@@ -716,8 +721,8 @@ def test_downloads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(data, "_LARGEST", 2**20)
-        monkeypatch.setattr(data, "_URLS", dict.fromkeys(data._URLS, f"http://127.0.0.1:{server.server_port}/"))
+        monkeypatch.setattr(readers, "_LARGEST", 2**20)
+        monkeypatch.setattr(files, "_URLS", dict.fromkeys(files._URLS, f"http://127.0.0.1:{server.server_port}/"))
         with pytest.raises(data.DataError, match="does not have the known SHA-256, so it was thrown away"):
             data.load("cifar-10", tmp_path / "new", download=True)
         assert not (tmp_path / "new").exists()
@@ -727,5 +732,5 @@ def test_downloads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_download_has_a_checksum() -> None:
-    assert data._URLS.keys() == data._SHA256.keys()
-    assert all(re.fullmatch("[0-9a-f]{64}", known) for files in data._SHA256.values() for known in files.values())
+    assert files._URLS.keys() == files._SHA256.keys()
+    assert all(re.fullmatch("[0-9a-f]{64}", known) for files in files._SHA256.values() for known in files.values())

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import varangian as vg
-from varangian import data, outcomes
-from varangian.data import Dataset, Split
-from varangian.experiment import identified
-from varangian.identity import code_hash
+from varangian.runs.building import identified
+from varangian.simulation import data
+from varangian.simulation.data import Dataset, Split
+from varangian.simulation.identity import code_hash
+from varangian.study import outcomes
 
 SMALL = vg.Experiment(workers=5, byzantine=1, rule="median", steps=4, batch_size=2, evaluate_every=2, model="linear")
 
@@ -314,7 +315,7 @@ def test_hashes_are_those_of_another_process(tmp_path: Path) -> None:
     program = f"""
         import sys; sys.path.insert(0, {str(tmp_path)!r})
         import varangian as vg, my_rule
-        from varangian.identity import code_hash
+        from varangian.simulation.identity import code_hash
         print(code_hash([my_rule.Mine]))
     """
     text = RULE.format(factor=1.0, comment="", answer="helper(x) if x.shape[0] in {1, 2, 3, 'a', 'b'} else x[0]")

@@ -15,8 +15,9 @@ import pytest
 
 import varangian as vg
 from interruption import left_by
-from varangian import data, folders
-from varangian.interrupts import Interrupts, termination_interrupts
+from varangian.runs import folders
+from varangian.runs.interrupts import Interrupts, termination_interrupts
+from varangian.simulation import data
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 

@@ -15,9 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from varangian import data, kernels
-from varangian.kernels import columns
-from varangian.simulate import Images
+from varangian.core import kernels
+from varangian.core.kernels import columns
+from varangian.simulation import data
+from varangian.simulation.simulate import Images
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian import kernels
-from varangian.transforms import Clip, Momentum, SharedMomentum
+from varangian.core import kernels
+from varangian.core.transforms import Clip, Momentum, SharedMomentum
 
 N, D, F = 11, 300, 2  # whole blocks of columns, and the rest of one
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

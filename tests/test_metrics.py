@@ -12,10 +12,11 @@ import torch
 
 import oracles
 import varangian as vg
-from varangian import kernels, models
-from varangian.gradients import Batch, WorkerGradients
-from varangian.metrics import COLUMNS, Measures, Meter, Rows
-from varangian.simulate import Simulation
+from varangian.core import kernels
+from varangian.simulation import models
+from varangian.simulation.gradients import Batch, WorkerGradients
+from varangian.simulation.metrics import COLUMNS, Measures, Meter, Rows
+from varangian.simulation.simulate import Simulation
 
 N, F, B, MU, STEPS = 11, 2, 4, 0.9, 7
 L2, CLIP = 1e-2, 0.8

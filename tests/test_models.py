@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from varangian import models
+from varangian.simulation import models
 
 
 def count(module: nn.Module) -> int:

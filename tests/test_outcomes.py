@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 
 import varangian as vg
 from varangian import Experiment, run
-from varangian.attacks import Attack
-from varangian.mixing import Mixing
-from varangian.outcomes import Outcome, collect, command, gather, rate_text, read_runs, rule_name, write_runs
+from varangian.core.attacks import Attack
+from varangian.core.mixing import Mixing
+from varangian.study.outcomes import Outcome, collect, command, gather, rate_text, read_runs, rule_name, write_runs
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = Experiment(steps=2, workers=5, byzantine=1, rule="median", batch_size=2, measure=False, evaluate_every=0)

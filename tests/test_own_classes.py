@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian.geometry import Geometry
+from varangian.core.geometry import Geometry
 
 N, D = 7, 5
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))

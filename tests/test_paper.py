@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 import varangian as vg
-from varangian import Experiment, Median, paper
-from varangian.experiment import code_of
-from varangian.outcomes import Outcome, command, condition, rule_name
-from varangian.paper import PANELS, account, grid, missing, pairs, panel_of, quick, unattacked, verdicts
+from varangian import Experiment, Median
+from varangian.runs.building import code_of
+from varangian.study import paper
+from varangian.study.outcomes import Outcome, command, condition, rule_name
+from varangian.study.paper import PANELS, account, grid, missing, pairs, panel_of, quick, unattacked, verdicts
 
 
 def outcomes(panels=("fashion-mnist",), seeds=(1, 2), server=0.4, worker=0.75, reference=0.85) -> list[Outcome]:

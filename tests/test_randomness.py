@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varangian import randomness
+from varangian.core import randomness
 
 
 @settings(deadline=None, max_examples=50)

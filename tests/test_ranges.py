@@ -18,9 +18,9 @@ from torch import Tensor
 import catalog
 import varangian as vg
 from catalog import ATTACKS, LENGTHS, MIXINGS, RULES, TRANSFORMS, F, H, N, ask, vectors
-from varangian import kernels
-from varangian.geometry import power_below
-from varangian.metrics import Measures, Meter
+from varangian.core import kernels
+from varangian.core.geometry import power_below
+from varangian.simulation.metrics import Measures, Meter
 
 # Exponents of the scales: squares of double precision leave its range beyond +-512, of single beyond +-64.
 SCALES = {

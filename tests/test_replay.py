@@ -12,8 +12,8 @@ import torch
 
 import varangian as vg
 from interruption import interrupt
-from varangian import data
-from varangian.experiment import build
+from varangian.runs.building import build
+from varangian.simulation import data
 
 E = vg.Experiment(
     workers=11, byzantine=2, rule="multi-krum", attack="little", steps=12, batch_size=2, evaluate_every=5, nesterov=True

@@ -18,15 +18,15 @@ from click.testing import CliRunner
 
 import varangian as vg
 from varangian import Experiment, Median, run
-from varangian.cli_study import import_command, report_command, reproduce
-from varangian.experiment import code_of
-from varangian.outcomes import Outcome, Point, gather, write_runs
-from varangian.paper import PANELS, mean_gain, pairs, unattacked, verdicts
-from varangian.report import figures, judge, report, report_results, style
-from varangian.report.layout import Group, groups
-from varangian.report.legacy import import_runs, read_evaluations, read_study, read_table
-from varangian.report.page import Picture, SweepRecord, render
-from varangian.report.statistics import _drawn, estimate, summarize
+from varangian.cli.study import import_command, report_command, reproduce
+from varangian.runs.building import code_of
+from varangian.study.outcomes import Outcome, Point, gather, write_runs
+from varangian.study.paper import PANELS, mean_gain, pairs, unattacked, verdicts
+from varangian.study.report import figures, judge, report, report_results, style
+from varangian.study.report.layout import Group, groups
+from varangian.study.report.legacy import import_runs, read_evaluations, read_study, read_table
+from varangian.study.report.page import Picture, SweepRecord, render
+from varangian.study.report.statistics import _drawn, estimate, summarize
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -295,7 +295,7 @@ def test_rules_of_ones_own_stand_beside_the_others_until_their_code_changes(monk
 
 
 def test_a_long_report_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("varangian.report.SILENCE", 0.0)
+    monkeypatch.setattr("varangian.study.report.SILENCE", 0.0)
     said: list[str] = []
     report(made(rules=("median",), seeds=(1,)), tmp_path, say=said.append)
     assert said[0].startswith("0 figures drawn; now those of Fully connected, Fashion-MNIST")
@@ -341,7 +341,7 @@ def table(random: np.random.Generator, rows: int, columns: int, effects: tuple[f
 def test_intervals_hold_the_truth_as_often_as_they_say(
     rows: int, columns: int, effects: tuple, gaps: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("varangian.report.statistics.DRAWS", 4000)
+    monkeypatch.setattr("varangian.study.report.statistics.DRAWS", 4000)
     _drawn.cache_clear()
     random, studies = np.random.default_rng(7), 1000
     found = [estimate(table(random, rows, columns, effects, gaps)) for _ in range(studies)]
@@ -519,7 +519,7 @@ def test_old_tables_are_bounded_and_not_followed(tmp_path: Path, monkeypatch: py
     (folder / "link").symlink_to(folder / "eval")
     with pytest.raises(ValueError, match="a link, and not followed"):
         read_table(folder / "link")
-    monkeypatch.setattr("varangian.report.legacy.MAX_TABLE", 10)
+    monkeypatch.setattr("varangian.study.report.legacy.MAX_TABLE", 10)
     with pytest.raises(ValueError, match="more than 10 bytes"):
         read_evaluations(folder / "eval")
 
@@ -537,8 +537,8 @@ def test_old_columns_are_found_by_their_words(tmp_path: Path) -> None:
 
 
 def test_panels_without_data_say_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from varangian import cli_study
-    from varangian.data import DataError
+    from varangian.cli import study as cli_study
+    from varangian.simulation.data import DataError
 
     def lacks(experiment: Experiment, folder: Path | None) -> None:
         if experiment.dataset.startswith("cifar"):
@@ -557,7 +557,7 @@ def test_panels_without_data_say_how_to_get_it(tmp_path: Path, monkeypatch: pyte
 
 
 def _nothing():
-    from varangian.sweep import Sweep
+    from varangian.study.sweep import Sweep
 
     return Sweep((), 0, 0, (), 0, 0.0)
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 import golden_conventions as golden
 import oracles
 import varangian as vg
-from varangian import kernels, mixing, rules
-from varangian.geometry import Geometry, Held, _refined
-from varangian.mixing import AdaptiveClipping, Bucketing, NearestNeighborMixing, StaticClipping
-from varangian.randomness import generator
-from varangian.rules import (
+from varangian.core import kernels, mixing, rules
+from varangian.core.geometry import Geometry, Held, _refined
+from varangian.core.mixing import AdaptiveClipping, Bucketing, NearestNeighborMixing, StaticClipping
+from varangian.core.randomness import generator
+from varangian.core.rules import (
     CAF,
     FLAME,
     LASA,
@@ -50,8 +50,8 @@ from varangian.rules import (
     SignGuard,
     TrimmedMean,
 )
-from varangian.rules.core import decide, weigh
-from varangian.rules.federated import _order_statistic
+from varangian.core.rules.federated import _order_statistic
+from varangian.core.stages import decide, weigh
 
 Array = np.ndarray
 

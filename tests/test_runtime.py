@@ -18,15 +18,15 @@ import torch
 from threadpoolctl import threadpool_info
 
 import varangian
-from varangian import kernels
-from varangian.kernels import runtime
+from varangian.core import kernels
+from varangian.core.kernels import runtime
 
 COMPILES = """
 import numpy as np, torch
-from varangian.kernels.distances import _wide_square
-from varangian.geometry import _distances
-from varangian.rules.search import _degrees
-from varangian.rules.federated import _select
+from varangian.core.kernels.distances import _wide_square
+from varangian.core.geometry import _distances
+from varangian.core.rules.search import _degrees
+from varangian.core.rules.federated import _select
 assert _wide_square(np.ones(3)) == 3
 _distances(np.eye(2), np.eye(2)), _degrees(np.eye(2) > 0, np.zeros(2, np.int64), np.zeros(2, np.int64))
 assert _select(np.arange(3).astype(np.uint32), 1)[0] == 1

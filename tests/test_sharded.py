@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian.algorithm import State
+from varangian.core.algorithm import State
+from varangian.core.geometry import Geometry
 from varangian.engines.history import History
 from varangian.engines.sharded import (
     Aggregation,
@@ -27,7 +28,6 @@ from varangian.engines.sharded import (
     check_options,
     check_state,
 )
-from varangian.geometry import Geometry
 
 SIZES = (37, 5, 256, 1)  # of four parameters
 D = sum(SIZES)

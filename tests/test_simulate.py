@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import golden_conventions
 import oracles
 import varangian as vg
-from varangian import kernels
-from varangian.gradients import Batch, WorkerGradients
-from varangian.simulate import Simulation
+from varangian.core import kernels
+from varangian.simulation.gradients import Batch, WorkerGradients
+from varangian.simulation.simulate import Simulation
 
 NAMES = {"average": "average", "krum": "multi-krum", "trmean": "trimmed-mean"}
 PLACES = {"update": "server", "server": "shared", "worker": "worker"}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import varangian as vg
-from varangian.specs import describe, make, parse
+from varangian.core.specs import describe, make, parse
 
 
 @dataclass(frozen=True)

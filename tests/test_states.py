@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian import kernels
-from varangian.gradients import Batch
-from varangian.simulate import Simulation
+from varangian.core import kernels
+from varangian.simulation.gradients import Batch
+from varangian.simulation.simulate import Simulation
 
 H, D = 4, 7
 STAGES = {

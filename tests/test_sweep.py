@@ -23,8 +23,8 @@ from rich.console import Console
 
 from cluster import only_ray
 from varangian import Experiment
-from varangian.outcomes import gather, read_runs, write_runs
-from varangian.sweep import Sweep, sweep
+from varangian.study.outcomes import gather, read_runs, write_runs
+from varangian.study.sweep import Sweep, sweep
 
 BASE = Experiment(workers=11, byzantine=2, attack="little", batch_size=2, steps=25, clip=2.0, evaluate_every=10)
 GRID = [
@@ -34,7 +34,7 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from varangian import Experiment
-from varangian.sweep import sweep
+from varangian.study.sweep import sweep
 if __name__ == "__main__":
     out, seeds, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     base = Experiment(workers=11, byzantine=2, rule="median", attack="little", batch_size=2, steps=steps, clip=2.0,
@@ -104,8 +104,8 @@ def test_what_a_sweep_learns_from_it_reads_within_bounds(swept: tuple[Path, Swee
 
 
 def test_a_gpu_gets_two_runs_at_a_time_and_not_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("varangian.sweep")
-    monkeypatch.setattr(module, "_cores", lambda: 64)
+    module = importlib.import_module("varangian.study.sweep")
+    monkeypatch.setattr(module, "cores", lambda: 64)
     on = {device: [replace(BASE, rule="median", device=device, seed=s) for s in range(9)] for device in
           ("cpu", "cuda", "cuda:0", "cuda:1")}  # fmt: skip
     jobs = module._default_jobs

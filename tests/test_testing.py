@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian.attacks import ATTACKS, Attack, Knowledge
-from varangian.geometry import Geometry, mean_weights
-from varangian.mixing import MIXINGS, Mixing
-from varangian.randomness import BARE, Draw
-from varangian.rules import RULES
-from varangian.rules.selecting import krum_scores
+from varangian.core.attacks import ATTACKS, Attack, Knowledge
+from varangian.core.geometry import Geometry, mean_weights
+from varangian.core.mixing import MIXINGS, Mixing
+from varangian.core.randomness import BARE, Draw
+from varangian.core.rules import RULES
+from varangian.core.rules.selecting import krum_scores
 from varangian.testing import (
     ATTACK_CHECKS,
     EXEMPT,

@@ -9,7 +9,7 @@ import pytest
 
 import oracles
 import varangian as vg
-from varangian.theory import all_sets, empirical_kappa, worst_ratio
+from varangian.core.theory import all_sets, empirical_kappa, worst_ratio
 
 PROVED = (vg.Krum, vg.Median, vg.TrimmedMean, vg.GeometricMedian)
 ROBUST = (*PROVED, vg.MultiKrum, vg.MeaMed, vg.Phocas, vg.MinimumDiameterAveraging, vg.CAF, vg.SMEA, vg.Medoid)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import varangian as vg
-from varangian.vectors import flatten, unflatten
+from varangian.core.vectors import flatten, unflatten
 
 
 def models(n: int = 5) -> list[dict[str, torch.Tensor]]:

@@ -13,127 +13,129 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import engines as engines
     from . import testing as testing
-    from .algorithm import Algorithm as Algorithm
-    from .algorithm import State as State
-    from .attacks import ATTACKS as ATTACKS
-    from .attacks import ROP as ROP
-    from .attacks import AntiCGE as AntiCGE
-    from .attacks import Attack as Attack
-    from .attacks import ComposedDefence as ComposedDefence
-    from .attacks import Defence as Defence
-    from .attacks import Empire as Empire
-    from .attacks import Fang as Fang
-    from .attacks import Found as Found
-    from .attacks import Gaussian as Gaussian
-    from .attacks import HiddenVulnerability as HiddenVulnerability
-    from .attacks import Inf as Inf
-    from .attacks import Knowledge as Knowledge
-    from .attacks import LabelFlip as LabelFlip
-    from .attacks import Little as Little
-    from .attacks import Mimic as Mimic
-    from .attacks import MinMax as MinMax
-    from .attacks import MinSum as MinSum
-    from .attacks import NaN as NaN
-    from .attacks import SignFlip as SignFlip
-    from .attacks import WorstCase as WorstCase
-    from .attacks import Zero as Zero
-    from .checks import Refused as Refused
-    from .data import DATASETS as DATASETS
-    from .data import PARTITIONS as PARTITIONS
-    from .data import DataError as DataError
-    from .data import Dataset as Dataset
-    from .data import Split as Split
-    from .experiment import ConfigurationError as ConfigurationError
-    from .experiment import Evaluation as Evaluation
-    from .experiment import Experiment as Experiment
-    from .experiment import Result as Result
-    from .experiment import load_model as load_model
-    from .experiment import read as read
-    from .experiment import resume as resume
-    from .experiment import run as run
-    from .explanation import Explanation as Explanation
-    from .explanation import explain as explain
-    from .folders import FolderInUse as FolderInUse
-    from .geometry import Geometry as Geometry
-    from .geometry import mean_weights as mean_weights
-    from .metrics import Measures as Measures
-    from .mixing import MIXINGS as MIXINGS
-    from .mixing import AdaptiveClipping as AdaptiveClipping
-    from .mixing import Bucketing as Bucketing
-    from .mixing import Mixing as Mixing
-    from .mixing import NearestNeighborMixing as NearestNeighborMixing
-    from .mixing import StaticClipping as StaticClipping
-    from .models import MODELS as MODELS
-    from .randomness import Draw as Draw
-    from .replaying import Replay as Replay
-    from .replaying import replay as replay
-    from .rules import CAF as CAF
-    from .rules import FLAME as FLAME
-    from .rules import LASA as LASA
-    from .rules import RULES as RULES
-    from .rules import SMEA as SMEA
-    from .rules import Aksel as Aksel
-    from .rules import Average as Average
-    from .rules import Bulyan as Bulyan
-    from .rules import CenteredClipping as CenteredClipping
-    from .rules import ClippedClustering as ClippedClustering
-    from .rules import ComparativeGradientElimination as ComparativeGradientElimination
-    from .rules import Coordinatewise as Coordinatewise
-    from .rules import DivideAndConquer as DivideAndConquer
-    from .rules import FLTrust as FLTrust
-    from .rules import FoolsGold as FoolsGold
-    from .rules import General as General
-    from .rules import GeometricMedian as GeometricMedian
-    from .rules import Krum as Krum
-    from .rules import MeaMed as MeaMed
-    from .rules import Median as Median
-    from .rules import Medoid as Medoid
-    from .rules import MinimumDiameterAveraging as MinimumDiameterAveraging
-    from .rules import MoNNA as MoNNA
-    from .rules import MultiKrum as MultiKrum
-    from .rules import Nearest as Nearest
-    from .rules import Phocas as Phocas
-    from .rules import Rule as Rule
-    from .rules import Selecting as Selecting
-    from .rules import SignGuard as SignGuard
-    from .rules import TrimmedMean as TrimmedMean
-    from .rules import published as published
-    from .rules.core import refuse_faulty as refuse_faulty
-    from .theory import empirical_kappa as empirical_kappa
-    from .transforms import Clip as Clip
-    from .transforms import Momentum as Momentum
-    from .transforms import SharedMomentum as SharedMomentum
-    from .transforms import Transform as Transform
-    from .vectors import ModelShape as ModelShape
-    from .vectors import flatten as flatten
-    from .vectors import unflatten as unflatten
+    from .core.algorithm import Algorithm as Algorithm
+    from .core.algorithm import State as State
+    from .core.attacks import ATTACKS as ATTACKS
+    from .core.attacks import ROP as ROP
+    from .core.attacks import AntiCGE as AntiCGE
+    from .core.attacks import Attack as Attack
+    from .core.attacks import ComposedDefence as ComposedDefence
+    from .core.attacks import Defence as Defence
+    from .core.attacks import Empire as Empire
+    from .core.attacks import Fang as Fang
+    from .core.attacks import Found as Found
+    from .core.attacks import Gaussian as Gaussian
+    from .core.attacks import HiddenVulnerability as HiddenVulnerability
+    from .core.attacks import Inf as Inf
+    from .core.attacks import Knowledge as Knowledge
+    from .core.attacks import LabelFlip as LabelFlip
+    from .core.attacks import Little as Little
+    from .core.attacks import Mimic as Mimic
+    from .core.attacks import MinMax as MinMax
+    from .core.attacks import MinSum as MinSum
+    from .core.attacks import NaN as NaN
+    from .core.attacks import SignFlip as SignFlip
+    from .core.attacks import WorstCase as WorstCase
+    from .core.attacks import Zero as Zero
+    from .core.checks import Refused as Refused
+    from .core.explanation import Explanation as Explanation
+    from .core.explanation import explain as explain
+    from .core.geometry import Geometry as Geometry
+    from .core.geometry import mean_weights as mean_weights
+    from .core.mixing import MIXINGS as MIXINGS
+    from .core.mixing import AdaptiveClipping as AdaptiveClipping
+    from .core.mixing import Bucketing as Bucketing
+    from .core.mixing import Mixing as Mixing
+    from .core.mixing import NearestNeighborMixing as NearestNeighborMixing
+    from .core.mixing import StaticClipping as StaticClipping
+    from .core.randomness import Draw as Draw
+    from .core.rules import CAF as CAF
+    from .core.rules import FLAME as FLAME
+    from .core.rules import LASA as LASA
+    from .core.rules import RULES as RULES
+    from .core.rules import SMEA as SMEA
+    from .core.rules import Aksel as Aksel
+    from .core.rules import Average as Average
+    from .core.rules import Bulyan as Bulyan
+    from .core.rules import CenteredClipping as CenteredClipping
+    from .core.rules import ClippedClustering as ClippedClustering
+    from .core.rules import ComparativeGradientElimination as ComparativeGradientElimination
+    from .core.rules import Coordinatewise as Coordinatewise
+    from .core.rules import DivideAndConquer as DivideAndConquer
+    from .core.rules import FLTrust as FLTrust
+    from .core.rules import FoolsGold as FoolsGold
+    from .core.rules import General as General
+    from .core.rules import GeometricMedian as GeometricMedian
+    from .core.rules import Krum as Krum
+    from .core.rules import MeaMed as MeaMed
+    from .core.rules import Median as Median
+    from .core.rules import Medoid as Medoid
+    from .core.rules import MinimumDiameterAveraging as MinimumDiameterAveraging
+    from .core.rules import MoNNA as MoNNA
+    from .core.rules import MultiKrum as MultiKrum
+    from .core.rules import Nearest as Nearest
+    from .core.rules import Phocas as Phocas
+    from .core.rules import Rule as Rule
+    from .core.rules import Selecting as Selecting
+    from .core.rules import SignGuard as SignGuard
+    from .core.rules import TrimmedMean as TrimmedMean
+    from .core.rules import published as published
+    from .core.stages import refuse_faulty as refuse_faulty
+    from .core.theory import empirical_kappa as empirical_kappa
+    from .core.transforms import Clip as Clip
+    from .core.transforms import Momentum as Momentum
+    from .core.transforms import SharedMomentum as SharedMomentum
+    from .core.transforms import Transform as Transform
+    from .core.vectors import ModelShape as ModelShape
+    from .core.vectors import flatten as flatten
+    from .core.vectors import unflatten as unflatten
+    from .runs.experiment import ConfigurationError as ConfigurationError
+    from .runs.experiment import Experiment as Experiment
+    from .runs.folders import FolderInUse as FolderInUse
+    from .runs.replaying import Replay as Replay
+    from .runs.replaying import replay as replay
+    from .runs.results import Evaluation as Evaluation
+    from .runs.results import Result as Result
+    from .runs.results import load_model as load_model
+    from .runs.results import read as read
+    from .runs.running import resume as resume
+    from .runs.running import run as run
+    from .simulation.data import DATASETS as DATASETS
+    from .simulation.data import PARTITIONS as PARTITIONS
+    from .simulation.data import DataError as DataError
+    from .simulation.data import Dataset as Dataset
+    from .simulation.data import Split as Split
+    from .simulation.metrics import Measures as Measures
+    from .simulation.models import MODELS as MODELS
 
 __version__ = "0.1.0"
 
 # Where each public name lives: importing the package costs nothing until one is used. No module may bear the name of
 # a function listed here, since importing it would put the module in the function's place.
 _HOMES = {
-    "algorithm": "Algorithm State",
-    "attacks": "ATTACKS AntiCGE Attack ComposedDefence Defence Empire Fang Found Gaussian HiddenVulnerability Inf "
+    "core.algorithm": "Algorithm State",
+    "core.attacks": "ATTACKS AntiCGE Attack ComposedDefence Defence Empire Fang Found Gaussian HiddenVulnerability Inf "
     "Knowledge LabelFlip Little Mimic MinMax MinSum NaN ROP SignFlip WorstCase Zero",
-    "checks": "Refused",
-    "data": "DATASETS DataError Dataset PARTITIONS Split",
-    "experiment": "ConfigurationError Evaluation Experiment Result load_model read resume run",
-    "explanation": "Explanation explain",
-    "folders": "FolderInUse",
-    "geometry": "Geometry mean_weights",
-    "metrics": "Measures",
-    "mixing": "AdaptiveClipping Bucketing MIXINGS Mixing NearestNeighborMixing StaticClipping",
-    "models": "MODELS",
-    "randomness": "Draw",
-    "replaying": "Replay replay",
-    "rules": "Aksel Average Bulyan CAF CenteredClipping ClippedClustering ComparativeGradientElimination "
+    "core.checks": "Refused",
+    "simulation.data": "DATASETS DataError Dataset PARTITIONS Split",
+    "runs.experiment": "ConfigurationError Experiment",
+    "core.explanation": "Explanation explain",
+    "runs.folders": "FolderInUse",
+    "core.geometry": "Geometry mean_weights",
+    "simulation.metrics": "Measures",
+    "core.mixing": "AdaptiveClipping Bucketing MIXINGS Mixing NearestNeighborMixing StaticClipping",
+    "simulation.models": "MODELS",
+    "core.randomness": "Draw",
+    "runs.replaying": "Replay replay",
+    "runs.results": "Evaluation Result load_model read",
+    "runs.running": "resume run",
+    "core.rules": "Aksel Average Bulyan CAF CenteredClipping ClippedClustering ComparativeGradientElimination "
     "Coordinatewise DivideAndConquer FLAME FLTrust FoolsGold General GeometricMedian Krum LASA MeaMed Median Medoid "
     "MinimumDiameterAveraging MoNNA MultiKrum Nearest Phocas RULES Rule SMEA Selecting SignGuard TrimmedMean published",
-    "rules.core": "refuse_faulty",
-    "theory": "empirical_kappa",
-    "transforms": "Clip Momentum SharedMomentum Transform",
-    "vectors": "ModelShape flatten unflatten",
+    "core.stages": "refuse_faulty",
+    "core.theory": "empirical_kappa",
+    "core.transforms": "Clip Momentum SharedMomentum Transform",
+    "core.vectors": "ModelShape flatten unflatten",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -17,16 +17,16 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..checks import likely, printable, unknown
+from ..core.checks import likely, printable, unknown
 
 # name: (module, the command there, what it does)
 COMMANDS = {
     "demo": (".runs", "demo_command", "The paper's comparison in small, in under a minute."),
-    "import": ("..cli_study", "import_command", "Result folders of the paper's own code as runs, for the report."),
+    "import": (".study", "import_command", "Result folders of the paper's own code as runs, for the report."),
     "list": (".catalogue", "list_command", "What there is: rules, mixings, attacks, datasets, models, partitions."),
     "replay": (".runs", "replay_command", "Rebuild all n vectors of one step of a run, and explain it."),
-    "report": ("..cli_study", "report_command", "A page, figures and the claims table of runs."),
-    "reproduce": ("..cli_study", "reproduce", "The paper's study: all its runs, figures and claims."),
+    "report": (".study", "report_command", "A page, figures and the claims table of runs."),
+    "reproduce": (".study", "reproduce", "The paper's study: all its runs, figures and claims."),
     "run": (".runs", "run_command", "Train once: n workers, some Byzantine, one rule."),
 }
 
@@ -170,7 +170,7 @@ def _sentence(error: click.ClickException) -> str:
 def _elsewhere(context: click.Context | None) -> dict[str, str]:
     if context is None or context.command.name != "run":
         return {}
-    from ..experiment import ELSEWHERE  # by now the command has imported it
+    from ..runs.experiment import ELSEWHERE  # by now the command has imported it
 
     settings = {name: meant.replace("_", "-") for name, meant in ELSEWHERE.items()} | {"output": "out"}
     return {f"--{name}": f"--{meant}" for name, meant in settings.items()}

@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..checks import unknown
+from ..core.checks import unknown
 
 # kind: (where its table of names is written, where what it names is)
 KINDS = {
-    "rules": ("RULES", "rules/*.py"),
-    "mixings": ("MIXINGS", "mixing.py"),
-    "attacks": ("ATTACKS", "attacks.py"),
-    "datasets": ("DATASETS", "data.py"),
-    "models": ("MODELS", "models.py"),
-    "partitions": ("PARTITIONS", "data.py"),
+    "rules": ("RULES", "core/rules/*.py"),
+    "mixings": ("MIXINGS", "core/mixing.py"),
+    "attacks": ("ATTACKS", "core/attacks.py"),
+    "datasets": ("DATASETS", "simulation/data/*.py"),
+    "models": ("MODELS", "simulation/models.py"),
+    "partitions": ("PARTITIONS", "simulation/data/*.py"),
 }
 
 

@@ -16,22 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .. import demo as demonstration
-from ..experiment import (
-    CHECKPOINT_EVERY,
-    HASHES,
-    ConfigurationError,
-    Evaluation,
-    Experiment,
-    Result,
-    differences,
-    settings_of,
-)
-from ..experiment import resume as resume_experiment
-from ..experiment import run as run_experiment
-from ..files import read_text
-from ..interrupts import termination_interrupts
-from ..replaying import replay
+from ..runs.experiment import HASHES, ConfigurationError, Experiment, differences
+from ..runs.files import read_text
+from ..runs.interrupts import termination_interrupts
+from ..runs.replaying import replay
+from ..runs.results import Evaluation, Result, settings_of
+from ..runs.running import CHECKPOINT_EVERY
+from ..runs.running import resume as resume_experiment
+from ..runs.running import run as run_experiment
+from ..study import demo as demonstration
 
 output = Console()
 notices = Console(stderr=True)

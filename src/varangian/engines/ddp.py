@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import kernels
-from ..algorithm import Algorithm, State
-from ..explanation import shares_of, statistic_of
+from ..core import kernels
+from ..core.algorithm import Algorithm, State
+from ..core.explanation import shares_of, statistic_of
 from .history import History, Report
 from .sharded import (
     SAMPLE,

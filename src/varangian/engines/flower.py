@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..algorithm import Algorithm, State
-from ..checks import Refused, shown
-from ..explanation import explain
-from ..mixing import Mixing, NearestNeighborMixing
-from ..rules import Median, Rule, TrimmedMean
-from ..rules.core import Decision
-from ..transforms import Momentum, SharedMomentum, Transform
-from ..vectors import BUFFER_NAMES, flatten, unflatten
+from ..core.algorithm import Algorithm, State
+from ..core.checks import Refused, shown
+from ..core.explanation import explain
+from ..core.mixing import Mixing, NearestNeighborMixing
+from ..core.rules import Median, Rule, TrimmedMean
+from ..core.stages import Decision
+from ..core.transforms import Momentum, SharedMomentum, Transform
+from ..core.vectors import BUFFER_NAMES, flatten, unflatten
 from .sharded import check_protects, check_state, check_tensors, number_in, tensors_of, text_in
 
 try:

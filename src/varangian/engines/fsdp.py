@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..algorithm import Algorithm, State
+from ..core.algorithm import Algorithm, State
 from .history import History, Report
 from .sharded import (
     Aggregation,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import whole
+from ..core.checks import whole
 
 logger = logging.getLogger("varangian")
 

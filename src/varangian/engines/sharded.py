@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
-from .. import kernels
-from ..algorithm import Algorithm, State, finite_rows
-from ..checks import Refused, brief, kind_of, shown
-from ..explanation import shares_of, statistic_of
-from ..geometry import Geometry, Held, Vectors
-from ..randomness import Draw
-from ..rules.core import Decision, Rule, check_rows, checked_answer, measure, weigh
+from ..core import kernels
+from ..core.algorithm import Algorithm, State, finite_rows
+from ..core.checks import Refused, brief, kind_of, shown
+from ..core.explanation import shares_of, statistic_of
+from ..core.geometry import Geometry, Held, Vectors
+from ..core.randomness import Draw
+from ..core.stages import Decision, Rule, check_rows, checked_answer, measure, weigh
 from .history import History
 
 try:

@@ -1,0 +1,343 @@
+"""The paper in one screen: on which side of the aggregation rule F does momentum stand?
+
+    at the server    theta <- theta - lr * M( F( g_1, ..., g_n ) )            the usual formulation
+    at the workers   theta <- theta - lr * F( M(g_1), ..., M(g_n) )           the paper's formulation
+
+An algorithm is four stages in two halves, and the adversary stands between the halves:
+
+    worker   [*, d] -> [*, d]   row by row        Clip, Momentum           where the gradient is
+    ------- the adversary sees what honest workers send and supplies the other rows, last ----------------
+    pre      [n, d] -> [m, d]   rows may mix      NearestNeighborMixing ...
+    rule     [n, d] -> [d]      F                 MultiKrum, Median, Bulyan ...
+    server   [d]    -> [d]      after F           Momentum
+
+Letters, here and everywhere: n vectors arrive, at most f of them Byzantine, h = n - f honest ones come first, each has
+d coordinates, m are selected or result from a mixing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import kernels
+from .checks import kind_of, shown, whole
+from .mixing import Mixing
+from .randomness import Draw
+from .rules import Average, Rule
+from .stages import Decision, decide, required_rows
+from .transforms import Clip, Momentum, Transform, check_like
+
+
+@dataclass(frozen=True)
+class State:
+    """All that an algorithm remembers between two steps. Plain tensors: save them, send them, compare them.
+
+    Attributes:
+        worker: one entry per worker transform, [h, d] momenta or None.
+        server: one entry per server transform, [d] momenta or None.
+        previous: [d], the last output of F, zero at first; None for algorithms that never look at it.
+        step: how many aggregations came before.
+        seed: what rules and mixings that draw depend on, beside the step.
+    """
+
+    worker: tuple[Tensor | None, ...]
+    server: tuple[Tensor | None, ...]
+    previous: Tensor | None
+    step: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Distributed SGD under attack: worker transforms, then mixings and a rule, then server transforms.
+
+    Moving one object across ``rule=`` is the experiment of the paper.
+
+    Example:
+        >>> import torch, varangian as vg
+        >>> proposal = vg.Algorithm(worker=(vg.Clip(2.0), vg.Momentum(0.9)), rule=vg.MultiKrum(f=1))
+        >>> practice = vg.Algorithm(worker=(vg.Clip(2.0),), rule=vg.MultiKrum(f=1), server=(vg.Momentum(0.9),))
+        >>> state = proposal.init(h=5, d=3)
+        >>> vectors, state = proposal.send(torch.ones(5, 3), state)
+        >>> update, state = proposal.aggregate(vectors, state)
+        >>> update
+        tensor([1., 1., 1.])
+
+    Reference: El-Mhamdi, Guerraoui, Rouault, "Distributed Momentum for Byzantine-resilient Stochastic Gradient
+    Descent", ICLR 2021.
+    """
+
+    worker: tuple[Transform, ...] = ()
+    pre: tuple[Mixing, ...] = ()
+    rule: Rule = Average()
+    server: tuple[Transform, ...] = ()
+
+    def __post_init__(self) -> None:
+        for place, kind in (("worker", Transform), ("pre", Mixing), ("server", Transform)):
+            given = getattr(self, place)
+            stages = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+            for stage in stages:
+                _check_stage(place, stage, kind)
+            object.__setattr__(self, place, stages)
+        _check_stage("rule", self.rule, Rule)
+        if self.rule.needs_root:
+            raise ValueError(
+                f"Algorithm: {self.rule} needs a root vector, which an algorithm does not have; "
+                "call the rule itself: rule(vectors, previous=root)."
+            )
+        moving = [str(mixing) for mixing in self.pre if not mixing.aligned]
+        if self.rule.by_place and moving:
+            raise ValueError(
+                f"Algorithm: {self.rule} trusts the vector at one place, and behind {moving[0]} none is in its place."
+            )
+        for stage in self.server:
+            if stage.worker_only:
+                raise ValueError(f"Algorithm: {stage} acts at the workers, got it in server=; move it to worker=.")
+
+    @property
+    def min_n(self) -> int:
+        """The least number of vectors that every stage of ``pre`` and ``rule`` accepts."""
+        return required_rows(self.pre, self.rule)
+
+    @property
+    def remembers_aggregate(self) -> bool:
+        """Whether some stage looks at the last output of F."""
+        return self.rule.uses_previous or any(stage.uses_previous for stage in self.worker)
+
+    def init(
+        self, h: int, d: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
+    ) -> State:
+        """Zero momenta: of h workers and of the server.
+
+        ``seed`` decides what rules and mixings that draw will draw, step by step: whoever knows it knows all of it, so
+        a server that faces real adversaries keeps it to itself.
+        """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"Algorithm needs a floating-point dtype, such as torch.float32, got {shown(dtype)}.")
+        try:
+            options = {"dtype": dtype, "device": torch.device(device)}
+        except (RuntimeError, TypeError):
+            raise ValueError(f"Algorithm needs a device, such as cpu, cuda or cuda:1, got {shown(device)}.") from None
+        h, d = whole(self, "h", h), whole(self, "d", d)
+        return State(
+            worker=tuple(torch.zeros(h, d, **options) if stage.remembers else None for stage in self.worker),
+            server=tuple(torch.zeros(d, **options) if stage.remembers else None for stage in self.server),
+            previous=torch.zeros(d, **options) if self.remembers_aggregate else None,
+            seed=whole(self, "seed", seed),
+        )
+
+    @kernels.eager
+    def point(self, parameters: Tensor, state: State, lr: float) -> Tensor:
+        """Where to take the gradients: [d] parameters, or the look-ahead points of Nesterov's momentum.
+
+        At the server theta - mu lr m, [d]; at the workers theta - mu lr m_i, [h, d], one point a worker.
+        """
+        _check_vectors("parameters", parameters, 1)
+        _check_state(state)
+        _check_memories(self.worker, "worker", state.worker)
+        _check_memories(self.server, "server", state.server)
+        for memory in (*state.worker, *state.server):
+            if memory is not None and len(memory):
+                check_like("Algorithm", "momenta", memory[0] if memory.ndim == 2 else memory, parameters)
+        self._check_previous(state, parameters)
+        for stage, memory in zip(self.worker + self.server, state.worker + state.server, strict=True):
+            parameters = stage.look_ahead(parameters, memory, state.previous, lr)
+        return parameters
+
+    @kernels.eager
+    def send(self, gradients: Tensor, state: State, out: Tensor | None = None) -> tuple[Tensor, State]:
+        """The worker half, row by row: what each worker sends for the gradient it sampled, [h, d] -> [h, d].
+
+        A worker that would send NaN or infinity does send it, for the server to see, and remembers nothing of that
+        step: its momenta stay as they were, so that its next vectors are finite again.
+
+        With ``out`` nothing is allocated but where a gradient is not finite: the vectors are written there,
+        ``gradients`` is overwritten by what precedes the last stage, and the new state may live in ``out``, which must
+        then stay untouched until the next call. Without it what comes back is the caller's own.
+
+        Raises:
+            ValueError: a state of other workers, other coordinates, or another algorithm.
+        """
+        _check_vectors("gradients", gradients, 2)
+        _check_state(state)
+        _check_memories(self.worker, "worker", state.worker, gradients)
+        self._check_previous(state, gradients)
+        if out is not None:
+            check_like("Algorithm", "out", out, gradients)
+        gradients = gradients.detach() if gradients.requires_grad else gradients  # else it may be out itself
+        kept = state.worker if out is None or self._may_spoil(gradients) else None
+        if kept is not None and out is not None:
+            kept = tuple(None if m is None else m.clone() for m in kept)
+        vectors, memories = gradients, []
+        for place, (stage, memory) in enumerate(zip(self.worker, state.worker, strict=True), 1):
+            inside = memory if stage.remembers else gradients  # what is remembered must outlive the gradients
+            target = out if out is None or place == len(self.worker) else inside
+            vectors, memory = _applied(stage, vectors, memory, state.previous, target)
+            memories.append(memory)
+        if out is not None and vectors is not out:
+            vectors = out.copy_(vectors)
+        if kept is not None:
+            memories = unspoilt(vectors, memories, kept, self.worker)
+        return vectors, replace(state, worker=tuple(memories))
+
+    def _may_spoil(self, gradients: Tensor) -> bool:
+        """Whether some worker may come to remember NaN or infinity: False is certain."""
+        momenta = [stage for stage in self.worker if stage.remembers]
+        if not momenta:
+            return False
+        if len(momenta) > 1 or any(type(stage) not in (Clip, Momentum) for stage in self.worker):
+            return True
+        assert isinstance(momenta[0], Momentum)
+        return not bool((kernels.squared_norms(gradients).sqrt_() < momenta[0].overflow(gradients.dtype)).all())
+
+    @kernels.eager
+    def aggregate(self, vectors: Tensor, state: State) -> tuple[Tensor, State]:
+        """The server half: mixings, the rule, then the server's transforms, [n, d] -> [d].
+
+        The parameters then become ``parameters - lr * update``. ``vectors`` is only read; the update is the caller's
+        own, to be written into at will.
+
+        Raises:
+            Refused: more than f vectors are not finite.
+            ValueError: too few vectors for f, or a state of other coordinates or of another algorithm.
+        """
+        return self.finish(self.decide(vectors, state), state)
+
+    @kernels.eager
+    def decide(self, vectors: Tensor, state: State) -> Decision:
+        """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered."""
+        _check_vectors("vectors", vectors, 2)
+        _check_state(state)
+        _check_memories(self.server, "server", state.server, vectors[0] if len(vectors) else None)
+        self._check_previous(state, vectors)
+        return decide(vectors, self.pre, self.rule, state.previous, Draw(state.seed, state.step))
+
+    @kernels.eager
+    def finish(self, decision: Decision, state: State, in_place: bool = False) -> tuple[Tensor, State]:
+        """The second part of :meth:`aggregate`: the server's transforms. The new state is that of the next step.
+
+        With ``in_place`` the new momenta take the place of the old ones, and the update may be such a momentum: it must
+        then stay untouched.
+        """
+        _check_state(state)
+        update, memories = decision.aggregate, []
+        _check_memories(self.server, "server", state.server, update)
+        for stage, memory in zip(self.server, state.server, strict=True):
+            update, memory = _applied(stage, update, memory, None, memory if in_place else None)
+            memories.append(memory)
+        previous = decision.aggregate.clone() if self.remembers_aggregate else None
+        return update, State(state.worker, tuple(memories), previous, state.step + 1, state.seed)
+
+    def _check_previous(self, state: State, x: Tensor) -> None:
+        if self.remembers_aggregate:
+            check_like("Algorithm", "state.previous, the last aggregate,", state.previous, x, rows=False)
+        elif state.previous is not None:
+            raise ValueError(f"Algorithm: {OTHER}, since this one remembers no aggregate.")
+
+
+OTHER = "the state is one of another algorithm"
+
+
+def _check_stage(place: str, stage: object, kind: type) -> None:
+    """Raises ValueError for what is no stage of this kind, and says what would do."""
+    if isinstance(stage, kind):
+        if isinstance(stage, (Rule, Mixing)) and type(stage).__call__ is not kind.__call__:
+            own = "combine, weights or statistic" if isinstance(stage, Rule) else "weights"
+            name = type(stage).__name__
+            raise ValueError(f"Algorithm: {name} has a __call__ of its own, which no algorithm calls; override {own}.")
+        return
+    places = {Transform: "worker= or server=", Mixing: "pre=", Rule: "rule="}
+    came, advice = shown(stage), ""
+    if isinstance(stage, type):
+        came, advice = f"the class {stage.__name__}", f"; make one: {stage.__name__}(...)"
+    elif isinstance(stage, (Transform, Mixing, Rule)):
+        advice = f"; that goes into {next(there for family, there in places.items() if isinstance(stage, family))}"
+    what = {Transform: "transforms", Mixing: "mixings", Rule: "a rule"}[kind]
+    raise ValueError(f"Algorithm needs {what} in {place}=, got {came}{advice}.")
+
+
+def _check_vectors(name: str, x: Tensor, ndim: int) -> None:
+    held = isinstance(x, Tensor) and x.ndim == ndim and x.is_floating_point()
+    if not held or (name == "vectors" and x.shape[1] < 1):
+        wanted = "[h, d]" if name == "gradients" else "[n, d]" if name == "vectors" else "[d]"
+        advice = "; torch.as_tensor makes one" if not isinstance(x, Tensor) else ""
+        raise ValueError(f"Algorithm needs {name} as a floating-point tensor {wanted}, got {kind_of(x)}{advice}.")
+
+
+def _check_state(state: State) -> None:
+    if not isinstance(state, State):
+        raise ValueError(f"Algorithm needs a state, which Algorithm.init makes, got {kind_of(state)}.")
+
+
+def _check_memories(
+    stages: tuple[Transform, ...], place: str, memories: tuple[Tensor | None, ...], x: Tensor | None = None
+) -> None:
+    """Raises ValueError unless there is a memory of x's kind for each stage that remembers, and none else."""
+    if len(stages) != len(memories):
+        raise ValueError(f"Algorithm: {OTHER}, with {len(memories)} {place} memories for {len(stages)} {place} stages.")
+    for stage, memory in zip(stages, memories, strict=True):
+        if stage.remembers != (memory is not None):
+            raise ValueError(f"Algorithm: {OTHER}, with {kind_of(memory)} as the memory of {stage}.")
+        if memory is not None and x is not None:
+            check_like("Algorithm", f"the memory of {stage}, which Algorithm.init makes,", memory, x)
+
+
+def _applied(
+    stage: Transform, x: Tensor, memory: Tensor | None, previous: Tensor | None, out: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What a stage makes of x, held to its contract: anybody may have written it."""
+    came = stage(x, memory, previous, out)
+    if not (isinstance(came, tuple) and len(came) == 2):
+        raise ValueError(f"{type(stage).__name__} must return (vectors, memory), got {kind_of(came)}.")
+    check_like(stage, "to return vectors", came[0], x)
+    if stage.remembers:
+        check_like(stage, "to return its memory", came[1], x)
+    elif came[1] is not None:
+        raise ValueError(f"{type(stage).__name__} must return None for a memory (remembers is False).")
+    return came
+
+
+def unspoilt(
+    vectors: Tensor,
+    memories: Sequence[Tensor | None],
+    before: Sequence[Tensor | None],
+    stages: Sequence[Transform] = (),
+) -> list[Tensor | None]:
+    """The memories of workers, those from before for whoever sends a vector that is not finite.
+
+    Behind several momenta those from before may be so large that they overflow by themselves, step after step: such a
+    worker begins anew, at zero.
+    """
+    if all(memory is None for memory in memories):
+        return list(memories)
+    finite = finite_rows(vectors)
+    if finite.all():
+        return list(memories)
+    rows = torch.from_numpy(finite).to(vectors.device).unsqueeze(1)
+    momenta = [stage for stage in stages if isinstance(stage, Momentum)]
+    if len(momenta) > 1:
+        bound = torch.finfo(vectors.dtype).max / (2 * math.prod(1 / (1 - stage.beta) for stage in momenta))
+        sizes = [old.abs().amax(1, keepdim=True) for old in before if old is not None]
+        sound = torch.stack(sizes).amax(0) <= bound
+        before = [None if old is None else torch.where(sound, old, 0) for old in before]
+    return [
+        None if memory is None or old is None else torch.where(rows, memory, old)
+        for memory, old in zip(memories, before, strict=True)
+    ]
+
+
+def finite_rows(x: Tensor) -> np.ndarray:
+    """[n] whether a row holds neither NaN nor infinity.
+
+    A finite sum has finite terms, and sums are fast. Where finite terms overflow together, the row is looked at.
+    """
+    finite = x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()
+    for row in (~finite).nonzero()[:, 0].tolist():
+        finite[row] = x[row].isfinite().all()
+    return finite.cpu().numpy()

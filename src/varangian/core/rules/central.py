@@ -1,0 +1,431 @@
+"""Rules around a centre: a median of one kind or another, or a vector that is trusted."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..checks import require, set_real, set_whole
+from ..geometry import FAR, Geometry, Held, in_unit, mean_weights, middle, unit_of
+from ..kernels.runtime import jit
+from ..stages import Bound, General, Nearest, Selecting, column_statistic
+from .coordinatewise import Even, median_ranks
+from .selecting import sure_scores
+
+SETTLED = 1e-9  # relative to a usual distance: a walk whose remaining way is shorter has arrived
+CLOSE = 0.03  # so near to a point, float32 distances would show in the answer: they are measured again in float64
+FLAT = 0.05  # so flat (of the greatest curvature there can be), they would too
+OPTIMAL = 1e-6  # relative: what float32 distances leave uncertain of sums of unit vectors
+SEARCHES = 200  # Newton's steps; 5 to 10 are usual
+
+Pulls = tuple[int, float, np.ndarray, np.ndarray, int, float, float]
+
+
+@dataclass(frozen=True)
+class Aksel(General):
+    """The mean of the vectors closest to the coordinate-wise median.
+
+    F = mean of x_i over the q least ||x_i - median||,  q = (n + 1) // 2 ("mid") or n - f ("n-f")
+
+    Args:
+        f: Byzantine vectors tolerated.
+        mode: how many to average.
+        even: which median, for even n.
+
+    Shape: [n, d] -> [d].
+    Tolerates: f < n / 2.
+    Cost: three passes: the median's columns, the distances to it, the selected rows.
+    Convention: the paper of distributed momentum ran even="lower". Ties go to the lexicographically smaller vector.
+
+    Example:
+        >>> import torch
+        >>> Aksel(f=2)(torch.tensor([[0.0], [1.0], [2.0], [10.0], [100.0]]))
+        tensor([1.])
+
+    Reference: Boussetta, El-Mhamdi, Guerraoui, Maurer, Rouault, "AKSEL: Fast Byzantine SGD", OPODIS 2020.
+    """
+
+    mode: Literal["mid", "n-f"] = "mid"
+    even: Even = "mid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, self.mode in ("mid", "n-f"), 'mode "mid" or "n-f"', self.mode)
+        require(self, self.even in ("mid", "lower", "upper"), 'even "mid", "lower" or "upper"', self.even)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        n = x.shape[0]
+        median = column_statistic(self, x, (*median_ranks(n, self.even), 0), None)
+        squared = kernels.squared_distances_to(x, median)
+        if (unit := unit_of(x, squared)) is not None:
+            squared = kernels.squared_distances_to(in_unit(x, unit), in_unit(median, unit))
+        del median  # before the answer takes as much
+        count = (n + 1) // 2 if self.mode == "mid" else n - self.f
+        return kernels.weighted_rows(x, mean_weights(ranked(x, squared)[:count], n))
+
+
+def ranked(x: Tensor, scores: np.ndarray) -> np.ndarray:
+    """The rows that have a finite score, by score; ties by value."""
+    finite = np.isfinite(scores)
+    apart = 1.0 - np.eye(scores.size)  # distances unknown: all rows may differ
+    points = Geometry(np.pad(apart, (0, 1)), finite, Held(x), None)
+    return points.smallest(scores, scores.size)[: int(finite.sum())]
+
+
+@dataclass(frozen=True)
+class MoNNA(Nearest):
+    """The mean of the n - f vectors nearest to a trusted one.
+
+    F = mean of x_i over the n - f least ||x_i - pivot||
+
+    Args:
+        f: Byzantine vectors tolerated.
+        pivot: the index of the trusted vector: in the paper's decentralised setting, one's own.
+
+    Shape: [n, d] -> [d].
+    Tolerates: f < n / 2, provided that the pivot is honest: with a Byzantine pivot it tolerates nothing.
+    Cost: two passes for norms and for distances to the pivot, one over the selected rows.
+    Convention: follows the pivot's position, so only permutations that leave it in place leave the answer. Ties go to
+        the lexicographically smaller vector.
+
+    Example:
+        >>> import torch
+        >>> MoNNA(f=1)(torch.tensor([[0.0], [1.0], [5.0]]))
+        tensor([0.5000])
+
+    Reference: Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, "Robust Collaborative Learning with Linear Gradient
+    Overhead", ICML 2023.
+    """
+
+    pivot: int = 0
+
+    by_place: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_whole(self, "pivot")
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        least = 2 * self.f + 1
+        return ("2f + 1", least) if self.pivot < least else ("pivot + 1", self.pivot + 1)
+
+    @property
+    def center(self) -> int:
+        return self.pivot
+
+
+@dataclass(frozen=True)
+class Medoid(Selecting):
+    """The one vector with the least sum of distances to all others.
+
+    F = x_k for the least sum over j of ||x_k - x_j||
+
+    Shape: [n, d] -> [d].
+    Tolerates: f < n / 2.
+    Cost: one pass for n x n distances; the result is a copy of one row.
+    Convention: vectors that are not finite are left out. Ties go to the lexicographically smaller vector.
+
+    Example:
+        >>> import torch
+        >>> Medoid(f=1)(torch.tensor([[0.0], [1.0], [100.0]]))
+        tensor([1.])
+    """
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        geometry, scores = sure_scores(geometry, distance_sums, [1])
+        return mean_weights(geometry.smallest(scores, 1), geometry.n)
+
+
+def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np.ndarray:
+    """[n] sums of the distances from each point to all finite ones, less a constant where some are very far.
+
+    A point y at 1e30 adds 1e30 to every sum and drowns what tells them apart: of it ||x - y|| - ||y|| is added instead,
+    written so that nothing cancels.
+    """
+    good = geometry.finite
+    plain = np.sqrt(geometry.distances)
+    known = plain[np.ix_(good, good)]
+    usual = middle(middle(known)[None])[0]
+    if not (known > FAR * usual).any():
+        return np.where(good, np.sort(np.where(good, plain, 0), axis=1).sum(1), np.inf)
+    at = (geometry.positions() if positions is None else positions)[: geometry.n]
+    at = np.where(good[:, None], at, 0)
+    squares = (at * at).sum(1)
+    with np.errstate(invalid="ignore"):
+        less = (squares[:, None] - 2 * at @ at.T) / (plain + np.sqrt(squares)[None, :])
+    near = np.sqrt(squares) <= FAR * usual
+    np.fill_diagonal(less, -np.sqrt(squares))
+    less[:, near] = plain[:, near]
+    return np.where(good, np.sort(np.where(good, less, 0), axis=1).sum(1), np.inf)
+
+
+@dataclass(frozen=True)
+class GeometricMedian(Selecting):
+    """The point with the least sum of distances to all vectors: not squared, so that none weighs more for being far.
+
+    F = argmin over y of sum of ||x_i - y||
+
+    Found by Weiszfeld's iteration, then by Newton's with a search along its direction, until what remains is below 1e-9
+    of a usual distance. What decides is the condition of optimality, that the unit vectors towards the vectors cancel
+    (or, at a vector, add up to no more than its own weight), and not the sum of distances, which near a line is too
+    flat to tell.
+
+    Args:
+        f: Byzantine vectors tolerated; the definition does not depend on it.
+
+    Shape: [n, d] -> [d].
+    Tolerates: f < n / 2.
+    Cost: one pass for n x n distances, one over all rows; one more where some vectors are far from the others.
+    Convention: vectors that are not finite are left out. Where the answer is not unique (an even number of vectors on
+        one line, but for the rounding of their type) the middle of the segment that is optimal.
+
+    Warns:
+        RuntimeWarning: the search ended before it arrived, which no input is known to bring about.
+
+    Example:
+        >>> import torch
+        >>> GeometricMedian(f=1)(torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 0.0], [1.0, 7.0]]))
+        tensor([1., 0.])
+
+    Reference: Weiszfeld, 1937; Vardi, Zhang, "The multivariate L1-median and associated data depth", PNAS 2000; in
+    distributed learning: Chen, Su, Xu, 2017; Pillutla, Kakade, Harchaoui, "Robust Aggregation for Federated Learning",
+    IEEE Transactions on Signal Processing 2022.
+    """
+
+    kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        geometry = geometry.sharp()
+        order, weights, sure = _geometric_median(geometry)
+        if not sure and not geometry.exact:
+            order, weights, _ = _geometric_median(geometry.measured())
+        result = np.zeros(geometry.n)
+        result[order] = weights
+        return result
+
+
+def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The finite points, their weights, and whether distances in float32 would do."""
+    exact = geometry.exact
+    order = geometry.by_centrality()  # sums run in an order that follows the vectors, to the last bit
+    positions = geometry.positions()
+    x, sums = positions[order], distance_sums(geometry, positions)[order]
+    lengths = np.sqrt(np.square(x).sum(1))
+    usual = float(np.median(lengths))
+    usual = usual if usual > 0 else float(lengths.max())
+    if usual == 0:
+        return order, mean_weights([0], order.size), True
+    across = np.sqrt(np.square(x[:, 1:]).sum(1))
+    if (across <= 2 * torch.finfo(geometry.vectors.dtype).eps * np.maximum(lengths, usual)).all():  # on one line
+        along = np.argsort(x[:, 0], kind="stable")
+        return order, mean_weights(along[(order.size - 1) // 2 : order.size // 2 + 1], order.size), exact
+    x = x / usual
+    best = int(np.argmin(sums))
+    optimal, sure = [], True
+    for k in np.flatnonzero(sums <= sums[best] + OPTIMAL * usual).tolist():
+        excess, blur = _excess(_pulls(x, x[k]), 1e-10 if exact else OPTIMAL)
+        sure &= abs(excess) > blur
+        if excess <= blur and all((x[k] != x[other]).any() for other in optimal):
+            optimal.append(k)
+    if optimal:  # one of them, unless rounding cannot tell
+        lengths = np.sqrt(np.square(x - x[optimal[0]]).sum(1))
+        near = lengths[lengths > 0].min(initial=np.inf) < CLOSE * np.median(lengths)
+        return order, mean_weights(optimal, order.size), sure and not near
+    at = _descended(x, x[best], _slope(_pulls(x, x[best])))
+    for _ in range(10):
+        weights = _pulls(x, at)[3]
+        goal = weights @ x / weights.sum()
+        step = goal - at
+        at = goal
+        if step @ step <= SETTLED**2:
+            break
+    curvature = np.eye(1)
+    for _ in range(SEARCHES):
+        pulls = _pulls(x, at)
+        curvature = _curvature(x, at, pulls)
+        units = 1 / np.sqrt(np.maximum(np.diag(curvature), np.finfo(float).tiny))  # across a line and along it, alike
+        step = units * np.linalg.lstsq(units[:, None] * curvature * units, units * _slope(pulls), rcond=None)[0]
+        if step @ step <= SETTLED**2:
+            break
+        at = _descended(x, at, step)
+    else:
+        warnings.warn("GeometricMedian ended its search before it arrived; the answer is near.", RuntimeWarning, 2)
+    weights = _pulls(x, at)[3]
+    sure = sure and weights.max() < 1 / CLOSE and np.linalg.eigvalsh(curvature)[0] > FLAT * weights.sum()
+    return order, weights / weights.sum(), sure
+
+
+@jit
+def _pulls(x, at):  # type: ignore[no-untyped-def]
+    """Of the unit vectors from a place towards the points: how many more look up the first axis than down, what their
+    sum along it lacks to that number, their sum along the other axes, the inverse distances (0 of points at the place),
+    the number of points at the place, and the sizes of what was added up along the first axis and across.
+
+    Near a line the first sum is a small difference of large numbers: taken apart, whole numbers cancel exactly.
+    """
+    n, r = x.shape
+    number, place = 0, 0
+    lack, size, across = 0.0, 0.0, 0.0
+    total, weights = np.zeros(r), np.zeros(n)
+    for i in range(n):
+        first, rest = x[i, 0] - at[0], 0.0
+        for k in range(1, r):
+            rest += (x[i, k] - at[k]) ** 2
+        length = np.sqrt(first * first + rest)
+        if length == 0:
+            place += 1
+            continue
+        sign = 1 if first >= 0 else -1
+        number += sign
+        missing = rest / (length * (length + abs(first)))  # 1 - |first| / length
+        lack += sign * missing
+        size += missing
+        across += np.sqrt(rest) / length
+        weights[i] = 1 / length
+        for k in range(1, r):
+            total[k] += (x[i, k] - at[k]) / length
+    return number, lack, total, weights, place, size, across
+
+
+def _slope(pulls: Pulls) -> np.ndarray:
+    """The sum of the unit vectors: the way down, for the sum of distances."""
+    number, lack, total = pulls[:3]
+    slope = total.copy()
+    slope[0] = number - lack
+    return slope
+
+
+def _excess(pulls: Pulls, rounding: float) -> tuple[float, float]:
+    """By how much the square of the sum of unit vectors at a point is over that of its own weight (it is optimal where
+    it is not), and how much of that may be rounding."""
+    number, lack, total, _, place, size, across = pulls
+    sign = 1 if number >= 0 else -1
+    along, beside = abs(number) - sign * lack, float(np.sqrt(total @ total))
+    excess = (abs(number) - place - sign * lack) * (along + place) + beside * beside
+    return excess, rounding * ((abs(along) + place) * size + beside * across)
+
+
+def _curvature(x: np.ndarray, at: np.ndarray, pulls: Pulls) -> np.ndarray:
+    """The second derivative of the sum of distances."""
+    weights = pulls[3]
+    units = weights[:, None] * (x - at)
+    result = weights.sum() * np.eye(x.shape[1]) - (units.T * weights) @ units
+    result[0, 0] = weights @ np.square(units[:, 1:]).sum(1)  # the same, without the difference of large numbers
+    return result
+
+
+def _descended(x: np.ndarray, at: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Where the sum of distances, a convex function, has lost half of its slope along a direction at least."""
+
+    def slope(t: float) -> float:
+        return float(_slope(_pulls(x, at + t * step)) @ step)
+
+    low, high, t = 0.0, np.inf, 1.0
+    least = 0.5 * max(float(_slope(_pulls(x, at)) @ step) - _pulls(x, at)[4] * float(np.sqrt(step @ step)), 0.0)
+    for _ in range(80):
+        left = slope(t)
+        if abs(left) <= least:
+            return at + t * step
+        if left > 0:
+            low = t
+            t = 2 * t if high == np.inf else 0.5 * (low + high)
+        else:
+            high = t
+            t = 0.5 * (low + high)
+    return at + low * step
+
+
+@dataclass(frozen=True)
+class CenteredClipping(Selecting):
+    """Steps from the last aggregate towards the vectors, each of which pulls no harder than tau.
+
+    v <- v + mean over i of (x_i - v) min(1, tau / ||x_i - v||),  repeated; v starts at the last aggregate
+
+    Args:
+        f: Byzantine vectors tolerated; the definition does not depend on it.
+        tau: the most that a vector may pull, > 0.
+        iterations: how many steps, >= 1.
+
+    Shape: [n, d] -> [d], with ``previous`` [d]: the last aggregate, the origin when there is none.
+    Tolerates: f < n / 2, and less the further the last aggregate is from the honest vectors in units of tau.
+    Cost: one pass an iteration for distances to where it is, one over all rows; behind a mixing that makes sums of
+        vectors one pass for n x n distances, whatever the number of iterations.
+    Convention: vectors that are not finite do not pull (the mean still divides by n). Not scale
+        equivariant: tau is a length.
+
+    Example:
+        >>> import torch
+        >>> CenteredClipping(f=0, tau=1.0)(torch.tensor([[10.0], [0.0]]))
+        tensor([0.5000])
+
+    Reference: Karimireddy, He, Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021.
+    """
+
+    tau: float = 10.0
+    iterations: int = 1
+
+    uses_previous: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_real(self, "tau", "tau > 0", lambda tau: tau > 0)
+        set_whole(self, "iterations", least=1)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    @property
+    def center(self) -> int:
+        return -2
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        n, good, scales, tau = geometry.n, geometry.finite, geometry.scales, self.tau / geometry.unit
+        if scales is None:
+            return self._walk_between(geometry)
+        squared = geometry.squared[-2, :n]
+        if not geometry.exact:
+            squared = geometry.vectors.around(geometry.through(np.eye(n + 1)[-1]), scales)[1]
+        result = np.eye(n + 1)[-1]
+        for iteration in range(self.iterations):
+            if iteration:
+                squared = geometry.vectors.around(geometry.through(result), scales)[1]
+            lengths = np.sqrt(squared[good])
+            pulls = np.minimum(1, tau / np.where(lengths > 0, lengths, 1)) / n
+            result *= 1 - pulls.sum()
+            result[:n][good] += pulls
+        return result
+
+    def _walk_between(self, geometry: Geometry) -> np.ndarray:
+        """The same for mixtures, in n x n."""
+        geometry = geometry.sharp()
+        n, positions, tau = geometry.n, geometry.positions(), self.tau / geometry.unit
+        good, v = np.append(geometry.finite, False), positions[-1]
+        x, result = positions[good], np.eye(n + 1)[-1]
+        for _ in range(self.iterations):
+            away = x - v
+            lengths = np.sqrt((away * away).sum(1))
+            pulls = np.minimum(1, tau / np.where(lengths > 0, lengths, 1)) / n
+            v = v + pulls @ away
+            result *= 1 - pulls.sum()
+            result[good] += pulls
+        return result

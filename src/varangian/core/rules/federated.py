@@ -1,0 +1,538 @@
+"""Defences of federated learning that filter by signs, cosines or trust.
+
+Their papers test them against particular attacks; none proves (f, kappa)-robustness. Parts of a paper that ours leaves
+out or had to settle are named under "Convention".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import floor
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..checks import require, set_real, set_whole, whole
+from ..geometry import TIE, Geometry, in_unit, mean_weights, unit_of
+from ..kernels.runtime import jit, jit_sum
+from ..randomness import BARE, Draw
+from ..stages import General, Selecting, refuse_faulty
+
+PANEL = 1 << 14  # columns looked at together
+
+
+@dataclass(frozen=True)
+class FLTrust(Selecting):
+    """The mean of the vectors scaled to the norm of a trusted one, and weighted by how well they agree with it.
+
+    F = sum of t_i (||g|| / ||x_i||) x_i / sum of t_i,  t_i = max(0, cos(x_i, g)), g the server's own vector
+
+    Args:
+        f: Byzantine vectors tolerated; the definition does not depend on it.
+
+    Shape: [n, d] -> [d], with ``previous`` [d]: the root vector g, which the server computes on data it trusts.
+    Tolerates: any f < n, as far as the root vector can be trusted.
+    Cost: one pass for norms and for distances to the root vector, one over the trusted rows.
+    Convention: where the paper divides by zero (nobody is trusted) the null vector: no step. Without a root vector the
+        call is refused. Null vectors and those that are not finite are not trusted. An Algorithm keeps the last
+        aggregate, which is no root vector, and refuses this rule.
+
+    Example:
+        >>> import torch
+        >>> FLTrust(f=1)(torch.tensor([[5.0], [-3.0], [1.0]]), previous=torch.tensor([2.0]))
+        tensor([2.])
+
+    Reference: Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021.
+    """
+
+    uses_previous: ClassVar[bool] = True
+    needs_root: ClassVar[bool] = True
+
+    @property
+    def center(self) -> int:
+        return -2
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "f + 1", self.f + 1
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        n, norms, root = geometry.n, np.sqrt(geometry.norms), np.sqrt(geometry.squared[geometry.n, -1])
+        scales = np.divide(root, norms, out=np.zeros(n), where=geometry.finite & (norms > 0))
+        # Brought to the root's norm, where a distance tells the angle exactly.
+        alike = geometry.sharp().mix(scales)
+        apart = np.divide(alike.squared[-2, :n], root * root, out=np.full(n, 2.0), where=scales > 0)
+        trust = np.maximum(1 - 0.5 * apart, 0)
+        trust[trust < 1e-12] = 0  # rounding of an orthogonal vector
+        return np.append(scales * trust / trust.sum() if trust.any() else np.zeros(n), 0)
+
+
+@dataclass(frozen=True)
+class FoolsGold(Selecting):
+    """Weighs vectors down for resembling another: Sybils act alike, honest workers do not.
+
+    cs_ij = cos(x_i, x_j);  v_i = max over j of cs_ij;  cs_ij <- cs_ij v_i / v_j where v_j > v_i;
+    a_i = 1 - max over j of cs_ij, divided by the greatest;  weight_i = ln(a_i / (1 - a_i)) + 1/2, within [0, 1]
+
+    Args:
+        f: Byzantine vectors tolerated; the definition does not depend on it.
+
+    Shape: [n, d] -> [d].
+    Tolerates: Sybils in any number, if honest data differ; a single attacker not at all, nor a vector's size.
+    Cost: one pass for n x n distances, one over the rows of positive weight.
+    Convention: similarities are those of the vectors at hand; the paper compares the sums of all that each worker has
+        sent, which worker momentum stands in for. Weights are normalised to sum 1, where the paper adds the weighted
+        vectors up. Where all weights are 0 (all vectors alike) the null vector: F(x, ..., x) = 0. Certain: the formula;
+        kept within [0, 1] before the logarithm too, which the paper leaves open.
+
+    Example:
+        >>> import torch
+        >>> FoolsGold(f=1)(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, -2.0], [-2.0, -2.0]]))
+        tensor([0.5000, 0.5000])
+
+    Reference: Fung, Yoon, Beschastnikh, "Mitigating Sybils in Federated Learning Poisoning", 2018.
+    """
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "f + 1", self.f + 1
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        good = np.flatnonzero(geometry.finite)
+        similar = geometry.cosines()[np.ix_(good, good)]
+        np.fill_diagonal(similar, -np.inf)
+        most = similar.max(1, initial=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pardon = np.where((most[None, :] > most[:, None]) & (most != 0)[None, :], most[:, None] / most[None, :], 1)
+            odd = np.clip(1 - np.where(np.isinf(similar), similar, similar * pardon).max(1, initial=-1), 0, 1)
+            odd[odd < 1e-12] = 0  # rounding of a cosine of 1
+            odd = odd / odd.max() if odd.any() else odd
+            share = np.clip(np.log(odd) - np.log(1 - odd) + 0.5, 0, 1)
+        result = np.zeros(geometry.n)
+        result[good] = share / share.sum() if share.any() else 0
+        return result
+
+
+def clip_scales(geometry: Geometry) -> np.ndarray:
+    """[n] scales that clip to the median norm of the finite points; 0 for the others."""
+    norms = np.sqrt(geometry.norms)
+    radius = np.median(norms[geometry.finite])
+    return np.divide(radius, norms, out=geometry.finite.astype(float), where=geometry.finite & (norms > radius))
+
+
+@dataclass(frozen=True)
+class ClippedClustering(Selecting):
+    """Clips to the median norm, splits the vectors in two clusters by direction, averages the larger.
+
+    y_i = x_i min(1, median norm / ||x_i||);  clusters by average linkage of 1 - cos;  F = mean of the larger's y_i
+
+    Args:
+        f: Byzantine vectors tolerated; the definition does not depend on it.
+
+    Shape: [n, d] -> [d].
+    Tolerates: f < n / 2.
+    Cost: one pass for n x n distances, one over the selected rows.
+    Convention: the median is of the norms at hand; the paper takes that of all norms seen so far. Of two equally large
+        clusters the one whose mean is shorter. Vectors that are not finite are left out; a null vector is as far from
+        all others as an orthogonal one.
+
+    Example:
+        >>> import torch
+        >>> ClippedClustering(f=1)(torch.tensor([[1.0], [2.0], [3.0], [-2.0]]))
+        tensor([1.6667])
+
+    Reference: Li, Ngai, Voigt, "An Experimental Study of Byzantine-Robust Aggregation Schemes in Federated Learning",
+    IEEE Transactions on Big Data 2023.
+    """
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        order, scales = geometry.by_centrality(), clip_scales(geometry)
+        cosines = geometry.cosines()[np.ix_(order, order)]
+        np.fill_diagonal(cosines, 1)
+        lengths = (scales * np.sqrt(np.where(geometry.finite, geometry.norms, 0)))[order]
+
+        def rank(members: np.ndarray) -> tuple[int, float]:
+            """Larger first, then shorter mean."""
+            means = lengths[members] / members.size
+            return -members.size, float(means @ cosines[np.ix_(members, members)] @ means)
+
+        chosen = order[min(two_clusters(1 - cosines), key=rank)]
+        return mean_weights(chosen, geometry.n) * scales
+
+
+def two_clusters(apart: np.ndarray) -> list[np.ndarray]:
+    """Indices of the (at most) two clusters that average linkage leaves; of equally near pairs the first merge."""
+    clusters = [np.array([i]) for i in range(apart.shape[0])]
+    between, sizes = apart.copy(), np.ones(len(clusters))
+    np.fill_diagonal(between, np.inf)
+    while len(clusters) > 2:
+        a, b = sorted(np.unravel_index(np.argmin(between), between.shape))
+        merged = (sizes[a] * between[a] + sizes[b] * between[b]) / (sizes[a] + sizes[b])
+        between[a] = between[:, a] = merged
+        between[a, a] = np.inf
+        between = np.delete(np.delete(between, b, 0), b, 1)
+        clusters[a], sizes[a] = np.append(clusters[a], clusters[b]), sizes[a] + sizes[b]
+        clusters.pop(int(b))
+        sizes = np.delete(sizes, b)
+    return clusters
+
+
+@dataclass(frozen=True)
+class FLAME(Selecting):
+    """Keeps the first majority that gathers by direction, clips it to the median norm, averages.
+
+    S = the first component of more than n / 2 vectors that single linkage of 1 - cos forms;
+    F = mean over S of x_i min(1, median norm / ||x_i||)
+
+    Args:
+        f: Byzantine vectors tolerated; the definition does not depend on it.
+
+    Shape: [n, d] -> [d].
+    Tolerates: f < n / 2.
+    Cost: one pass for n x n distances, one over the selected rows.
+    Convention: the paper clusters with HDBSCAN of more than n / 2 points a cluster and one sample, whose only cluster
+        is this component (fairly certain). The noise that the paper adds at the end against backdoors is left out.
+        Vectors that are not finite are left out. Of edges equally long all are added at once.
+
+    Example:
+        >>> import torch
+        >>> FLAME(f=1)(torch.tensor([[1.0], [2.0], [3.0], [-2.0]]))
+        tensor([1.6667])
+
+    Reference: Nguyen et al., "FLAME: Taming Backdoors in Federated Learning", USENIX Security 2022.
+    """
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        order = geometry.by_centrality()
+        apart = 1 - geometry.cosines()[np.ix_(order, order)]
+        admitted = order[first_majority(apart, geometry.n // 2 + 1)]
+        return mean_weights(admitted, geometry.n) * clip_scales(geometry)
+
+
+def first_majority(apart: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the first component of at least ``count`` points as edges are added from the shortest up."""
+    n = apart.shape[0]
+    # Prim: the edges of a minimum spanning tree, which connect what all edges up to a length connect.
+    nearest, parent, outside = apart[0].copy(), np.zeros(n, int), np.arange(n) > 0
+    edges = []
+    for _ in range(n - 1):
+        j = int(np.argmin(np.where(outside, nearest, np.inf)))
+        edges.append((nearest[j], parent[j], j))
+        outside[j] = False
+        closer = outside & (apart[j] < nearest)
+        nearest[closer], parent[closer] = apart[j, closer], j
+    label, length = np.arange(n), -np.inf
+    for longer, i, j in sorted(edges, key=lambda edge: edge[0]):
+        if longer > length + 1e-12 and np.bincount(label).max() >= count:
+            break
+        label[label == label[j]], length = label[i], longer
+    return np.flatnonzero(label == np.argmax(np.bincount(label)))
+
+
+@dataclass(frozen=True)
+class SignGuard(General):
+    """Keeps vectors of usual norm and usual shares of signs, and averages them clipped to the median norm.
+
+    1. lower <= ||x_i|| / median norm <= upper;  2. the largest cluster (mean shift) of the shares of positive, null and
+    negative values among sampled coordinates;  F = mean of x_i min(1, median norm / ||x_i||) over those that pass both
+
+    Args:
+        f: Byzantine vectors tolerated; the definition does not depend on it.
+        lower: the least norm that passes, in median norms.
+        upper: the greatest.
+        share: of the coordinates that are looked at, in (0, 1].
+        seed: what the sample depends on, beside the seed of the run and the step.
+
+    Shape: [n, d] -> [d].
+    Tolerates: f < n / 2.
+    Cost: one pass for norms, the sampled columns, one pass over the rows kept.
+    Convention: one coordinate at random out of every 1 / share, anew at each step. The sample is a function of
+        (seed, step): a bare call is that of step 0, and whoever knows the seed knows where nobody will look. The
+        bandwidth of the clustering, which the paper leaves to a library, is the mean distance of a point to its
+        floor(n / 2)-th nearest, itself counted. Where nobody passes both filters, those that pass the first. Vectors
+        that are not finite are left out. This is the paper's plain variant, without its similarity features.
+
+    Example:
+        >>> import torch
+        >>> SignGuard(f=1)(torch.tensor([[1.0], [2.0], [2.0], [100.0]]))
+        tensor([1.6667])
+
+    Reference: Xu, Huang, Song, Lan, "Byzantine-robust Federated Learning through Collaborative Malicious Gradient
+    Filtering", ICDCS 2022.
+    """
+
+    lower: float = 0.1
+    upper: float = 3.0
+    share: float = 0.1
+    seed: int = 0
+
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        set_real(self, "lower", "lower in [0, 1]", lambda lower: 0 <= lower <= 1)
+        set_real(self, "upper", "upper >= 2", lambda upper: upper >= 2)
+        set_real(self, "share", "share in (0, 1]", lambda share: 0 < share <= 1)
+        set_whole(self, "seed")
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def coordinates(self, d: int, draw: Draw = BARE) -> np.ndarray:
+        """The coordinates whose signs are counted at one step, in order."""
+        if self.share == 1:
+            return np.arange(d)
+        edges = np.linspace(0, d, max(floor(self.share * d), 1) + 1).astype(np.int64)
+        return draw.seeded(self.seed).generator("signguard").integers(edges[:-1], edges[1:])
+
+    def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:
+        n = x.shape[0]
+        norms, good, _ = finite_norms(self, x)
+        radius = np.median(norms[good])
+        passes = (self.lower * radius <= norms[good]) & (norms[good] / self.upper <= radius)
+
+        columns, counts = self.coordinates(x.shape[1], draw), np.zeros((n, 2))
+        for start in range(0, columns.size, PANEL):
+            panel = x.index_select(1, torch.from_numpy(columns[start : start + PANEL]).to(x.device))
+            counts += torch.stack([(panel > 0).sum(1), (panel < 0).sum(1)], 1).cpu().numpy()
+        shares = counts[good] / columns.size
+        usual = largest_cluster(np.column_stack([shares, 1 - shares.sum(1)]))
+
+        kept = good[passes & usual] if (passes & usual).any() else good[passes]
+        scales = np.divide(radius, norms, out=np.ones(n), where=norms > radius)
+        return kernels.weighted_rows(x, mean_weights(kept, n) * scales)
+
+
+def finite_norms(rule: General, x: Tensor) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """Norms of all rows, the indices of those that are finite, and the unit in which their squares are to be taken."""
+    norms = kernels.norms(x).cpu().numpy()
+    good = np.flatnonzero(np.isfinite(norms))
+    refuse_faulty(rule, rule.f, x.shape[0] - good.size)
+    with np.errstate(over="ignore", under="ignore"):
+        return norms, good, unit_of(x, np.square(norms))
+
+
+def largest_cluster(points: np.ndarray) -> np.ndarray:
+    """[n] whether a point belongs to the largest cluster of mean shift with a flat kernel.
+
+    Each point climbs to the mean of what lies within one bandwidth until it stays; modes are taken by descending number
+    of points around them (then by value), those within one bandwidth of a taken one are the same; a point belongs to
+    the mode nearest to it. Of equally large clusters the first.
+    """
+    n = points.shape[0]
+
+    def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.square(a[:, None] - b[None]).sum(-1))
+
+    bandwidth = max(np.sort(distances(points, points), axis=1)[:, max(n // 2, 1) - 1].mean(), 1e-12) * (1 + 1e-9)
+    modes = points
+    for _ in range(1000):
+        near = distances(modes, points) <= bandwidth
+        moved = (near @ points) / near.sum(1, keepdims=True)
+        if np.abs(moved - modes).max() <= 1e-12:
+            break
+        modes = moved
+    crowds = (distances(modes, points) <= bandwidth).sum(1)
+    taken: list[np.ndarray] = []
+    for _, *mode in sorted({(-int(crowd), *np.round(mode, 9)) for crowd, mode in zip(crowds, modes, strict=True)}):
+        if all(np.linalg.norm(np.array(mode) - other) > bandwidth for other in taken):
+            taken.append(np.array(mode))
+    labels = np.argmin(distances(points, np.stack(taken)), axis=1)
+    return labels == np.argmax(np.bincount(labels))
+
+
+@dataclass(frozen=True)
+class LASA(General):
+    """Sparsifies each vector, then filters layer by layer by norm and by how pure the signs are.
+
+    1. clip to the median norm;  2. keep the greatest (1 - sparsity) of each vector's values;  3. per layer a vector
+    passes when its norm and its sign purity (1 + sum sgn / sum |sgn|) / 2 lie within lambda_norm and lambda_sign
+    standard deviations of the median;  F = per layer, the mean of the sparsified vectors that pass
+
+    Args:
+        f: Byzantine vectors tolerated; the definition does not depend on it.
+        layers: where layers end in the flat vector, ascending; a last layer takes the rest. () is a single layer.
+        sparsity: the share of values set to zero, in [0, 1).
+        lambda_norm: how far norms may lie, in standard deviations.
+        lambda_sign: how far sign purities may lie.
+
+    Shape: [n, d] -> [d].
+    Tolerates: f < n / 2.
+    Cost: one pass for norms, one that ranks each vector's values, two over the layers, for which a
+        GPU's vectors pass through main memory.
+    Convention: less certain than the others in this file: from memory of the paper, the mean is of sparsified (not
+        merely clipped) vectors and the deviation is the population's. Of equal values the first coordinates are kept.
+        A layer that nobody passes is null. Vectors that are not finite are left out.
+
+    Example:
+        >>> import torch
+        >>> LASA(f=1, sparsity=0.0)(torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [-1.0, 1.0]]))
+        tensor([1., 1.])
+
+    Reference: Xu, Zhang, Hu, "Achieving Byzantine-Resilient Federated Learning via Layer-Adaptive Sparsified Model
+    Aggregation", WACV 2025.
+    """
+
+    layers: tuple[int, ...] = ()
+    sparsity: float = 0.3
+    lambda_norm: float = 2.0
+    lambda_sign: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        listed = isinstance(self.layers, (tuple, list))
+        require(self, listed, "layers as a tuple of the places where they end", self.layers)
+        object.__setattr__(self, "layers", tuple(whole(self, "end of a layer", end, 1) for end in self.layers))
+        ascending = all(a < b for a, b in pairwise(self.layers))
+        require(self, ascending, "layers that end at ascending places", self.layers)
+        set_real(self, "sparsity", "sparsity in [0, 1)", lambda sparsity: 0 <= sparsity < 1)
+        set_real(self, "lambda_norm", "lambda_norm > 0", lambda bound: bound > 0)
+        set_real(self, "lambda_sign", "lambda_sign > 0", lambda bound: bound > 0)
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        d = x.shape[1]
+        require(self, max(self.layers, default=0) < d, f"layers within d = {d}", self.layers)
+        norms, good, unit = finite_norms(self, x)
+        if unit is not None:
+            return self.combine(in_unit(x, unit), previous) * unit
+        radius = np.median(norms[good])
+        scales = np.divide(radius, norms[good], out=np.ones(good.size), where=norms[good] > radius)
+        bounds, rows = (0, *self.layers, d), good.tolist()
+        least, cuts = self._thresholds(x, rows)
+        panels = [
+            (layer, start, min(start + PANEL, last))
+            for layer, (first, last) in enumerate(pairwise(bounds))
+            for start in range(first, last, PANEL)
+        ]
+
+        sums = np.zeros((len(panels), 3, good.size))
+
+        def measure(p: int) -> None:
+            _, start, stop = panels[p]
+            _kept_sums(*_panel(x, start, stop), good, least, cuts - start, sums[p])
+
+        kernels.share(measure, len(panels), x.numel())
+        squares, signs, counts = np.zeros((3, len(bounds) - 1, good.size))
+        for (layer, _, _), found in zip(panels, sums, strict=True):
+            squares[layer] += found[0]
+            signs[layer] += found[1]
+            counts[layer] += found[2]
+        lengths, purities = scales * np.sqrt(squares), 0.5 * (1 + signs / np.maximum(counts, 1))
+        within = 1 + TIE  # a value exactly at the bound passes, whatever rounding makes of it
+        passing = (_oddness(lengths) <= self.lambda_norm * within) & (_oddness(purities) <= self.lambda_sign * within)
+
+        weights = passing * scales / np.maximum(passing.sum(1, keepdims=True), 1)
+        result = x.new_zeros(d)
+
+        def combine(p: int) -> None:
+            layer, start, stop = panels[p]
+            total = np.zeros(stop - start)
+            _kept_mean(*_panel(x, start, stop), good, least, cuts - start, weights[layer], total)
+            result[start:stop] = torch.from_numpy(total).to(x.device, x.dtype)
+
+        kernels.share(combine, len(panels), x.numel())
+        return result
+
+    def _thresholds(self, x: Tensor, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """[k] the least size that each row keeps, and [k] from which column on it keeps no more of that very size."""
+        dropped, d = floor(self.sparsity * x.shape[1]), x.shape[1]
+        least, cuts = np.zeros(len(rows), _panel(x, 0, 0)[0].dtype), np.full(len(rows), d)
+
+        def rank(i: int) -> None:
+            row = x[rows[i]]
+            value, below, equal = _order_statistic(row, dropped)
+            least[i] = value
+            if below < dropped:
+                cuts[i] = int(((row == value) | (row == -value)).nonzero()[below + equal - dropped, 0])
+
+        kernels.share(rank, len(rows), len(rows) * d)
+        return least, cuts
+
+
+def _panel(x: Tensor, start: int, stop: int) -> tuple[np.ndarray, int, int]:
+    """(a, s, t): columns s..t of an array, float64 or float32, that are columns start..stop of x."""
+    if kernels.is_native(x) and x.is_contiguous():
+        return x.numpy(), start, stop
+    panel = x[:, start:stop]
+    return (panel if x.dtype == torch.float64 else panel.float()).cpu().contiguous().numpy(), 0, stop - start
+
+
+@jit_sum
+def _kept_sums(x, start, stop, rows, least, cuts, out):  # type: ignore[no-untyped-def]
+    """Of the values that the rows keep the sum of squares, of signs, and how many are not zero: out [3, rows]."""
+    for i in range(rows.size):
+        row, limit, cut = x[rows[i], start:stop], least[i], cuts[i]
+        squares, signs, count = 0.0, 0.0, 0.0
+        for k in range(row.size):
+            value, size = np.float64(row[k]), abs(row[k])
+            value = value if size > limit or (size == limit and k < cut) else 0.0
+            squares += value * value
+            signs += (1.0 if value > 0 else 0.0) - (1.0 if value < 0 else 0.0)
+            count += 1.0 if value != 0 else 0.0
+        out[0, i], out[1, i], out[2, i] = squares, signs, count
+
+
+@jit
+def _kept_mean(x, start, stop, rows, least, cuts, weights, total):  # type: ignore[no-untyped-def]
+    """The weighted sum of the rows, of each the values that it keeps."""
+    for i in range(rows.size):
+        row, limit, cut, weight = x[rows[i], start:stop], least[i], cuts[i], weights[i]
+        if weight != 0:
+            for k in range(row.size):
+                size = abs(row[k])
+                total[k] += weight * (np.float64(row[k]) if size > limit or (size == limit and k < cut) else 0.0)
+
+
+def _order_statistic(values: Tensor, k: int) -> tuple[float, int, int]:
+    """Of the sizes of values the (k + 1)-th least, how many are less, and how many are equal."""
+    if values.device.type != "cpu":
+        sizes = values.abs()
+        value = sizes.kthvalue(k + 1).values
+        return float(value), int((sizes < value).sum()), int((sizes == value).sum())
+    wide = (values if values.dtype == torch.float64 else values.float()).contiguous().numpy()
+    bits, below, equal = _select(wide.view(np.uint64 if wide.itemsize == 8 else np.uint32), k)
+    return float(np.array([bits]).astype(f"u{wide.itemsize}").view(wide.dtype)[0]), below, equal
+
+
+@jit
+def _select(bits, k):  # type: ignore[no-untyped-def]
+    """The same for the floats' bits, which sort like the sizes without their sign: digit after digit, by counting."""
+    counts = np.zeros(1 << 16, np.int64)
+    mask = (np.uint64(1) << np.uint64(8 * bits.itemsize - 1)) - np.uint64(1)
+    prefix, below, equal = np.uint64(0), 0, bits.size
+    for shift in range(8 * bits.itemsize - 16, -1, -16):
+        counts[:] = 0
+        for i in range(bits.size):
+            digits = (np.uint64(bits[i]) & mask) >> np.uint64(shift)
+            if digits >> np.uint64(16) == prefix:
+                counts[digits & np.uint64(0xFFFF)] += 1
+        digit = 0
+        while below + counts[digit] <= k:
+            below += counts[digit]
+            digit += 1
+        prefix, equal = (prefix << np.uint64(16)) | np.uint64(digit), counts[digit]
+    return prefix, below, equal
+
+
+def _oddness(values: np.ndarray) -> np.ndarray:
+    """How far from the median of its row a value lies, in standard deviations."""
+    ordered = np.sort(values, axis=1)  # so that what rounding does follows the vectors when they are permuted
+    spread = ordered.std(1, keepdims=True)
+    return np.abs(values - np.median(ordered, axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)

@@ -1,0 +1,520 @@
+"""What rules and mixings are: the contracts, the families, and how stages become two passes over [n, d]."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral
+from typing import Any, ClassVar, Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import kernels
+from .checks import UNSAID, Refused, brief, kind_of, require, set_whole, shown, whole
+from .geometry import Geometry, mean_weights, squared_from
+from .randomness import BARE, Draw
+
+Bound = Callable[[int, int], float]
+"""A bound that some paper proves, as a function of n and f."""
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """An aggregation rule F: n vectors, at most f of them arbitrary, to one vector.
+
+    A rule is an immutable value. Subclass :class:`Selecting` (weights from distances), :class:`Coordinatewise` (ranks
+    of each column) or :class:`General` (anything), and write one method.
+
+    Args:
+        f: how many of the vectors may be Byzantine, >= 0; it has no default.
+    """
+
+    f: int = UNSAID
+
+    uses_previous: ClassVar[bool] = False
+    needs_root: ClassVar[bool] = False  # previous must be a vector that is trusted: the last aggregate will not do
+    needs_geometry: ClassVar[bool] = False
+    columnwise: ClassVar[bool] = False  # given the weights, pieces of vectors will do
+    by_place: ClassVar[bool] = False  # it matters which vector stands where
+    draws: ClassVar[bool] = False  # of a General rule: combine takes the random numbers of the step, a Draw
+    robust: ClassVar[bool] = True  # False for the average alone, which has an f but tolerates nothing
+    kappa: ClassVar[Bound | None] = None
+    variance: ClassVar[Bound | None] = None
+
+    def __post_init__(self) -> None:
+        set_whole(self, "f")
+
+    def __str__(self) -> str:
+        return brief(self)
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, int]:
+        """How many vectors it needs: the formula in f, and its value."""
+
+    @property
+    def min_n(self) -> int:
+        """The least number of vectors that the rule accepts."""
+        return self.needs[1]
+
+    def breakdown(self, n: int) -> int:
+        """The greatest f that the rule, with its other settings, may declare among n vectors.
+
+        Example:
+            >>> from varangian import MultiKrum
+            >>> MultiKrum(f=0).breakdown(51)
+            24
+
+        Raises:
+            ValueError: not even f = 0 is possible.
+        """
+        if not self.robust:
+            return 0
+        tolerated = [f for f in range(n) if replace(self, f=f).min_n <= n]
+        require(self, bool(tolerated), f"n >= {replace(self, f=0).min_n} vectors even with f = 0", n)
+        return max(tolerated)
+
+    def kappa_bound(self, n: int) -> float | None:
+        """The robustness coefficient kappa(n, f) proved for the rule's default conventions; None where none is.
+
+        ||F(x) - mean_S||^2 <= kappa * mean over i in S of ||x_i - mean_S||^2, for every set S of n - f vectors. No rule
+        has less than f / (n - 2f).
+
+        Reference: Allouah et al., "Fixing by Mixing", AISTATS 2023, where the bounds are collected.
+        """
+        return _bound(self, type(self).kappa, n)
+
+    def variance_bound(self, n: int, d: int) -> float | None:
+        """What the ratio deviation / norm of the honest vectors must stay below for the rule to be proved resilient:
+        the condition that the paper of distributed momentum plots; None for rules without one.
+
+        The bounds of that paper do not depend on d.
+
+        Reference: El-Mhamdi, Guerraoui, Rouault, ICLR 2021.
+        """
+        require(self, d >= 1, "d >= 1", d)
+        return _bound(self, type(self).variance, n)
+
+    @overload
+    def __call__(self, x: Tensor | Sequence[Tensor], previous: Any = None, step: int = 0) -> Tensor: ...
+    @overload
+    def __call__(self, x: np.ndarray | Sequence[np.ndarray], previous: Any = None, step: int = 0) -> np.ndarray: ...
+    @kernels.eager
+    def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
+        """Aggregates [n, d] (a tensor, an array, or n vectors [d]) to [d] of the same kind, dtype and device.
+
+        Args:
+            x: the vectors; only read.
+            previous: [d], for the rules that use it (``uses_previous``) the last aggregate, or the root vector
+                (``needs_root``); the origin if None.
+            step: which aggregation it is, for the rules that draw (``draws``): what they sample is a function of it,
+                so that the same call gives the same answer. Count it up where you aggregate again and again: an
+                adversary who knows what will be drawn hides where nobody looks.
+
+        Raises:
+            Refused: more than f vectors are not finite.
+            ValueError: fewer than ``min_n`` vectors, or something that is not [n, d].
+        """
+        matrix, restore = as_matrix(self, x)
+        previous = as_previous(self, previous, matrix)
+        return restore(decide(matrix, (), self, previous, Draw(0, whole(self, "step", step))).aggregate)
+
+    @abstractmethod
+    def choose(self, n: int, geometry: Geometry | None) -> np.ndarray | None:
+        """The rule's choice in n x n: [n+e] weights, or [m, n] for a rule that goes on in columns, or None."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+        """The aggregate, [n, d] -> [d], given the selection (behind any mixings) as weights of the rows of x."""
+
+
+def _bound(rule: Rule, bound: Bound | None, n: int) -> float | None:
+    check_rows((), rule, n)
+    return None if bound is None else bound(n, rule.f)
+
+
+class Selecting(Rule):
+    """A rule that looks at distances alone and answers weights: it lives in n x n."""
+
+    needs_geometry: ClassVar[bool] = True
+    columnwise: ClassVar[bool] = True
+
+    @property
+    def center(self) -> int | None:
+        """The one point from which it looks at distances, beside norms: the index of a vector, -1 for the origin, -2
+        for the extra one (the last aggregate). Others are then not measured. None if it looks at all pairs."""
+        return None
+
+    @abstractmethod
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        """[n+e] weights of the points (and of the extra ones, if any); what is missing to 1 goes to the origin."""
+
+    def choose(self, n: int, geometry: Geometry | None) -> np.ndarray:
+        assert geometry is not None
+        return checked_weights(self, self.weights(geometry), (geometry.n,), (geometry.n + geometry.vectors.e,))
+
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+        assert table is not None
+        return kernels.weighted_rows(x, table, None if previous is None else previous.unsqueeze(0))
+
+
+class Nearest(Selecting):
+    """The mean of the n - f vectors nearest to one point: no other distances are needed, and alone none is measured."""
+
+    @property
+    @abstractmethod
+    def center(self) -> int:
+        """The index of that vector; -1 is the origin."""
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        n, center = geometry.n, self.center
+        if center >= 0 and not geometry.finite[center]:
+            raise Refused(f"{self} needs a finite pivot, got one with NaN or infinity.")
+        return mean_weights(geometry.smallest(geometry.squared[center, :n], n - self.f), n)
+
+
+class Coordinatewise(Rule):
+    """A rule that looks at each column alone: the mean of some ranks, or of the values closest to that mean."""
+
+    columnwise: ClassVar[bool] = True
+
+    @abstractmethod
+    def statistic(self, n: int) -> tuple[int, int, int]:
+        """(low, high, window) of :func:`varangian.core.kernels.column_statistic` for columns of n values."""
+
+    def choose(self, n: int, geometry: Geometry | None) -> None:
+        return None
+
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+        n = x.shape[0] if table is None else table.shape[0]
+        return column_statistic(self, x, self.statistic(n), table)
+
+
+class General(Rule):
+    """A rule that is neither: it sees the vectors themselves."""
+
+    @abstractmethod
+    def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        """[n, d] -> [d]; must not write into x nor return a view of it.
+
+        A class with ``draws = True`` takes ``combine(self, x, previous, draw=Draw())``, and nothing else may be random.
+        """
+
+    def choose(self, n: int, geometry: Geometry | None) -> None:
+        return None
+
+    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None, *draw: Draw) -> Tensor:
+        answer = self.combine(x if table is None else kernels.weighted_rows(x, table), previous, *draw)
+        return checked_answer(self, answer, x)
+
+
+@dataclass(frozen=True)
+class Mixing(ABC):
+    """n vectors to m vectors, each a combination of those that came: m x n weights, found in n x n.
+
+    Class attributes:
+        aligned: vector i becomes vector i, so what a place means stays what it was (a trusted vector, say).
+        draws: its weights are random, and take the numbers of the step, a Draw.
+        norms_only: it looks at norms, and at no other distances, which are then not measured for its sake.
+        scales: its weights are [n] scales.
+    """
+
+    aligned: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    norms_only: ClassVar[bool] = False
+    scales: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return brief(self)
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, int]:
+        """How many vectors it needs: the formula in f, and its value."""
+
+    @property
+    def min_n(self) -> int:
+        """The least number of vectors that it accepts."""
+        return self.needs[1]
+
+    @abstractmethod
+    def rows(self, n: int) -> int:
+        """How many vectors n become."""
+
+    @abstractmethod
+    def rows_for(self, m: int) -> int:
+        """The least n that become m."""
+
+    @abstractmethod
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        """[m, n] weights; or [n] scales for a mixing that only shortens vectors.
+
+        A mixture that a point which is not finite enters is not finite; only points that are not finite themselves, or
+        no more than f mixtures, may become so. A class with ``draws = True`` takes
+        ``weights(self, geometry, draw=Draw())``, and nothing else may be random.
+        """
+
+    def mix(self, geometry: Geometry, draw: Draw = BARE, seen: bool = True) -> Geometry:
+        """The geometry of the mixtures; without their distances where nobody looks at them."""
+        weights = self.weights(geometry, *([draw] if self.draws else []))
+        n, m = geometry.n, self.rows(geometry.n)
+        weights = checked_weights(self, weights, *([(n,)] if m == n else []), (m, n))
+        return geometry.mix(weights, seen=seen)
+
+    @overload
+    def __call__(self, x: Tensor | Sequence[Tensor], step: int = 0) -> Tensor: ...
+    @overload
+    def __call__(self, x: np.ndarray | Sequence[np.ndarray], step: int = 0) -> np.ndarray: ...
+    @kernels.eager
+    def __call__(self, x: Any, step: int = 0) -> Any:
+        """[n, d] -> [m, d], of the same kind, dtype and device; the input is only read.
+
+        Rows that are not finite make those not finite that they are mixed into: only Bucketing mixes them into others.
+
+        Args:
+            x: the vectors.
+            step: as for a rule: what a mixing draws is a function of it.
+        """
+        matrix, restore = as_matrix(self, x)
+        formula, least = self.needs
+        if matrix.shape[0] < least:
+            wanted = formula if formula == str(least) else f"{formula} = {least}"
+            raise ValueError(f"{self} needs n >= {wanted} vectors, got {matrix.shape[0]}.")
+        measure = partial(squared_from, center=-1) if self.norms_only else kernels.squared_distances
+        geometry, seen = Geometry.seen(matrix, None, measure)
+        table = self.mix(geometry, Draw(0, whole(self, "step", step)), seen=False).table
+        assert table is not None
+        if self.scales and seen.x is not matrix:  # of lengths as they were measured
+            return restore(kernels.weighted_rows(seen.x, table) * seen.unit)
+        return restore(kernels.weighted_rows(matrix, table))
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a server decided about n vectors, and on what grounds.
+
+    Attributes:
+        aggregate: [d], the output of F.
+        table: [n+e] or [m, n+e] weights of the vectors; None where F looks at coordinates only and nothing was mixed.
+        geometry: the distances that the rule saw, or None where it looks at none.
+    """
+
+    aggregate: Tensor
+    table: np.ndarray | None
+    geometry: Geometry | None
+
+    def weight_of(self, rows: slice) -> float | None:
+        """The share of the selection that lies on some rows (the Byzantine ones, say); None without a selection."""
+        if self.table is None:
+            return None
+        weights = np.atleast_2d(np.abs(self.table)).sum(0)
+        total = weights.sum()
+        return float(weights[rows].sum() / total) if total else 0.0
+
+
+def column_statistic(rule: Rule, x: Tensor, statistic: tuple[int, int, int], table: np.ndarray | None) -> Tensor:
+    """The statistic of the columns of table @ x, refused where more than f rows are not finite."""
+    n = x.shape[0] if table is None else table.shape[0]
+    three = isinstance(statistic, (tuple, list)) and len(statistic) == 3
+    whole_ones = three and all(isinstance(s, Integral) and not isinstance(s, bool) for s in statistic)
+    if not (whole_ones and 0 <= statistic[0] < statistic[1] <= n and 0 <= statistic[2] <= n):
+        raise ValueError(
+            f"{type(rule).__name__} must answer ranks 0 <= low < high <= n and a window from 0 to n, of columns of "
+            f"n = {n} values, got {shown(statistic)}."
+        )
+    result, faulty = kernels.column_statistic(x, *statistic, mixing=table)
+    refuse_faulty(rule, rule.f, faulty)
+    return result
+
+
+def checked_weights(stage: Rule | Mixing, weights: Any, *shapes: tuple[int, ...]) -> np.ndarray:
+    """The weights, held to the contract: finite numbers in one of these shapes. Anybody may have written them."""
+    name = f"{type(stage).__name__} must answer"
+    if not isinstance(weights, np.ndarray) or weights.dtype.kind not in "fiu":
+        raise ValueError(f"{name} weights as an array of numbers, got {kind_of(weights)}.")
+    if weights.shape not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{name} weights of shape {wanted}, got {list(weights.shape)}.")
+    if not np.isfinite(weights).all():
+        raise ValueError(f"{name} finite weights, got NaN or infinity.")
+    return weights
+
+
+def checked_answer(rule: Rule, answer: Any, x: Tensor) -> Tensor:
+    """The aggregate, held to the contract."""
+    good = isinstance(answer, Tensor) and answer.shape == x.shape[1:]
+    if not (good and answer.dtype == x.dtype and answer.device == x.device):
+        raise ValueError(f"{type(rule).__name__} must answer {kind_of(x[0])}, got {kind_of(answer)}.")
+    if answer.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+        raise ValueError(f"{type(rule).__name__} must answer a vector of its own, got a view of the vectors; clone it.")
+    return answer
+
+
+def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int) -> None:
+    """Fails closed: what declares f cannot vouch for anything when more than f vectors are not finite."""
+    if faulty > f:
+        raise Refused(f"{stage} tolerates {f} vectors with NaN or infinity, got {faulty}.")
+
+
+def required_rows(pre: Sequence[Mixing], rule: Rule) -> int:
+    """The least number of vectors that every stage accepts."""
+    n = rule.min_n
+    for mixing in reversed(pre):
+        n = max(mixing.min_n, mixing.rows_for(n))
+    return n
+
+
+def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
+    """Raises ValueError where n vectors are too few for a stage."""
+    for stage in (*pre, rule):
+        formula, least = stage.needs
+        if n < least:
+            came = f"got {n}" if stage is (pre[0] if pre else rule) else f"got {n} after the mixings"
+            wanted = formula if formula == str(least) else f"{formula} = {least}"
+            raise ValueError(f"{stage} needs n >= {wanted} vectors, {came}.")
+        if stage is not rule:
+            n = stage.rows(n)  # type: ignore[union-attr]
+    center = rule.center if isinstance(rule, Selecting) else None
+    least = -2 if rule.uses_previous else -1
+    if center is not None and not (isinstance(center, int) and least <= center < n):
+        places = (
+            f"one of {n} vectors, from 0 on, -1 for the origin{' or -2 for the last aggregate' if least == -2 else ''}"
+        )
+        raise ValueError(f"{type(rule).__name__} must have a center that is {places}, got {shown(center)}.")
+
+
+def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None = None, draw: Draw = BARE) -> Decision:
+    """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result."""
+    x, n = kernels.contiguous(x.detach()), x.shape[0]
+    check_rows(pre, rule, n)
+    if rule.needs_root and previous is None:
+        raise ValueError(
+            f"{rule} needs previous=root, the vector that the server computes on data it trusts, got none."
+        )
+    previous = None if not rule.uses_previous else kernels.zeros_like_row(x) if previous is None else previous
+    if previous is not None:
+        require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
+        if not torch.isfinite(kernels.norms(previous)):
+            raise Refused(f"{rule} needs a finite previous, got one with NaN or infinity.")
+    extra = None if previous is None else previous.unsqueeze(0)
+    geometry, unit, sight = None, 1.0, sights(pre, rule)[0]
+    if sight != "nothing":
+        geometry, seen = Geometry.seen(x, extra, partial(_measured, sight))
+        x, unit, previous = seen.x, seen.unit, None if seen.extra is None else seen.extra[0]
+    table, geometry = weigh(n, pre, rule, geometry, draw)
+    answer = checked_answer(rule, rule.apply(x, table, previous, *([draw] if rule.draws else [])), x)
+    return Decision(answer if unit == 1 else answer * unit, table, geometry)
+
+
+Sight = Literal["nothing", "pairs"] | int
+"""Squared distances that somebody looks at: none, those of all pairs and norms, or norms and those to one point, which
+is given by its index (see :attr:`Selecting.center`)."""
+
+
+def sights(pre: Sequence[Mixing], rule: Rule) -> list[Sight]:
+    """What is looked at, of the vectors that come to each mixing and, last, to the rule: by it or by what follows."""
+    center = rule.center if isinstance(rule, Selecting) else None
+    found: list[Sight] = [("pairs" if center is None else center) if rule.needs_geometry else "nothing"]
+    for mixing in reversed(pre):
+        after = found[0]
+        if mixing.norms_only and after == "nothing":
+            found.insert(0, -1)
+        else:  # scaled norms, and scaled distances to one point, need no others; norms of sums do
+            found.insert(0, after if mixing.norms_only and mixing.scales else "pairs")
+    return found
+
+
+def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) -> np.ndarray | None:
+    """The squared distances that the stages look at, for :meth:`Geometry.measured_as`; None where no stage does."""
+    sight = sights(pre, rule)[0]
+    return None if sight == "nothing" else _measured(sight, x, extra)
+
+
+def _measured(sight: Sight, x: Tensor, extra: Tensor | None) -> np.ndarray:
+    assert sight != "nothing"
+    return kernels.squared_distances(x, extra) if sight == "pairs" else squared_from(x, extra, sight)
+
+
+def weigh(
+    n: int, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, draw: Draw = BARE
+) -> tuple[np.ndarray | None, Geometry | None]:
+    """What is decided in n x n: the weights for :meth:`Rule.apply`, and the geometry that the rule saw."""
+    table = None
+    if geometry is not None:
+        refuse_faulty(rule, rule.f, geometry.faulty)
+        for mixing, after in zip(pre, sights(pre, rule)[1:], strict=True):
+            geometry = mixing.mix(geometry, draw, seen=after != "nothing")
+        n, table = geometry.n, geometry.table
+    selection = rule.choose(n, geometry)
+    if selection is not None:
+        widths, rows = (n, n + (0 if geometry is None else geometry.vectors.e)), np.shape(selection)[:1]
+        selection = checked_weights(rule, selection, *((w,) for w in widths), *((*rows, w) for w in widths))
+        table = selection if geometry is None else geometry.through(selection)
+    return table, geometry if rule.needs_geometry else None
+
+
+def _plain(x: np.ndarray) -> bool:
+    """Whether torch can share the memory: writable, and no step backwards (numpy may call that contiguous)."""
+    return x.flags.c_contiguous and x.flags.writeable and min(x.strides, default=0) >= 0
+
+
+def as_previous(owner: object, previous: Any, matrix: Tensor) -> Tensor | None:
+    """[d], the last aggregate or the root, as a tensor like the vectors; None if there is none."""
+    if previous is None:
+        return None
+    try:
+        vector = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device).detach()
+    except (TypeError, ValueError, RuntimeError):  # torch's and numpy's words about what is no vector
+        vector = None
+    if vector is None or vector.shape != matrix.shape[1:]:
+        came = kind_of(previous) if vector is None else list(vector.shape)
+        raise ValueError(f"{type(owner).__name__} needs previous of shape [{matrix.shape[1]}], got {came}.")
+    return vector
+
+
+def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """[n, d] as a tensor, row after row (sharing memory where it can), and the way back to the kind that came."""
+    name = type(owner).__name__
+    if isinstance(x, (list, tuple)):
+        if not x:
+            raise ValueError(f"{name} needs n >= 1 vectors, got an empty {type(x).__name__}.")
+        kinds = {Tensor if isinstance(v, Tensor) else type(v) for v in x}
+        if kinds not in ({Tensor}, {np.ndarray}) or len({(v.dtype, str(getattr(v, "device", ""))) for v in x}) > 1:
+            names = sorted({kind_of(v) for v in x})
+            raise ValueError(
+                f"{name} needs vectors that are all tensors or all arrays, of one type, got {shown(names)}."
+            )
+        arrays = kinds == {np.ndarray}
+        shapes = {tuple(np.shape(v)) for v in x}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+            raise ValueError(f"{name} needs vectors of one shape [d], got shapes {sorted(shapes)}.")
+        x = np.stack(x) if arrays else torch.stack(list(x))
+    if isinstance(x, np.ma.MaskedArray):
+        raise ValueError(f"{name} needs an array without a mask, got a masked one: fill it first, x.filled(value).")
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+            raise ValueError(f"{name} needs floating-point vectors (float16, float32, float64), got {x.dtype}.")
+        native = x.astype(x.dtype.newbyteorder("="), copy=False)
+        matrix = torch.from_numpy(native if _plain(native) else native.copy())
+        kind = x.dtype
+
+        def restore(y: Tensor) -> Any:
+            return y.numpy().astype(kind, copy=False)
+    elif isinstance(x, Tensor):
+        if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} needs floating-point vectors (float16, bfloat16, float32, float64), got {x.dtype}."
+            )
+        if x.layout != torch.strided or x.is_meta:
+            came = "one without numbers (meta)" if x.is_meta else str(x.layout)
+            raise ValueError(f"{name} needs a dense tensor, got {came}.")
+        matrix, restore = x.detach(), lambda y: y
+    else:
+        raise ValueError(f"{name} needs a tensor, an array or a list of vectors, got {type(x).__name__}.")
+    if matrix.ndim != 2 or matrix.shape[1] < 1:
+        raise ValueError(f"{name} needs [n, d] with d >= 1, got shape {list(matrix.shape)}.")
+    return kernels.contiguous(matrix), restore

@@ -1,0 +1,135 @@
+"""From settings to what they name: the data, the model, the simulation, and the hashes of what is somebody's own."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..core.attacks import parts
+from ..core.checks import cut, shown
+from ..core.specs import make, parse
+from ..simulation.data import DATASETS, PARTITIONS, Dataset, name_of
+from ..simulation.gradients import WorkerGradients
+from ..simulation.identity import code_hash, is_ours
+from ..simulation.models import MODELS
+from ..simulation.models import build as build_model
+from ..simulation.simulate import Evaluator, Profile, Sampler, Simulation
+from .experiment import Experiment, device_of
+
+
+def _usable(name: str) -> torch.device:
+    """The device of that name, if this machine can compute on it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    device = device_of(name)
+    if device.type == "mps":
+        raise ValueError("device: 'mps' cannot be used: it has no float64, in which distances are computed; use cpu.")
+    try:
+        float(torch.zeros(1, device=device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {shown(name)} cannot be used here: {cut(str(error))}") from None
+    return device
+
+
+def identified(
+    experiment: Experiment, dataset: Dataset | None = None, data_folder: str | Path | None = None
+) -> tuple[Experiment, Dataset | None]:
+    """The experiment with ``data_hash`` and ``code_hash`` filled in, and the data if they had to be looked at.
+
+    Data are somebody's own unless the package opens them under the experiment's name and nobody wrote into them since.
+
+    Raises:
+        ValueError: the experiment has hashes already, and they are of something else.
+        DataError: data of one's own cannot be opened.
+    """
+    e, ours = experiment, name_of(experiment.dataset)
+    if dataset is None and ours is None:
+        dataset = open_dataset(e, data_folder)
+    if dataset is not None and not isinstance(dataset, Dataset):
+        raise ValueError(f"dataset: must be a varangian.simulation.data.Dataset, got a {type(dataset).__name__}.")
+    own = dataset is not None and not (ours is not None and dataset.intact and dataset.name == ours)
+    found = {"data_hash": dataset.fingerprint if own and dataset is not None else None, "code_hash": code_of(e)}
+    if e.data_hash not in (None, found["data_hash"]):
+        hint = "hand its data in as dataset=..." if dataset is None else "these are others"
+        raise ValueError(f"this experiment is of data of somebody's own, with hash {e.data_hash}: {hint}.")
+    if e.code_hash not in (None, found["code_hash"]):
+        raise ValueError(
+            f"the code of this experiment is no longer what it was: its hash was {e.code_hash} and is "
+            f"{found['code_hash']}; start over with code_hash=None."
+        )
+    return replace(e, **found), dataset
+
+
+def code_of(e: Experiment) -> str | None:
+    """The hash of the code of somebody's own that a run is made with, as it is now; None where all is the package's."""
+    values: list[object] = [MODELS[parse("model", e.model, MODELS)[0]]]
+    values.append(PARTITIONS[parse("partition", e.partition, PARTITIONS)[0]])
+    for stage in (e.make_rule(), *e.make_pre(), e.make_attack()):
+        if stage is not None:
+            values += parts(stage)
+    return code_hash(values)
+
+
+def open_dataset(experiment: Experiment, folder: str | Path | None = None, download: bool = True) -> Dataset:
+    """The data of an experiment.
+
+    Raises:
+        DataError: a file that is missing or not what it should be.
+    """
+    return make("dataset", experiment.dataset, DATASETS, folder=folder, download=download)
+
+
+def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluator]:
+    """The simulation of an experiment at step 0, and its evaluator."""
+    e, dtype = experiment, getattr(torch, experiment.dtype)
+    _usable(e.device)
+    model = make_model(e, dataset.shape, dataset.classes)
+    gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed)
+    deal = make("partition", e.partition, PARTITIONS) if e.partition != "iid" else "iid"
+    attack = e.make_attack()
+    learners = e.workers if attack is not None and attack.uses_flipped else e.honest
+    sampler = Sampler(dataset, learners, e.batch_size, e.seed, deal, e.profile, e.device, dtype)
+    simulation = Simulation(
+        gradients,
+        sampler,
+        e.make_algorithm(),
+        e.workers,
+        e.attackers,
+        attack,
+        e.rate,
+        e.momentum,
+        e.l2,
+        e.profile,
+        e.seed,
+        e.measure,
+        dataset.classes,
+    )
+    mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
+    return simulation, _evaluator(dataset, dataset.seal, e.seed if mirrors else 0, e.profile, e.device, dtype)
+
+
+def make_model(e: Experiment, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    def factory(shape: tuple[int, int, int], classes: int) -> nn.Module:
+        model = make("model", e.model, MODELS, shape=shape, classes=classes)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model: {e.model} must make a torch.nn.Module, got a {type(model).__name__}.")
+        # Somebody's function may answer the same module each time, and training must not change it.
+        return model if is_ours(MODELS[parse("model", e.model, MODELS)[0]]) else copy.deepcopy(model)
+
+    return build_model(factory, shape, classes, e.seed).to(e.device, getattr(torch, e.dtype))
+
+
+@lru_cache(maxsize=1)
+def _evaluator(
+    dataset: Dataset, seal: tuple[object, ...], seed: int, profile: Profile, device: str, dtype: torch.dtype
+) -> Evaluator:
+    """Shared by the runs of a process on the same data, as long as nobody writes into them: test images are prepared
+    once."""
+    return Evaluator(dataset, seed, profile, device, dtype)

@@ -1,0 +1,591 @@
+"""Every setting of one run, checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property, lru_cache, wraps
+from numbers import Integral
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import numpy as np
+import tomlkit
+import torch
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from tomlkit.exceptions import TOMLKitError
+
+from ..core.algorithm import Algorithm
+from ..core.attacks import ATTACKS, Attack
+from ..core.checks import cut, shown, unknown
+from ..core.mixing import MIXINGS, Mixing
+from ..core.rules import RULES, Rule, published
+from ..core.specs import MAX_LENGTH, canonical, check, describe, make, parse, reason, split
+from ..core.stages import check_rows
+from ..core.transforms import Clip, Momentum, SharedMomentum, Transform
+from ..simulation.data import DATASETS, IID, PARTITIONS, Partition, name_of
+from ..simulation.identity import LENGTH
+from ..simulation.models import MODELS
+from .files import (
+    check_depth,
+    parse_json,
+)
+from .folders import FORMAT
+
+NAMED = (RULES, MIXINGS, ATTACKS, PARTITIONS)  # whose values may be given themselves, and are kept as text
+
+
+HASHES = ("data_hash", "code_hash")  # settings that are found, not chosen
+
+
+MAX_TOML = 2**17  # characters of a TOML text, which is parsed in Python
+
+
+class ConfigurationError(ValueError):
+    """All that is wrong with a configuration, one line each, in ``faults``."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__(faults[0] if len(faults) == 1 else "\n  - ".join([f"{len(faults)} faults:", *faults]))
+
+    def __reduce__(self) -> tuple[type[ConfigurationError], tuple[list[str]]]:
+        return ConfigurationError, (self.faults,)  # to come back from another process as it was
+
+
+def _schedule(value: Any) -> Any:
+    """ "0.02,8000:0.004" -> ((0, 0.02), (8000, 0.004)); a plain number stays one."""
+    if isinstance(value, str) and ("," in value or ":" in value):
+        pieces = [piece.strip().rpartition(":") for piece in value.split(",")]
+        value = tuple((start or 0, rate) for start, _, rate in pieces)
+    if isinstance(value, list):
+        return tuple(tuple(piece) if isinstance(piece, list) else piece for piece in value)
+    return value
+
+
+def _real(value: Any) -> Any:
+    """Truth values are no numbers, though Python counts with them."""
+    if isinstance(value, (bool, np.bool_, bytes)) or getattr(value, "dtype", None) == torch.bool:
+        raise ValueError("must be a number")
+    return value
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(_real(value), (str, Integral)):
+        return value
+    raise ValueError("must be a valid integer")
+
+
+def _truth(value: Any) -> Any:
+    if isinstance(value, (bool, np.bool_, str)):
+        return value
+    raise ValueError("must be True or False")
+
+
+def _nothing(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "") else value
+
+
+def _without_f(value: Any, f: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_without_f(item, f) for item in value)
+    return describe(value, NAMED, f) if isinstance(value, (Rule, Mixing)) else value
+
+
+def _spec(value: Any) -> Any:
+    return describe(value, NAMED) if isinstance(value, (Rule, Mixing, Attack)) else value
+
+
+def _optional_spec(value: Any) -> Any:
+    return _nothing(_spec(value))
+
+
+def _partition(value: Any) -> Any:
+    return describe(value, NAMED) if type(value) in PARTITIONS.values() else value
+
+
+def _list(value: Any) -> Any:
+    if isinstance(value, str):
+        if len(value) > MAX_PRE * MAX_LENGTH:
+            raise ValueError(f"at most {MAX_PRE} mixings of {MAX_LENGTH:,} characters")
+        value = [] if _nothing(value) is None else split(value)
+    if value is None or isinstance(value, Mixing):
+        value = [] if value is None else [value]
+    return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+# Text is a number too, if it says one: tables and command lines hold nothing else.
+REAL, WHOLE = BeforeValidator(_real), BeforeValidator(_integer)
+
+
+Truth = Annotated[bool, BeforeValidator(_truth)]
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), REAL]
+
+
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False), REAL]
+
+
+Share = Annotated[float, Field(ge=0, lt=1), REAL]
+
+
+Number = Annotated[int, Field(ge=0, le=10_000), WHOLE]  # of workers: their vectors are held at once
+
+
+Natural = Annotated[int, Field(ge=0, le=10**9), WHOLE]
+
+
+Spec = Annotated[str, BeforeValidator(_spec)]
+
+
+Hash = Annotated[Annotated[str, Field(pattern=rf"^[0-9a-f]{{{LENGTH}}}$")] | None, BeforeValidator(_nothing)]
+
+
+Schedule = Annotated[tuple[tuple[Natural, Rate], ...], Field(max_length=10_000)]
+
+
+MAX_PRE = 16
+
+
+FORMS = {
+    "learning_rate": "must be a number >= 0, or pieces from a step on as in 0.02,8000:0.004",
+    "data_hash": f"must be {LENGTH} hexadecimal digits",
+    "code_hash": f"must be {LENGTH} hexadecimal digits",
+}
+
+
+# What settings are called elsewhere, and here.
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "eta": "learning_rate",
+    "rate": "learning_rate",
+    "n": "workers",
+    "clients": "workers",
+    "f": "byzantine",
+    "attackers": "real_byzantine",
+    "mu": "momentum",
+    "aggregator": "rule",
+    "gar": "rule",
+    "preaggregation": "pre",
+    "iterations": "steps",
+    "weight_decay": "l2",
+    "data": "dataset",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Every knob of one run. Frozen; compared and hashed by value; all faults are reported at once, at construction.
+
+    Batch size, clipping, l2 and momentum are by default those of the paper's fully connected network.
+
+    Rules, mixings, attacks, partitions, models and synthetic data are named as in RULES, MIXINGS, ..., with options in
+    parentheses where the defaults do not do: ``"multi-krum(m=5)"``, ``"little(factor=2.0)"``,
+    ``"dirichlet(alpha=0.1)"``. The instances themselves are accepted too.
+
+    Raises:
+        ConfigurationError: with one line per fault.
+
+    Example:
+        >>> e = Experiment(rule="median", attack="little", workers=11, byzantine=4)
+        >>> e.name
+        'digits-fully-connected-median-little-n11-f4-worker0.9-lr0.1-seed1'
+        >>> Experiment.from_json(e.to_json()) == e
+        True
+    """
+
+    dataset: str = field(
+        default="digits", metadata={"help": "what to learn; synthetic(shape=(3,32,32),classes=10) is made up"}
+    )
+    model: str = field(default="fully-connected", metadata={"help": "what learns it"})
+    workers: Annotated[int, Field(ge=1, le=10_000), WHOLE] = field(
+        default=15, metadata={"help": "n, honest and Byzantine"}
+    )
+    byzantine: Number = field(default=3, metadata={"help": "f, how many Byzantine workers the rule tolerates"})
+    real_byzantine: Annotated[Number | None, BeforeValidator(_nothing)] = field(
+        default=None, metadata={"help": "how many attack; as many as tolerated by default, none without an attack"}
+    )
+    rule: Spec = field(default="multi-krum", metadata={"help": "the aggregation rule F"})
+    pre: Annotated[tuple[str, ...], BeforeValidator(_list), Field(max_length=MAX_PRE)] = field(
+        default=(), metadata={"help": "mixings before the rule, comma-separated"}
+    )
+    attack: Annotated[str | None, BeforeValidator(_optional_spec)] = field(
+        default=None, metadata={"help": "what attackers send"}
+    )
+    momentum: Share = field(default=0.9, metadata={"help": "mu; 0 for none"})
+    dampening: Share = field(default=0.0, metadata={"help": "of the momentum"})
+    nesterov: Truth = field(default=False, metadata={"help": "take gradients at the look-ahead point"})
+    momentum_at: Literal["worker", "server", "shared"] = field(
+        default="worker", metadata={"help": "on which side of F momentum stands"}
+    )
+    clip: Annotated[Positive | None, BeforeValidator(_nothing)] = field(
+        default=2.0, metadata={"help": "greatest norm of a sampled gradient; none for no limit"}
+    )
+    clip_mode: Annotated[Literal["norm", "unit"] | None, BeforeValidator(_nothing)] = field(
+        default=None, metadata={"help": "how to clip; by default norm when described, unit when published"}
+    )
+    batch_size: Annotated[int, Field(ge=1, le=10**6), WHOLE] = field(
+        default=83, metadata={"help": "training points per worker and step"}
+    )
+    steps: Natural = field(default=300, metadata={"help": "updates of the parameters"})
+    learning_rate: Annotated[Rate | Schedule, BeforeValidator(_schedule)] = field(
+        default=0.1, metadata={"help": "a number, or pieces from a step on: 0.02,8000:0.004"}
+    )
+    l2: Rate = field(default=1e-4, metadata={"help": "factor c of c/2 ||theta||^2"})
+    evaluate_every: Natural = field(
+        default=5, metadata={"help": "steps between evaluations on the test set; 0 for the last only"}
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] = field(default=1, metadata={"help": "of everything random"})
+    device: str = field(default="cpu", metadata={"help": "of tensors: cpu, cuda, cuda:1 ..."})
+    partition: Annotated[str, BeforeValidator(_partition)] = field(
+        default="iid", metadata={"help": "how data is dealt to honest workers"}
+    )
+    profile: Literal["described", "published"] = field(
+        default="described", metadata={"help": "as the paper says, or as its code computed"}
+    )
+    dtype: Literal["float32", "float64"] = field(default="float32", metadata={"help": "of vectors"})
+    measure: Truth = field(
+        default=True, metadata={"help": "measure norms, cosines, ... at each step; changes no result"}
+    )
+    data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
+    code_hash: Hash = field(
+        default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
+    )
+
+    if TYPE_CHECKING:  # what settings may be given as; they are kept as said above
+
+        def __init__(
+            self, *, dataset: str = ..., model: str = ..., workers: int = ..., byzantine: int = ...,
+            real_byzantine: int | None = ..., rule: str | Rule = ...,
+            pre: str | Mixing | Sequence[str | Mixing] | None = ..., attack: str | Attack | None = ...,
+            momentum: float = ..., dampening: float = ..., nesterov: bool = ...,
+            momentum_at: Literal["worker", "server", "shared"] = ..., clip: float | None = ...,
+            clip_mode: Literal["norm", "unit"] | None = ..., batch_size: int = ..., steps: int = ...,
+            learning_rate: float | str | Sequence[tuple[int, float]] = ..., l2: float = ..., evaluate_every: int = ...,
+            seed: int = ..., device: str = ..., partition: str | Partition = ...,
+            profile: Literal["described", "published"] = ..., dtype: Literal["float32", "float64"] = ...,
+            measure: bool = ..., data_hash: str | None = ..., code_hash: str | None = ...,
+        ) -> None: ...  # fmt: skip
+
+    def __post_init__(self) -> None:
+        # Rules and mixings that tolerate what ``byzantine`` says need not repeat it.
+        for name in ("rule", "pre"):
+            object.__setattr__(self, name, _without_f(getattr(self, name), self.byzantine))
+        sound, faults = set(), []
+        for name, adapter in _adapters().items():
+            try:
+                object.__setattr__(self, name, adapter.validate_python(getattr(self, name)))
+                sound.add(name)
+            except ValidationError as error:
+                faults.append(f"{name}: {FORMS.get(name) or reason(error)}, got {shown(getattr(self, name))}.")
+        faults += self._inconsistencies(sound)
+        if faults:
+            raise ConfigurationError(faults)
+
+    def _inconsistencies(self, sound: set[str]) -> Iterator[str]:
+        """What is wrong beyond the type and range of single fields; looks at sound fields only."""
+        made: dict[str, Any] = {}
+        makers: dict[str, Callable[[], Any]] = {
+            "dataset": lambda: name_of(self.dataset),
+            "model": lambda: check("model", self.model, MODELS, "shape", "classes"),
+            "rule": lambda: (
+                Algorithm(rule=self.make_rule()).rule if "byzantine" in sound else parse("rule", self.rule, RULES)
+            ),
+            "pre": self.make_pre if "byzantine" in sound else lambda: [parse("mixing", p, MIXINGS) for p in self.pre],
+            "attack": self.make_attack,
+            "partition": lambda: make("partition", self.partition, PARTITIONS),
+            "device": lambda: device_of(self.device),
+        }
+        for name, maker in makers.items():
+            if name in sound:
+                try:
+                    made[name] = maker()
+                except ValueError as error:
+                    yield f"{name}: {error}"
+        if {"workers", "byzantine", "rule", "pre"} <= sound and {"rule", "pre"} <= made.keys():
+            try:
+                Algorithm(pre=made["pre"], rule=made["rule"])
+            except ValueError as error:
+                yield f"pre: {error}"
+            try:
+                check_rows(made["pre"], made["rule"], self.workers)
+            except ValueError as error:
+                yield f"workers: {error}"
+        if {"workers", "real_byzantine"} <= sound and (self.real_byzantine or 0) >= self.workers:
+            yield (
+                f"real_byzantine: at least one of the {self.workers} workers must be honest, "
+                f"got {self.real_byzantine} that attack."
+            )
+        elif (
+            {"workers", "byzantine", "real_byzantine", "attack"} <= sound
+            and self.real_byzantine is None
+            and self.attackers >= self.workers
+        ):
+            yield (
+                f"byzantine: at least one of the {self.workers} workers must be honest, got {self.byzantine} that "
+                "attack (as many as are tolerated, unless real_byzantine says otherwise)."
+            )
+        elif {"workers", "byzantine", "real_byzantine"} <= sound and made.get("attack") and self.attackers:
+            try:
+                made["attack"].check(self.honest, self.attackers)
+            except ValueError as error:
+                yield f"attack: {error}"
+        one_stream = "profile" in sound and self.profile == "published"
+        if one_stream and "partition" in made and type(made["partition"]) is not IID:
+            yield (
+                f"partition: in the published profile all workers draw from one stream of the data, got "
+                f"{self.partition!r}; use iid, or the described profile."
+            )
+        if {"real_byzantine", "attack"} <= sound and self.real_byzantine and self.attack is None:
+            yield f"attack: {self.real_byzantine} workers are to attack (real_byzantine) and no attack is named."
+        if "learning_rate" in sound and isinstance(self.learning_rate, tuple):
+            starts = [start for start, _ in self.learning_rate]
+            if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+                yield (
+                    "learning_rate: pieces must start at step 0 and go up, as in 0.02,8000:0.004, "
+                    f"got steps {shown(starts)}."
+                )
+
+    @property
+    def attackers(self) -> int:
+        """How many workers really attack."""
+        if self.attack is None:
+            return 0
+        return self.byzantine if self.real_byzantine is None else self.real_byzantine
+
+    @property
+    def honest(self) -> int:
+        """h, how many workers are honest."""
+        return self.workers - self.attackers
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step."""
+        if not isinstance(self.learning_rate, tuple):
+            return self.learning_rate
+        return [rate for start, rate in self.learning_rate if start <= step][-1]
+
+    def make_rule(self) -> Rule:
+        """The rule, with f = byzantine and, in the published profile, the published conventions."""
+        name, options = parse("rule", self.rule, RULES)
+        _check_class("rule", name, RULES, Rule)
+        if self.profile == "published" and not options:
+            return published(name, self.byzantine)
+        return make("rule", self.rule, RULES, f=self.byzantine)
+
+    def make_pre(self) -> tuple[Mixing, ...]:
+        for spec in self.pre:
+            _check_class("mixing", parse("mixing", spec, MIXINGS)[0], MIXINGS, Mixing)
+        return tuple(make("mixing", spec, MIXINGS, f=self.byzantine) for spec in self.pre)
+
+    def make_attack(self) -> Attack | None:
+        if self.attack is None:
+            return None
+        _check_class("attack", parse("attack", self.attack, ATTACKS)[0], ATTACKS, Attack)
+        return make("attack", self.attack, ATTACKS)
+
+    def make_algorithm(self) -> Algorithm:
+        """The four stages that these settings mean."""
+        worker: list[Transform] = []
+        if self.clip is not None:
+            worker.append(Clip(self.clip, self.clip_mode or ("unit" if self.profile == "published" else "norm")))
+        server: tuple[Transform, ...] = ()
+        if self.momentum:
+            options = (self.momentum, self.dampening, self.nesterov)
+            if self.momentum_at == "server":
+                server = (Momentum(*options),)
+            else:
+                worker.append(Momentum(*options) if self.momentum_at == "worker" else SharedMomentum(*options))
+        return Algorithm(tuple(worker), self.make_pre(), self.make_rule(), server)
+
+    @cached_property
+    def name(self) -> str:
+        """A readable name; not unique, see ``digest``."""
+        rate, said = self._rate, self._canonical
+        parts = [said["dataset"], *([f"data{self.data_hash[:8]}"] if self.data_hash else []), said["model"]]
+        parts += [canonical("mixing", spec, MIXINGS, self.byzantine) for spec in self.pre]
+        parts += [canonical("rule", self.rule, RULES, self.byzantine)]
+        parts += ["no-attack" if self.attack is None else canonical("attack", self.attack, ATTACKS)]
+        parts += [f"n{self.workers}", f"f{self.byzantine}"]
+        if self.attack is not None and self.attackers != self.byzantine:
+            parts.append(f"real{self.attackers}")
+        place = f"{self.momentum_at}{self.momentum:g}" if self.momentum else "no-momentum"
+        parts.append(place + ("-nesterov" if self.momentum and self.nesterov else ""))
+        parts += [f"lr{rate[0][1]:g}..." if isinstance(rate, tuple) else f"lr{rate:g}"]
+        if said["partition"] != "iid":
+            parts.append(said["partition"])
+        if self.profile != "described":
+            parts.append(self.profile)
+        return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]
+
+    @property
+    def _rate(self) -> float | tuple[tuple[int, float], ...]:
+        """The learning rate, as a number where it is one all along."""
+        rate = self.learning_rate
+        return rate[0][1] if isinstance(rate, tuple) and len({value for _, value in rate}) == 1 else rate
+
+    @property
+    def _canonical(self) -> dict[str, str]:
+        return {
+            "dataset": canonical("dataset", self.dataset, DATASETS),
+            "model": canonical("model", self.model, MODELS),
+            "partition": canonical("partition", self.partition, PARTITIONS),
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Ten hexadecimal digits of the fully resolved configuration: equal runs have equal digests, others do not."""
+        a = self.make_algorithm()
+        resolved = (
+            asdict(self)
+            | self._canonical
+            | {
+                "learning_rate": self._rate,
+                "stages": [
+                    repr(a.worker),
+                    [describe(mixing, NAMED) for mixing in a.pre],
+                    describe(a.rule, NAMED),
+                    repr(a.server),
+                ],
+                "attack": None if self.attack is None else describe(self.make_attack(), NAMED),
+                "attackers": self.attackers,
+                "format": FORMAT,
+            }
+        )
+        for resolved_above in (
+            "rule",
+            "pre",
+            "momentum_at",
+            "nesterov",
+            "dampening",
+            "clip",
+            "clip_mode",
+            "real_byzantine",
+            *(name for name in HASHES if resolved[name] is None),
+        ):
+            del resolved[resolved_above]
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, lists for tuples; None where nothing is set."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_toml(self) -> str:
+        """As TOML, which has no null: a setting that is None is left out where that is its default, else "none"."""
+        defaults = {f.name: f.default for f in fields(self)}
+        values = {key: "none" if value is None else value for key, value in self.to_dict().items()}
+        return tomlkit.dumps({k: v for k, v in values.items() if v != "none" or defaults[k] is not None})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Experiment:
+        """From plain values; unknown settings are faults like any other."""
+        known = [f.name for f in fields(cls)]
+        strange = [key for key in values if key not in known]
+        faults = [unknown("setting", key, _chosen(), ELSEWHERE) for key in strange[:20]]
+        if len(strange) > 20:
+            faults.append(f"and {len(strange) - 20:,} more unknown settings.")
+        try:
+            experiment = cls(**{key: value for key, value in values.items() if key in known})
+        except ConfigurationError as error:
+            raise ConfigurationError(faults + error.faults) from None
+        if faults:
+            raise ConfigurationError(faults)
+        return experiment
+
+    @classmethod
+    def from_json(cls, text: str) -> Experiment:
+        return cls.from_dict(cls.values_from_text(text))
+
+    @classmethod
+    def from_toml(cls, text: str) -> Experiment:
+        return cls.from_dict(cls.values_from_text(text, toml=True))
+
+    @staticmethod
+    def values_from_text(text: str, toml: bool = False) -> dict[str, Any]:
+        """The settings that a JSON or TOML text holds, not looked at yet."""
+        try:
+            values = _parse_toml(text) if toml else parse_json(text)
+        except ValueError as error:
+            raise ConfigurationError([f"not {'TOML' if toml else 'JSON'}: {cut(str(error))}"]) from None
+        if not isinstance(values, dict):
+            raise ConfigurationError([f"an experiment is a JSON object, got {type(values).__name__}."])
+        return values
+
+
+def _chosen() -> list[str]:
+    """The settings that somebody chooses."""
+    return [f.name for f in fields(Experiment) if f.name not in HASHES]
+
+
+def _described() -> str:
+    """The settings as a part of the docstring: each is described once, beside its default."""
+    lines = [f"        {f.name}: {f.metadata['help']}; {f.default!r} by default.\n" for f in fields(Experiment)]
+    return f"    Args:\n{''.join(lines)}\n    Raises:"
+
+
+def _named(init: Callable[..., None]) -> Callable[..., None]:
+    """The constructor, which says what was meant by a setting that there is not."""
+
+    @wraps(init)
+    def checked(self: Experiment, *given: Any, **settings: Any) -> None:
+        known = [f.name for f in fields(Experiment)]
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"Experiment: {unknown('setting', name, _chosen(), ELSEWHERE)}")
+        if given:
+            raise TypeError("Experiment takes its settings by name: Experiment(rule=..., workers=..., ...).")
+        init(self, **settings)
+
+    return checked
+
+
+Experiment.__init__ = _named(Experiment.__init__)
+
+
+Experiment.__doc__ = (Experiment.__doc__ or "").replace("    Raises:", _described(), 1)
+
+
+@lru_cache(maxsize=1)
+def _adapters() -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(Experiment, include_extras=True)
+    return {f.name: TypeAdapter(hints[f.name]) for f in fields(Experiment)}
+
+
+def _check_class(kind: str, name: str, table: Mapping[str, Any], base: type) -> None:
+    """Somebody may have put anything into the tables: a function of vectors, say."""
+    if not (isinstance(table[name], type) and issubclass(table[name], base)):
+        bases = "General, Selecting or Coordinatewise" if base is Rule else base.__name__
+        raise ValueError(f"{name} is no {kind}, which is a class derived from {bases}, got {shown(table[name])}.")
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    if len(text) > MAX_TOML:
+        raise ValueError(f"more than {MAX_TOML:,} characters.")
+    try:
+        return check_depth(tomlkit.parse(text).unwrap())
+    except RecursionError:
+        raise ValueError("nested too deeply.") from None
+    except TOMLKitError as error:  # some of which are no ValueError
+        raise ValueError(str(error)) from None
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name, which this machine need not have: runs of others are read here too."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    # Names of devices that nobody computes on, such as meta, are known to torch too; it takes indices modulo 256.
+    if device is None or device.type not in ("cpu", "cuda", "mps", "xpu") or str(device) != name:
+        raise ValueError(f"{shown(name)} is no device, such as cpu, cuda or cuda:1.")
+    return device
+
+
+def differences(there: Experiment, asked: Experiment) -> list[str]:
+    """In which settings two experiments differ, a line each."""
+    one, other = there.to_dict(), asked.to_dict()
+    return [f"{name}: {one[name]!r} there, {other[name]!r} asked for" for name in one if one[name] != other[name]]

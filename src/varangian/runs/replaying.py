@@ -1,0 +1,134 @@
+"""One step of a run again: all n vectors, and why the server answered what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..core import kernels
+from ..core.checks import Refused
+from ..core.explanation import Explanation, explain
+from ..simulation.data import Dataset
+from ..simulation.metrics import Measures
+from . import folders
+from .building import build, open_dataset
+from .experiment import Experiment
+from .results import settings_of
+from .running import Progress, same_data
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A step rebuilt. ``str()`` of it is a table.
+
+    Attributes:
+        experiment: whose step it is.
+        step: which.
+        vectors: [n, d], what the server received: honest rows first, Byzantine ones last.
+        explanation: what it made of them; None where it refused them.
+        refused: why it refused them, or None.
+        measures: the row of metrics.csv, computed again; None where there is none.
+        agrees: whether that row is the one in the folder, to the last digit; None where the folder has none.
+    """
+
+    experiment: Experiment
+    step: int
+    vectors: Tensor
+    explanation: Explanation | None
+    refused: str | None
+    measures: Measures | None
+    agrees: bool | None
+
+    def __str__(self) -> str:
+        e = self.experiment
+        who = f"all {e.workers} vectors are honest"
+        if e.attackers:
+            who = f"vectors 0 to {e.honest - 1} are honest, {e.honest} to {e.workers - 1} are of {e.attack}"
+        record = "the folder holds no row of this step to compare with"
+        if self.agrees is not None:
+            record = (
+                "its measures are those of the folder" if self.agrees else "its measures ARE NOT those of the folder"
+            )
+        what = str(self.explanation) if self.refused is None else f"refused: {self.refused}"
+        return f"step {self.step}: {who}; {record}\n{what}"
+
+
+def replay(
+    folder: str | Path,
+    step: int,
+    dataset: Dataset | None = None,
+    data_folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Replay:
+    """Rebuilds all n vectors of one step of a kept run and explains the decision.
+
+    Goes on from the nearest usable checkpoint at or before the step, else from the start; writes nothing.
+
+    Args:
+        folder: of the run, complete or not.
+        step: from 0.
+        dataset: the data, if at hand; else it is opened.
+        data_folder: where its files are.
+        progress: called after each step that is done again.
+
+    Raises:
+        ValueError: the folder holds no run, the run never came to that step, or it was made with other data or other
+            code of somebody's own.
+        DataError: a data file is missing or corrupt.
+
+    Example:
+        >>> import tempfile
+        >>> from varangian import Experiment, run
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     kept = run(Experiment(rule="median", attack="nan", steps=3, workers=11, byzantine=2), out)
+        ...     again = replay(kept.folder, step=2)
+        >>> again.agrees, [int(i) for i in again.explanation.suspicion.argsort(kind="stable")[:2]]
+        (True, [9, 10])
+    """
+    folder = Path(folder).expanduser()
+    e = settings_of(folder)
+    if not 0 <= step < e.steps:
+        raise ValueError(f"{folder}: step must lie between 0 and {e.steps - 1}, got {step}.")
+    dataset = same_data(folder, e, dataset, data_folder)
+    dataset = open_dataset(e, data_folder) if dataset is None else dataset
+    with kernels.exclusive_threads():
+        simulation, _ = build(e, dataset)
+        folders.nearest(folder, e.digest, step, simulation)
+        previous = refused = row = None
+        while simulation.steps_done <= step and refused is None:
+            if simulation.diverged:
+                raise ValueError(
+                    f"{folder}: the run ended before step {simulation.steps_done}: its parameters diverged."
+                )
+            previous = simulation.state.previous
+            try:
+                row = simulation.step()
+            except Refused as error:
+                if error is not simulation.refused:
+                    raise
+                refused, row = str(error), None
+            if progress is not None:
+                progress(simulation.steps_done, None)
+        if refused is not None and simulation.steps_done < step:
+            raise ValueError(f"{folder}: the run ended at step {simulation.steps_done}: {refused}")
+        vectors = simulation.vectors.clone()
+        explanation = None
+        if refused is None:
+            explanation = explain(vectors, simulation.algorithm, previous, step=step, seed=simulation.state.seed)
+    recorded = _recorded(folder / folders.METRICS, step)
+    agrees = None if recorded is None or row is None else recorded == row.row()
+    return Replay(e, step, vectors, explanation, refused, row, agrees)
+
+
+def _recorded(path: Path, step: int) -> list[str] | None:
+    """The row of a step in metrics.csv."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file):
+                if number == step + 1:
+                    return line.rstrip("\n").split(",") if line.endswith("\n") else None
+    except (OSError, UnicodeDecodeError):
+        pass
+    return None

@@ -1,0 +1,238 @@
+"""What a run gave, and reading it from the folder where it is kept."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.checks import cut, shown
+from ..simulation.gradients import WorkerGradients
+from ..simulation.metrics import COLUMNS, Measures, Rows
+from . import folders
+from .building import make_model, open_dataset
+from .experiment import Experiment
+from .files import (
+    line_of_text,
+    number,
+    number_of,
+    read_json,
+    read_rows,
+    read_text,
+    whole,
+    whole_of,
+)
+from .folders import FORMAT
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Accuracy (in [0, 1]) and loss on the test set before the update of that step."""
+
+    step: int
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gave.
+
+    Attributes:
+        experiment: what was run.
+        evaluations: at step 0, every ``evaluate_every`` steps, and at the end.
+        measures: one row a step.
+        seconds: how long it took, reading the data not included.
+        stopped: why it ended early (the parameters diverged, the rule refused its input), or None.
+        folder: where it is kept, or None.
+        began: the step of the checkpoint that this call went on from; 0 where it started at the start. Measures of
+            before have the 9 digits of metrics.csv.
+        from_disk: whether nothing was trained, since the folder held the complete run.
+    """
+
+    experiment: Experiment
+    evaluations: list[Evaluation] = field(repr=False)
+    measures: Sequence[Measures] = field(repr=False)
+    seconds: float
+    stopped: str | None = None
+    folder: Path | None = None
+    began: int = 0
+    from_disk: bool = False
+    _trained: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def max_accuracy(self) -> float:
+        """The greatest accuracy of all evaluations: what the paper reports."""
+        return max(e.accuracy for e in self.evaluations)
+
+    @property
+    def final_accuracy(self) -> float:
+        """The accuracy after the last step."""
+        return self.evaluations[-1].accuracy
+
+    def model(self) -> nn.Module:
+        """A copy of the trained model, in evaluation mode, on the device where it was trained or, from a folder, on the
+        CPU.
+
+        Raises:
+            ValueError: this result is of a folder that does not hold it any more.
+
+        Example:
+            >>> result = run(Experiment(model="linear", steps=2))
+            >>> result.model()(torch.zeros(5, 1, 8, 8)).shape
+            torch.Size([5, 10])
+        """
+        if self._trained is not None:
+            return copy.deepcopy(self._trained).eval()
+        assert self.folder is not None
+        return load_model(self.folder)
+
+    def __str__(self) -> str:
+        ending = f", stopped: {self.stopped}" if self.stopped else ""
+        ending += f"; read from {self.folder}, nothing was trained" if self.from_disk else ""
+        return (
+            f"{self.experiment.name}: maximum accuracy {self.max_accuracy:.2%}, final {self.final_accuracy:.2%}, "
+            f"{len(self.measures)} steps in {self.seconds:.1f} s{ending}"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What result.json holds."""
+        return {
+            "format": FORMAT,
+            "name": self.experiment.name,
+            "digest": self.experiment.digest,
+            "max_accuracy": self.max_accuracy,
+            "final_accuracy": self.final_accuracy,
+            "final_loss": self.evaluations[-1].loss if math.isfinite(self.evaluations[-1].loss) else None,
+            "steps": len(self.measures),
+            "stopped": self.stopped,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def load_model(folder: str | Path, data_folder: str | Path | None = None) -> nn.Module:
+    """The trained model of a complete run, in evaluation mode, on the CPU.
+
+    Args:
+        folder: of the run.
+        data_folder: where data files are, for runs of a version that did not note the shape of images.
+
+    Raises:
+        ValueError: the folder holds no complete run, or the model is not what it was.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     kept = run(Experiment(model="linear", steps=2), out)
+        ...     model = load_model(kept.folder)
+        >>> torch.equal(model[1].weight, kept.model()[1].weight), model.training
+        (True, False)
+    """
+    folder = Path(folder).expanduser()
+    e = read(folder).experiment
+    state = folders.read_state(folder / folders.STATE)
+    shape, classes = state.shape, state.classes
+    if shape is None or classes is None:
+        dataset = open_dataset(e, data_folder)
+        shape, classes = dataset.shape, dataset.classes
+    model = make_model(replace(e, device="cpu"), shape, classes)
+    gradients = WorkerGradients(model)
+    found = {name: _kind(buffer) for name, buffer in gradients.buffers().items()}
+    if _kind(gradients.parameters()) != _kind(state.parameters) or found != {
+        name: _kind(buffer) for name, buffer in state.buffers.items()
+    }:
+        raise ValueError(f"{folder}: {e.model} is not what it was: {folders.STATE} does not fit.")
+    return gradients.adopt(state.parameters, state.buffers).eval()
+
+
+def settings_of(folder: str | Path) -> Experiment:
+    """The experiment that a run folder is of, complete or not.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    folder = Path(folder).expanduser()
+    folders.check_folder(folder)
+    try:
+        return Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} holds no run: {folders.SETTINGS} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read as a run: {folders.SETTINGS}: {error}") from None
+
+
+def read(folder: str | Path) -> Result:
+    """The complete run in a folder.
+
+    Raises:
+        ValueError: the folder holds no complete run, or one that cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        summary = read_json(folder / folders.RESULT, folders.MAX_JSON)
+        experiment = Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
+        folders.check_format(folder / folders.RESULT, summary)
+        check_summary(summary, experiment)
+        seconds = number(summary["seconds"], "seconds", 0)
+        needed = ("step", "accuracy", "loss")
+        evaluations = [_evaluation(row) for row in read_rows(folder / folders.EVALUATIONS, needed)]
+        measures = read_measures(folder / folders.METRICS)
+        if not evaluations or len(measures) != summary["steps"]:
+            raise ValueError("rows are missing from its tables.")
+        return Result(experiment, evaluations, measures, seconds, summary["stopped"], folder, from_disk=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
+    except KeyError as error:
+        raise ValueError(f"{folder} cannot be read as a run: {error} is missing.") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read as a run: {cut(str(error))}") from None
+
+
+def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
+    """Refuses a result.json that is of another experiment or a later version, or does not hold what it should.
+
+    Raises:
+        ValueError: the first fault.
+        KeyError: something is missing.
+    """
+    if whole(summary["format"], "format", 1) == FORMAT and summary["digest"] != experiment.digest:
+        raise ValueError(
+            f"result.json is of another experiment: its digest is {shown(summary['digest'])}, that of "
+            f"experiment.json is {experiment.digest}."
+        )
+    for name in ("max_accuracy", "final_accuracy"):
+        number(summary[name], name, 0, 1)
+    if summary["final_loss"] is not None:
+        number(summary["final_loss"], "final_loss")
+    whole(summary["steps"], "steps")
+    if summary["stopped"] is not None:
+        line_of_text(summary["stopped"], "stopped")
+
+
+def _evaluation(row: dict[str, str]) -> Evaluation:
+    accuracy = number_of(row["accuracy"], "accuracy", 0, 1)
+    return Evaluation(whole_of(row["step"], "step"), accuracy, _any_number(row["loss"], "loss"))
+
+
+def read_measures(path: Path) -> Rows:
+    return Rows(_measures(row) for row in read_rows(path, COLUMNS))
+
+
+def _measures(row: dict[str, str]) -> Measures:
+    values: dict[str, Any] = {name: _any_number(row[name], name) for name in COLUMNS if row[name]}
+    return Measures(**(values | {name: whole_of(row[name], name) for name in ("step", "points")}))
+
+
+def _kind(x: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return x.dtype, x.shape
+
+
+def _any_number(text: str, what: str) -> float:
+    """What diverges may be a NaN or an infinity."""
+    return float(text) if text in ("nan", "inf", "-inf") else number_of(text, what)

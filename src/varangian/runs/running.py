@@ -1,0 +1,290 @@
+"""One training run, and the folder that it leaves."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..core import kernels
+from ..core.checks import Refused, cut, printable
+from ..simulation.data import Dataset
+from ..simulation.metrics import COLUMNS, Rows
+from ..simulation.simulate import Evaluator, Simulation
+from . import folders
+from .building import build, identified, open_dataset
+from .experiment import Experiment, differences
+from .folders import Journal
+from .interrupts import Interrupts
+from .results import Evaluation, Result, read, read_measures, settings_of
+
+CHECKPOINT_EVERY = 60.0  # seconds
+
+
+Progress = Callable[[int, Evaluation | None], None]
+
+
+def run(
+    experiment: Experiment,
+    out: str | Path | None = None,
+    dataset: Dataset | None = None,
+    data_folder: str | Path | None = None,
+    progress: Progress | None = None,
+    fresh: bool = False,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+) -> Result:
+    """One training run. The same call again goes on with one that was interrupted, and reads one that is complete.
+
+    A run that is kept writes checkpoints while it goes, and one when it is interrupted: Ctrl-C, SIGTERM and SIGHUP wait
+    for the end of the step, a second Ctrl-C does not. So does a KeyboardInterrupt or SystemExit that ``progress``
+    raises, which is the way to end a run in another thread than the main one. What an interrupted run comes to
+    is what an uninterrupted one does, to the last byte (docs/reliability.md says under which conditions).
+
+    Args:
+        experiment: what to run.
+        out: the folder in which to keep it, as ``<out>/<name>-<digest>/``; None keeps nothing.
+        dataset: the data, if at hand; else it is opened. Data that are not those of the experiment's name make another
+            run of it, whose experiment has their hash.
+        data_folder: where its files are.
+        progress: called after each step, and once more at the end, with the steps done and the newest evaluation: so
+            it hears of all evaluations that this call makes.
+        fresh: start over, whatever is there.
+        checkpoint_every: seconds between two checkpoints; more where they would cost over 1 % of the time. 0 is after
+            every step, infinity only when interrupted.
+
+    Raises:
+        DataError: a data file is missing or corrupt.
+        FolderInUse: another process is at this run.
+        OSError: the folder cannot be written; a checkpoint is kept, and without one nothing is left behind.
+        ValueError: the folder holds another run, or one of a newer version; or the device cannot be used.
+
+    What code of one's own raises is raised here as it is, and the next call goes on from the last checkpoint.
+
+    Example:
+        >>> result = run(Experiment(rule="median", attack="empire", steps=20, workers=11, byzantine=2))
+        >>> len(result.measures), result.stopped
+        (20, None)
+    """
+    _check_interval(checkpoint_every)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"run takes an Experiment, got a {type(experiment).__name__}.")
+    experiment, dataset = identified(experiment, dataset, data_folder)
+    _warn_of_nobody(experiment)
+    if out is not None:
+        folder = Path(out).expanduser() / f"{experiment.name}-{experiment.digest}"
+        if folder.is_symlink():
+            raise ValueError(f"{folder} is a symbolic link, and not written through.")
+        return _run_in(folder, experiment, dataset, data_folder, progress, fresh, checkpoint_every)
+    dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
+    with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
+        return _train(experiment, *build(experiment, dataset), None, Interrupts(), progress)
+
+
+def _warn_of_nobody(e: Experiment) -> None:
+    if e.attack is not None and e.attackers == 0 and e.real_byzantine is None:
+        warnings.warn(
+            f"attack {e.attack} is named and nobody attacks: byzantine is 0, and so is real_byzantine by default. The "
+            "run is named by the attack all the same.",
+            stacklevel=3,
+        )
+
+
+def resume(
+    folder: str | Path,
+    dataset: Dataset | None = None,
+    data_folder: str | Path | None = None,
+    progress: Progress | None = None,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+) -> Result:
+    """Goes on with the run in a folder, whatever the folder is called now; one that is complete is read.
+
+    Args: as for :func:`run`.
+
+    Raises:
+        ValueError: the folder holds no run, or its settings were changed, or the data or code of somebody's own that it
+            was made with.
+        DataError, FolderInUse, OSError: as for :func:`run`.
+    """
+    _check_interval(checkpoint_every)
+    folder = Path(folder).expanduser()
+    experiment = settings_of(folder)
+    if dataset is not None or not (folder / folders.RESULT).exists():
+        dataset = same_data(folder, experiment, dataset, data_folder)
+    return _run_in(folder, experiment, dataset, data_folder, progress, False, checkpoint_every)
+
+
+def same_data(
+    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None
+) -> Dataset | None:
+    """The data, if they had to be looked at, for the run in a folder.
+
+    Raises:
+        ValueError: they, or code of somebody's own, are not what the run was made with.
+    """
+    try:
+        found, dataset = identified(experiment, dataset, data_folder)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    if found != experiment:
+        lines = "; ".join(differences(experiment, found))
+        raise ValueError(f"{folder} was made with other data or other code of somebody's own: {lines}.")
+    return dataset
+
+
+def _check_interval(seconds: float) -> None:
+    if not seconds >= 0:
+        raise ValueError(f"checkpoint_every: must be a number of seconds >= 0, got {seconds}.")
+
+
+def _check_same(folder: Path, there: Experiment, asked: Experiment) -> None:
+    if there.digest != asked.digest:
+        lines = "\n  - ".join(differences(there, asked))
+        raise ValueError(
+            f"{folder} holds a run of other settings; start over there (--fresh) or choose another folder:\n  - {lines}"
+        )
+
+
+def _run_in(
+    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None,
+    progress: Progress | None, fresh: bool, checkpoint_every: float,
+) -> Result:  # fmt: skip
+    folders.check_folder(folder)
+    if not fresh:
+        found = _complete_run(folder, experiment)
+        if found is not None:
+            return found
+    check_writable(folder)
+    with folders.held(folder):
+        found = None if fresh else _complete_run(folder, experiment)  # another process may just have completed it
+        if found is not None:
+            return found
+        if fresh:
+            folders.clear(folder)
+        dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
+        with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
+            simulation, evaluator = build(experiment, dataset)
+            try:
+                journal = Journal(
+                    folder, experiment.to_json(), experiment.digest, COLUMNS, simulation, experiment.device,
+                    checkpoint_every,
+                )  # fmt: skip
+            except folders.OtherSettings as other:
+                _check_same(folder, Experiment.from_json(other.settings), experiment)
+                raise
+            with journal, Interrupts() as interrupts:
+                result = replace(
+                    _train(experiment, simulation, evaluator, journal, interrupts, progress), folder=folder
+                )
+                journal.complete(result.summary(), dataset.shape, dataset.classes)
+                return result
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """What torch says where memory is short, as the MemoryError that everybody else raises."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate memory" not in text:
+            raise
+        asked = re.search(r"tried to allocate ([\d.]+ ?\w*)", text, re.IGNORECASE)
+        raise MemoryError(f"unable to allocate {asked[1]}." if asked else text.splitlines()[0]) from None
+
+
+def _complete_run(folder: Path, experiment: Experiment) -> Result | None:
+    """The run in a folder if it is complete; an incomplete one of other settings is refused as well."""
+    complete = (folder / folders.RESULT).exists()
+    if complete or (folder / folders.SETTINGS).exists():
+        try:
+            there = settings_of(folder)
+        except ValueError:
+            if complete:
+                raise
+            return None  # torn before the first checkpoint: it is written anew
+        _check_same(folder, there, experiment)
+    return read(folder) if complete else None
+
+
+def _train(
+    e: Experiment, simulation: Simulation, evaluator: Evaluator, journal: Journal | None, interrupts: Interrupts,
+    progress: Progress | None,
+) -> Result:  # fmt: skip
+    evaluations: list[Evaluation] = []
+    measures = Rows()
+    stopped, start, began = None, time.perf_counter(), simulation.steps_done
+    if journal is not None:
+        evaluations = [Evaluation(*row) for row in journal.evaluations]
+        stopped, start = journal.stopped, start - journal.seconds
+        if began:
+            measures = read_measures(journal.folder / folders.METRICS)
+
+    def evaluate() -> None:
+        step = simulation.steps_done
+        newest = Evaluation(step, *evaluator(simulation.gradients, simulation.parameters, step))
+        evaluations.append(newest)
+        if journal is not None:
+            journal.evaluate([str(step), f"{newest.accuracy:.9g}", f"{newest.loss:.9g}"])
+
+    def save() -> None:
+        if journal is not None and journal.saved < simulation.steps_done:
+            rows = [(evaluation.step, evaluation.accuracy, evaluation.loss) for evaluation in evaluations]
+            journal.save(rows, stopped, time.perf_counter() - start)
+
+    def tell() -> None:
+        if progress is not None:
+            try:
+                progress(simulation.steps_done, evaluations[-1])
+            except (KeyboardInterrupt, SystemExit):
+                save()
+                raise
+
+    while stopped is None and simulation.steps_done < e.steps:
+        if interrupts.pending is not None:
+            save()
+            interrupts.deliver()
+        step = simulation.steps_done
+        if step == 0 or (e.evaluate_every and step % e.evaluate_every == 0):
+            evaluate()
+        try:
+            row = simulation.step()
+        except Refused as error:  # anything else is an error, of the user's code or ours, and no result
+            if error is not simulation.refused:
+                raise
+            stopped = cut(printable(f"step {step}: {error}"))
+            break
+        measures.append(row)
+        if journal is not None:
+            journal.measure(row.row())
+        if simulation.diverged:
+            stopped = f"step {step}: the parameters are no longer finite."
+        tell()
+        if journal is not None and journal.due:
+            save()
+    if not evaluations or evaluations[-1].step < simulation.steps_done:  # else the step that failed was evaluated
+        evaluate()
+    seconds = time.perf_counter() - start
+    tell()
+    trained = simulation.gradients.adopt(simulation.parameters)
+    return Result(e, evaluations, measures, seconds, stopped, began=began, _trained=trained)
+
+
+def check_writable(folder: Path) -> None:
+    """Fails before the data is read and the training starts, and leaves nothing behind."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{folder}: {parent} is not a folder.")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise PermissionError(f"{folder} cannot be written: {error.strerror}; choose another --out.") from None

@@ -1,0 +1,28 @@
+"""Data sets as tensors in memory, the files that some are read from, and who has which of their examples."""
+
+from .catalogue import DATASETS, cifar_10, cifar_100, digits, fashion_mnist, load, mnist, name_of, synthetic
+from .dataset import DataError, Dataset, Split, prepare
+from .partitions import IID, PARTITIONS, Dirichlet, Extreme, Partition, Similarity, partition
+
+__all__ = [
+    "DATASETS",
+    "IID",
+    "PARTITIONS",
+    "DataError",
+    "Dataset",
+    "Dirichlet",
+    "Extreme",
+    "Partition",
+    "Similarity",
+    "Split",
+    "cifar_10",
+    "cifar_100",
+    "digits",
+    "fashion_mnist",
+    "load",
+    "mnist",
+    "name_of",
+    "partition",
+    "prepare",
+    "synthetic",
+]

@@ -1,0 +1,199 @@
+"""What the paper measures at each step, from a few d-vectors and moments that the step computed anyway."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import eq
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import kernels
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One row of metrics.csv. "sampled" are the honest gradients after clipping, "honest" what honest workers send
+    (momentum included), "attack" what Byzantine workers send, "aggregate" the output of F.
+
+    norm is that of the average vector; deviation is sqrt(1 / (m - 1) sum ||x_i - mean||^2); max is the largest absolute
+    coordinate of the average. Empty (None) where it means nothing: no attack, a single vector, measuring off.
+    """
+
+    step: int
+    points: int  # training points consumed before this step
+    learning_rate: float
+    loss: float  # mean over the honest workers
+    distance: float | None = None  # ||theta - theta_0||, before the update
+    sampled_norm: float | None = None
+    sampled_deviation: float | None = None
+    sampled_max: float | None = None
+    honest_norm: float | None = None
+    honest_deviation: float | None = None
+    honest_max: float | None = None
+    attack_norm: float | None = None
+    attack_deviation: float | None = None
+    attack_max: float | None = None
+    aggregate_norm: float | None = None
+    aggregate_max: float | None = None
+    cosine_sampled_honest: float | None = None
+    cosine_sampled_attack: float | None = None
+    cosine_sampled_aggregate: float | None = None
+    cosine_honest_attack: float | None = None
+    cosine_honest_aggregate: float | None = None
+    cosine_attack_aggregate: float | None = None
+    cosine_previous: float | None = None  # this and the last step's sampled average
+    curvature: float | None = None  # s_t = sum over u < t of mu^(t-u) <g_t, g_u>, g the sampled average
+    ratio: float | None = None  # variance-norm ratio of what honest workers send: (deviation / norm)^2
+    byzantine_share: float | None = None  # share of the rule's selection that is Byzantine, for selecting rules
+
+    def row(self) -> list[str]:
+        """The fields as text: 9 significant digits, nothing for None."""
+        values = (getattr(self, name) for name in COLUMNS)
+        return ["" if v is None else f"{v:.9g}" if isinstance(v, float) else str(v) for v in values]
+
+
+COLUMNS = [field.name for field in fields(Measures)]
+
+
+class Rows(Sequence[Measures]):
+    """Measures, kept as plain numbers: 216 bytes a row where objects would take over a thousand.
+
+    Example:
+        >>> rows = Rows([Measures(0, 0, 0.1, 2.3), Measures(1, 83, 0.1, 2.2)])
+        >>> len(rows), rows[-1].points, rows[1:] == [Measures(1, 83, 0.1, 2.2)]
+        (2, 83, True)
+    """
+
+    def __init__(self, rows: Iterable[Measures] = ()) -> None:
+        self._values, self._missing = array("d"), array("Q")  # a bit for each None, which NaN is not
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Measures) -> None:
+        values = [getattr(row, name) for name in COLUMNS]
+        self._values.extend(0.0 if v is None else v for v in values)
+        self._missing.append(sum(1 << i for i, v in enumerate(values) if v is None))
+
+    def __len__(self) -> int:
+        return len(self._missing)
+
+    @overload
+    def __getitem__(self, index: int) -> Measures: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Measures]: ...
+    def __getitem__(self, index: int | slice) -> Measures | list[Measures]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        missing, width = self._missing[place], len(COLUMNS)
+        values = self._values[place * width : (place + 1) * width]
+        step, points, *rest = (None if missing >> i & 1 else v for i, v in enumerate(values))
+        assert step is not None
+        assert points is not None
+        return Measures(int(step), int(points), *rest)  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (Rows, list)) and len(self) == len(other) and all(map(eq, self, other))
+
+    def __repr__(self) -> str:
+        return f"{len(self)} rows of measures"
+
+
+class Meter:
+    """Measures one run. Its memory is two d-vectors: the last sampled average and its decaying sum.
+
+    Args:
+        initial: [d], the parameters at step 0.
+        momentum: mu of the composite curvature.
+    """
+
+    def __init__(self, initial: Tensor, momentum: float) -> None:
+        self.initial = initial.clone()
+        self.momentum = momentum
+        self.previous: Tensor | None = None
+        self.decayed = torch.zeros_like(initial)
+
+    @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are answers here
+    def measure(
+        self,
+        base: Measures,
+        parameters: Tensor,
+        sampled: tuple[Tensor, Tensor],
+        honest: tuple[Tensor, Tensor],
+        attack: Tensor | None,
+        aggregate: Tensor,
+        byzantine_share: float | None,
+        h: int,
+    ) -> Measures:
+        """Completes the row.
+
+        Args:
+            base: step, points, learning rate and loss.
+            parameters: [d] before the update.
+            sampled, honest: (mean, standard deviation) of the h honest vectors, [d] each.
+            attack: [d] or [f, d], what Byzantine workers send; None without an attack.
+            aggregate: [d], the output of F.
+            byzantine_share: see :class:`Measures`.
+            h: how many honest workers.
+        """
+        crafted, crafted_deviation = None, None
+        if attack is not None:
+            single = attack.ndim == 1 or attack.shape[0] == 1
+            crafted = attack.reshape(-1, attack.shape[-1])[0] if single else None
+            crafted_deviation = 0.0
+            if crafted is None:
+                crafted, spread = kernels.mean_and_std(attack)
+                crafted_deviation = _norm(spread)
+        vectors = [sampled[0], honest[0], crafted, aggregate, self.previous, self.decayed, parameters - self.initial]
+        products, units = _inner_products(vectors)
+        names = ("sampled", "honest", "attack", "aggregate")
+        values: dict[str, float | None] = {"distance": float(np.sqrt(products[6, 6]) * units[6])}
+        for i, name in enumerate(names):
+            if vectors[i] is not None:
+                values[f"{name}_norm"] = float(np.sqrt(products[i, i]) * units[i])
+                values[f"{name}_max"] = float(vectors[i].abs().max())
+                for j in range(i):
+                    if vectors[j] is not None:
+                        values[f"cosine_{names[j]}_{name}"] = _cosine(products, j, i)
+        if h > 1:
+            values["sampled_deviation"] = _norm(sampled[1])
+            values["honest_deviation"] = deviation = _norm(honest[1])
+            squared = (deviation / units[1]) ** 2
+            values["ratio"] = float(np.divide(squared, products[1, 1])) if products[1, 1] else None
+        values["attack_deviation"] = crafted_deviation
+        if self.previous is not None:
+            values["cosine_previous"] = _cosine(products, 0, 4)
+            values["curvature"] = float(products[0, 5] * units[0] * units[5])
+        self.previous = sampled[0].clone()
+        self.decayed.add_(sampled[0]).mul_(self.momentum)
+        return replace(base, **values, byzantine_share=byzantine_share)
+
+
+def _norm(x: Tensor) -> float:
+    return float(kernels.norms(x))
+
+
+def _cosine(products: np.ndarray, i: int, j: int) -> float | None:
+    norms = np.sqrt(products[i, i]) * np.sqrt(products[j, j])
+    return float(products[i, j] / norms) if norms > 0 or np.isnan(norms) else None
+
+
+def _inner_products(vectors: list[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
+    """[k, k] inner products in float64 of the vectors, each in a unit of its own, and these units [k]: 1, unless the
+    squares of vectors of float64 leave its range. Zero where a vector is missing."""
+    present = [i for i, v in enumerate(vectors) if v is not None]
+    held = [v for v in vectors if v is not None]
+    products, units = np.zeros((len(vectors), len(vectors))), np.ones(len(vectors))
+    products[np.ix_(present, present)] = kernels.inner_products(held)
+    squares = np.diag(products)[present]
+    if held[0].dtype == torch.float64 and not ((squares > kernels.VANISHING) & (squares < np.inf)).all():
+        sizes = np.array([float(kernels.norms(v)) for v in held])
+        units[present] = np.where((sizes > 0) & np.isfinite(sizes), sizes, 1)
+        scaled = [v / unit for v, unit in zip(held, units[present], strict=True)]
+        products[np.ix_(present, present)] = kernels.inner_products(scaled)
+    return products, units

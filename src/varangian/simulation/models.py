@@ -1,0 +1,199 @@
+"""The paper's models and a few more, as plain `torch.nn` modules.
+
+Every model answers *logits* [B, classes]; the loss is cross entropy on them. The paper writes a log-softmax layer and
+the negative log-likelihood, which is the same number with the same gradients.
+
+Nothing is done in place, so that `torch.func.functional_call` and `vmap` can run many workers through one model.
+Parameters have PyTorch's default initialisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..core import randomness
+from ..core.checks import unknown
+
+
+def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Softmax regression: logits = W x + b.
+
+    Example:
+        >>> sum(p.numel() for p in linear((1, 28, 28), 10).parameters())
+        7850
+    """
+    return nn.Sequential(nn.Flatten(), nn.Linear(_features(shape), classes))
+
+
+def fully_connected(shape: tuple[int, int, int], classes: int, hidden: int = 100) -> nn.Module:
+    """The paper's network for MNIST and Fashion-MNIST: logits = W' relu(W x + b) + b', 784-100-10, d = 79,510.
+
+    Example:
+        >>> sum(p.numel() for p in fully_connected((1, 28, 28), 10).parameters())
+        79510
+    """
+    _check_hidden("fully_connected", hidden)
+    return nn.Sequential(nn.Flatten(), nn.Linear(_features(shape), hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+def cnn(shape: tuple[int, int, int], classes: int, hidden: int | None = None) -> nn.Module:
+    """The paper's network for CIFAR: d = 1,310,922 on CIFAR-10.
+
+    Two groups of (3x3 convolution, ReLU, batch norm) twice, 2x2 max pooling and dropout 0.25, with 64 then 128
+    channels; a hidden layer with ReLU and dropout 0.25; the output layer.
+
+    Args:
+        shape: (C, H, W) with H and W at least 4, since both groups halve the image.
+        classes: the number of outputs.
+        hidden: width of the hidden layer; None is the paper's choice, 128, and 256 from 100 classes on.
+
+    Raises:
+        ValueError: an image too small to be halved twice.
+
+    Example:
+        >>> sum(p.numel() for p in cnn((3, 32, 32), 10).parameters())
+        1310922
+    """
+    channels, height, width = shape
+    if min(height, width) < 4:
+        raise ValueError(f"cnn needs images of at least 4 x 4 pixels, got {height} x {width}.")
+    hidden = (256 if classes >= 100 else 128) if hidden is None else hidden
+    _check_hidden("cnn", hidden)
+
+    def group(fan_in: int, fan_out: int) -> list[nn.Module]:
+        return [
+            *(nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(fan_out)),
+            *(nn.Conv2d(fan_out, fan_out, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(fan_out)),
+            *(nn.MaxPool2d(2), nn.Dropout(0.25)),
+        ]
+
+    return nn.Sequential(
+        *group(channels, 64),
+        *group(64, 128),
+        *(nn.Flatten(), nn.Linear(128 * (height // 4) * (width // 4), hidden), nn.ReLU(), nn.Dropout(0.25)),
+        nn.Linear(hidden, classes),
+    )
+
+
+def wide_resnet(
+    shape: tuple[int, int, int], classes: int, depth: int = 28, width: int = 10, dropout: float = 0.3
+) -> nn.Module:
+    """Wide-ResNet-depth-width, whose convolutions have biases as in the paper's study: d = 36,489,290 on CIFAR-10.
+
+    A 3x3 convolution to 16 channels; three groups of (depth - 4) / 6 residual blocks with 16, 32 and 64 times `width`
+    channels, the second and third at half the resolution of the one before; batch norm, ReLU, mean over the image, and
+    a linear layer.
+
+    Args:
+        depth: 6k + 4: 10, 16, 22, 28, 40 ...
+        width: multiplies the channels; wide_resnet(shape, classes, depth=10, width=1) is small enough for tests.
+        dropout: between the two convolutions of a block.
+
+    Raises:
+        ValueError: a depth that is not 6k + 4.
+
+    Reference: S. Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016.
+
+    Example:
+        >>> sum(p.numel() for p in wide_resnet((3, 32, 32), 10, depth=10, width=1).parameters())
+        78186
+    """
+    blocks, remainder = divmod(depth - 4, 6)
+    if blocks < 1 or remainder:
+        raise ValueError(f"wide_resnet: depth must be 6k + 4 (10, 16, 22, 28, ...), got {depth}.")
+    if width < 1:
+        raise ValueError(f"wide_resnet: width must be at least 1, got {width}.")
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, padding=1)]
+    fan_in = 16
+    for fan_out, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
+        for block in range(blocks):
+            layers.append(ResidualBlock(fan_in, fan_out, stride if block == 0 else 1, dropout))
+            fan_in = fan_out
+    layers += [nn.BatchNorm2d(fan_in), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes)]
+    return nn.Sequential(*layers)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation block of a Wide-ResNet: x + conv(relu(bn(dropout(conv(relu(bn(x)))))).
+
+    Where the number of channels or the resolution changes, x is replaced by a 1x1 convolution of the activated input.
+
+    Shape: [B, fan_in, H, W] -> [B, fan_out, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int, dropout: float):
+        super().__init__()
+        self.activate = nn.Sequential(nn.BatchNorm2d(fan_in), nn.ReLU())
+        self.residual = nn.Sequential(
+            *(nn.Conv2d(fan_in, fan_out, 3, stride, padding=1), nn.Dropout(dropout), nn.BatchNorm2d(fan_out)),
+            *(nn.ReLU(), nn.Conv2d(fan_out, fan_out, 3, padding=1)),
+        )
+        same = fan_in == fan_out and stride == 1
+        self.shortcut = None if same else nn.Conv2d(fan_in, fan_out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.activate(x)
+        return self.residual(activated) + (x if self.shortcut is None else self.shortcut(activated))
+
+
+Factory = Callable[[tuple[int, int, int], int], nn.Module]
+
+MODELS: dict[str, Factory] = {
+    "linear": linear,
+    "fully-connected": fully_connected,
+    "cnn": cnn,
+    "wide-resnet": wide_resnet,
+}
+
+
+def build(model: str | Factory, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    """A model whose initial parameters depend on the seed alone; torch's generators and default type do not count.
+
+    Args:
+        model: a key of MODELS, or a function (shape, classes) -> module that answers logits.
+        shape: (C, H, W) of one image.
+        classes: the number of outputs.
+        seed: of the initial parameters, the same on every device: they are drawn on the CPU.
+
+    Raises:
+        ValueError: unknown name; the message suggests a close one.
+
+    Example:
+        >>> one, two = (build("linear", (1, 8, 8), 10, seed=1) for _ in range(2))
+        >>> torch.equal(one[1].weight, two[1].weight)
+        True
+    """
+    if isinstance(model, str) and model not in MODELS:
+        raise ValueError(unknown("model", model, MODELS))
+    factory = MODELS[model] if isinstance(model, str) else model
+    with torch.device("cpu"), _float32_by_default(), randomness.Drawn(randomness.integer(seed, "model")):
+        return factory(shape, classes)
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Inside, torch's default type is float32, as it nearly always is: numbers of another type are drawn otherwise."""
+    if torch.get_default_dtype() == torch.float32:
+        yield
+        return
+    with randomness.GLOBALS:
+        former = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(former)
+
+
+def _check_hidden(model: str, hidden: int) -> None:
+    if hidden < 1:
+        raise ValueError(f"{model}: hidden must be at least 1, got {hidden}.")
+
+
+def _features(shape: tuple[int, int, int]) -> int:
+    channels, height, width = shape
+    return channels * height * width

@@ -1,0 +1,523 @@
+"""What many runs gave: a row a run, its learning curve, and the CSV files that hold both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shlex
+import statistics
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from ..core.attacks import ATTACKS
+from ..core.checks import shown
+from ..core.mixing import MIXINGS
+from ..core.rules import RULES
+from ..core.specs import canonical
+from ..runs.experiment import HASHES, Experiment
+from ..runs.files import (
+    folders_in,
+    line_of_text,
+    number,
+    number_of,
+    read_columns,
+    read_json,
+    read_rows,
+    read_text,
+    whole_of,
+    write_whole,
+)
+from ..runs.folders import ENVIRONMENT, FORMAT, check_format
+from ..runs.folders import SETTINGS as SETTINGS_FILE
+from ..runs.results import Result, check_summary
+from ..simulation.metrics import COLUMNS
+
+Source = Literal["varangian", "imported"]
+SETTINGS = [field.name for field in fields(Experiment)]
+IDENTITY = ["name", "digest", "source", "format"]
+RESULTS = ["steps_done", "max_accuracy", "final_accuracy", "final_loss", "ratio", "ratio_within", "stopped"]
+MAX_RUNS = 10**5  # in one table
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: the accuracy in [0, 1], and the variance-norm ratio of the step that follows, if measured."""
+
+    step: int
+    accuracy: float
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One complete run.
+
+    Attributes:
+        experiment: what was run.
+        max_accuracy, final_accuracy: on the test set, in [0, 1].
+        final_loss: None where it is not finite.
+        steps: how many were done.
+        stopped: why it ended early, or None.
+        ratio: median over the steps of the variance-norm ratio of what honest workers sent; None if not measured.
+        ratio_within: share of the steps at which that ratio satisfies the rule's condition; None for rules without one.
+        seconds: how long it took, or None where nobody knows.
+        curve: its evaluations, in the order of steps; empty where only the row is known.
+        source: "imported" for runs of the paper's own code.
+        machine: processor, threads and versions, where one machine did all of it and is known; see :func:`machine_of`.
+    """
+
+    experiment: Experiment
+    max_accuracy: float
+    final_accuracy: float
+    final_loss: float | None = None
+    steps: int = 0
+    stopped: str | None = None
+    ratio: float | None = None
+    ratio_within: float | None = None
+    seconds: float | None = None
+    curve: tuple[Point, ...] = ()
+    source: Source = "varangian"
+    machine: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_accuracy", "final_accuracy"):
+            number(getattr(self, name), name, 0, 1)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What no two runs of a table have in common."""
+        return self.experiment.digest, self.source
+
+    @property
+    def study(self) -> str:
+        """The kind of run that it may be compared with: its profile, or "imported"."""
+        return "imported" if self.source == "imported" else self.experiment.profile
+
+
+def rule_name(experiment: Experiment) -> str:
+    """The rule, mixings before it, with options where they are not the defaults: "nnm + multi-krum(m=5)"."""
+    f = experiment.byzantine
+    return " + ".join([*(_short("mixing", spec, f) for spec in experiment.pre), _short("rule", experiment.rule, f)])
+
+
+def attack_name(experiment: Experiment) -> str:
+    """The attack, with options where they are not the defaults; "none" without."""
+    return "none" if experiment.attack is None else _short("attack", experiment.attack)
+
+
+_TABLES: dict[str, Mapping[str, Callable[..., Any]]] = {"rule": RULES, "mixing": MIXINGS, "attack": ATTACKS}
+
+
+@lru_cache(maxsize=2**12)
+def _short(kind: str, spec: str, f: int | None = None) -> str:
+    """However it was written: runs of one rule or attack have one name."""
+    return canonical(kind, spec, _TABLES[kind], f)
+
+
+def rate_text(experiment: Experiment) -> str:
+    """The learning rate as the command line takes it.
+
+    Example:
+        >>> rate_text(Experiment(learning_rate=((0, 0.01), (150, 0.001))))
+        '0.01,150:0.001'
+    """
+    rate = experiment.learning_rate
+    if not isinstance(rate, tuple):
+        return f"{rate!r}"
+    if len(rate) == 1:  # a schedule of one piece is not the number alone
+        return f"{rate[0][0]}:{rate[0][1]!r}"
+    return ",".join(f"{start}:{value!r}" if start else f"{value!r}" for start, value in rate)
+
+
+def command(experiment: Experiment) -> str:
+    """The command that redoes a run.
+
+    Example:
+        >>> command(Experiment(rule="median", nesterov=True))
+        'varangian run --rule median --nesterov --threads 1'
+    """
+    words = ["varangian", "run"]
+    for field in fields(Experiment):
+        value = getattr(experiment, field.name)
+        if value == field.default or field.name in HASHES:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, _text(experiment, field.name)]
+    return shlex.join([*words, "--threads", "1"])
+
+
+def _text(experiment: Experiment, name: str) -> str:
+    """A setting as one cell; empty for None. Experiment reads it back."""
+    value = getattr(experiment, name)
+    if name == "learning_rate":
+        return rate_text(experiment)
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return "" if value is None else str(value)
+
+
+def condition(experiment: Experiment) -> float | None:
+    """What the variance-norm ratio must stay below for the rule to be proved resilient; None where nothing is proved.
+
+    Example:
+        >>> round(condition(Experiment(rule="median", workers=51, byzantine=24)), 4)
+        0.037
+    """
+    if experiment.pre:
+        return None
+    bound = experiment.make_rule().variance_bound(experiment.workers, 1)
+    return None if bound is None else bound**2
+
+
+# ------------------------------------------------------------------------------------------------ run folders -> rows
+
+
+def from_result(result: Result) -> Outcome:
+    """The outcome of a run that is at hand."""
+    ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None and math.isfinite(m.ratio)]
+    evaluations = [(e.step, e.accuracy) for e in result.evaluations]
+    summary = result.summary()
+    return _outcome(result.experiment, summary, evaluations, ratios)
+
+
+def _outcome(
+    experiment: Experiment,
+    summary: dict[str, Any],
+    evaluations: Sequence[tuple[int, float]],
+    ratios: Sequence[tuple[int, float]],
+    source: Source = "varangian",
+    machine: str | None = None,
+) -> Outcome:
+    at, limit = dict(ratios), condition(experiment) if experiment.attack else None
+    within = None if limit is None or not ratios else sum(r < limit for _, r in ratios) / len(ratios)
+    seconds, loss = summary.get("seconds"), summary.get("final_loss")
+    return Outcome(
+        experiment,
+        float(summary["max_accuracy"]),
+        float(summary["final_accuracy"]),
+        None if loss is None else float(loss),
+        int(summary["steps"]),
+        None if summary.get("stopped") is None else str(summary["stopped"]),
+        statistics.median(r for _, r in ratios) if ratios else None,
+        within,
+        None if seconds is None else float(seconds),
+        tuple(Point(step, accuracy, at.get(step)) for step, accuracy in evaluations),
+        source,
+        machine,
+    )
+
+
+def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
+    """The complete run in a folder.
+
+    Raises:
+        ValueError: it cannot be read as one; nothing of it is taken on trust.
+    """
+    try:
+        summary = read_json(folder / "result.json")
+        experiment = Experiment.from_json(read_text(folder / "experiment.json"))
+        check_format(folder / "result.json", summary)
+        check_summary(summary, experiment)
+        if summary["seconds"] is not None:
+            number(summary["seconds"], "seconds", 0)
+        evaluations = list(_evaluations(folder / "evaluations.csv"))
+        ratios = list(_ratios(folder / "metrics.csv")) if (folder / "metrics.csv").exists() else []
+        outcome = _outcome(experiment, summary, evaluations, ratios, source, machine_of(folder))
+        _check_curve(outcome)
+        _check_accuracies(outcome)
+        return outcome
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} cannot be read as a run: {_first_line(error)}") from None
+
+
+_TIMES = ("processor", "device", "threads", "platform", "python", "torch", "numpy", "numba", "varangian", "commit")
+
+
+def machine_of(folder: Path) -> str | None:
+    """What the time of a run depends on beside its settings, in one line; None where that changed or is not known."""
+    try:
+        sessions = read_json(folder / ENVIRONMENT)["sessions"]
+        found = {", ".join(f"{name} {session[name]}" for name in _TIMES if session.get(name)) for session in sessions}
+        return line_of_text(found.pop(), "machine") if len(found) == 1 else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # it says nothing, and decides nothing else
+        return None
+
+
+def _evaluations(path: Path) -> Iterator[tuple[int, float]]:
+    for step, accuracy in read_columns(path, ("step", "accuracy", "loss"), ("step", "accuracy")):
+        yield whole_of(step, "step"), number_of(accuracy, "accuracy", 0, 1)
+
+
+def _ratios(path: Path) -> Iterator[tuple[int, float]]:
+    """Of the steps at which it was measured, and is finite."""
+    for step, ratio in read_columns(path, COLUMNS, ("step", "ratio")):
+        if ratio and math.isfinite(value := float(ratio)):
+            yield whole_of(step, "step"), value
+
+
+def _check_curve(outcome: Outcome) -> None:
+    """A function of the step."""
+    steps = [p.step for p in outcome.curve]
+    if any(after <= before for before, after in pairwise(steps)):
+        raise ValueError("the steps of its evaluations do not go up.")
+    if any(p.ratio is not None and p.ratio < 0 for p in outcome.curve):
+        raise ValueError("a ratio is negative.")
+
+
+def _check_accuracies(outcome: Outcome) -> None:
+    """The best and the last evaluation are those that result.json says."""
+    if outcome.curve:
+        best, last = max(p.accuracy for p in outcome.curve), outcome.curve[-1].accuracy
+        if abs(best - outcome.max_accuracy) > 1e-6 or abs(last - outcome.final_accuracy) > 1e-6:
+            raise ValueError(
+                f"its accuracies ({outcome.max_accuracy:g}, at the end {outcome.final_accuracy:g}) are not those of "
+                f"its evaluations ({best:g}, {last:g})."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing."
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def complete(folder: Path) -> bool:
+    """Whether a run folder holds a complete run."""
+    return (folder / "result.json").is_file()
+
+
+def collect(folder: str | Path) -> tuple[list[Outcome], list[str]]:
+    """All complete runs of a folder in a fixed order, each once; and a line on each that is left out, and why.
+
+    Args:
+        folder: of run folders (`varangian run --out`), of a sweep, or holding runs.csv only; or such a file itself.
+
+    Raises:
+        ValueError: there is nothing of the kind, or a table of runs that cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist.")
+    if folder.is_file():
+        return read_runs(folder), []
+    found: dict[tuple[str, str], Outcome] = {}
+    left_out: list[str] = []
+    places: list[tuple[Path, Source]] = [(folder, "varangian"), (folder / "runs", "varangian")]
+    places.append((folder / "imported", "imported"))
+    for place, source in places:
+        for run in folders_in(place, folder, _begun, left_out.append):
+            if not complete(run):
+                left_out.append(f"{run} is not complete.")
+                continue
+            try:
+                outcome = read_outcome(run, source)
+            except ValueError as error:
+                left_out.append(str(error))
+                continue
+            there = found.setdefault(outcome.key, outcome)
+            if there is not outcome:
+                left_out.append(f"{run} is a run that another folder holds too{_unequal(there, outcome)}.")
+    table = folder / "runs.csv"
+    if table.is_file():
+        if all(source == "imported" for _, source in found):
+            found = {o.key: o for o in read_runs(table)} | found
+        else:
+            left_out += _only_in(table, found)
+    if not found:
+        more = f" ({len(left_out)} left out, the first: {left_out[0].rstrip('.')})" if left_out else ""
+        raise ValueError(f"{folder} holds no complete runs and no runs.csv{more}.")
+    return sorted(found.values(), key=order), left_out
+
+
+def gather(folder: str | Path) -> list[Outcome]:
+    """The runs that :func:`collect` finds; of what it leaves out, a warning each."""
+    outcomes, left_out = collect(folder)
+    for line in left_out:
+        warnings.warn(f"left out: {line}", stacklevel=2)
+    return outcomes
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / SETTINGS_FILE).is_file() or complete(folder)
+
+
+def _only_in(table: Path, found: Container[tuple[str, str]]) -> list[str]:
+    """The rows of a table beside run folders that are of none of these."""
+    try:
+        rows = [(row["digest"], row["source"]) for row in read_rows(table, ("digest", "source"), MAX_RUNS)]
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    alone = sum(key not in found for key in rows)
+    return [f"{table}: {alone} of its {len(rows)} rows are of runs whose folders were not read."] if alone else []
+
+
+def _unequal(a: Outcome, b: Outcome) -> str:
+    same = (a.max_accuracy, a.final_accuracy, a.steps) == (b.max_accuracy, b.final_accuracy, b.steps)
+    return "" if same else f", with other numbers ({b.max_accuracy:.4g} for {a.max_accuracy:.4g} at most)"
+
+
+def each_once(outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[str]]:
+    """The runs in order, each once, and a line on each that was there again."""
+    found: dict[tuple[str, str], Outcome] = {}
+    again = []
+    for o in sorted(outcomes, key=order):
+        there = found.setdefault(o.key, o)
+        if there is not o:
+            again.append(f"{o.experiment.name} ({o.experiment.digest}) is there more than once{_unequal(there, o)}.")
+    return list(found.values()), again
+
+
+def order(outcome: Outcome) -> tuple[object, ...]:
+    """The order of rows: by configuration, so that it depends on nothing that happened."""
+    e = outcome.experiment
+    return (
+        *(
+            outcome.source == "imported",
+            e.dataset,
+            e.model,
+            e.profile,
+            e.workers,
+            e.byzantine,
+            rate_text(e),
+            e.nesterov,
+        ),
+        *(rule_name(e), attack_name(e), e.momentum_at, e.seed, e.digest),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ rows <-> files
+
+
+def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
+    """runs.csv (a row a run) and curves.csv (a row an evaluation), the same bytes for the same runs; timings.csv.
+
+    Settings that are None and lists without items are empty cells. A run that is there twice is written once, with a
+    warning.
+    """
+    outcomes, again = each_once(outcomes)
+    for line in again:
+        warnings.warn(f"left out: {line}", stacklevel=2)
+    runs = [
+        [o.experiment.name, o.experiment.digest, o.source, str(FORMAT)]
+        + [_text(o.experiment, name) for name in SETTINGS]
+        + [_cell(v) for v in (o.steps, o.max_accuracy, o.final_accuracy, o.final_loss)]
+        + [_cell(v) for v in (o.ratio, o.ratio_within, o.stopped)]
+        for o in outcomes
+    ]
+    curves = [
+        [o.experiment.digest, o.source, _cell(p.step), _cell(p.accuracy), _cell(p.ratio)]
+        for o in outcomes
+        for p in o.curve
+    ]
+    timings = [
+        [o.experiment.digest, o.source, _cell(o.seconds), o.machine or ""] for o in outcomes if o.seconds is not None
+    ]
+    write_csv(folder / "runs.csv", [*IDENTITY, *SETTINGS, *RESULTS], runs)
+    write_csv(folder / "curves.csv", ["digest", "source", "step", "accuracy", "ratio"], curves)
+    write_csv(folder / "timings.csv", ["digest", "source", "seconds", "machine"], timings)
+
+
+def _cell(value: float | str | None) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """The file appears whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_runs(path: Path) -> list[Outcome]:
+    """The rows of runs.csv, with the curves and timings beside it if they are there.
+
+    Raises:
+        ValueError: it is no such file, or a row is of another run than its digest says; the message names the line.
+    """
+    curves: dict[tuple[str, str], list[Point]] = {}
+    beside = path.with_name("curves.csv")
+    for line, row in _rows(beside, ("digest", "source", "step", "accuracy", "ratio")):
+        with _naming(beside, line):
+            ratio = number_of(row["ratio"], "ratio", 0) if row["ratio"] else None
+            point = Point(whole_of(row["step"], "step"), number_of(row["accuracy"], "accuracy", 0, 1), ratio)
+        curves.setdefault((row["digest"], row["source"]), []).append(point)
+    timings: dict[tuple[str, str], tuple[float, str | None]] = {}
+    beside = path.with_name("timings.csv")
+    for line, row in _rows(beside, ("digest", "source", "seconds")):
+        with _naming(beside, line):
+            if (row["digest"], row["source"]) in timings:
+                raise ValueError(f"digest {shown(row['digest'])} occurs twice.")
+            machine = line_of_text(row["machine"], "machine") if row.get("machine") else None
+            timings[row["digest"], row["source"]] = number_of(row["seconds"], "seconds", 0), machine
+    found: dict[tuple[str, str], Outcome] = {}
+    needed = ("name", "digest", "source", "max_accuracy", "final_accuracy")
+    for line, row in enumerate(read_rows(path, needed, MAX_RUNS), start=2):
+        with _naming(path, line):
+            key = row["digest"], row["source"]
+            if key in found:
+                raise ValueError(f"digest {shown(key[0])} occurs twice.")
+            found[key] = _from_row(row, curves.get(key, ()), *timings.get(key, (None, None)))
+            _check_curve(found[key])
+    if not found:
+        raise ValueError(f"{path} holds no runs.")
+    return sorted(found.values(), key=order)
+
+
+def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None, machine: str | None) -> Outcome:
+    if row["source"] not in ("varangian", "imported"):
+        raise ValueError(f"source: must be varangian or imported, got {shown(row['source'])}")
+    written = whole_of(row.get("format", "1"), "format", 1)  # the first tables did not say
+    if written > FORMAT:
+        raise ValueError(f"it is of a newer version of Varangian (format {written}, this one reads up to {FORMAT}).")
+    # Columns that Experiment does not know would be settings of a later version.
+    experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in (*IDENTITY, *RESULTS)})
+    # What cannot be measured is empty, and so is what a table of another kind does not have.
+    optional = ("final_loss", "ratio", "ratio_within")
+    loss, ratio, within = (number_of(row[name], name) if row.get(name) else None for name in optional)
+    outcome = Outcome(
+        experiment,
+        number_of(row["max_accuracy"], "max_accuracy", 0, 1),
+        number_of(row["final_accuracy"], "final_accuracy", 0, 1),
+        loss,
+        whole_of(row.get("steps_done") or "0", "steps_done"),
+        line_of_text(row["stopped"], "stopped") if row.get("stopped") else None,
+        ratio,
+        within,
+        seconds,
+        tuple(curve),
+        "imported" if row["source"] == "imported" else "varangian",
+        machine,
+    )
+    if written == FORMAT and row["digest"] != experiment.digest:
+        raise ValueError(
+            f"its settings are those of the run {experiment.digest}, its digest is {shown(row['digest'])}: "
+            "one of them was changed."
+        )
+    return outcome
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Of a file that need not be there."""
+    return enumerate(read_rows(path, needed), start=2) if path.exists() else iter(())
+
+
+@contextmanager
+def _naming(path: Path, line: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}, line {line}: {error}") from None

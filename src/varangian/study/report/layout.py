@@ -1,0 +1,277 @@
+"""Which run stands in which panel of which figure: the poster's layout, for any runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from ...runs.experiment import Experiment
+from ..outcomes import Outcome, attack_name, order, rate_text, rule_name
+from ..paper import Account, Measure, Pair, account, accuracy, panel_of
+
+PLACES = {"server": "at the server", "worker": "at the workers"}
+ATTACKS = {"little": "Little", "empire": "Empire"}
+RULES = {
+    "multi-krum": "Multi-Krum",
+    "trimmed-mean": "Trimmed mean",
+    "median": "Median",
+    "phocas": "Phocas",
+    "meamed": "MeaMed",
+    "bulyan": "Bulyan",
+    "krum": "Krum",
+}
+# What may differ within a group, and any value of it: a group is what is alike once these are.
+_VARIES: dict[str, Any] = {
+    **{"rule": "average", "pre": (), "attack": None, "workers": 1, "byzantine": 0, "real_byzantine": None},
+    **{"momentum_at": "server", "nesterov": False, "learning_rate": 0.1, "seed": 0, "measure": True},
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One adversary: so many of so many workers, and what they send."""
+
+    workers: int
+    byzantine: int
+    attackers: int
+    attack: str
+
+    @property
+    def share(self) -> str:
+        tolerated = "" if self.attackers == self.byzantine else f" (f = {self.byzantine})"
+        return f"{self.attackers} of {self.workers} Byzantine{tolerated}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.share}, {attack_title(self.attack)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in rule, adversary, place and kind of momentum, learning rate and seed only: a figure a rate.
+
+    Attributes:
+        title: its name, and what tells it from others of the same name.
+        study: what it may be compared with, see ``Outcome.study``.
+        name: without what tells it apart; the title where nothing does.
+    """
+
+    title: str
+    study: str
+    outcomes: tuple[Outcome, ...]
+    name: str = ""
+
+    @property
+    def example(self) -> Experiment:
+        """One of its experiments: what does not vary within a group is the same in all."""
+        return (self.attacked or self.outcomes)[0].experiment
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """What its runs were given, for a table: names and values, what varies as a list."""
+        e = self.example
+        columns = self.columns
+        clip = "none" if e.clip is None else f"{e.clip:g}"
+        found = [
+            ("data set", e.dataset),
+            ("model", e.model),
+            ("workers n", _listed(c.workers for c in columns)),
+            ("Byzantine, f tolerated", _listed(c.byzantine for c in columns)),
+            ("batch size", f"{e.batch_size}"),
+            ("steps", f"{e.steps:,}"),
+            ("learning rate", "; ".join(self.rates)),
+            ("momentum μ", f"{e.momentum:g}" + (f", dampening {e.dampening:g}" if e.dampening else "")),
+            ("clip", clip),
+            ("l2", f"{e.l2:g}"),
+            ("partition", str(e.partition)),
+            ("evaluated", f"every {e.evaluate_every} steps" if e.evaluate_every else "at the end"),
+            ("seeds", _listed(o.experiment.seed for o in self.outcomes)),
+            ("profile", e.profile),
+        ]
+        attackers = _listed(c.attackers for c in columns)
+        if attackers != _listed(c.byzantine for c in columns):
+            found.insert(4, ("attackers", attackers))
+        return found
+
+    @property
+    def shares(self) -> list[str]:
+        """Each once: "3 of 15 Byzantine"."""
+        return list(dict.fromkeys(c.share for c in self.columns))
+
+    @property
+    def origin(self) -> str:
+        """What its runs may be compared with."""
+        return "run by the paper's code" if self.study == "imported" else f"profile {self.study}"
+
+    def line(self, batch: bool = True) -> str:
+        """The settings in a line, without what figures say elsewhere; the batch size if wanted."""
+        e = self.example
+        clip = "" if e.clip is None else f", clip {e.clip:g}"
+        where = "" if str(e.partition) == "iid" else f", {e.partition}"
+        size = f"batch size {e.batch_size}, " if batch else ""
+        return f"{size}{e.steps:,} steps, momentum {e.momentum:g}{clip}, l2 {e.l2:g}{where}"
+
+    @cached_property
+    def attacked(self) -> list[Outcome]:
+        return [o for o in self.outcomes if o.experiment.attack is not None]
+
+    @cached_property
+    def account(self) -> Account:
+        return account(self.outcomes)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return self.account.pairs
+
+    @property
+    def rates(self) -> list[str]:
+        """Of the attacked runs, in the order of the first step's rate, greatest first."""
+        found = {rate_text(o.experiment): o.experiment.rate(0) for o in self.attacked}
+        return sorted(found, key=lambda text: -found[text])
+
+    @property
+    def kinds(self) -> list[bool]:
+        """Nesterov first, as on the poster."""
+        return sorted({o.experiment.nesterov for o in self.attacked}, reverse=True)
+
+    @property
+    def rules(self) -> list[str]:
+        found = {rule_name(o.experiment) for o in self.attacked}
+        known = list(RULES)
+        return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+    @property
+    def columns(self) -> list[Column]:
+        """Most Byzantine first, Little before Empire, as on the poster."""
+        known = list(ATTACKS)
+        return sorted(
+            {column_of(o.experiment) for o in self.attacked},
+            key=lambda c: (
+                -c.attackers / c.workers,
+                c.workers,
+                known.index(c.attack) if c.attack in known else 9,
+                c.attack,
+            ),
+        )
+
+    def cell(self, column: Column, nesterov: bool, rate: str, place: str) -> list[Outcome]:
+        """All rules and seeds of one box."""
+        return [
+            o
+            for o in self.attacked
+            if (o.experiment.nesterov, rate_text(o.experiment), o.experiment.momentum_at) == (nesterov, rate, place)
+            and column_of(o.experiment) == column
+        ]
+
+    def reference(self, column: Column, nesterov: bool, rate: str) -> list[Outcome]:
+        """The runs of a box without attack: of the honest workers alone, averaged; else of the group's rules."""
+        calm = [
+            o
+            for o in self.outcomes
+            if o.experiment.attack is None and (o.experiment.nesterov, rate_text(o.experiment)) == (nesterov, rate)
+        ]
+        honest = column.workers - column.attackers
+        averaged = [o for o in calm if rule_name(o.experiment) == "average" and o.experiment.workers == honest]
+        return averaged or [o for o in calm if o.experiment.workers in (honest, column.workers)]
+
+
+def column_of(e: Experiment) -> Column:
+    return Column(e.workers, e.byzantine, e.attackers, attack_name(e))
+
+
+def rule_title(name: str) -> str:
+    return RULES.get(name, name)
+
+
+def attack_title(name: str) -> str:
+    return ATTACKS.get(name, name)
+
+
+def kind_title(nesterov: bool) -> str:
+    return "Nesterov momentum" if nesterov else "Classical momentum"
+
+
+def groups(outcomes: Iterable[Outcome]) -> list[Group]:
+    """The figures that these runs make, each with a title of its own."""
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    for o in sorted(outcomes, key=order):
+        rest = replace(o.experiment, code_hash=None, **_VARIES)  # rules and attacks of one's own stand beside others
+        found.setdefault((o.source, rest.digest), []).append(o)
+    named: dict[tuple[str, str], list[Group]] = {}
+    for members in (versions for together in found.values() for versions in _by_code(together)):
+        panel = next((p for o in members if (p := panel_of(o.experiment)) is not None), None)
+        e = members[0].experiment
+        name = panel.title if panel is not None else f"{e.dataset}, {e.model}"
+        group = Group(name, members[0].study, tuple(members), name)
+        if group.attacked:
+            named.setdefault((name, group.study), []).append(group)
+    return [group for same in named.values() for group in _told_apart(same)]
+
+
+def _by_code(members: list[Outcome]) -> list[list[Outcome]]:
+    """All of them, unless code of somebody's own changed between runs that are otherwise the same: then by the code."""
+    codes = list(dict.fromkeys(o.experiment.code_hash for o in members))
+    if len(codes) == 1 or len({replace(o.experiment, code_hash=None).digest for o in members}) == len(members):
+        return [members]
+    versions = []
+    for code in codes:
+        # What no own code has part in may be the reference of any.
+        shared = (o for o in members if o.experiment.attack is None and o.experiment.code_hash is None and code)
+        versions.append([*shared, *(o for o in members if o.experiment.code_hash == code)])
+    return versions
+
+
+def _told_apart(same: Sequence[Group]) -> list[Group]:
+    """Groups of one name, in the order of the settings that differ, which their titles say."""
+    settings = [asdict(g.example) for g in same]
+    fixed = [f.name for f in fields(Experiment) if f.name not in _VARIES]
+    differ = [name for name in fixed if len({str(s[name]) for s in settings}) > 1]
+    said = [", ".join(_words(name, s[name]) for name in differ) for s in settings]
+    titled = [
+        replace(group, title=f"{group.name}, {words}" if words else group.title)
+        for group, words in zip(same, said, strict=True)
+    ]
+    return sorted(titled, key=lambda g: [_order(asdict(g.example)[name]) for name in differ])
+
+
+def _words(name: str, value: object) -> str:
+    shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{shown} steps" if name == "steps" else f"{name.replace('_', ' ')} {shown}"
+
+
+def _order(value: object) -> tuple[float, str]:
+    return (float(value), "") if isinstance(value, (int, float)) else (0.0, str(value))
+
+
+def _listed(values: Iterable[int]) -> str:
+    """Each once, in order; the first and the last of many."""
+    found = sorted(set(values))
+    if len(found) > 6:
+        return f"{found[0]} to {found[-1]} ({len(found)} of them)"
+    return ", ".join(f"{v:,}" for v in found)
+
+
+def noise(group: Group) -> float | None:
+    """The mean variance-norm ratio of honest gradients at the first step, over the runs without attack."""
+    first = [o.curve[0].ratio for o in group.outcomes if o.experiment.attack is None and o.curve]
+    known = [ratio for ratio in first if ratio is not None]
+    return statistics.fmean(known) if known else None
+
+
+def by_batch_size(found: Sequence[Group]) -> list[list[Group]]:
+    """Groups that differ in the batch size and nothing else: at least two of them, each with pairs."""
+    alike: dict[tuple[object, ...], list[Group]] = {}
+    for g in found:
+        settings = asdict(g.example)
+        fixed = (settings[f.name] for f in fields(Experiment) if f.name not in (*_VARIES, "batch_size"))
+        if g.pairs:
+            alike.setdefault((g.study, *fixed, *g.rates[:1], *g.kinds[:1], *g.columns), []).append(g)
+    return [members for members in alike.values() if len(members) > 1]
+
+
+def middle(outcomes: Sequence[Outcome], measure: Measure) -> float | None:
+    """The median accuracy in per cent."""
+    return 100 * statistics.median(accuracy(o, measure) for o in outcomes) if outcomes else None

@@ -1,0 +1,147 @@
+"""Many experiments: in parallel, resumable, and none lost when a process dies.
+
+The parent hands out runs and writes nothing but the final tables; each worker process trains one run at a time into
+that run's own folder. Whatever dies, and whenever: a folder with result.json is complete, another one is not, and
+that is all the state that there is. A run that was cut short goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from ...core.checks import shown
+from ...runs.building import identified
+from ...runs.experiment import Experiment
+from ...runs.interrupts import termination_interrupts
+from ...runs.running import check_writable
+from ...simulation.data import Dataset
+from ..outcomes import Outcome, complete, read_outcome, write_runs
+from .cluster import ray_workers
+from .display import Display
+from .local import LocalWorkers
+from .manager import manage
+from .plan import Plan, Record, cores
+
+PER_GPU = 2  # runs at a time on a GPU: while one waits for the host, the other computes
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep came to.
+
+    Attributes:
+        outcomes: of all complete runs of the list, those of earlier sweeps included.
+        done, skipped: how many runs this sweep trained, and found complete.
+        failed: the runs that raised an error or whose process kept dying, and why.
+        left: how many it did not come to, for lack of time or because another shard has them.
+        seconds: of wall-clock time.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    done: int
+    skipped: int
+    failed: tuple[tuple[Experiment, str], ...]
+    left: int
+    seconds: float
+
+
+def sweep(
+    experiments: Experiment | Iterable[Experiment],
+    out: str | Path,
+    jobs: int | None = None,
+    threads: int = 1,
+    shard: tuple[int, int] = (1, 1),
+    time_budget: float | None = None,
+    ray: str | None = None,
+    data_folder: str | Path | None = None,
+    notices: Console | None = None,
+    command: str = "varangian.study.sweep(...)",
+) -> Sweep:
+    """Runs all experiments that are not complete yet, and writes their table.
+
+    ``<out>/runs/`` holds the run folders, ``<out>/runs.csv`` a row a run and ``curves.csv`` a row an evaluation (both
+    the same bytes however often the sweep was interrupted), ``timings.csv`` the seconds, and ``sweeps/`` a file on
+    each sweep: command, versions, machine, time.
+
+    Args:
+        experiments: what to run, in this order; those of one digest once, however they are written.
+        out: where everything is kept.
+        jobs: worker processes, or tasks at a time on Ray; by default as many as there are cores for their threads, and
+            where runs are on "cuda", "cuda:1" ..., no more than two for each GPU that they name, or that Ray has.
+        threads: of torch and the kernels, per process. Results of different numbers of threads may differ.
+        shard: (i, N): only every N-th run, from the i-th on.
+        time_budget: seconds after which no run should still be going: one that would not end in time is not started.
+        ray: address of a Ray cluster ("auto", "local", "ray://host:port") that runs them instead; ``out`` must then
+            be a folder that all of its machines see. Runs on "cuda" share its GPUs evenly.
+        data_folder: where data files are.
+        notices: where progress is shown; None for nowhere.
+        command: what the record says it was started by.
+
+    Raises:
+        ValueError: an impossible shard, number of jobs or time, ``ray`` where Ray is not installed or no cluster
+            answers, or one without GPUs for runs that need them.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; what is complete is kept and in the table, and runs that were under
+            way go on from where they were when the sweep is started again.
+
+    A script that calls this does so under ``if __name__ == "__main__":``, since worker processes import it too.
+    """
+    for name, value in (("jobs", 1 if jobs is None else jobs), ("threads", threads)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"a sweep needs {name} >= 1, a whole number, got {shown(value)}.")
+    if time_budget is not None and not time_budget >= 0:
+        raise ValueError(f"time_budget: must be a number of seconds >= 0, got {time_budget}.")
+    experiments = [experiments] if isinstance(experiments, Experiment) else list(experiments)
+    for e in experiments:
+        if not isinstance(e, Experiment):
+            raise ValueError(f"a sweep is of experiments, got {shown(e)}: write Experiment(...).")
+    number, shards = shard
+    if not 1 <= number <= shards:
+        raise ValueError(f"a shard i/N needs 1 <= i <= N, got {number}/{shards}.")
+    out = Path(out).expanduser()
+    check_writable(out)
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    first: dict[str, Experiment] = {}
+    opened: dict[str, Dataset | None] = {}  # data of somebody's own, whose content tells runs apart
+    for asked in experiments:
+        e, opened[asked.dataset] = identified(asked, opened.get(asked.dataset), data_folder)
+        first.setdefault(e.digest, e)
+    everything = list(first.values())
+    mine = everything[number - 1 :: shards]
+    folders = {e: out / "runs" / f"{e.name}-{e.digest}" for e in mine}
+    todo = [e for e in mine if not complete(folders[e])]
+    wanted, jobs = jobs, _default_jobs(todo, threads) if jobs is None else jobs
+    jobs = min(jobs, max(1, len(todo)))
+    plan = Plan(out, jobs, threads, time_budget, data_folder, todo, len(mine) - len(todo), len(everything) - len(mine))
+    plan.learn(folders[e] for e in mine if complete(folders[e]))
+    record = Record(out, command, plan)
+    workers = ray_workers(ray, plan, wanted) if ray is not None else LocalWorkers(plan)
+    try:
+        with termination_interrupts(), workers, Display(plan, notices) as display:
+            manage(plan, workers, display, record)
+    except KeyboardInterrupt:  # from here, not from whatever line it was waiting in
+        complete_now = plan.skipped + plan.done
+        raise KeyboardInterrupt(f"{complete_now} of {len(mine)} runs are complete; the same call goes on.") from None
+    finally:
+        outcomes = tuple(_collect(out, everything, plan.failed))
+        write_runs(out, outcomes)
+        record.write(force=True)
+    return Sweep(outcomes, plan.done, plan.skipped, tuple(plan.failed), len(everything) - len(outcomes), plan.elapsed)
+
+
+def _default_jobs(experiments: Sequence[Experiment], threads: int) -> int:
+    jobs, gpus = max(1, cores() // threads), {e.device for e in experiments if e.device.startswith("cuda")}
+    return min(jobs, PER_GPU * len(gpus)) if gpus else jobs
+
+
+def _collect(out: Path, experiments: Sequence[Experiment], failed: list[tuple[Experiment, str]]) -> Iterator[Outcome]:
+    for e in experiments:
+        folder = out / "runs" / f"{e.name}-{e.digest}"
+        if complete(folder):
+            try:
+                yield read_outcome(folder)
+            except ValueError as error:
+                failed.append((e, f"{error} Remove that folder to run it again."))

@@ -1,0 +1,104 @@
+"""How far a sweep has come, in a terminal."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from ...runs.experiment import Experiment
+from .plan import Estimate, Plan
+
+
+class Display:
+    """On a terminal, bars; elsewhere, a line now and then."""
+
+    def __init__(self, plan: Plan, notices: Console | None) -> None:
+        self.plan, self.console = plan, notices
+        self.bars: Progress | None = None
+        self.tasks: dict[int, TaskID] = {}
+        self.total = plan.skipped + len(plan.todo)
+        self.spoken = 0.0
+
+    def __enter__(self) -> Display:
+        if self.console is not None and self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self.bars = Progress(*columns, console=self.console, transient=True)
+            self.bars.start()
+            self.overall = self.bars.add_task("runs", total=self.total, completed=self.plan.skipped, note="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+        failed = f", {len(self.plan.failed)} failed" if self.plan.failed else ""
+        self.say(
+            f"{self.plan.done} runs in {duration(self.plan.elapsed)}{failed}; {self._complete} of {self.total} "
+            "complete."
+        )
+
+    @property
+    def _complete(self) -> int:
+        return self.plan.skipped + self.plan.done
+
+    def say(self, text: str) -> None:
+        if self.console is not None:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def announce(self, estimate: Estimate) -> None:
+        if not self.plan.todo:
+            return
+        parts = [f"{self.total} runs: {self.plan.skipped} complete, {len(self.plan.todo)} to do"]
+        parts += [f"{self.plan.elsewhere} of other shards"] if self.plan.elsewhere else []
+        processes = f"{self.plan.jobs} process{'es' if self.plan.jobs > 1 else ''} of {self.plan.threads} thread(s)"
+        when = "unknown time"
+        if estimate.seconds is not None:
+            end = (datetime.now().astimezone() + timedelta(seconds=estimate.seconds)).strftime("%a %H:%M")
+            when = f"about {duration(estimate.seconds)}, until {end}"
+        self.say(f"{', '.join(parts)}; {when} with {processes} (estimated from {estimate.basis}).")
+
+    def started(self, worker: int, experiment: Experiment) -> None:
+        if self.bars is not None:
+            name = experiment.name if len(experiment.name) <= 64 else "…" + experiment.name[-63:]
+            self.tasks[worker] = self.bars.add_task(f"  {name}", total=experiment.steps, note="")
+
+    def step(self, worker: int, experiment: Experiment, step: int, newest: float | None) -> None:
+        if self.bars is not None and worker in self.tasks:
+            note = "" if newest is None else f"accuracy {newest:.1%}"
+            self.bars.update(self.tasks[worker], completed=step, note=note)
+
+    def ended(self, worker: int) -> None:
+        if self.bars is not None and worker in self.tasks:
+            self.bars.remove_task(self.tasks.pop(worker))
+
+    def refresh(self, running: int, estimate: Estimate) -> None:
+        if estimate.seconds is None:
+            left = ""
+        else:
+            end = (datetime.now().astimezone() + timedelta(seconds=estimate.seconds)).strftime("%H:%M")
+            left = f", ends in {duration(estimate.seconds)}, at {end}"
+        note = f"{running} running, {len(self.plan.todo)} to come{left}"
+        if self.bars is not None:
+            self.bars.update(self.overall, completed=self._complete, note=note)
+        elif running and self.plan.elapsed - self.spoken > 30:
+            self.spoken = self.plan.elapsed
+            self.say(f"{self._complete} of {self.total} complete, {note}")
+
+
+def duration(seconds: float) -> str:
+    """Read aloud.
+
+    Example:
+        >>> duration(42), duration(642), duration(7300)
+        ('42 s', '11 min', '2 h 2 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,200 @@
+"""Workers that are processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+import torch
+
+from ...core import kernels
+from ...runs.building import build, open_dataset
+from ...runs.experiment import Experiment
+from ...runs.folders import FolderInUse
+from ...runs.results import Evaluation
+from ...runs.running import run
+from ...simulation.data import Dataset
+from .manager import STARTS, Event
+from .plan import Plan
+
+PATIENCE = 30.0  # seconds that processes have to write their checkpoints when a sweep is interrupted
+
+
+HEARTBEAT = 0.5  # seconds between two reports of a run
+
+
+@dataclass(eq=False)
+class _Process:
+    process: SpawnProcess
+    pipe: Connection
+    experiment: Experiment | None = None
+    ready: bool = False
+
+
+class LocalWorkers:
+    """Worker processes of this machine."""
+
+    calibrates = True
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.processes: list[_Process] = []
+        self.stillborn = 0
+
+    def __enter__(self) -> LocalWorkers:
+        for _ in range(self.plan.jobs if self.plan.todo else 0):
+            self.processes.append(self._start())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """On an error, also Ctrl-C, the processes are told to end, given time for a checkpoint, and then killed."""
+        for p in self.processes:
+            p.pipe.close()  # an idle one ends by itself
+            if p.experiment is not None:
+                p.process.terminate()
+        limit = time.monotonic() + PATIENCE
+        for p in self.processes:
+            p.process.join(max(0.1, limit - time.monotonic()))
+            if p.process.is_alive():
+                p.process.kill()
+                p.process.join()
+
+    def _start(self) -> _Process:
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        arguments = (theirs, str(self.plan.out / "runs"), self.plan.threads, self.plan.data_folder)
+        process = context.Process(target=_work, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
+        return _Process(process, pipe)
+
+    def idle(self) -> list[int]:
+        return [i for i, p in enumerate(self.processes) if p.ready and p.experiment is None]
+
+    def give(self, worker: int, task: str, experiment: Experiment) -> None:
+        p = self.processes[worker]
+        p.experiment = experiment
+        with suppress(OSError):  # it died: events() will see that
+            p.pipe.send((task, experiment))
+
+    def events(self) -> list[Event]:
+        found: list[Event] = []
+        handles = [handle for p in self.processes for handle in (p.pipe, p.process.sentinel)]
+        wait(handles, timeout=HEARTBEAT)
+        for i, p in enumerate(self.processes):
+            dead = not p.process.is_alive()  # asked first: what it said before is then in the pipe
+            try:
+                while p.pipe.poll():
+                    kind, value = p.pipe.recv()
+                    if kind == "ready":
+                        p.ready, self.stillborn = True, 0
+                        continue
+                    assert p.experiment is not None
+                    found.append(Event(i, kind, p.experiment, value))
+                    if kind != "step":
+                        p.experiment = None
+            except (EOFError, OSError):
+                p.process.join(HEARTBEAT)  # its end of the pipe goes a moment before itself
+                dead = not p.process.is_alive()
+            if dead:
+                self._replace(i, p, found)
+        return found
+
+    def _replace(self, i: int, p: _Process, found: list[Event]) -> None:
+        p.process.join()
+        if not p.ready:
+            self.stillborn += 1
+            if self.stillborn >= STARTS:
+                raise RuntimeError(
+                    "worker processes die as they start; their own message is above. A script calls sweep() "
+                    'under if __name__ == "__main__": only.'
+                )
+        if p.experiment is not None:
+            found.append(Event(i, "died", p.experiment, _how(p.process.exitcode)))
+        p.pipe.close()
+        self.processes[i] = self._start()
+
+
+def _how(status: int | None) -> str:
+    if status is not None and status < 0:
+        try:
+            name = signal.Signals(-status).name
+            return f"{name}, as from a system short of memory" if name == "SIGKILL" else name
+        except ValueError:
+            return f"signal {-status}"
+    return f"exit status {status}"
+
+
+def _work(pipe: Connection, out: str, threads: int, data_folder: str | None) -> None:
+    """A worker process: does what comes through the pipe until nobody holds its other end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    opened: tuple[str, Dataset] | None = None
+    with suppress(OSError):
+        pipe.send(("ready", None))
+    while True:
+        try:
+            task, experiment = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if opened is None or opened[0] != experiment.dataset:
+                opened = experiment.dataset, open_dataset(experiment, data_folder)
+            if task == "calibrate":
+                pipe.send(("calibrated", time_of(experiment, opened[1])))
+            else:
+                result = run(experiment, out, dataset=opened[1], progress=_reporter(pipe))
+                pipe.send(("done", result.seconds))
+        except (KeyboardInterrupt, BrokenPipeError):
+            return
+        except FolderInUse as error:
+            with suppress(OSError):
+                pipe.send(("elsewhere", str(error)))
+        except Exception as error:
+            with suppress(OSError):
+                pipe.send(("failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"))
+
+
+def _end_with_parent() -> None:
+    """Ends this process, whatever it is at, when its parent is gone: the same command may then start at once."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _reporter(pipe: Connection) -> Callable[[int, Evaluation | None], None]:
+    last = time.monotonic()
+
+    def report(step: int, newest: Evaluation | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= HEARTBEAT:
+            last = time.monotonic()
+            pipe.send(("step", (step, None if newest is None else newest.accuracy)))
+
+    return report
+
+
+def time_of(experiment: Experiment, dataset: Dataset) -> float:
+    """Seconds that a run should take, from a few of its steps and one evaluation."""
+    with kernels.exclusive_threads():
+        simulation, evaluator = build(experiment, dataset)
+        simulation.step()  # the first one loads kernels
+        start, steps = time.perf_counter(), 0
+        while steps < 8 and time.perf_counter() - start < 3:
+            simulation.step()
+            steps += 1
+        middle = time.perf_counter()
+        evaluator(simulation.gradients, simulation.parameters, 0)
+        end = time.perf_counter()
+    evaluations = 1 + (-(-experiment.steps // experiment.evaluate_every) if experiment.evaluate_every else 1)
+    return experiment.steps * (middle - start) / steps + evaluations * (end - middle)
