@@ -148,7 +148,9 @@ def small_simulation(algorithm: vg.Algorithm, attack: vg.Attack | None, f: int, 
         rows = slice(t * active, (t + 1) * active)
         return Batch(x[rows], y[rows].clone())
 
-    return Simulation(gradients, batches, algorithm, 11, f, attack, l2=0.1, measure=measure, classes=5)
+    return Simulation(
+        gradients, batches, algorithm, 11, real_byzantine=f, attack=attack, l2=0.1, measure=measure, classes=5
+    )
 
 
 @dataclass(frozen=True)

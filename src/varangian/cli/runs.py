@@ -142,9 +142,11 @@ def run_command(
     _set_threads(threads)
     with termination_interrupts(), _progress(experiment, quiet) as step:
         if resume is not None:
-            result = resume_experiment(resume, None, data, step, checkpoint_every)
+            result = resume_experiment(resume, data_folder=data, progress=step, checkpoint_every=checkpoint_every)
         else:
-            result = run_experiment(experiment, out, None, data, step, fresh, checkpoint_every)
+            result = run_experiment(
+                experiment, out, data_folder=data, progress=step, fresh=fresh, checkpoint_every=checkpoint_every
+            )
     if as_json:
         click.echo(json.dumps(result.summary() | {"folder": str(result.folder), "experiment": experiment.to_dict()}))
     else:

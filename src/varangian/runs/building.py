@@ -95,21 +95,23 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
     deal = make("partition", e.partition, PARTITIONS) if e.partition != "iid" else "iid"
     attack = e.make_attack()
     learners = e.workers if attack is not None and attack.uses_flipped else e.honest
-    sampler = Sampler(dataset, learners, e.batch_size, e.seed, deal, e.profile, e.device, dtype)
+    sampler = Sampler(
+        dataset, learners, e.batch_size, e.seed, deal=deal, profile=e.profile, device=e.device, dtype=dtype
+    )
     simulation = Simulation(
         gradients,
         sampler,
         e.make_algorithm(),
         e.workers,
-        e.attackers,
-        attack,
-        e.rate,
-        e.momentum,
-        e.l2,
-        e.profile,
-        e.seed,
-        e.measure,
-        dataset.classes,
+        real_byzantine=e.attackers,
+        attack=attack,
+        learning_rate=e.rate,
+        momentum=e.momentum,
+        l2=e.l2,
+        profile=e.profile,
+        seed=e.seed,
+        measure=e.measure,
+        classes=dataset.classes,
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
     return simulation, _evaluator(dataset, dataset.seal, e.seed if mirrors else 0, e.profile, e.device, dtype)
@@ -132,4 +134,4 @@ def _evaluator(
 ) -> Evaluator:
     """Shared by the runs of a process on the same data, as long as nobody writes into them: test images are prepared
     once."""
-    return Evaluator(dataset, seed, profile, device, dtype)
+    return Evaluator(dataset, seed, profile=profile, device=device, dtype=dtype)

@@ -434,9 +434,9 @@ class Journal:
 
     Args:
         folder: of the run.
+        simulation: at step 0; brought to the newest checkpoint that is whole.
         settings, digest: of its experiment.
         columns: of metrics.csv.
-        simulation: at step 0; brought to the newest checkpoint that is whole.
         device: where it runs.
         every: seconds between two checkpoints, more where they would cost over 1 % of the time; 0 for every step.
 
@@ -452,8 +452,8 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, settings: str, digest: str, columns: Sequence[str], simulation: Simulation, device: str,
-        every: float,
+        self, folder: Path, simulation: Simulation, *, settings: str, digest: str, columns: Sequence[str],
+        device: str, every: float,
     ) -> None:  # fmt: skip
         self.folder, self._settings, self._digest, self._every = folder, settings, digest, every
         self._simulation = simulation

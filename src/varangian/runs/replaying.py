@@ -59,6 +59,7 @@ def replay(
     folder: str | Path,
     step: int,
     dataset: Dataset | None = None,
+    *,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Replay:

@@ -35,6 +35,7 @@ def run(
     experiment: Experiment,
     out: str | Path | None = None,
     dataset: Dataset | None = None,
+    *,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     fresh: bool = False,
@@ -81,10 +82,13 @@ def run(
         folder = Path(out).expanduser() / f"{experiment.name}-{experiment.digest}"
         if folder.is_symlink():
             raise ValueError(f"{folder} is a symbolic link, and not written through.")
-        return _run_in(folder, experiment, dataset, data_folder, progress, fresh, checkpoint_every)
+        return _run_in(
+            folder, experiment, dataset, data_folder,
+            progress=progress, fresh=fresh, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
     with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
-        return _train(experiment, *build(experiment, dataset), None, Interrupts(), progress)
+        return _train(experiment, *build(experiment, dataset), journal=None, interrupts=Interrupts(), progress=progress)
 
 
 def _warn_of_nobody(e: Experiment) -> None:
@@ -99,6 +103,7 @@ def _warn_of_nobody(e: Experiment) -> None:
 def resume(
     folder: str | Path,
     dataset: Dataset | None = None,
+    *,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     checkpoint_every: float = CHECKPOINT_EVERY,
@@ -117,7 +122,9 @@ def resume(
     experiment = settings_of(folder)
     if dataset is not None or not (folder / folders.RESULT).exists():
         dataset = same_data(folder, experiment, dataset, data_folder)
-    return _run_in(folder, experiment, dataset, data_folder, progress, False, checkpoint_every)
+    return _run_in(
+        folder, experiment, dataset, data_folder, progress=progress, fresh=False, checkpoint_every=checkpoint_every
+    )
 
 
 def same_data(
@@ -152,7 +159,7 @@ def _check_same(folder: Path, there: Experiment, asked: Experiment) -> None:
 
 
 def _run_in(
-    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None,
+    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None, *,
     progress: Progress | None, fresh: bool, checkpoint_every: float,
 ) -> Result:  # fmt: skip
     folders.check_folder(folder)
@@ -172,16 +179,17 @@ def _run_in(
             simulation, evaluator = build(experiment, dataset)
             try:
                 journal = Journal(
-                    folder, experiment.to_json(), experiment.digest, COLUMNS, simulation, experiment.device,
-                    checkpoint_every,
+                    folder, simulation, settings=experiment.to_json(), digest=experiment.digest, columns=COLUMNS,
+                    device=experiment.device, every=checkpoint_every,
                 )  # fmt: skip
             except folders.OtherSettings as other:
                 _check_same(folder, Experiment.from_json(other.settings), experiment)
                 raise
             with journal, Interrupts() as interrupts:
-                result = replace(
-                    _train(experiment, simulation, evaluator, journal, interrupts, progress), folder=folder
+                result = _train(
+                    experiment, simulation, evaluator, journal=journal, interrupts=interrupts, progress=progress
                 )
+                result = replace(result, folder=folder)
                 journal.complete(result.summary(), dataset.shape, dataset.classes)
                 return result
 
@@ -214,7 +222,7 @@ def _complete_run(folder: Path, experiment: Experiment) -> Result | None:
 
 
 def _train(
-    e: Experiment, simulation: Simulation, evaluator: Evaluator, journal: Journal | None, interrupts: Interrupts,
+    e: Experiment, simulation: Simulation, evaluator: Evaluator, *, journal: Journal | None, interrupts: Interrupts,
     progress: Progress | None,
 ) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []

@@ -67,6 +67,7 @@ class Sampler:
         h: int,
         batch_size: int,
         seed: int,
+        *,
         deal: str | Partition = "iid",
         profile: Profile = "described",
         device: str | torch.device = "cpu",
@@ -123,6 +124,7 @@ class Evaluator:
         self,
         dataset: Dataset,
         seed: int,
+        *,
         profile: Profile = "described",
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -140,7 +142,7 @@ class Evaluator:
         return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Snapshot:
     """The state of a run between two steps: all that the steps to come depend on.
 
@@ -194,6 +196,7 @@ class Simulation:
         batches: Callable[[int], Batch],
         algorithm: Algorithm,
         workers: int,
+        *,
         real_byzantine: int = 0,
         attack: Attack | None = None,
         learning_rate: Callable[[int], float] = lambda step: 0.1,
@@ -300,16 +303,16 @@ class Simulation:
         """The state, to go on from elsewhere. Its tensors are the living ones: the next step changes them."""
         meter, state = self.meter, self.state
         return Snapshot(
-            self.steps_done,
-            self.points,
-            self.parameters,
-            state.worker,
-            state.server,
-            state.previous,
-            self.previous,
-            None if meter is None else meter.previous,
-            None if meter is None else meter.decayed,
-            self.gradients.buffers(),
+            step=self.steps_done,
+            points=self.points,
+            parameters=self.parameters,
+            worker=state.worker,
+            server=state.server,
+            aggregate=state.previous,
+            attacked=self.previous,
+            sampled=None if meter is None else meter.previous,
+            decayed=None if meter is None else meter.decayed,
+            buffers=self.gradients.buffers(),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
