@@ -15,6 +15,7 @@ import golden_conventions
 import oracles
 import varangian as vg
 from varangian.core import kernels
+from varangian.core.attacks import ComposedDefence
 from varangian.simulation.gradients import Batch, WorkerGradients
 from varangian.simulation.simulate import Simulation
 
@@ -219,7 +220,7 @@ class Meddler(vg.Attack):
     def craft(self, seen: vg.Knowledge) -> Tensor:
         crafted = -seen.mean
         shown = [seen.previous, *seen.moments]
-        assert isinstance(seen.defence, vg.attacks.ComposedDefence)
+        assert isinstance(seen.defence, ComposedDefence)
         for tensor in (*shown, seen.defence.previous):
             if tensor is not None:
                 tensor.numpy()[:] = 1e9

@@ -24,9 +24,7 @@ from .cluster import ray_workers
 from .display import Display
 from .local import LocalWorkers
 from .manager import manage
-from .plan import Plan, Record, cores
-
-PER_GPU = 2  # runs at a time on a GPU: while one waits for the host, the other computes
+from .plan import PER_GPU, Plan, Record, cores
 
 
 @dataclass(frozen=True)

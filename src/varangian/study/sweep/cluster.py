@@ -13,10 +13,9 @@ from ...runs.experiment import Experiment
 from ...runs.folders import FolderInUse
 from ...runs.running import run
 from ...simulation.data import Dataset
-from .__init__ import PER_GPU
 from .local import HEARTBEAT
 from .manager import Event, Workers
-from .plan import RETRIES, Plan
+from .plan import PER_GPU, RETRIES, Plan
 
 
 def ray_workers(address: str, plan: Plan, jobs: int | None) -> Workers:

@@ -19,6 +19,7 @@ from ...runs.files import number, read_json, write_whole
 from ...runs.folders import RESULT
 from ...runs.results import settings_of
 
+PER_GPU = 2  # runs at a time on a GPU: while one waits for the host, the other computes
 RETRIES = 2  # of a run whose process died
 
 
