@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import hashlib
 import json
 import os
 import re
@@ -120,6 +121,32 @@ def test_the_digest_of_the_first_release() -> None:
     """Folders of runs go by it: where it changes, nobody's runs are found again."""
     assert vg.Experiment(rule="average", byzantine=0, momentum=0).digest == "eebda57db7"
     assert vg.Experiment().name == "digits-fully-connected-multi-krum-no-attack-n15-f3-worker0.9-lr0.1-seed1"
+
+
+NNM_AND_MORE = vg.Experiment(rule="median", pre=("nnm",), attack="little", partition="extreme", momentum=0.5)
+
+
+def test_later_settings_are_written_where_they_say_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the bytes of folders and tables of before there were any stay what they are."""
+    assert {name for name in module.LATER if name in json.loads(vg.Experiment().to_json())} == set()
+    for e, text, digest in (
+        (vg.Experiment(), "7a7127551e", "e3ac50dc02"),
+        (NNM_AND_MORE, "862ecba3f8", "bd3d00377b"),
+        (vg.Experiment(profile="published", attack="empire", learning_rate="0.1,50:0.01"), "dd9a0bfba2", "612963e55b"),
+    ):
+        assert (hashlib.sha256(e.to_json().encode()).hexdigest()[:10], e.digest) == (text, digest)
+    # Any setting that is not resolved otherwise may be one.
+    plain = vg.Experiment().digest
+    monkeypatch.setattr(module, "LATER", ("l2",))
+    unsaid, said = vg.Experiment(), vg.Experiment(l2=0.5)
+    assert len({plain, unsaid.digest, said.digest}) == 3
+    assert "l2" not in unsaid.to_dict()
+    assert "l2" not in unsaid.to_toml()
+    assert "l2" in said.to_json()
+    assert "l2" in said.to_toml()
+    for e in (unsaid, said):
+        assert vg.Experiment.from_json(e.to_json()) == vg.Experiment.from_toml(e.to_toml()) == e
+    assert module.differences(unsaid, said) == ["l2: 0.0001 there, 0.5 asked for"]
 
 
 BASE = vg.Experiment(workers=11, byzantine=2, attack="little", clip=2.0)

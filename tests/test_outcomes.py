@@ -18,6 +18,8 @@ import varangian as vg
 from varangian import Experiment, run
 from varangian.core.attacks import Attack
 from varangian.core.mixing import Mixing
+from varangian.runs import experiment as experiment_module
+from varangian.study import outcomes as outcomes_module
 from varangian.study.outcomes import Outcome, collect, command, gather, rate_text, read_runs, rule_name, write_runs
 
 REPOSITORY = Path(__file__).parents[1]
@@ -205,6 +207,18 @@ def test_an_accuracy_is_a_share(value: float) -> None:
     for accuracies in ((value, 0.5), (0.5, value)):
         with pytest.raises(ValueError, match="accuracy must be"):
             Outcome(SMALL, *accuracies)
+
+
+def test_a_later_setting_is_a_column_where_it_says_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment_module, "LATER", ("measure",))
+    monkeypatch.setattr(outcomes_module, "LATER", ("measure",))
+    one, other = Experiment(), Experiment(measure=False)
+    write_runs(tmp_path, [Outcome(one, 0.5, 0.25)])
+    assert ",measure," not in (tmp_path / "runs.csv").read_text()
+    assert read_runs(tmp_path / "runs.csv")[0].experiment == one
+    write_runs(tmp_path, [Outcome(one, 0.5, 0.25), Outcome(other, 0.5, 0.25)])
+    assert ",measure," in (tmp_path / "runs.csv").read_text()
+    assert {o.experiment for o in read_runs(tmp_path / "runs.csv")} == {one, other}
 
 
 def test_rows_of_a_newer_version_and_of_an_older_one(tmp_path: Path) -> None:

@@ -463,13 +463,15 @@ class Experiment:
             "clip_mode",
             "real_byzantine",
             *(name for name in HASHES if resolved[name] is None),
+            *_unsaid(self),
         ):
             del resolved[resolved_above]
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, lists for tuples; None where nothing is set."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain values, lists for tuples; None where nothing is set. Later settings only where they say something."""
+        unsaid = _unsaid(self)
+        return json.loads(json.dumps({key: value for key, value in asdict(self).items() if key not in unsaid}))
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
@@ -514,6 +516,16 @@ class Experiment:
         if not isinstance(values, dict):
             raise ConfigurationError([f"an experiment is a JSON object, got {type(values).__name__}."])
         return values
+
+
+# Settings that came after the first folders were written: where they have their default, an experiment is written and
+# named as it was before there were any.
+LATER = tuple(f.name for f in fields(Experiment) if f.metadata.get("later"))
+
+
+def _unsaid(experiment: Experiment) -> set[str]:
+    """The later settings that have their default."""
+    return {f.name for f in fields(Experiment) if f.name in LATER and getattr(experiment, f.name) == f.default}
 
 
 def _chosen() -> list[str]:
@@ -587,5 +599,5 @@ def device_of(name: str) -> torch.device:
 
 def differences(there: Experiment, asked: Experiment) -> list[str]:
     """In which settings two experiments differ, a line each."""
-    one, other = there.to_dict(), asked.to_dict()
+    one, other = (json.loads(json.dumps(asdict(e))) for e in (there, asked))
     return [f"{name}: {one[name]!r} there, {other[name]!r} asked for" for name in one if one[name] != other[name]]

@@ -21,7 +21,7 @@ from ..core.checks import shown
 from ..core.mixing import MIXINGS
 from ..core.rules import RULES
 from ..core.specs import canonical
-from ..runs.experiment import HASHES, Experiment
+from ..runs.experiment import HASHES, LATER, Experiment
 from ..runs.files import (
     folders_in,
     line_of_text,
@@ -164,6 +164,14 @@ def _text(experiment: Experiment, name: str) -> str:
     if isinstance(value, tuple):
         return ",".join(value)
     return "" if value is None else str(value)
+
+
+def columns_of(experiments: Sequence[Experiment]) -> list[str]:
+    """The settings that a table of these experiments holds: later ones where one of them says something else than the
+    default, which is what a table without that column means."""
+    defaults = {field.name: field.default for field in fields(Experiment)}
+    said = {name for name in LATER if any(getattr(e, name) != defaults[name] for e in experiments)}
+    return [name for name in SETTINGS if name not in LATER or name in said]
 
 
 def condition(experiment: Experiment) -> float | None:
@@ -409,9 +417,10 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     outcomes, again = each_once(outcomes)
     for line in again:
         warnings.warn(f"left out: {line}", stacklevel=2)
+    settings = columns_of([o.experiment for o in outcomes])
     runs = [
         [o.experiment.name, o.experiment.digest, o.source, str(FORMAT)]
-        + [_text(o.experiment, name) for name in SETTINGS]
+        + [_text(o.experiment, name) for name in settings]
         + [_cell(v) for v in (o.steps, o.max_accuracy, o.final_accuracy, o.final_loss)]
         + [_cell(v) for v in (o.ratio, o.ratio_within, o.stopped)]
         for o in outcomes
@@ -424,7 +433,7 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     timings = [
         [o.experiment.digest, o.source, _cell(o.seconds), o.machine or ""] for o in outcomes if o.seconds is not None
     ]
-    write_csv(folder / "runs.csv", [*IDENTITY, *SETTINGS, *RESULTS], runs)
+    write_csv(folder / "runs.csv", [*IDENTITY, *settings, *RESULTS], runs)
     write_csv(folder / "curves.csv", ["digest", "source", "step", "accuracy", "ratio"], curves)
     write_csv(folder / "timings.csv", ["digest", "source", "seconds", "machine"], timings)
 
