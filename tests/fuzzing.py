@@ -28,7 +28,7 @@ from varangian.core.attacks import ATTACKS
 from varangian.core.mixing import MIXINGS
 from varangian.core.rules import RULES
 from varangian.core.specs import describe, make
-from varangian.runs.experiment import Experiment
+from varangian.runs.experiment import NAMED, Experiment
 from varangian.runs.files import read_text
 from varangian.runs.results import Result, read
 from varangian.runs.running import resume, run
@@ -302,8 +302,8 @@ def read_spec(kind: str) -> Callable[[Path], object]:
         text = (folder / "text").read_bytes().decode("utf-8", "surrogateescape")
         if kind in TABLES:
             made = make(kind, text, TABLES[kind], f=2)
-            again = make(kind, describe(made), TABLES[kind])
-            must(again == made or "nan" in repr(made), f"{text!r} does not come back from {describe(made)!r}")
+            again = make(kind, describe(made, NAMED), TABLES[kind])
+            must(again == made or "nan" in repr(made), f"{text!r} does not come back from {describe(made, NAMED)!r}")
         elif kind == "partition":
             made = make(kind, text, data.PARTITIONS)
             must(sum(map(len, made(np.arange(40) % 4, 4, 4, 1))) >= 40, "examples are lost")

@@ -12,6 +12,7 @@ from varangian.core.attacks import ATTACKS, LINES, ComposedDefence, Knowledge, T
 from varangian.core.explanation import explain
 from varangian.core.randomness import generator
 from varangian.core.specs import describe, make
+from varangian.runs.experiment import NAMED
 
 SEEDS = range(25)
 
@@ -251,8 +252,8 @@ def test_where_to_try_next() -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_specs_come_back(name: str) -> None:
     attack = make("attack", name, ATTACKS)
-    assert make("attack", describe(attack), ATTACKS) == attack
-    assert describe(attack) == name
+    assert make("attack", describe(attack, NAMED), ATTACKS) == attack
+    assert describe(attack, NAMED) == name
     assert make("attack", 'worst-case(directions=("little", "mimic"), evaluations=9)', ATTACKS) == vg.WorstCase(
         ("little", "mimic"), 9
     )

@@ -38,7 +38,7 @@ def imported(path: Path) -> set[str]:
             found.add((node.module or "").partition(".")[2])
         elif isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.split(".")[0] == "varangian"}
-    return found - {"", "__version__"}
+    return {module.removesuffix(".__init__") for module in found} - {"", "__version__"}
 
 
 def floor(module: str) -> str:

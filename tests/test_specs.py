@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import varangian as vg
 from varangian.core.specs import describe, make, parse
+from varangian.runs.experiment import NAMED
 
 
 @dataclass(frozen=True)
@@ -127,20 +128,20 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=str)
 def test_describe_is_undone_by_make(value: Any) -> None:
     f = getattr(value, "f", 0)
-    text = describe(value, f)
+    text = describe(value, NAMED, f)
     assert "f=" not in text.replace("self=", "")  # f is a setting of its own
-    assert not f or f"f={f}" in describe(value)
+    assert not f or f"f={f}" in describe(value, NAMED)
     kinds: list[dict[str, Any]] = [vg.RULES, vg.MIXINGS, vg.ATTACKS]
     [table] = [kind for kind in kinds if type(value) in kind.values()]  # "bulyan" is a rule, and an attack
     assert make("thing", text, table, f=f) == value
-    assert make("thing", describe(value), table, f=99) == value
+    assert make("thing", describe(value, NAMED), table, f=99) == value
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.floats(-1e6, 1e6), st.sampled_from([-1, 1]), st.sampled_from([0, 1]))
 def test_describe_is_undone_whatever_the_numbers(factor: float, sign: int, ddof: int) -> None:
     value = vg.Little(factor, sign, ddof)
-    assert make("attack", describe(value), vg.ATTACKS) == value
+    assert make("attack", describe(value, NAMED), vg.ATTACKS) == value
 
 
 def test_describe_needs_a_name() -> None:
@@ -149,7 +150,7 @@ def test_describe_needs_a_name() -> None:
             return seen.mean
 
     with pytest.raises(ValueError, match="has no name: put its class into RULES, MIXINGS, ATTACKS or PARTITIONS first"):
-        describe(Mine())
+        describe(Mine(), NAMED)
 
 
 def test_no_error_offers_a_rule_that_no_run_can_use() -> None:
