@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 import torch
 
 import oracles
 import varangian as vg
-from varangian.core.explanation import column_weights, explain
+from varangian.core.evidence import column_weights, suspicion
+from varangian.core.explanation import explain
 from varangian.core.rules import RULES
 
 N, F, D = 15, 3, 200
@@ -53,7 +57,8 @@ def test_multi_krum_shows_krums_scores_and_suspects_the_attackers_first() -> Non
     found = explain(x, vg.MultiKrum(F))
     assert found.score is not None
     np.testing.assert_allclose(found.score, oracles.krum_scores(x, N - F - 2), rtol=1e-9)
-    assert set(found.suspicion[N - F :]) == {1, 2, 3}
+    np.testing.assert_allclose(found.suspicion, np.maximum(1 - np.median(found.score) / found.score, 0), atol=1e-15)
+    assert set(found.suspicion.argsort()[-F:]) == set(range(N - F, N))
     assert found.selected is not None
     assert found.selected.sum() == N - F - 2
     assert not found.selected[N - F :].any()
@@ -64,8 +69,9 @@ def test_vectors_that_are_not_finite_come_first_and_show_no_numbers() -> None:
     x[4, 7], x[6, 0] = np.nan, np.inf
     found = explain(x, vg.MultiKrum(F))
     assert found.suspicion[4] == found.suspicion[6] == 1
+    assert found.rejected[[4, 6]].all()
     assert np.isnan(found.norm[[4, 6]]).all()
-    assert str(found).splitlines()[-N + 4].split() == ["4", "-", "-", "-", "-", "NO", "1"]
+    assert str(found).splitlines()[-N + 4].split() == ["4", "-", "-", "-", "-", "NO", "1.00"]
 
 
 def test_through_mixings_weights_are_those_of_the_vectors_that_came() -> None:
@@ -119,3 +125,101 @@ def test_nothing_is_written_and_errors_are_the_rules_own() -> None:
     np.testing.assert_array_equal(x, kept)
     with pytest.raises(ValueError, match=r"needs n >= 2f \+ 3 = 19 vectors, got 15\.$"):
         explain(x, vg.MultiKrum(8))
+
+
+@dataclass(frozen=True)
+class Farthest(vg.Selecting):
+    """The mean of the n - f vectors that are nearest to the farthest other one: nobody's rule but this test's."""
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "f + 1", self.f + 1
+
+    def score(self, geometry: vg.Geometry) -> np.ndarray:
+        return np.sqrt(geometry.distances[: geometry.n, : geometry.n]).max(1)
+
+    def weights(self, geometry: vg.Geometry) -> np.ndarray:
+        return vg.mean_weights(geometry.smallest(self.score(geometry), geometry.n - self.f), geometry.n)
+
+
+@dataclass(frozen=True)
+class Half(vg.General):
+    """Half of the mean, whoever sent it."""
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "f + 1", self.f + 1
+
+    def combine(self, x: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+        return x.nan_to_num().mean(0) / 2
+
+
+@dataclass(frozen=True)
+class Norms(Half):
+    """The same, and it says what it thinks of the vectors."""
+
+    score_name: ClassVar[str] = "norm"
+
+    def score(self, geometry: vg.Geometry) -> np.ndarray:
+        return np.sqrt(geometry.norms)
+
+
+def test_a_rule_of_ones_own_is_explained_by_its_score_or_by_the_distance() -> None:
+    x = attacked()
+    found = explain(x, Farthest(F))
+    assert found.score_name == "score of Farthest"
+    assert found.score is not None
+    apart = np.linalg.norm(x[:, None] - x[None], axis=2).max(1)
+    np.testing.assert_allclose(found.score, apart, rtol=1e-9)
+    np.testing.assert_allclose(found.suspicion, suspicion(apart, np.ones(N, bool)), atol=1e-9)
+    np.testing.assert_array_equal(found.rejected, found.weight == 0)
+    assert "suspicion: 1 - median score / score, from 0" in str(found)
+
+    found = explain(x, Half(F))
+    assert found.score is found.weight is None
+    np.testing.assert_allclose(found.suspicion, suspicion(found.distance, found.finite))
+    assert not found.rejected.any()
+    assert "suspicion: 1 - median distance / distance, from 0" in str(found)
+
+
+@pytest.mark.parametrize("pre", [(), (vg.AdaptiveClipping(F),)])
+def test_a_general_rule_may_have_a_score_too(pre: tuple[vg.Mixing, ...]) -> None:
+    x = attacked()
+    seen = pre[0](x) if pre else x
+    found = explain(x, vg.Algorithm(pre=pre, rule=Norms(F)))
+    assert found.score is not None
+    np.testing.assert_allclose(found.score, np.linalg.norm(seen, axis=1), rtol=1e-9)
+    assert found.score_name == ("norm, after mixing" if pre else "norm")
+    x[3] = np.nan
+    found = explain(x, vg.Algorithm(pre=pre, rule=Norms(F)))
+    assert found.score is not None
+    assert np.flatnonzero(found.rejected).tolist() == [3]
+    assert np.isinf(found.score[3])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda n: np.zeros(n + 1), r"Own.score must answer an array of 15 numbers, got float64 \[16\]"),
+        (lambda n: [0.0] * n, "Own.score must answer an array of 15 numbers, got a list"),
+        (lambda n: np.full(n, -2.5), "Own.score must answer numbers >= 0, the lower the better, got -2.5"),
+        (lambda n: np.full(n, np.nan), "Own.score must answer numbers >= 0, the lower the better, got nan"),
+    ],
+)
+def test_a_score_that_is_none_is_refused_in_a_line(answer: Any, message: str) -> None:
+    class Own(Farthest):
+        def score(self, geometry: vg.Geometry) -> np.ndarray:
+            return answer(geometry.n)
+
+        def weights(self, geometry: vg.Geometry) -> np.ndarray:
+            return vg.mean_weights([0], geometry.n)
+
+    with pytest.raises(ValueError, match=message):
+        explain(attacked(), Own(F))
+
+
+def test_what_every_rule_of_the_catalogue_ranks_by_is_told() -> None:
+    scored = {name for name in RULES if explain(attacked(), RULES[name](f=F), np.zeros(D)).score is not None}
+    assert scored == {"krum", "multi-krum", "bulyan", "medoid", "cge", "monna"}
+    for name, kind in RULES.items():
+        assert bool(kind.score_name) == (name in scored), name

@@ -1,49 +1,26 @@
-"""Why an aggregate is what it is: the weights, scores and distances behind it, as a small table."""
+"""Why an aggregate is what it is: the weights, scores and distances behind it, as a small table.
+
+Every rule is explained, a user's own too, from what its class says: its weights or its statistic of columns, and its
+``score`` if it has one. What suspicion and rejection are is said in :mod:`varangian.core.evidence`, once for
+explanations, replays and the reports of all engines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from . import kernels
 from .algorithm import Algorithm
 from .checks import shown
+from .evidence import rejected, scores, suspicion, weights_in_columns
 from .geometry import Geometry
 from .randomness import Draw
-from .rules import (
-    Bulyan,
-    ComparativeGradientElimination,
-    Coordinatewise,
-    Krum,
-    Medoid,
-    MoNNA,
-    MultiKrum,
-    Rule,
-)
-from .rules.central import distance_sums
-from .rules.coordinatewise import median_ranks
-from .rules.selecting import krum_scores
-from .stages import as_matrix, as_previous, decide
+from .stages import Rule, as_matrix, as_previous, decide
 
 COORDINATES = 1 << 17  # of a coordinate-wise rule, that are looked at: evenly spaced ones where there are more
-BLOCK = 4096  # columns sorted at a time
-
-Score = tuple[str, Callable[[Any, Geometry], np.ndarray]]
-
-SCORES: dict[type[Rule], Score] = {
-    Krum: ("Krum's score", lambda r, g: krum_scores(g, r.f, r.neighbours, r.distance)),
-    MultiKrum: ("Krum's score", lambda r, g: krum_scores(g, r.f, r.neighbours, r.distance)),
-    Bulyan: ("Krum's score, of the first round", lambda r, g: krum_scores(g, r.f, distance=r.distance)),
-    Medoid: ("sum of distances, but for a constant", lambda r, g: distance_sums(g)),
-    ComparativeGradientElimination: ("norm", lambda r, g: np.sqrt(g.norms)),
-    MoNNA: ("distance to the pivot", lambda r, g: np.sqrt(g.distances[r.pivot])),
-}
-"""Rules that order the vectors by a score of their own, lower being better: what it is, and how to get it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +37,9 @@ class Explanation:
         distance: [n] to the aggregate; NaN for vectors that are not finite.
         norm: [n]; NaN for vectors that are not finite.
         finite: [n] whether a vector holds neither NaN nor infinity.
-        suspicion: [n] ranks, 1 for the most suspicious: not finite first, then least weight, then highest score, then
-            greatest distance; vectors that agree in all share a rank.
+        rejected: [n] whether a vector is not finite, or its weight is 0.
+        suspicion: [n] from 0, usual, to 1, see :func:`varangian.core.evidence.suspicion`: of the score, or where there
+            is none of the distance.
         coordinates: how many coordinates the weights of a coordinate-wise rule were counted on; 0 for other rules.
     """
 
@@ -73,6 +51,7 @@ class Explanation:
     distance: np.ndarray
     norm: np.ndarray
     finite: np.ndarray
+    rejected: np.ndarray
     suspicion: np.ndarray
     coordinates: int
 
@@ -89,6 +68,8 @@ class Explanation:
             lines.append(f"weight: mean over {self.coordinates:,} coordinates")
         if self.score_name:
             lines.append(f"score: {self.score_name}")
+        measure = "distance" if self.score is None else "score"
+        lines.append(f"suspicion: 1 - median {measure} / {measure}, from 0")
         columns: dict[str, list[str]] = {"index": [str(i) for i in range(n)]}
         if self.weight is not None:
             columns["weight"] = [f"{w:.4f}" if w else "-" for w in self.weight]
@@ -97,7 +78,7 @@ class Explanation:
         columns["distance"] = [_number(v) for v in self.distance]
         columns["norm"] = [_number(v) for v in self.norm]
         columns["finite"] = ["yes" if f else "NO" for f in self.finite]
-        columns["suspicion"] = [str(r) for r in self.suspicion]
+        columns["suspicion"] = [f"{s:.2f}" for s in self.suspicion]
         widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
         lines.append("  ".join(name.rjust(width) for name, width in widths.items()))
         lines += ["  ".join(cells[i].rjust(widths[name]) for name, cells in columns.items()) for i in range(n)]
@@ -136,38 +117,41 @@ def explain(
         >>> print(explain(x, vg.Median(f=1)))
         Median(f=1): 5 vectors, 3 with weight
         weight: mean over 2 coordinates
+        suspicion: 1 - median distance / distance, from 0
         index  weight  distance    norm  finite  suspicion
-            0  0.2500       0.1       1     yes          4
-            1       -    0.1414     1.1     yes          2
-            2  0.2500       0.1  0.9055     yes          3
-            3  0.5000         0   1.005     yes          5
-            4       -     11.97   12.73     yes          1
+            0  0.2500       0.1       1     yes       0.00
+            1       -    0.1414     1.1     yes       0.29
+            2  0.2500       0.1  0.9055     yes       0.00
+            3  0.5000         0   1.005     yes       0.00
+            4       -     11.97   12.73     yes       0.99
     """
     if not isinstance(algorithm, (Algorithm, Rule)):
         raise ValueError(f"explain needs an algorithm or a rule, got {shown(algorithm)}.")
     pre, rule = (algorithm.pre, algorithm.rule) if isinstance(algorithm, Algorithm) else ((), algorithm)
     matrix, restore = as_matrix(rule, x)
     previous = as_previous(rule, previous, matrix)
-    decision = decide(matrix, pre, rule, previous, Draw(seed, step))
+    draw = Draw(seed, step)
+    decision = decide(matrix, pre, rule, previous, draw)
     n, looked_at, weight = matrix.shape[0], 0, None
-    statistic = statistic_of(rule, n if decision.table is None else decision.table.shape[0])
+    statistic = rule.statistic(n if decision.table is None else decision.table.shape[0])
     if statistic is not None:
         columns = _sample(matrix.shape[1], coordinates)
         looked_at = columns.size
-        weight = shares_of(matrix, decision.table, statistic, columns)
+        weight = weights_in_columns(matrix, decision.table, statistic, columns)
     elif decision.table is not None and decision.table.ndim == 1:
         weight = decision.table[:n]
 
     norm = kernels.squared_norms(matrix).sqrt().cpu().numpy()
     finite = np.isfinite(norm)
     distance = np.sqrt(kernels.squared_distances_to(matrix, decision.aggregate))
-    score, score_name = None, ""
-    stays = all(mixing.aligned for mixing in pre)  # mixed vector i is still vector i
-    if type(rule) in SCORES and decision.geometry is not None and stays:
-        score_name, measure = SCORES[type(rule)]
-        if pre:
-            score_name += ", after mixing"
-        score = np.where(decision.geometry.finite, measure(rule, decision.geometry), np.inf)
+    geometry = decision.geometry
+    if geometry is None and type(rule).score is not Rule.score:  # decided without, but scored for this
+        geometry = Geometry.of(matrix)
+        for mixing in pre:
+            geometry = mixing.mix(geometry, draw)
+    score, score_name = scores(pre, rule, geometry), ""
+    if score is not None:
+        score_name = (rule.score_name or f"score of {type(rule).__name__}") + (", after mixing" if pre else "")
     return Explanation(
         algorithm=" > ".join(map(str, (*pre, rule))),
         aggregate=restore(decision.aggregate),
@@ -177,83 +161,14 @@ def explain(
         distance=np.where(finite, distance, np.nan),
         norm=np.where(finite, norm, np.nan),
         finite=finite,
-        suspicion=_ranks(finite, weight, score, distance),
+        rejected=rejected(weight, finite),
+        suspicion=suspicion(distance if score is None else score, finite),
         coordinates=looked_at,
     )
 
 
-def statistic_of(rule: Rule, m: int) -> tuple[int, int, int] | None:
-    """(low, high, window) of rules that end in columns of m values."""
-    if isinstance(rule, Coordinatewise):
-        return rule.statistic(m)
-    if isinstance(rule, Bulyan):
-        return (*median_ranks(m, rule.even), max(m - 2 * rule.f, 1))
-    return None
-
-
 def _sample(d: int, most: int) -> np.ndarray:
     return np.arange(d) if d <= most else np.linspace(0, d - 1, most).astype(np.int64)
-
-
-def shares_of(x: Tensor, table: np.ndarray | None, statistic: tuple[int, int, int], columns: np.ndarray) -> np.ndarray:
-    """[n] mean weights of the vectors over some columns."""
-    n = x.shape[0]
-    total = np.zeros(n if table is None else table.shape[0])
-    for start in range(0, columns.size, BLOCK):
-        chosen = torch.from_numpy(columns[start : start + BLOCK]).to(x.device)
-        block = x[:, chosen].double()
-        if table is not None:
-            block = kernels.weighted_rows(block, table[:, :n])
-        total += column_weights(block.cpu().numpy(), *statistic).sum(1)
-    shares = total / max(columns.size, 1)
-    return shares if table is None else shares @ table[:, :n]
-
-
-def column_weights(values: np.ndarray, low: int, high: int, window: int) -> np.ndarray:
-    """[m, d] the weight of each value in the statistic of its column (see :func:`.kernels.column_statistic`).
-
-    Equal values share their weight. Values that are not numbers count as infinite.
-    """
-    m, d = values.shape
-    values = np.where(np.isnan(values), np.inf, values)
-    order = np.argsort(values, axis=0, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=0)
-    weights = np.zeros((m, d))
-    weights[low:high] = 1 / (high - low)
-    if window:
-        center = ordered[low:high].mean(0)
-        first = np.zeros(d, np.int64)
-        for s in range(m - window):
-            first += ordered[s] + ordered[s + window] < 2 * center
-        ranks = np.arange(m)[:, None]
-        weights = ((ranks >= first) & (ranks < first + window)) / window
-    group = np.zeros((m, d), np.int64)
-    group[1:] = np.cumsum(ordered[1:] != ordered[:-1], axis=0)
-    group = (group + np.arange(d) * m).reshape(-1)
-    sizes = np.bincount(group, minlength=m * d)
-    means = np.bincount(group, weights.reshape(-1), m * d) / np.maximum(sizes, 1)
-    result = np.empty((m, d))
-    np.put_along_axis(result, order, means[group].reshape(m, d), axis=0)
-    return result
-
-
-def _ranks(finite: np.ndarray, weight: np.ndarray | None, score: np.ndarray | None, distance: np.ndarray) -> np.ndarray:
-    """1 for the most suspicious; equal ones share the better rank."""
-    zeros = np.zeros(finite.size)
-    with np.errstate(over="ignore"):
-        keys = np.stack(
-            [
-                finite,
-                zeros if weight is None else weight,
-                zeros if score is None else -np.where(finite, score, 0),
-                -np.where(finite, distance, 0),
-            ]
-        ).astype(np.float32)  # what differs by rounding alone is equal
-    order = np.lexsort(keys[::-1])
-    fresh = np.append(True, (keys[:, order[1:]] != keys[:, order[:-1]]).any(0))
-    ranks = np.empty(finite.size, np.int64)
-    ranks[order] = np.maximum.accumulate(np.where(fresh, np.arange(1, finite.size + 1), 0))
-    return ranks
 
 
 __all__ = ["Explanation", "explain"]

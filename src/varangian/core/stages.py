@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
@@ -21,27 +21,51 @@ from .randomness import BARE, Draw
 Bound = Callable[[int, int], float]
 """A bound that some paper proves, as a function of n and f."""
 
+Statistic = tuple[int, int, int]
+"""(low, high, window) of :func:`.kernels.column_statistic`: the mean of the values of ranks low..high-1 of a column, or
+with a window > 0 the mean of as many values closest to that."""
+
 
 @dataclass(frozen=True)
 class Rule(ABC):
     """An aggregation rule F: n vectors, at most f of them arbitrary, to one vector.
 
     A rule is an immutable value. Subclass :class:`Selecting` (weights from distances), :class:`Coordinatewise` (ranks
-    of each column) or :class:`General` (anything), and write one method.
+    of each column) or :class:`General` (anything), and write one method. All else that is known of a rule stands on its
+    class too, and has a default: nobody keeps a table of rules.
 
     Args:
         f: how many of the vectors may be Byzantine, >= 0; it has no default.
+
+    Class attributes:
+        title: what figures call it; the name of its class if empty.
+        score_name: what :meth:`score` is, in words.
+        uses_previous: it looks at the last aggregate, or at a root vector.
+        needs_root: ``previous`` must be a vector that is trusted: the last aggregate will not do.
+        needs_geometry: ``choose`` looks at distances.
+        columnwise: given the weights, pieces of vectors will do.
+        by_place: it matters which vector stands where.
+        draws: of a General rule: ``combine`` takes the random numbers of the step, a Draw.
+        robust: False for the average, which has an f but tolerates nothing.
+        published: the fields with which it is what the code of the paper of distributed momentum computed; None where
+            that code had no such rule.
+        published_name: its name there, if another.
+        kappa, variance: see :meth:`kappa_bound` and :meth:`variance_bound`.
     """
 
     f: int = UNSAID
 
+    title: ClassVar[str] = ""
+    score_name: ClassVar[str] = ""
     uses_previous: ClassVar[bool] = False
-    needs_root: ClassVar[bool] = False  # previous must be a vector that is trusted: the last aggregate will not do
+    needs_root: ClassVar[bool] = False
     needs_geometry: ClassVar[bool] = False
-    columnwise: ClassVar[bool] = False  # given the weights, pieces of vectors will do
-    by_place: ClassVar[bool] = False  # it matters which vector stands where
-    draws: ClassVar[bool] = False  # of a General rule: combine takes the random numbers of the step, a Draw
-    robust: ClassVar[bool] = True  # False for the average alone, which has an f but tolerates nothing
+    columnwise: ClassVar[bool] = False
+    by_place: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    robust: ClassVar[bool] = True
+    published: ClassVar[Mapping[str, Any] | None] = None
+    published_name: ClassVar[str] = ""
     kappa: ClassVar[Bound | None] = None
     variance: ClassVar[Bound | None] = None
 
@@ -99,6 +123,24 @@ class Rule(ABC):
         require(self, d >= 1, "d >= 1", d)
         return _bound(self, type(self).variance, n)
 
+    @property
+    def center(self) -> int | None:
+        """The one point from which it looks at distances, beside norms: the index of a vector, -1 for the origin, -2
+        for the extra one (the last aggregate). Others are then not measured. None if it looks at all pairs, or none."""
+        return None
+
+    def score(self, geometry: Geometry) -> np.ndarray | None:
+        """[n] what it ranks the vectors by, >= 0, the lower the better; None for a rule that ranks none.
+
+        Explanations show it, and suspicion follows it (see :mod:`varangian.core.evidence`). The geometry is the one
+        that the rule decides on: behind any mixings.
+        """
+        return None
+
+    def statistic(self, n: int) -> Statistic | None:
+        """(low, high, window) where its answer is a statistic of columns of n values; None for other rules."""
+        return None
+
     @overload
     def __call__(self, x: Tensor | Sequence[Tensor], previous: Any = None, step: int = 0) -> Tensor: ...
     @overload
@@ -143,12 +185,6 @@ class Selecting(Rule):
     needs_geometry: ClassVar[bool] = True
     columnwise: ClassVar[bool] = True
 
-    @property
-    def center(self) -> int | None:
-        """The one point from which it looks at distances, beside norms: the index of a vector, -1 for the origin, -2
-        for the extra one (the last aggregate). Others are then not measured. None if it looks at all pairs."""
-        return None
-
     @abstractmethod
     def weights(self, geometry: Geometry) -> np.ndarray:
         """[n+e] weights of the points (and of the extra ones, if any); what is missing to 1 goes to the origin."""
@@ -183,7 +219,7 @@ class Coordinatewise(Rule):
     columnwise: ClassVar[bool] = True
 
     @abstractmethod
-    def statistic(self, n: int) -> tuple[int, int, int]:
+    def statistic(self, n: int) -> Statistic:
         """(low, high, window) of :func:`varangian.core.kernels.column_statistic` for columns of n values."""
 
     def choose(self, n: int, geometry: Geometry | None) -> None:
@@ -316,7 +352,7 @@ class Decision:
         return float(weights[rows].sum() / total) if total else 0.0
 
 
-def column_statistic(rule: Rule, x: Tensor, statistic: tuple[int, int, int], table: np.ndarray | None) -> Tensor:
+def column_statistic(rule: Rule, x: Tensor, statistic: Statistic, table: np.ndarray | None) -> Tensor:
     """The statistic of the columns of table @ x, refused where more than f rows are not finite."""
     n = x.shape[0] if table is None else table.shape[0]
     three = isinstance(statistic, (tuple, list)) and len(statistic) == 3
@@ -378,7 +414,7 @@ def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
             raise ValueError(f"{stage} needs n >= {wanted} vectors, {came}.")
         if stage is not rule:
             n = stage.rows(n)  # type: ignore[union-attr]
-    center = rule.center if isinstance(rule, Selecting) else None
+    center = rule.center
     least = -2 if rule.uses_previous else -1
     if center is not None and not (isinstance(center, int) and least <= center < n):
         places = (
@@ -412,12 +448,12 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
 
 Sight = Literal["nothing", "pairs"] | int
 """Squared distances that somebody looks at: none, those of all pairs and norms, or norms and those to one point, which
-is given by its index (see :attr:`Selecting.center`)."""
+is given by its index (see :attr:`Rule.center`)."""
 
 
 def sights(pre: Sequence[Mixing], rule: Rule) -> list[Sight]:
     """What is looked at, of the vectors that come to each mixing and, last, to the rule: by it or by what follows."""
-    center = rule.center if isinstance(rule, Selecting) else None
+    center = rule.center
     found: list[Sight] = [("pairs" if center is None else center) if rule.needs_geometry else "nothing"]
     for mixing in reversed(pre):
         after = found[0]

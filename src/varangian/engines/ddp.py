@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core import kernels
 from ..core.algorithm import Algorithm, State
-from ..core.explanation import shares_of, statistic_of
+from ..core.evidence import weights_in_columns, weights_of_table
 from .history import History, Report
 from .sharded import (
     SAMPLE,
@@ -45,7 +45,6 @@ from .sharded import (
     finite_rows,
     number_in,
     refused_step,
-    share_of_table,
     tensors_of,
     title_of,
     warn_of_none,
@@ -438,12 +437,12 @@ class Protection:
         try:
             decision = algorithm.decide(x, _as(after, vector.dtype))
             table = decision.table
-            statistic = statistic_of(algorithm.rule, n if table is None else table.shape[0])
+            statistic = algorithm.rule.statistic(n if table is None else table.shape[0])
             if statistic is None:
-                weight = share_of_table(table, n)
+                weight = weights_of_table(table, n)
             else:
                 columns = np.arange(0, x.shape[1], max(1, x.shape[1] // (n * SAMPLE)))
-                weight = shares_of(x, table, statistic, columns)
+                weight = weights_in_columns(x, table, statistic, columns)
             squared = kernels.squared_distances_to(x, decision.aggregate)
             update, state = finished(algorithm, decision, after)
         except Exception as own:  # of a stage of the user's own: the others must not take the step either

@@ -73,7 +73,7 @@ class Round:
         dropped: nodes whose reply was not what was asked for, and why.
         silent: nodes without a reply, and why where that is known.
         weight: how much of the aggregate is each of ``used``; None for rules that do not tell, and without one.
-        suspicion: of each of ``used``, 1 for the most suspicious to 0 for the least; None without an aggregate.
+        suspicion: of each of ``used``, from 0, usual, to 1, see ``Explanation``; None without an aggregate.
         kept: why the model was kept as it was; "" where it was not.
     """
 
@@ -107,7 +107,7 @@ class Standing:
         asked, used, dropped, silent: in how many rounds.
         weightless: in how many of those used its weight was 0.
         share: its mean weight, 1 for an equal share; None where no rule told.
-        suspicion: mean over the rounds it was used or dropped in, 1 for the most suspicious; None without any.
+        suspicion: mean over the rounds it was used or dropped in (1 where it was dropped); None without any.
         reason: why it was last dropped or silent.
     """
 
@@ -416,8 +416,7 @@ class RobustStrategy(Strategy):
         except Refused as error:
             outcome = replace(outcome, kept=str(error))
         else:
-            suspicion = (len(nodes) - found.suspicion) / max(len(nodes) - 1, 1)
-            outcome = replace(outcome, f=f, weight=found.weight, suspicion=suspicion)
+            outcome = replace(outcome, f=f, weight=found.weight, suspicion=found.suspicion)
             self._state = state
             for i, node in enumerate(nodes):
                 self._memories[node] = tuple(None if m is None else m[i].clone() for m in state.worker)

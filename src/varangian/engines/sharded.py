@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from ..core import kernels
 from ..core.algorithm import Algorithm, State, finite_rows
 from ..core.checks import Refused, brief, kind_of, shown
-from ..core.explanation import shares_of, statistic_of
+from ..core.evidence import weights_in_columns, weights_of_table
 from ..core.geometry import Geometry, Held, Vectors
 from ..core.randomness import Draw
 from ..core.stages import Decision, Rule, check_rows, checked_answer, measure, weigh
@@ -390,7 +390,7 @@ class Aggregation:
             try:
                 answer = rule.apply(chunk.matrix, table, chunk.previous, *([draw] if rule.draws else []))
                 part = checked_answer(rule, answer, chunk.matrix)
-                statistic = statistic_of(rule, chunk.matrix.shape[0] if table is None else table.shape[0])
+                statistic = rule.statistic(chunk.matrix.shape[0] if table is None else table.shape[0])
             except Exception as error:  # of a rule of the user's own
                 self.error = error
         chunk.part = chunk.matrix.new_zeros(chunk.width) if part is None else part
@@ -402,7 +402,7 @@ class Aggregation:
             held = min(chunk.width, chunk.length - self.ranks.rank * chunk.width)
             columns = np.arange(0, max(held, 0), self.stride)
             chunk.counted = columns.size
-            chunk.shares = shares_of(chunk.matrix, table, statistic, columns) * columns.size
+            chunk.shares = weights_in_columns(chunk.matrix, table, statistic, columns) * columns.size
 
     def _mine(self, value: float) -> np.ndarray:
         """[W] with a value in this rank's place: their sum over ranks shows everybody what each has."""
@@ -490,7 +490,7 @@ class Aggregation:
             self.ranks.share(error)
         for chunk, state in zip(chunks, after, strict=True):
             chunk.after = state
-        weight = shares / counted if counted[0] else share_of_table(table, size)
+        weight = shares / counted if counted[0] else weights_of_table(table, size)
         history.add(weight, squared, known == 0, sum(chunk.length for chunk in chunks))
         return updates
 
@@ -528,14 +528,6 @@ def finished(algorithm: Algorithm, decision: Decision, state: State) -> tuple[Te
         return algorithm.finish(decision, state)
     update, state = algorithm.finish(replace(decision, aggregate=decision.aggregate.float()), state)
     return update.to(decision.aggregate.dtype), state
-
-
-def share_of_table(table: np.ndarray | None, n: int) -> np.ndarray:
-    """[n] the share of the weights that lies on each vector; NaN where nobody can tell."""
-    if table is None:
-        return np.full(n, np.nan)
-    weights = np.abs(np.atleast_2d(table)[:, :n]).sum(0)
-    return weights / max(weights.sum(), np.finfo(float).tiny)
 
 
 def check_algorithm(owner: str, algorithm: Algorithm, size: int, columnwise: bool, advice: str) -> None:

@@ -53,22 +53,18 @@ def published(name: str, f: int) -> Rule:
         >>> published("median", f=2)
         Median(f=2, even='lower')
     """
-    rules: dict[str, Rule] = {
-        "average": Average(f),
-        "multi-krum": MultiKrum(f, neighbours="n-f-1", distance="plain", ties="position"),
-        "median": Median(f, even="lower"),
-        "trimmed-mean": TrimmedMean(f),
-        "phocas": Phocas(f),
-        "meamed": MeaMed(f, even="lower"),
-        "bulyan": Bulyan(f, base="multi-krum", selection="frozen", distance="plain", even="lower", ties="position"),
-        "mda": MinimumDiameterAveraging(f, ties="position"),
-        "cge": ComparativeGradientElimination(f),
-        "aksel": Aksel(f, even="lower"),
-    }
-    rules |= {"krum": rules["multi-krum"], "trmean": rules["trimmed-mean"], "brute": rules["mda"]}
-    if name not in rules:
-        raise ValueError(unknown("rule with published conventions", name, rules))
-    return rules[name]
+    theirs = published_names()
+    ours = {name: name for name in theirs.values()} | theirs
+    if name not in ours:
+        raise ValueError(unknown("rule with published conventions", name, ours))
+    kind = RULES[ours[name]]
+    return kind(f, **(kind.published or {}))
+
+
+def published_names() -> dict[str, str]:
+    """Names of the published code -> ours, of every rule that it had."""
+    had = {name: kind for name, kind in RULES.items() if kind.published is not None}
+    return {kind.published_name or name: name for name, kind in had.items()}
 
 
 __all__ = [

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
 from ..checks import require, set_whole
 from ..geometry import Geometry, Ties, mean_weights
-from ..stages import Bound, Rule, column_statistic
+from ..stages import Bound, Rule, Statistic, column_statistic
 from .coordinatewise import Even, median_ranks
 from .selecting import krum_scores, krum_variance, sure_scores
 
@@ -59,6 +59,15 @@ class Bulyan(Rule):
     even: Even = "mid"
     ties: Ties = "value"
 
+    title: ClassVar[str] = "Bulyan"
+    published: ClassVar[Mapping[str, Any] | None] = {
+        "base": "multi-krum",
+        "selection": "frozen",
+        "distance": "plain",
+        "even": "lower",
+        "ties": "position",
+    }
+    score_name: ClassVar[str] = "Krum's score, of the first round"
     needs_geometry: ClassVar[bool] = True
     columnwise: ClassVar[bool] = True
     variance: ClassVar[Bound | None] = staticmethod(krum_variance)
@@ -111,5 +120,10 @@ class Bulyan(Rule):
 
     def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
         assert table is not None
-        m = table.shape[0]
-        return column_statistic(self, x, (*median_ranks(m, self.even), max(m - 2 * self.f, 1)), table)
+        return column_statistic(self, x, self.statistic(table.shape[0]), table)
+
+    def statistic(self, n: int) -> Statistic:
+        return (*median_ranks(n, self.even), max(n - 2 * self.f, 1))
+
+    def score(self, geometry: Geometry) -> np.ndarray:
+        return krum_scores(geometry, self.f, distance=self.distance)

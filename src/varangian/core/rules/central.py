@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -53,6 +54,9 @@ class Aksel(General):
 
     mode: Literal["mid", "n-f"] = "mid"
     even: Even = "mid"
+
+    title: ClassVar[str] = "Aksel"
+    published: ClassVar[Mapping[str, Any] | None] = {"even": "lower"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +113,8 @@ class MoNNA(Nearest):
 
     pivot: int = 0
 
+    title: ClassVar[str] = "MoNNA"
+    score_name: ClassVar[str] = "distance to the pivot"
     by_place: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -123,6 +129,9 @@ class MoNNA(Nearest):
     @property
     def center(self) -> int:
         return self.pivot
+
+    def score(self, geometry: Geometry) -> np.ndarray:
+        return np.sqrt(geometry.distances[self.pivot])
 
 
 @dataclass(frozen=True)
@@ -142,13 +151,19 @@ class Medoid(Selecting):
         tensor([1.])
     """
 
+    title: ClassVar[str] = "Medoid"
+    score_name: ClassVar[str] = "sum of distances"
+
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        geometry, scores = sure_scores(geometry, distance_sums, [1])
+        geometry, scores = sure_scores(geometry, distance_sums, [1])  # which far vectors do not drown
         return mean_weights(geometry.smallest(scores, 1), geometry.n)
+
+    def score(self, geometry: Geometry) -> np.ndarray:
+        return plain_sums(np.sqrt(geometry.distances), geometry.finite)
 
 
 def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np.ndarray:
@@ -162,7 +177,7 @@ def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np
     known = plain[np.ix_(good, good)]
     usual = middle(middle(known)[None])[0]
     if not (known > FAR * usual).any():
-        return np.where(good, np.sort(np.where(good, plain, 0), axis=1).sum(1), np.inf)
+        return plain_sums(plain, good)
     at = (geometry.positions() if positions is None else positions)[: geometry.n]
     at = np.where(good[:, None], at, 0)
     squares = (at * at).sum(1)
@@ -171,7 +186,12 @@ def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np
     near = np.sqrt(squares) <= FAR * usual
     np.fill_diagonal(less, -np.sqrt(squares))
     less[:, near] = plain[:, near]
-    return np.where(good, np.sort(np.where(good, less, 0), axis=1).sum(1), np.inf)
+    return plain_sums(less, good)
+
+
+def plain_sums(terms: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """[n] sums of the rows of [n, n] terms over the good columns, from the least up; infinite for rows not good."""
+    return np.where(good, np.sort(np.where(good, terms, 0), axis=1).sum(1), np.inf)
 
 
 @dataclass(frozen=True)
@@ -207,6 +227,7 @@ class GeometricMedian(Selecting):
     IEEE Transactions on Signal Processing 2022.
     """
 
+    title: ClassVar[str] = "Geometric median"
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2)
 
     @property
@@ -383,6 +404,7 @@ class CenteredClipping(Selecting):
     tau: float = 10.0
     iterations: int = 1
 
+    title: ClassVar[str] = "Centered clipping"
     uses_previous: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

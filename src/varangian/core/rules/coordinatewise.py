@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..checks import require
-from ..stages import Bound, Coordinatewise
+from ..stages import Bound, Coordinatewise, Statistic
 
 Even = Literal["mid", "lower", "upper"]
 
@@ -45,6 +46,8 @@ class Median(Coordinatewise):
 
     even: Even = "mid"
 
+    title: ClassVar[str] = "Median"
+    published: ClassVar[Mapping[str, Any] | None] = {"even": "lower"}
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2)
     variance: ClassVar[Bound | None] = staticmethod(lambda n, f: 1 / sqrt(n - f))
 
@@ -56,7 +59,7 @@ class Median(Coordinatewise):
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
-    def statistic(self, n: int) -> tuple[int, int, int]:
+    def statistic(self, n: int) -> Statistic:
         return (*median_ranks(n, self.even), 0)
 
 
@@ -78,13 +81,16 @@ class TrimmedMean(Coordinatewise):
     Reference: Yin et al., ICML 2018.
     """
 
+    title: ClassVar[str] = "Trimmed mean"
+    published: ClassVar[Mapping[str, Any] | None] = {}
+    published_name: ClassVar[str] = "trmean"
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f)))
 
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
-    def statistic(self, n: int) -> tuple[int, int, int]:
+    def statistic(self, n: int) -> Statistic:
         return self.f, n - self.f, 0
 
 
@@ -105,11 +111,14 @@ class Phocas(Coordinatewise):
     Reference: Xie, Koyejo, Gupta, "Phocas: dimensional Byzantine-resilient stochastic gradient descent", 2018.
     """
 
+    title: ClassVar[str] = "Phocas"
+    published: ClassVar[Mapping[str, Any] | None] = {}
+
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
-    def statistic(self, n: int) -> tuple[int, int, int]:
+    def statistic(self, n: int) -> Statistic:
         return self.f, n - self.f, n - self.f
 
 
@@ -136,6 +145,9 @@ class MeaMed(Coordinatewise):
 
     even: Even = "mid"
 
+    title: ClassVar[str] = "MeaMed"
+    published: ClassVar[Mapping[str, Any] | None] = {"even": "lower"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, self.even in ("mid", "lower", "upper"), 'even "mid", "lower" or "upper"', self.even)
@@ -144,5 +156,5 @@ class MeaMed(Coordinatewise):
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
-    def statistic(self, n: int) -> tuple[int, int, int]:
+    def statistic(self, n: int) -> Statistic:
         return (*median_ranks(n, self.even), n - self.f)

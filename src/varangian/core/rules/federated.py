@@ -49,6 +49,7 @@ class FLTrust(Selecting):
     Reference: Cao, Fang, Liu, Gong, "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021.
     """
 
+    title: ClassVar[str] = "FLTrust"
     uses_previous: ClassVar[bool] = True
     needs_root: ClassVar[bool] = True
 
@@ -96,6 +97,8 @@ class FoolsGold(Selecting):
 
     Reference: Fung, Yoon, Beschastnikh, "Mitigating Sybils in Federated Learning Poisoning", 2018.
     """
+
+    title: ClassVar[str] = "FoolsGold"
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -148,6 +151,8 @@ class ClippedClustering(Selecting):
     Reference: Li, Ngai, Voigt, "An Experimental Study of Byzantine-Robust Aggregation Schemes in Federated Learning",
     IEEE Transactions on Big Data 2023.
     """
+
+    title: ClassVar[str] = "Clipped clustering"
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -209,6 +214,8 @@ class FLAME(Selecting):
 
     Reference: Nguyen et al., "FLAME: Taming Backdoors in Federated Learning", USENIX Security 2022.
     """
+
+    title: ClassVar[str] = "FLAME"
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -278,6 +285,7 @@ class SignGuard(General):
     share: float = 0.1
     seed: int = 0
 
+    title: ClassVar[str] = "SignGuard"
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -390,6 +398,8 @@ class LASA(General):
     sparsity: float = 0.3
     lambda_norm: float = 2.0
     lambda_sign: float = 1.0
+
+    title: ClassVar[str] = "LASA"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -35,6 +35,8 @@ class Average(Rule):
 
     f: int = 0
 
+    title: ClassVar[str] = "Average"
+    published: ClassVar[Mapping[str, Any] | None] = {}
     columnwise: ClassVar[bool] = True
     robust: ClassVar[bool] = False
 
@@ -126,6 +128,10 @@ class MultiKrum(Selecting):
     distance: Literal["squared", "plain"] = "squared"
     ties: Ties = "value"
 
+    title: ClassVar[str] = "Multi-Krum"
+    score_name: ClassVar[str] = "Krum's score"
+    published: ClassVar[Mapping[str, Any] | None] = {"neighbours": "n-f-1", "distance": "plain", "ties": "position"}
+    published_name: ClassVar[str] = "krum"
     variance: ClassVar[Bound | None] = staticmethod(krum_variance)
 
     def __post_init__(self) -> None:
@@ -139,11 +145,12 @@ class MultiKrum(Selecting):
         # Only finite vectors may be averaged, and f of the n may not be.
         return ("2f + 3", least) if self.m is None or self.m + self.f <= least else ("m + f", self.m + self.f)
 
+    def score(self, geometry: Geometry) -> np.ndarray:
+        return krum_scores(geometry, self.f, self.neighbours, self.distance)
+
     def weights(self, geometry: Geometry) -> np.ndarray:
         m = geometry.n - self.f - 2 if self.m is None else self.m
-        geometry, scores = sure_scores(
-            geometry, lambda g: krum_scores(g, self.f, self.neighbours, self.distance), [m], self.ties
-        )
+        geometry, scores = sure_scores(geometry, self.score, [m], self.ties)
         return mean_weights(geometry.smallest(scores, m, ties=self.ties), geometry.n)
 
 
@@ -171,6 +178,8 @@ class Krum(Selecting):
     distance: Literal["squared", "plain"] = "squared"
     ties: Ties = "value"
 
+    title: ClassVar[str] = "Krum"
+    score_name: ClassVar[str] = "Krum's score"
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 6 * (1 + f / (n - 2 * f)))
     variance: ClassVar[Bound | None] = staticmethod(krum_variance)
 
@@ -181,6 +190,9 @@ class Krum(Selecting):
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 3", 2 * self.f + 3
+
+    def score(self, geometry: Geometry) -> np.ndarray:
+        return krum_scores(geometry, self.f, self.neighbours, self.distance)
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         return MultiKrum(self.f, 1, self.neighbours, self.distance, self.ties).weights(geometry)
@@ -224,6 +236,9 @@ class MinimumDiameterAveraging(Selecting):
 
     ties: Ties = "value"
 
+    title: ClassVar[str] = "MDA"
+    published: ClassVar[Mapping[str, Any] | None] = {"ties": "position"}
+    published_name: ClassVar[str] = "brute"
     variance: ClassVar[Bound | None] = staticmethod(lambda n, f: (n - f) / (sqrt(8) * f) if f else inf)
 
     def __post_init__(self) -> None:
@@ -275,6 +290,10 @@ class ComparativeGradientElimination(Nearest):
     Descent (SGD) and Norm-Based Comparative Gradient Elimination (CGE)", 2020.
     """
 
+    title: ClassVar[str] = "CGE"
+    score_name: ClassVar[str] = "norm"
+    published: ClassVar[Mapping[str, Any] | None] = {}
+
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
@@ -282,3 +301,6 @@ class ComparativeGradientElimination(Nearest):
     @property
     def center(self) -> int:
         return -1
+
+    def score(self, geometry: Geometry) -> np.ndarray:
+        return np.sqrt(geometry.norms)

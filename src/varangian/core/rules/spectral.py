@@ -47,6 +47,8 @@ class SMEA(Selecting):
     Learning", ICML 2023.
     """
 
+    title: ClassVar[str] = "SMEA"
+
     @property
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
@@ -91,6 +93,8 @@ class CAF(Selecting):
     """
 
     largest: Literal["weighted", "all"] = "weighted"
+
+    title: ClassVar[str] = "CAF"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +167,7 @@ class DivideAndConquer(General):
     sample: int = 10_000
     seed: int = 0
 
+    title: ClassVar[str] = "DnC"
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -1,0 +1,148 @@
+"""What speaks against each vector: its weight, the rule's score, whether it was rejected, and how suspicious it is.
+
+One vocabulary for explanations and for every engine's report:
+
+- *weight*: how much of the aggregate a vector is, see :func:`weights_of_table` and :func:`weights_in_columns`.
+- *rejected*: not finite, or of weight 0, see :func:`rejected`.
+- *score*: what the rule ranks vectors by, >= 0 and the lower the better, for rules that have one
+  (:meth:`varangian.Rule.score`), see :func:`scores`.
+- *suspicion*: a number from 0 to 1 for each vector and step, of its score or, for rules without one, of its distance to
+  the aggregate, see :func:`suspicion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import kernels
+from .checks import kind_of
+from .geometry import Geometry
+from .stages import Mixing, Rule, Statistic
+
+BLOCK = 4096  # columns sorted at a time
+
+
+def suspicion(measure: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """[n] how suspicious each vector is: 0 is usual, 1 the most suspicious that there is.
+
+    s_i = max(0, 1 - m / m_i),  m the median of m_1 ... m_n over the vectors that are finite and known
+
+    Half of the vectors have 0, one whose measure is twice the usual has 0.5, one at ten times the usual 0.9. A vector
+    that is not finite has 1; one of which nothing is known has NaN.
+
+    Args:
+        measure: [n] what speaks against a vector, >= 0: the rule's score, see :func:`scores`, or for rules without one
+            the distance to the aggregate; NaN where nothing is known.
+        finite: [n] whether a vector holds neither NaN nor infinity.
+
+    Example:
+        >>> suspicion(np.array([1.0, 1.0, 2.0, 0.5, 7.0, np.nan]), np.array([True, True, True, True, False, True]))
+        array([0. , 0. , 0.5, 0. , 1. , nan])
+    """
+    known = finite & ~np.isnan(measure)
+    result = np.where(finite, np.nan, 1.0)
+    if known.any():
+        usual = np.median(measure[known])
+        above = known & (measure > usual)
+        result[known] = 0.0
+        result[above] = 1 - usual / measure[above]
+    return result
+
+
+def rejected(weight: np.ndarray | None, finite: np.ndarray) -> np.ndarray:
+    """[n] whether a vector was rejected: it is not finite, or its weight in the decision is 0.
+
+    Args:
+        weight: [n] how much of the aggregate each vector is; NaN, or None for all, where the rule does not tell.
+        finite: [n] whether a vector holds neither NaN nor infinity.
+    """
+    return ~finite if weight is None else ~finite | (weight == 0)
+
+
+def scores(pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None) -> np.ndarray | None:
+    """[n] the rule's scores of the vectors, infinite for those that are not finite; None where it has none.
+
+    None too behind a mixing that is not ``aligned``: what is scored then is not a vector that somebody sent.
+
+    Args:
+        pre: the mixings before the rule.
+        rule: it may be anybody's.
+        geometry: what the rule saw, the geometry of a :class:`varangian.core.stages.Decision`.
+
+    Raises:
+        ValueError: a rule that answers something else than n numbers >= 0.
+    """
+    if geometry is None or not all(mixing.aligned for mixing in pre):
+        return None
+    found = rule.score(geometry)
+    if found is None:
+        return None
+    n, good = geometry.n, geometry.finite
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or found.shape != (n,):
+        raise ValueError(f"{type(rule).__name__}.score must answer an array of {n} numbers, got {kind_of(found)}.")
+    if not (found[good] >= 0).all():
+        raise ValueError(
+            f"{type(rule).__name__}.score must answer numbers >= 0, the lower the better, got {found[good].min():.4g}."
+        )
+    return np.where(good, found, np.inf)
+
+
+def weights_of_table(table: np.ndarray | None, n: int) -> np.ndarray:
+    """[n] the share of the weights of a decision that lies on each vector; NaN where nobody can tell."""
+    if table is None:
+        return np.full(n, np.nan)
+    weights = np.abs(np.atleast_2d(table)[:, :n]).sum(0)
+    return weights / max(weights.sum(), np.finfo(float).tiny)
+
+
+def weights_in_columns(x: Tensor, table: np.ndarray | None, statistic: Statistic, columns: np.ndarray) -> np.ndarray:
+    """[n] mean weights of the vectors over some columns, for a rule that ends in a statistic of columns.
+
+    Args:
+        x: [n, d] the vectors.
+        table: [m, n] the weights that made the m values of a column; None where they are the vectors' own.
+        statistic: see :meth:`varangian.Rule.statistic`.
+        columns: the indices of the columns to look at; without any the weights are 0.
+    """
+    n = x.shape[0]
+    total = np.zeros(n if table is None else table.shape[0])
+    for start in range(0, columns.size, BLOCK):
+        chosen = torch.from_numpy(columns[start : start + BLOCK]).to(x.device)
+        block = x[:, chosen].double()
+        if table is not None:
+            block = kernels.weighted_rows(block, table[:, :n])
+        total += column_weights(block.cpu().numpy(), *statistic).sum(1)
+    mean = total / max(columns.size, 1)
+    return mean if table is None else mean @ table[:, :n]
+
+
+def column_weights(values: np.ndarray, low: int, high: int, window: int) -> np.ndarray:
+    """[m, d] the weight of each value in the statistic of its column (see :func:`.kernels.column_statistic`).
+
+    Equal values share their weight. Values that are not numbers count as infinite.
+    """
+    m, d = values.shape
+    values = np.where(np.isnan(values), np.inf, values)
+    order = np.argsort(values, axis=0, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=0)
+    weights = np.zeros((m, d))
+    weights[low:high] = 1 / (high - low)
+    if window:
+        center = ordered[low:high].mean(0)
+        first = np.zeros(d, np.int64)
+        for s in range(m - window):
+            first += ordered[s] + ordered[s + window] < 2 * center
+        ranks = np.arange(m)[:, None]
+        weights = ((ranks >= first) & (ranks < first + window)) / window
+    group = np.zeros((m, d), np.int64)
+    group[1:] = np.cumsum(ordered[1:] != ordered[:-1], axis=0)
+    group = (group + np.arange(d) * m).reshape(-1)
+    sizes = np.bincount(group, minlength=m * d)
+    means = np.bincount(group, weights.reshape(-1), m * d) / np.maximum(sizes, 1)
+    result = np.empty((m, d))
+    np.put_along_axis(result, order, means[group].reshape(m, d), axis=0)
+    return result
