@@ -21,7 +21,6 @@ from ...runs.results import settings_of
 
 PER_GPU = 2  # runs at a time on a GPU: while one waits for the host, the other computes
 RETRIES = 2  # of a run whose process died
-PER_GPU = 2  # runs at a time on a GPU: while one waits for the host, the other computes
 
 
 @dataclass(frozen=True)
