@@ -435,7 +435,7 @@ def test_an_interrupt_ends_with_a_message(varangian, monkeypatch: pytest.MonkeyP
     assert (end.status, end.out) == (130, "")
     assert (
         end.err.strip()
-        == "varangian: interrupted; what run and reproduce have done is kept, and the same command goes on from there."
+        == "varangian: interrupted; what runs and sweeps have done is kept, and the same command goes on from there."
     )
 
 

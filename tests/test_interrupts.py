@@ -74,7 +74,7 @@ def test_a_program_that_a_signal_ends(name: str, whole: vg.Result, tmp_path: Pat
         assert out == ""
         assert process.returncode == (-9 if name == "SIGKILL" else 130)
         if name != "SIGKILL":
-            said = "what run and reproduce have done is kept, and the same command goes on from there."
+            said = "what runs and sweeps have done is kept, and the same command goes on from there."
             assert err.strip() == f"varangian: interrupted; {said}"
         assert not list(tmp_path.glob("*/result.json"))
         seen = rows(tmp_path)

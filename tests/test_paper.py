@@ -12,7 +12,11 @@ from varangian import Experiment, Median
 from varangian.runs.building import code_of
 from varangian.study import paper
 from varangian.study.outcomes import Outcome, command, condition, rule_name
-from varangian.study.paper import PANELS, account, grid, missing, pairs, panel_of, quick, unattacked, verdicts
+from varangian.study.paper import PANELS, account, grids, missing, pairs, panel_of, unattacked, verdicts
+
+
+def grid(panels=tuple(PANELS), seeds=paper.SEEDS, profile="described", quick=False) -> list[Experiment]:
+    return [e for found in grids(panels, seeds, profile, quick) for e in found.experiments()]
 
 
 def outcomes(panels=("fashion-mnist",), seeds=(1, 2), server=0.4, worker=0.75, reference=0.85) -> list[Outcome]:
@@ -89,7 +93,7 @@ def test_settings_of_the_paper() -> None:
 
 
 def test_quick_has_every_cell_once() -> None:
-    found = quick()
+    found = grid(["fashion-mnist"], quick=True)
     attacked = [e for e in found if e.attack]
     assert len(found) == 92
     assert {e.steps for e in found} == {300}  # fewer would not be the paper's

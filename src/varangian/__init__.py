@@ -107,6 +107,9 @@ if TYPE_CHECKING:
     from .simulation.data import Split as Split
     from .simulation.metrics import Measures as Measures
     from .simulation.models import MODELS as MODELS
+    from .study.grid import Grid as Grid
+    from .study.sweep import Sweep as Sweep
+    from .study.sweep import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -133,6 +136,8 @@ _HOMES = {
     "Coordinatewise DivideAndConquer FLAME FLTrust FoolsGold General GeometricMedian Krum LASA MeaMed Median Medoid "
     "MinimumDiameterAveraging MoNNA MultiKrum Nearest Phocas RULES Rule SMEA Selecting SignGuard TrimmedMean published",
     "core.stages": "refuse_faulty",
+    "study.grid": "Grid",
+    "study.sweep": "Sweep sweep",
     "core.theory": "empirical_kappa",
     "core.transforms": "Clip Momentum SharedMomentum Transform",
     "core.vectors": "ModelShape flatten unflatten",

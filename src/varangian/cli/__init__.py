@@ -28,10 +28,19 @@ COMMANDS = {
     "report": (".study", "report_command", "A page, figures and the claims table of runs."),
     "reproduce": (".study", "reproduce", "The paper's study: all its runs, figures and claims."),
     "run": (".runs", "run_command", "Train once: n workers, some Byzantine, one rule."),
+    "sweep": (".study", "sweep_command", "All runs of a grid: settings whose values are lists multiply."),
 }
 
 # What others call a command, and what it is called here.
-SYNONYMS = {"train": "run", "start": "run", "ls": "list", "show": "list", "study": "reproduce", "plot": "report"}
+SYNONYMS = {
+    "train": "run",
+    "start": "run",
+    "ls": "list",
+    "show": "list",
+    "study": "reproduce",
+    "plot": "report",
+    "grid": "sweep",
+}
 
 
 @dataclass
@@ -114,8 +123,9 @@ def main() -> None:
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; what run and reproduce have done is kept, and the same command goes on from there.")
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _say(f"interrupted; {stop}" if str(stop) else "interrupted; what runs and sweeps have done is kept, and the "
+             "same command goes on from there.")  # fmt: skip
         sys.exit(130)
     except click.ClickException as error:
         _say(_sentence(error))

@@ -1,12 +1,15 @@
-"""The commands of the study: reproduce, report, import."""
+"""The commands of many runs: sweep, reproduce, report, import."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -17,7 +20,8 @@ from ..runs.building import open_dataset
 from ..runs.experiment import Experiment
 from ..simulation.data import DataError
 from ..study import paper
-from ..study.paper import PANELS, Verdict
+from ..study.grid import Grid, numbers
+from ..study.paper import PANELS, Verdict, counted
 from ..study.report import judge, report
 from ..study.report.layout import groups
 from ..study.report.legacy import import_runs
@@ -25,6 +29,7 @@ from ..study.sweep import Sweep, sweep
 
 output = Console()
 notices = Console(stderr=True)
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 class _Numbers(click.ParamType):
@@ -33,18 +38,30 @@ class _Numbers(click.ParamType):
     name = "numbers"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            return numbers(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Setting(click.ParamType):
+    """NAME=VALUE, where a value in brackets is a list as TOML has it."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:
         if isinstance(value, tuple):
             return value
-        found: list[int] = []
-        for piece in str(value).split(","):
-            match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", piece)
-            if match is None:
-                self.fail(f"{shown(value)} is not of the form 1-5 or 1,3,7.", param, ctx)
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first or len(found) + last - first >= 10_000:
-                self.fail(f"{shown(value)} goes down, or holds more than 10,000 seeds.", param, ctx)
-            found += range(first, last + 1)
-        return tuple(dict.fromkeys(found))
+        name, equals, text = (piece.strip() for piece in str(value).partition("="))
+        if not (name and equals):
+            self.fail(f"{shown(value)} is not of the form NAME=VALUE, such as steps=20.", param, ctx)
+        name = name.replace("-", "_")
+        if not text.startswith("["):
+            return name, text
+        try:
+            return name, Experiment.values_from_text(f"value = {text}", toml=True)["value"]
+        except ValueError:
+            self.fail(f'{shown(text)} is no list, such as ["median", "krum"].', param, ctx)
 
 
 class _Shard(click.ParamType):
@@ -71,6 +88,114 @@ class _Duration(click.ParamType):
         return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What commands of many runs are asked for beside the runs."""
+
+    out: Path | None
+    data: Path | None
+    jobs: int | None
+    threads: int
+    device: str | None
+    shard: tuple[int, int]
+    time_budget: float | None
+    ray: str | None
+    dry_run: bool
+
+    def sweep(self, grids: Sequence[Grid], out: Path) -> Sweep:
+        return sweep(
+            grids, out, jobs=self.jobs, threads=self.threads, shard=self.shard, time_budget=self.time_budget,
+            ray=self.ray, data_folder=self.data, dry_run=self.dry_run, notices=notices,
+            command=shlex.join(["varangian", *sys.argv[1:]]),
+        )  # fmt: skip
+
+
+def _sweeping(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, which now takes these options, and gets them as one value: ``asked``."""
+    options = (
+        click.option(
+            "--out",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="where runs and tables go; the same again resumes  [reproduce: study; else the name of the file]",
+        ),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            help="folder of data files  [$VARANGIAN_DATA or the user's data folder]",
+        ),
+        click.option("--jobs", type=click.IntRange(1), help="runs at a time  [as many as cores; two to a GPU]"),
+        click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of each run"),
+        click.option("--device", help="cpu, cuda, cuda:1 ...  [cpu, unless the file says another]"),
+        click.option(
+            "--shard",
+            type=_Shard(),
+            default="1/1",
+            show_default=True,
+            help="only every N-th run, from the i-th on: for batch schedulers that share --out",
+        ),
+        click.option("--time-budget", type=_Duration(), help="start no run that would not end within 90s, 30m, 2h"),
+        click.option("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, local, or ray://host:port"),
+        click.option("--dry-run", is_flag=True, help="say which runs there are and how long they should take"),
+    )
+
+    @wraps(command)
+    def collected(*context: Any, **values: Any) -> Any:
+        asked = _Asked(**{field.name: values.pop(field.name) for field in fields(_Asked)})
+        return command(*context, asked=asked, **values)
+
+    for option in reversed(options):
+        collected = option(collected)
+    return collected
+
+
+@click.command("sweep")
+@click.argument("grid", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--set",
+    "settings",
+    type=_Setting(),
+    multiple=True,
+    help='in place of what the file says; may be given several times: steps=20, seeds=1-3, rule=["median", "krum"]',
+)
+@_sweeping
+@click.pass_context
+def sweep_command(context: click.Context, grid: Path, settings: Sequence[tuple[str, object]], asked: _Asked) -> int:
+    """All runs of a grid: a file of settings, TOML or JSON, in which those whose values are lists multiply.
+
+    \b
+    Example: varangian sweep grid.toml
+    where grid.toml holds
+             rule = ["median", "multi-krum"]
+             attack = ["little", "empire"]
+             workers = 11
+             byzantine = 4
+             seeds = "1-3"
+    What is complete is not run again: the same command resumes, and another grid with the same --out adds its runs.
+    Exit status 1 where a run failed.
+    """
+    found = Grid.from_file(grid, dict(settings) | ({} if asked.device is None else {"device": asked.device}))
+    out = _folder_of(grid) if asked.out is None else asked.out
+    for dataset, base in {e.dataset: e for e in found.experiments()}.items():
+        try:
+            open_dataset(base, asked.data)
+        except DataError as error:
+            raise click.ClickException(f"{dataset}: {error}") from None
+    result = asked.sweep([found], out)
+    if asked.dry_run:
+        _show_plan([found], result)
+    elif result.outcomes:
+        output.print(f"Table: {out / 'runs.csv'}; now: varangian report {shlex.quote(str(out))}", **PLAIN)
+    _show_rest(result)
+    context.exit(1 if result.failed else 0)
+
+
+def _folder_of(file: Path) -> Path:
+    """Beside one, and named as it."""
+    if file.stem == file.name:
+        raise click.UsageError(f"--out is needed: {file} has no suffix to leave out for the name of a folder.")
+    return Path(file.stem)
+
+
 @click.command("reproduce")
 @click.option(
     "--panel",
@@ -92,33 +217,11 @@ class _Duration(click.ParamType):
     is_flag=True,
     help="every cell of the poster once: the first learning rate and seed; about ten minutes on two cores",
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("study"),
-    show_default=True,
-    help="where runs, tables, figures and the report go; the same again resumes",
-)
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="folder of data files  [$VARANGIAN_DATA or the user's data folder]"
-)
-@click.option("--jobs", type=click.IntRange(1), help="runs at a time  [as many as cores; two to a GPU]")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of each run")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 ...")
-@click.option(
-    "--shard",
-    type=_Shard(),
-    default="1/1",
-    show_default=True,
-    help="only every N-th run, from the i-th on: for batch schedulers that share --out",
-)
-@click.option("--time-budget", type=_Duration(), help="start no run that would not end within 90s, 30m, 2h")
-@click.option("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, local, or ray://host:port")
+@_sweeping
 @click.pass_context
 def reproduce(
     context: click.Context, panels: tuple[str, ...], profile: paper.Profile, seeds: tuple[int, ...], quick: bool,
-    out: Path, data: Path | None, jobs: int | None, threads: int, device: str, shard: tuple[int, int],
-    time_budget: float | None, ray: str | None,
+    asked: _Asked,
 ) -> int:  # fmt: skip
     """The paper's study: all its runs, its figures, and its claims put to the test.
 
@@ -128,25 +231,39 @@ def reproduce(
     What is complete is not run again: the same command resumes. Exit status 1 where a run failed.
     """
     chosen = panels or (("fashion-mnist",) if quick else tuple(PANELS))
-    present = _with_data(chosen, data)
+    present = _with_data(chosen, asked.data)
     if not present:
         raise click.ClickException("none of the chosen panels has its data.")
-    experiments = (paper.quick if quick else paper.grid)(present, seeds, profile)
-    if device != "cpu":
-        experiments = [Experiment.from_dict(e.to_dict() | {"device": device}) for e in experiments]
-    words = shlex.join(["varangian", *sys.argv[1:]])
-    result = sweep(experiments, out, jobs, threads, shard, time_budget, ray, data, notices, words)
-    if not result.outcomes:
+    grids = paper.grids(present, seeds, profile, quick)
+    if asked.device is not None:
+        grids = [grid.replaced({"device": asked.device}) for grid in grids]
+    out = Path("study") if asked.out is None else asked.out
+    result = asked.sweep(grids, out)
+    if asked.dry_run:
+        _show_plan(grids, result)
+    elif not result.outcomes:
         _say("no run is complete yet, so there is no report.")
     elif any(o.experiment.attack for o in result.outcomes):
         page = report(out, say=_say)
         for study, found in judge(groups(result.outcomes)).items():
             _show_claims(found, study)
-        output.print(
-            f"Report: {page}\nFigures: {out / 'figures'}\nTable: {out / 'runs.csv'}", highlight=False, soft_wrap=True
-        )
+        output.print(f"Report: {page}\nFigures: {out / 'figures'}\nTable: {out / 'runs.csv'}", **PLAIN)
     _show_rest(result)
     context.exit(1 if result.failed else 0)
+
+
+def _show_plan(grids: Sequence[Grid], result: Sweep) -> None:
+    """What a sweep would do."""
+    names = [e.name for grid in grids for e in grid.experiments()]
+    for grid in grids:
+        axes = [f"{name} ({len(values)})" for name, values in grid.axes.items()]
+        output.print(f"{counted(len(grid), 'run')}{': ' if axes else ''}{' x '.join(axes)}", **PLAIN)
+        for note in grid.notes:
+            _say(note)
+    output.print("\n".join(f"  {name}" for name in names[:5]), **PLAIN)
+    if len(names) > 5:
+        output.print(f"  and {len(names) - 5:,} more", **PLAIN)
+    output.print(f"{counted(result.skipped, 'run')} complete, {result.left:,} to do", **PLAIN)
 
 
 def _say(text: str) -> None:
@@ -192,7 +309,7 @@ def _show_rest(result: Sweep) -> None:
         _say(f"failed: {experiment.name}: {reason}")
     if len(result.failed) > 10:
         _say(f"and {len(result.failed) - 10} more failed.")
-    if result.left > len(result.failed):
+    if result.left > len(result.failed) and result.outcomes:
         _say(f"{result.left - len(result.failed)} runs are left; the same command goes on with them.")
 
 

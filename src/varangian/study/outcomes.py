@@ -9,7 +9,7 @@ import shlex
 import statistics
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import pairwise
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.attacks import ATTACKS
-from ..core.checks import shown
+from ..core.checks import cut, printable, shown
 from ..core.mixing import MIXINGS
 from ..core.rules import RULES
 from ..core.specs import canonical
@@ -436,6 +436,28 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     write_csv(folder / "runs.csv", [*IDENTITY, *settings, *RESULTS], runs)
     write_csv(folder / "curves.csv", ["digest", "source", "step", "accuracy", "ratio"], curves)
     write_csv(folder / "timings.csv", ["digest", "source", "seconds", "machine"], timings)
+
+
+def write_failed(folder: Path, failed: Iterable[tuple[Experiment, str]], tried: Iterable[str]) -> None:
+    """failed.csv: a row a run that failed, with its settings and the reason; no file where none did.
+
+    Args:
+        folder: of the sweep.
+        failed: what failed now.
+        tried: digests of all runs that the sweep was about: of others, what the file says already stays.
+    """
+    path, header = folder / "failed.csv", ["name", "digest", *SETTINGS, "reason"]
+    known, rows = set(tried), {}
+    with suppress(OSError, ValueError):  # of a newer version, or nobody's: it is written anew
+        rows = {row["digest"]: list(row.values()) for row in read_rows(path, header, MAX_RUNS)}
+    rows = {digest: row for digest, row in rows.items() if digest not in known and len(row) == len(header)}
+    for e, reason in failed:
+        texts = [_text(e, name) for name in SETTINGS]
+        rows[e.digest] = [e.name, e.digest, *texts, printable(cut(reason))]
+    if rows:
+        write_csv(path, header, [rows[digest] for digest in sorted(rows)])
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _cell(value: float | str | None) -> str:

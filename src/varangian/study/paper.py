@@ -19,7 +19,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ..runs.building import code_of
-from ..runs.experiment import Experiment
+from ..runs.experiment import HASHES, Experiment
+from .grid import Grid
 from .outcomes import Outcome, rule_name
 
 Profile = Literal["described", "published"]
@@ -63,19 +64,27 @@ class Panel:
     rules: tuple[str, ...] = RULES
     main: bool = True
 
+    def grid(self, seeds: Sequence[int] = SEEDS, profile: Profile = "described", quick: bool = False) -> Grid:
+        """Its runs, one seed after the other, the references before those that are compared with them.
+
+        Args:
+            seeds: of each combination.
+            profile: as the paper says, or as its code computed.
+            quick: only the first learning rate.
+        """
+        rates = self.described if profile == "described" else self.published
+        shared = {name: value for name, value in self.base.to_dict().items() if name not in ("seed", *HASHES)}
+        varied = {"profile": profile, "learning_rate": rates[:1] if quick else rates, "nesterov": self.kinds}
+        cases: list[dict[str, Any]] = []
+        for f in (self.half, self.quarter):
+            rules = [*self.rules, *(["bulyan"] if f == self.quarter else [])]
+            cases.append({"workers": self.base.workers - f} | _UNATTACKED)
+            cases.append({"byzantine": f, "rule": rules, "attack": ATTACKS, "momentum_at": PLACES})
+        return Grid(shared | varied, seeds, cases=cases)
+
     def experiments(self, seeds: Sequence[int] = SEEDS, profile: Profile = "described") -> list[Experiment]:
-        """Its runs, one seed after the other, each reference before those that it is compared with."""
-        found = []
-        for seed in seeds:
-            for rate in self.described if profile == "described" else self.published:
-                for nesterov in self.kinds:
-                    base = replace(self.base, seed=seed, profile=profile, learning_rate=rate, nesterov=nesterov)
-                    for f in (self.half, self.quarter):
-                        found.append(unattacked(base, self.base.workers - f))
-                        for rule in (*self.rules, *(["bulyan"] if f == self.quarter else [])):
-                            attacked = [replace(base, rule=rule, byzantine=f, attack=attack) for attack in ATTACKS]
-                            found += [replace(e, momentum_at=place) for e in attacked for place in PLACES]
-        return found
+        """Those of its grid."""
+        return self.grid(seeds, profile).experiments()
 
 
 _UNATTACKED: dict[str, Any] = {"byzantine": 0, "real_byzantine": None, "rule": "average", "pre": (), "attack": None,
@@ -145,33 +154,21 @@ PANELS: dict[str, Panel] = {
 }  # fmt: skip
 
 
-def grid(
-    panels: Iterable[str] = tuple(PANELS), seeds: Sequence[int] = SEEDS, profile: Profile = "described"
-) -> list[Experiment]:
-    """All runs of some panels.
+def grids(
+    panels: Iterable[str] = tuple(PANELS),
+    seeds: Sequence[int] = SEEDS,
+    profile: Profile = "described",
+    quick: bool = False,
+) -> list[Grid]:
+    """All runs of some panels; quick: every cell of the poster once, with the first learning rate and the first seed.
 
     Example:
-        >>> len(grid(["fashion-mnist"], seeds=[1])), len(grid(seeds=[1]))
-        (184, 758)
+        >>> [len(grid) for grid in grids(["fashion-mnist", "wide-resnet"], seeds=[1])]
+        [184, 22]
+        >>> [len(grid) for grid in grids(["fashion-mnist"], quick=True)]
+        [92]
     """
-    return [experiment for name in panels for experiment in PANELS[name].experiments(seeds, profile)]
-
-
-def quick(
-    panels: Iterable[str] = ("fashion-mnist",), seeds: Sequence[int] = (1,), profile: Profile = "described"
-) -> list[Experiment]:
-    """Every cell of the poster once: the first learning rate and the first seed, all else, and full length.
-
-    Example:
-        >>> len(quick())
-        92
-    """
-    return [
-        experiment
-        for panel in (PANELS[name] for name in panels)
-        for experiment in panel.experiments(seeds[:1], profile)
-        if experiment.learning_rate == (panel.described if profile == "described" else panel.published)[0]
-    ]
+    return [PANELS[name].grid(seeds[:1] if quick else seeds, profile, quick) for name in panels]
 
 
 @lru_cache(maxsize=2**14)

@@ -75,6 +75,8 @@ class _RayWorkers:
         self.running[reference] = worker, experiment
 
     def events(self) -> list[Event]:
+        if not self.running:
+            return []
         ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=HEARTBEAT)
         found = []
         for reference in ready:

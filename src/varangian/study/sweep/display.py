@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from ...core.checks import printable
 from ...runs.experiment import Experiment
 from .plan import Estimate, Plan
+
+LOG = logging.getLogger("varangian.study.sweep")
 
 
 class Display:
     """On a terminal, bars; elsewhere, a line now and then."""
 
-    def __init__(self, plan: Plan, notices: Console | None) -> None:
-        self.plan, self.console = plan, notices
+    def __init__(self, plan: Plan, notices: Console | None, silent_end: bool = False) -> None:
+        self.plan, self.console, self.silent_end = plan, notices, silent_end
         self.bars: Progress | None = None
         self.tasks: dict[int, TaskID] = {}
         self.total = plan.skipped + len(plan.todo)
@@ -37,6 +41,8 @@ class Display:
     def __exit__(self, *error: object) -> None:
         if self.bars is not None:
             self.bars.stop()
+        if self.silent_end:
+            return
         failed = f", {len(self.plan.failed)} failed" if self.plan.failed else ""
         self.say(
             f"{self.plan.done} runs in {duration(self.plan.elapsed)}{failed}; {self._complete} of {self.total} "
@@ -48,8 +54,9 @@ class Display:
         return self.plan.skipped + self.plan.done
 
     def say(self, text: str) -> None:
+        LOG.info("%s", text)
         if self.console is not None:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def announce(self, estimate: Estimate) -> None:
         if not self.plan.todo:

@@ -31,6 +31,15 @@ PATIENCE = 30.0  # seconds that processes have to write their checkpoints when a
 HEARTBEAT = 0.5  # seconds between two reports of a run
 
 
+NO_GUARD = 117  # exit status of a worker process whose script sweeps as it is imported
+
+
+def end_worker_that_imports_its_script() -> None:
+    """Ends this process, without a word, if it is a worker that is only just importing its parent's script."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(NO_GUARD)
+
+
 @dataclass(eq=False)
 class _Process:
     process: SpawnProcess
@@ -110,13 +119,15 @@ class LocalWorkers:
 
     def _replace(self, i: int, p: _Process, found: list[Event]) -> None:
         p.process.join()
+        if p.process.exitcode == NO_GUARD:
+            raise RuntimeError(
+                "worker processes import the script that calls sweep(), and it calls it again as they do: put the call "
+                'under if __name__ == "__main__":'
+            )
         if not p.ready:
             self.stillborn += 1
             if self.stillborn >= STARTS:
-                raise RuntimeError(
-                    "worker processes die as they start; their own message is above. A script calls sweep() "
-                    'under if __name__ == "__main__": only.'
-                )
+                raise RuntimeError("worker processes die as they start; their own message is above.")
         if p.experiment is not None:
             found.append(Event(i, "died", p.experiment, _how(p.process.exitcode)))
         p.pipe.close()

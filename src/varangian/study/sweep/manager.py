@@ -34,32 +34,37 @@ class Workers(Protocol):
     calibrates: bool
 
 
-def manage(plan: Plan, workers: Workers, display: Display, record: Record) -> None:
+def foretell(plan: Plan, workers: Workers, display: Display) -> None:
+    """Says how long it will take, from complete runs and from a few steps of runs of each other kind."""
     samples = plan.samples() if workers.calibrates else []
     if samples:
         display.say(f"timing a few steps of {len(samples)} runs ...")
     busy: dict[int, Experiment] = {}
+    while samples or busy:
+        for worker in workers.idle()[: len(samples)]:
+            busy[worker] = samples.pop()
+            workers.give(worker, "calibrate", busy[worker])
+        for event in workers.events():  # what fails says nothing here: the run will
+            del busy[event.worker]
+            if event.kind == "calibrated":
+                plan.calibrated.setdefault(kind_of_run(event.experiment), []).append(event.value)
+    estimate = plan.estimate()
+    plan.foretold = estimate.seconds
+    display.announce(estimate)
+
+
+def manage(plan: Plan, workers: Workers, display: Display, record: Record) -> None:
+    foretell(plan, workers, display)
+    busy: dict[int, Experiment] = {}
     parts: dict[int, float] = {}
-    announced = False
-    while True:
-        if not announced and not samples and not busy:
-            display.announce(plan.estimate())
-            announced = True
+    while busy or plan.more:
         for worker in workers.idle():
-            if samples:
-                task, experiment = "calibrate", samples.pop()
-            elif announced:
-                task, experiment = "run", plan.next()
-            else:
-                break
+            experiment = plan.next()
             if experiment is None:
                 break
             busy[worker], parts[worker] = experiment, 1.0
-            workers.give(worker, task, experiment)
-            if task == "run":
-                display.started(worker, experiment)
-        if not busy and announced and not plan.more:
-            return
+            workers.give(worker, "run", experiment)
+            display.started(worker, experiment)
         for event in workers.events():
             if event.kind == "step":
                 step, newest = event.value
@@ -68,20 +73,17 @@ def manage(plan: Plan, workers: Workers, display: Display, record: Record) -> No
                 continue
             del busy[event.worker], parts[event.worker]
             display.ended(event.worker)
-            if event.kind == "calibrated":
-                plan.calibrated.setdefault(kind_of_run(event.experiment), []).append(event.value)
-            elif event.kind == "done":
+            if event.kind == "done":
                 plan.done += 1
                 plan.measured.setdefault(kind_of_run(event.experiment), []).append(event.value)
             elif event.kind == "failed":
-                if announced:  # a calibration that fails says nothing: the run will
-                    plan.failed.append((event.experiment, event.value))
-                    display.say(f"failed: {event.experiment.name}: {event.value}")
+                plan.failed.append((event.experiment, event.value))
+                display.say(f"failed: {event.experiment.name}: {event.value}")
             elif event.kind == "elsewhere":  # in the hands of another sweep, which will complete it
                 display.say(f"left to another process: {event.value}")
-            elif announced:
+            else:
                 again = "it is tried again" if plan.died(event.experiment, event.value) else "given up"
                 display.say(f"a worker process died ({event.value}) in {event.experiment.name}; {again}")
             record.write()
         left = [parts[w] * (plan.cost(e) or 0.0) for w, e in busy.items()]
-        display.refresh(len(busy) if announced else 0, plan.estimate(left))
+        display.refresh(len(busy), plan.estimate(left))

@@ -60,6 +60,7 @@ class Plan:
     measured: dict[tuple[object, ...], list[float]] = field(default_factory=dict)
     calibrated: dict[tuple[object, ...], list[float]] = field(default_factory=dict)
     before: int = 0
+    foretold: float | None = None
 
     def __post_init__(self) -> None:
         self.todo.reverse()  # pop() then takes the first
