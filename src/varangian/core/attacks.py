@@ -24,7 +24,7 @@ from .checks import brief, require, set_real, set_whole, shown, whole
 from .geometry import Geometry, mean_weights, power_below, sum_of_smallest
 from .mixing import Mixing
 from .randomness import BARE, Draw
-from .rules import Average, Krum, Rule, Selecting
+from .rules import Krum, Rule, Selecting
 from .stages import as_matrix, check_rows, decide
 
 Defence = Callable[[Any], Any]
@@ -155,6 +155,7 @@ class Attack(ABC):
     anyway (the last aggregate, the momenta inside honest vectors), under "Convention" in each docstring.
     """
 
+    title: ClassVar[str] = ""  # what figures call it; its name if empty
     uses_previous: ClassVar[bool] = False  # whoever runs it must keep the last aggregate
     uses_defence: ClassVar[bool] = False
     uses_flipped: ClassVar[bool] = False  # whoever runs it must have the f workers learn from flipped labels
@@ -299,6 +300,8 @@ class Little(Attack):
     NeurIPS 2019.
     """
 
+    title: ClassVar[str] = "Little"
+
     factor: float | None = 1.5
     sign: int = -1
     ddof: int = 1
@@ -367,6 +370,8 @@ class Empire(Attack):
     Reference: Xie, Koyejo, Gupta, "Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation",
     UAI 2019.
     """
+
+    title: ClassVar[str] = "Empire"
 
     factor: float = 1.1
 
@@ -1075,7 +1080,7 @@ def next_place(tried: dict[int | float, float]) -> float:
 
 def _by_weights(rule: Rule) -> bool:
     """Whether its weights say it all; one that somebody derived may do more with the vectors."""
-    return type(rule).apply in (Selecting.apply, Average.apply)
+    return type(rule).apply is Selecting.apply
 
 
 class Trials:

@@ -8,9 +8,7 @@ from math import inf, sqrt
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
 
-from .. import kernels
 from ..checks import require, set_whole
 from ..geometry import Geometry, Ties, mean_weights, sum_of_smallest
 from ..stages import Bound, Nearest, Rule, Selecting
@@ -47,9 +45,7 @@ class Average(Rule):
     def choose(self, n: int, geometry: Geometry | None) -> np.ndarray:
         return np.full(n, 1 / n)
 
-    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
-        assert table is not None
-        return kernels.weighted_rows(x, table)
+    apply = Selecting.apply
 
 
 def krum_scores(

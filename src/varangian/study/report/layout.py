@@ -8,21 +8,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+from ...core.attacks import ATTACKS
+from ...core.rules import RULES
 from ...runs.experiment import Experiment
 from ..outcomes import Outcome, attack_name, order, rate_text, rule_name
 from ..paper import Account, Measure, Pair, account, accuracy, panel_of
 
 PLACES = {"server": "at the server", "worker": "at the workers"}
-ATTACKS = {"little": "Little", "empire": "Empire"}
-RULES = {
-    "multi-krum": "Multi-Krum",
-    "trimmed-mean": "Trimmed mean",
-    "median": "Median",
-    "phocas": "Phocas",
-    "meamed": "MeaMed",
-    "bulyan": "Bulyan",
-    "krum": "Krum",
-}
+POSTER = ("multi-krum", "trimmed-mean", "median", "phocas", "meamed", "bulyan", "krum", "little", "empire")  # its order
 # What may differ within a group, and any value of it: a group is what is alike once these are.
 _VARIES: dict[str, Any] = {
     **{"rule": "average", "pre": (), "attack": None, "workers": 1, "byzantine": 0, "real_byzantine": None},
@@ -140,21 +133,14 @@ class Group:
     @property
     def rules(self) -> list[str]:
         found = {rule_name(o.experiment) for o in self.attacked}
-        known = list(RULES)
-        return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+        return sorted(found, key=lambda name: (_place(name), name))
 
     @property
     def columns(self) -> list[Column]:
         """Most Byzantine first, Little before Empire, as on the poster."""
-        known = list(ATTACKS)
         return sorted(
             {column_of(o.experiment) for o in self.attacked},
-            key=lambda c: (
-                -c.attackers / c.workers,
-                c.workers,
-                known.index(c.attack) if c.attack in known else 9,
-                c.attack,
-            ),
+            key=lambda c: (-c.attackers / c.workers, c.workers, _place(c.attack), c.attack),
         )
 
     def cell(self, column: Column, nesterov: bool, rate: str, place: str) -> list[Outcome]:
@@ -178,16 +164,21 @@ class Group:
         return averaged or [o for o in calm if o.experiment.workers in (honest, column.workers)]
 
 
+def _place(name: str) -> int:
+    """Of a rule or attack in the order of the poster; those that it does not have come last."""
+    return POSTER.index(name) if name in POSTER else len(POSTER)
+
+
 def column_of(e: Experiment) -> Column:
     return Column(e.workers, e.byzantine, e.attackers, attack_name(e))
 
 
 def rule_title(name: str) -> str:
-    return RULES.get(name, name)
+    return RULES[name].title or name if name in RULES else name
 
 
 def attack_title(name: str) -> str:
-    return ATTACKS.get(name, name)
+    return ATTACKS[name].title or name if name in ATTACKS else name
 
 
 def kind_title(nesterov: bool) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.checks import cut, shown, unknown
+from ...core.rules import published_names
 from ...runs.experiment import Experiment
 from ...runs.files import folders_in, make_folder, read_json, read_text
 from ...runs.folders import FORMAT
@@ -34,18 +35,6 @@ MODELS = {
     "empire-cnn": "cnn",
     "wide-resnet": "wide-resnet",
     "wide-resnet-wide-resnet": "wide-resnet",
-}
-RULES = {
-    "average": "average",
-    "krum": "multi-krum",
-    "median": "median",
-    "trmean": "trimmed-mean",
-    "phocas": "phocas",
-    "meamed": "meamed",
-    "bulyan": "bulyan",
-    "brute": "mda",
-    "aksel": "aksel",
-    "cge": "cge",
 }
 PLACES = {"update": "server", "server": "shared", "worker": "worker"}
 
@@ -151,7 +140,7 @@ def read_configuration(path: Path) -> Experiment:
     workers, real = config.whole("nb-workers"), config.whole("nb-real-byz", default=0)
     steps = config.whole("nb-steps", "steps")
     clip = config.number("gradient-clip", default=0.0)
-    rule = config.name("rule", RULES, "gar")
+    rule = config.name("rule", published_names(), "gar")
     attack = _attack(config) if real else None
     return Experiment(
         dataset=config.name("dataset", DATASETS, "dataset", strip="-"),

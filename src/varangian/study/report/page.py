@@ -13,7 +13,7 @@ from typing import Any
 from ..outcomes import Outcome, attack_name, command, condition, rate_text, rule_name
 from ..paper import FEW, MEASURES, Pair, Verdict, counted, of_the_paper
 from .figures import band, ratio_rules
-from .layout import ATTACKS, RULES, Group, attack_title, column_of, rule_title
+from .layout import Group, attack_title, column_of, rule_title
 from .statistics import Summary, summarize
 
 POINTS = 80  # of a curve on the page
@@ -449,6 +449,6 @@ def _data(found: Sequence[Group]) -> dict[str, Any]:
         "runs": runs,
         "curves": curves,
         "conditions": conditions,
-        "rules": RULES,
-        "attacks": ATTACKS,
+        "rules": {rule: rule_title(rule) for g in found for rule in g.rules},
+        "attacks": {c.attack: attack_title(c.attack) for g in found for c in g.columns},
     }
