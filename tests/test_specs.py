@@ -62,8 +62,8 @@ OPTIONS = "{!r}: options are written thing(f=0, name='plain'), values as in Pyth
         ("thing)", FORM),
         ("a b", FORM),
         ("thing,other-thing", FORM + " A run has one kind; 2 are 2 runs."),
-        ("thing.py:Mine", FORM + " A kind of your own has a name once its class is put into the table, from Python."),
-        ("a.b:Mine", FORM + " A kind of your own has a name once its class is put into the table, from Python."),
+        ("thing.py/Mine", FORM + " A kind of your own is path/to/file.py:Name, or package.module:Name."),
+        ("a.b", FORM + " A kind of your own is path/to/file.py:Name, or package.module:Name."),
         ("other-thing(3)", "{!r}: options are written other-thing(option=value, ...), values as in Python."),
         ("thing(3)", OPTIONS),
         ("thing(size=)", OPTIONS),
@@ -149,7 +149,7 @@ def test_describe_needs_a_name() -> None:
         def craft(self, seen: vg.Knowledge) -> Any:
             return seen.mean
 
-    with pytest.raises(ValueError, match="has no name: put its class into RULES, MIXINGS, ATTACKS or PARTITIONS first"):
+    with pytest.raises(ValueError, match=r"Mine has no name, .* or into RULES, MIXINGS, ATTACKS or PARTITIONS first"):
         describe(Mine(), NAMED)
 
 

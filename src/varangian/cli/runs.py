@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..core.references import importing
 from ..runs.experiment import HASHES, ConfigurationError, Experiment, differences
 from ..runs.files import read_text
 from ..runs.interrupts import termination_interrupts
@@ -112,6 +113,7 @@ def _set_threads(threads: int | None) -> None:
     metavar="DIR",
     help="go on with the run in that folder; its settings are known there",
 )
+@click.option("--trust", is_flag=True, help="with --resume: import the code of somebody's own that the folder names")
 @click.option(
     "--checkpoint-every",
     type=float,
@@ -123,7 +125,7 @@ def _set_threads(threads: int | None) -> None:
 @click.pass_context
 def run_command(
     context: click.Context, config: Path | None, out: Path, data: Path | None, threads: int | None, as_json: bool,
-    quiet: bool, fresh: bool, resume: Path | None, checkpoint_every: float, **settings: Any,
+    quiet: bool, fresh: bool, resume: Path | None, trust: bool, checkpoint_every: float, **settings: Any,
 ) -> None:  # fmt: skip
     """Train once: n workers, some Byzantine, one rule.
 
@@ -136,13 +138,17 @@ def run_command(
         given = context.get_parameter_source("out") is not click.core.ParameterSource.DEFAULT
         if fresh or config is not None or given:
             raise click.UsageError("--resume takes everything from its folder: leave out --fresh, --config and --out.")
-        experiment = _unchanged(resume, settings)
+        experiment = _unchanged(resume, settings, trust)
     else:
+        if trust:
+            raise click.UsageError("--trust is for --resume: what is named here or in your own --config is imported.")
         experiment = _experiment(config, settings)
     _set_threads(threads)
     with termination_interrupts(), _progress(experiment, quiet) as step:
         if resume is not None:
-            result = resume_experiment(resume, data_folder=data, progress=step, checkpoint_every=checkpoint_every)
+            result = resume_experiment(
+                resume, data_folder=data, progress=step, checkpoint_every=checkpoint_every, trust=trust
+            )
         else:
             result = run_experiment(
                 experiment, out, data_folder=data, progress=step, fresh=fresh, checkpoint_every=checkpoint_every
@@ -153,10 +159,12 @@ def run_command(
         _show(result)
 
 
-def _unchanged(folder: Path, settings: dict[str, Any]) -> Experiment:
+def _unchanged(folder: Path, settings: dict[str, Any], trust: bool) -> Experiment:
     """The experiment of a folder, which settings may repeat and not change."""
-    there = settings_of(folder)
-    asked = Experiment.from_dict(there.to_dict() | {key: value for key, value in settings.items() if value is not None})
+    there = settings_of(folder, trust)
+    repeated = {key: value for key, value in settings.items() if value is not None}
+    with importing(trust):
+        asked = Experiment.from_dict(there.to_dict() | repeated)
     if asked.digest != there.digest:
         lines = "\n  - ".join(differences(there, asked))
         raise ValueError(f"{folder} can only be resumed with its own settings:\n  - {lines}")
@@ -209,6 +217,7 @@ def _show(result: Result) -> None:
 @click.command("replay")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--step", type=click.IntRange(0), required=True, help="which step, from 0")
+@click.option("--trust", is_flag=True, help="import the code of somebody's own that the folder names")
 @click.option(
     "--data", type=click.Path(path_type=Path), help="folder of data files  [$VARANGIAN_DATA or the user's data folder]"
 )
@@ -216,7 +225,9 @@ def _show(result: Result) -> None:
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="keep the vectors, as .npy"
 )
-def replay_command(folder: Path, step: int, data: Path | None, threads: int | None, save: Path | None) -> None:
+def replay_command(
+    folder: Path, step: int, trust: bool, data: Path | None, threads: int | None, save: Path | None
+) -> None:
     """Rebuild all n vectors of one step of a run, and explain what the server made of them.
 
     \b
@@ -225,7 +236,7 @@ def replay_command(folder: Path, step: int, data: Path | None, threads: int | No
     """
     _set_threads(threads)
     with _progress(settings_of(folder), quiet=not notices.is_terminal) as progress:
-        found = replay(folder, step, data_folder=data, progress=progress)
+        found = replay(folder, step, data_folder=data, progress=progress, trust=trust)
     click.echo(str(found))
     if save is not None:
         with open(save, "wb") as file:

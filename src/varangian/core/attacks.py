@@ -24,6 +24,7 @@ from .checks import brief, require, set_real, set_whole, shown, whole
 from .geometry import Geometry, mean_weights, power_below, sum_of_smallest
 from .mixing import Mixing
 from .randomness import BARE, Draw
+from .references import NotImported, known
 from .rules import Krum, Rule, Selecting
 from .stages import as_matrix, check_rows, decide
 
@@ -937,7 +938,10 @@ def line(direction: Any) -> Attack:
     if direction in LINES:
         return LINES[direction]
     parse("direction", direction, LINES | ATTACKS)
-    return make("direction", direction, ATTACKS)
+    attack = make("direction", direction, ATTACKS)
+    if not isinstance(attack, Attack):
+        raise ValueError(f"a direction is a name or an attack, got {shown(attack)}.")
+    return attack
 
 
 def _spelt(attack: Attack) -> str | Attack:
@@ -1003,6 +1007,8 @@ class WorstCase(Attack):
         if not (isinstance(direction, str) and direction in LINES):
             try:
                 line(direction)
+            except NotImported:
+                raise
             except ValueError as error:
                 raise ValueError(f"WorstCase: {error}") from None
         return direction
@@ -1170,8 +1176,11 @@ def parts(stage: Rule | Mixing | Attack) -> Iterator[type]:
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, (Rule, Mixing, Attack)):
                 yield from parts(item)
-            elif isinstance(item, str) and item.partition("(")[0] in ATTACKS:
-                yield ATTACKS[item.partition("(")[0]]
+            elif isinstance(item, str):
+                name = item.partition("(")[0].strip()
+                named = ATTACKS.get(name) or known("attack", name)
+                if isinstance(named, type):
+                    yield named
 
 
 __all__ = [

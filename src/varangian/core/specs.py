@@ -1,4 +1,7 @@
-"""Named things with options, as text: "median", "multi-krum(m=5)", "little(factor=2.0, sign=1)"."""
+"""Named things with options, as text: "median", "multi-krum(m=5)", "my_rule.py:MyRule(m=2)".
+
+A name is one of a table, one that an installed package offers, or a reference to code of somebody's own.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields
-from functools import lru_cache
+from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache, partial
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from . import references
 from .checks import UNSAID, is_ours, shown, unknown
 
 MAX_LENGTH = 1000  # of a spec: what Python's own parser takes from anybody
@@ -37,10 +41,10 @@ def split(text: str) -> list[str]:
 
 
 def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:
-    """The name and the options of a spec.
+    """The name and the options of a spec; nothing is imported for it.
 
     Raises:
-        ValueError: not of this form, or a name that the table does not have.
+        ValueError: not of this form, or a name that is neither in the table, nor offered by a package, nor a reference.
 
     Example:
         >>> parse("rule", 'bulyan(base="multi-krum")', {"bulyan": dict})
@@ -48,14 +52,14 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"{kind} {shown(text)}: at most {MAX_LENGTH:,} characters.")
-    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    match = re.fullmatch(rf"\s*([\w-]+|{references.FORM})\s*(?:\((.*)\))?\s*", text, re.DOTALL)
     if match is None:
         raise ValueError(f"{shown(text)} is not of the form name or name(option=value, ...).{_hint(kind, text, table)}")
     name, inside = match.groups()
-    if name not in table:
+    if name not in table and not references.is_reference(name) and name not in references.offered(kind):
         # A rule that needs a root vector is for other servers than that of a run.
         offered = [other for other, made in table.items() if not getattr(made, "needs_root", False)]
-        raise ValueError(unknown(kind, name, offered))
+        raise ValueError(unknown(kind, name, [*offered, *references.offered(kind)]))
     try:
         if not (text.isascii() and text.isprintable()):  # specs become names of folders and words on a page
             raise ValueError("other characters")
@@ -66,13 +70,28 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
         if len(options) < len(call.keywords):
             raise ValueError("an option twice, or **")
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # all of them Python's, of a literal
-        form = f"{name}({_form(table[name])})"
+        form = f"{name}({_form(table.get(name))})"
         raise ValueError(f"{shown(text)}: options are written {form}, values as in Python.") from None
     return name, options
 
 
-def _form(factory: Callable[..., Any]) -> str:
+def find(kind: str, name: str, table: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
+    """What makes the things of a name: a class or a function. An object that is named itself is made of no options.
+
+    Raises:
+        NotImported: it is in no table and may not be imported here.
+        Fault: there is no such thing.
+    """
+    if name in table:
+        return table[name]
+    found = references.find(kind, name)
+    return found if isinstance(found, partial) or inspect.isclass(found) or inspect.isroutine(found) else lambda: found
+
+
+def _form(factory: Callable[..., Any] | None) -> str:
     """The options of something, as they would be written."""
+    if factory is None:
+        return "option=value, ..."
     try:
         options = [p for p in inspect.signature(factory).parameters.values() if p.default not in (p.empty, UNSAID)]
     except ValueError:  # of what is built in
@@ -86,7 +105,7 @@ def _hint(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> str:
     if len(pieces) > 1 and all(piece in table for piece in pieces):
         return f" A run has one {kind}; {len(pieces)} are {len(pieces)} runs."
     if re.search(r"[\w/.]+[.:/]\w+", text):
-        return f" A {kind} of your own has a name once its class is put into the table, from Python."
+        return f" A {kind} of your own is path/to/file.py:Name, or package.module:Name."
     return ""
 
 
@@ -105,19 +124,23 @@ def check(kind: str, text: str, table: Mapping[str, Callable[..., Any]], *given:
     """As :func:`parse`, and every option is one that the object has, of its type: 2 becomes 2.0 where that is a float.
 
     ``given`` are not for a text to set, such as the folder of data files: anybody may have written it. What a rule
-    tolerates, f, may be said again.
+    tolerates, f, may be said again. Of a reference that may not be imported here the form alone is checked.
 
     Raises:
         ValueError: as for :func:`parse`, an unknown option, or one of another type.
     """
     name, options = parse(kind, text, table)
-    known = inspect.signature(table[name]).parameters
+    try:
+        factory = find(kind, name, table)
+    except references.NotImported:
+        return name, options
+    known = inspect.signature(factory).parameters
     free = [other for other in known if other not in given or other == "f"]
     for option, value in options.items():
         if option not in free:
             raise ValueError(f"{name}: " + unknown("option", option, free) if free else f"{name} takes no options.")
         try:
-            options[option] = _adapter(table[name], option).validate_python(value, strict=True)
+            options[option] = _adapter(factory, option).validate_python(value, strict=True)
         except ValidationError as error:
             raise ValueError(f"{name}: {option} {reason(error)}, got {shown(value)}.") from None
     return name, options
@@ -146,8 +169,10 @@ def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: A
         ValueError: as for :func:`parse`, an option that the object does not have, or a value that it refuses. Other
             errors of a factory that is not the package's own are raised as they are.
     """
+    factory = find(kind, parse(kind, text, table)[0], table)
     name, options = check(kind, text, table, *given)
-    factory = table[name]
+    if lacking := sorted(getattr(factory, "__abstractmethods__", ())):
+        raise ValueError(f"{name} cannot be made: it lacks {', '.join(lacking)}.")
     known = inspect.signature(factory).parameters
     given = {key: value for key, value in given.items() if key in known}
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in options and p.name not in given]
@@ -161,31 +186,69 @@ def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: A
         raise ValueError(f"{kind} {text!r}: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 
+def function(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The function that a spec names, with its options filled in.
+
+    Raises:
+        ValueError: as for :func:`parse`, an option that it does not have, or something that cannot be called.
+    """
+    name, options = check(kind, text, table)
+    found = table[name] if name in table else references.find(kind, name)
+    if not callable(found):
+        raise ValueError(f"{name} is no {kind}, which is a function, got {shown(found)}.")
+    return partial(found, **options) if options else found
+
+
 def canonical(kind: str, text: str, table: Mapping[str, Callable[..., Any]], f: int | None = None) -> str:
     """The same spec in its shortest form: options in order, without those that have their default (or the given f).
 
     Example:
         >>> canonical("x", " x( b = 2,a=1.50 )", {"x": lambda a=1.0, b=2: None})
         'x(a=1.5)'
+
+    What is in no table is text once it was brought into this form: it must not depend on what is imported.
+    """
+    return text.strip() if parse(kind, text, table)[0] not in table else shortest(kind, text, table, f)
+
+
+def shortest(kind: str, text: str, table: Mapping[str, Callable[..., Any]], f: int | None = None) -> str:
+    """As :func:`canonical`, also of code of somebody's own, which is imported for it; its objects are described.
+
+    Raises:
+        NotImported: it may not be imported here.
     """
     name, options = check(kind, text, table)
-    known = inspect.signature(table[name]).parameters
+    factory = find(kind, name, table)
+    known = inspect.signature(factory).parameters
+    if name not in table:
+        made = references.find(kind, name)
+        if kind in _DESCRIBED and is_dataclass(made) and not isinstance(made, type):
+            return describe(made, [table], f)
+        name = references.tidy(name) if references.is_reference(name) else name
     defaults = {option: parameter.default for option, parameter in known.items()} | ({} if f is None else {"f": f})
     said = {option: options[option] for option in known if option in options and options[option] != defaults[option]}
     return name + (f"({', '.join(f'{option}={value!r}' for option, value in said.items())})" if said else "")
 
 
-def describe(value: Any, tables: Iterable[Mapping[str, Any]], f: int | None = None) -> str:
-    """The spec of a value whose class one of the tables names: its name and the options that differ from the defaults.
+_DESCRIBED = ("rule", "mixing", "attack", "partition")  # whose values are frozen dataclasses
 
-    What a rule or a mixing tolerates is among them, unless it is the given f.
+
+def describe(value: Any, tables: Iterable[Mapping[str, Any]], f: int | None = None) -> str:
+    """The spec of a value: the name of its class and the options that differ from the defaults.
+
+    A class that none of the tables names is named by its reference. What a rule or a mixing tolerates is among the
+    options, unless it is the given f.
 
     Raises:
-        ValueError: its class is in none of the tables.
+        ValueError: no text can name its class, or its options are not the fields of a dataclass.
     """
     names = {kind: name for table in tables for name, kind in table.items()}
+    if not is_dataclass(value) or isinstance(value, type):
+        raise ValueError(
+            f"{shown(value)} cannot be described: its class is no dataclass, whose fields are its options."
+        )
     if type(value) not in names:
-        raise ValueError(f"{value} has no name: put its class into RULES, MIXINGS, ATTACKS or PARTITIONS first.")
+        names[type(value)] = references.reference_of(type(value))
     values = {option.name: (getattr(value, option.name), option.default) for option in fields(value)}
     if "f" in values:
         values["f"] = (values["f"][0], MISSING if f is None else f)

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..core import references
 from ..core.attacks import parts
 from ..core.checks import cut, shown
-from ..core.specs import make, parse
-from ..simulation.data import DATASETS, PARTITIONS, Dataset, name_of
+from ..core.specs import find, make, parse
+from ..simulation.data import DATASETS, Dataset, name_of
 from ..simulation.gradients import WorkerGradients
 from ..simulation.identity import code_hash, is_ours
 from ..simulation.models import MODELS
@@ -69,8 +70,13 @@ def identified(
 
 def code_of(e: Experiment) -> str | None:
     """The hash of the code of somebody's own that a run is made with, as it is now; None where all is the package's."""
-    values: list[object] = [MODELS[parse("model", e.model, MODELS)[0]]]
-    values.append(PARTITIONS[parse("partition", e.partition, PARTITIONS)[0]])
+    values: list[object] = []
+    for setting, kind, text, table in e.specs():
+        name, _ = parse(kind, text, table)
+        if name not in table and setting != "dataset":  # whose content counts, and not who opens it
+            values.append(references.find(kind, name))
+        elif setting in ("model", "partition"):
+            values.append(table[name])
     for stage in (e.make_rule(), *e.make_pre(), e.make_attack()):
         if stage is not None:
             values += parts(stage)
@@ -83,7 +89,10 @@ def open_dataset(experiment: Experiment, folder: str | Path | None = None, downl
     Raises:
         DataError: a file that is missing or not what it should be.
     """
-    return make("dataset", experiment.dataset, DATASETS, folder=folder, download=download)
+    found = make("dataset", experiment.dataset, DATASETS, folder=folder, download=download)
+    if not isinstance(found, Dataset):
+        raise ValueError(f"dataset: {experiment.dataset} must make a Dataset, got {shown(found)}.")
+    return found
 
 
 def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluator]:
@@ -92,7 +101,7 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
     _usable(e.device)
     model = make_model(e, dataset.shape, dataset.classes)
     gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed)
-    deal = make("partition", e.partition, PARTITIONS) if e.partition != "iid" else "iid"
+    deal = e.make_partition() if e.partition != "iid" else "iid"
     attack = e.make_attack()
     learners = e.workers if attack is not None and attack.uses_flipped else e.honest
     sampler = Sampler(
@@ -123,7 +132,7 @@ def make_model(e: Experiment, shape: tuple[int, int, int], classes: int) -> nn.M
         if not isinstance(model, nn.Module):
             raise ValueError(f"model: {e.model} must make a torch.nn.Module, got a {type(model).__name__}.")
         # Somebody's function may answer the same module each time, and training must not change it.
-        return model if is_ours(MODELS[parse("model", e.model, MODELS)[0]]) else copy.deepcopy(model)
+        return model if is_ours(find("model", parse("model", e.model, MODELS)[0], MODELS)) else copy.deepcopy(model)
 
     return build_model(factory, shape, classes, e.seed).to(e.device, getattr(torch, e.dtype))
 

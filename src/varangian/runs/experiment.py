@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property, lru_cache, wraps
 from numbers import Integral
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import numpy as np
 import tomlkit
@@ -17,12 +19,14 @@ import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from tomlkit.exceptions import TOMLKitError
 
+from ..core import references
 from ..core.algorithm import Algorithm
-from ..core.attacks import ATTACKS, Attack
-from ..core.checks import cut, shown, unknown
+from ..core.attacks import ATTACKS, Attack, parts
+from ..core.checks import cut, is_ours, shown, unknown
 from ..core.mixing import MIXINGS, Mixing
+from ..core.references import NotImported, importing
 from ..core.rules import RULES, Rule, published
-from ..core.specs import MAX_LENGTH, canonical, check, describe, make, parse, reason, split
+from ..core.specs import MAX_LENGTH, canonical, check, describe, find, make, parse, reason, shortest, split
 from ..core.stages import check_rows
 from ..core.transforms import Clip, Momentum, SharedMomentum, Transform
 from ..simulation.data import DATASETS, IID, PARTITIONS, Partition, name_of
@@ -34,7 +38,20 @@ from .files import (
 )
 from .folders import FORMAT
 
+T = TypeVar("T")
+
 NAMED = (RULES, MIXINGS, ATTACKS, PARTITIONS)  # whose values may be given themselves, and are kept as text
+
+
+# Settings that are specs, one or several: what each is of, and the table of its names.
+SPECS: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
+    "dataset": ("dataset", DATASETS),
+    "model": ("model", MODELS),
+    "rule": ("rule", RULES),
+    "pre": ("mixing", MIXINGS),
+    "attack": ("attack", ATTACKS),
+    "partition": ("partition", PARTITIONS),
+}
 
 
 HASHES = ("data_hash", "code_hash")  # settings that are found, not chosen
@@ -102,7 +119,7 @@ def _optional_spec(value: Any) -> Any:
 
 
 def _partition(value: Any) -> Any:
-    return describe(value, NAMED) if type(value) in PARTITIONS.values() else value
+    return describe(value, NAMED) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _list(value: Any) -> Any:
@@ -280,9 +297,75 @@ class Experiment:
                 sound.add(name)
             except ValidationError as error:
                 faults.append(f"{name}: {FORMS.get(name) or reason(error)}, got {shown(getattr(self, name))}.")
-        faults += self._inconsistencies(sound)
+        with importing(True):  # unless this is read from somebody's folder
+            self._import(sound)
+            faults += self._inconsistencies(sound)
+            if faults:
+                raise ConfigurationError(faults)
+            if references.may_import():
+                self._shorten()
+
+    def import_code(self, *settings: str) -> Experiment:
+        """Imports the code of somebody's own that these settings, or all, name; the experiment itself.
+
+        Raises:
+            ConfigurationError: it is not what it should be.
+        """
+        wanted = set(settings or SPECS) | {"byzantine"}
+        with importing(True):
+            self._import(wanted)
+            faults = list(self._inconsistencies(wanted))
         if faults:
             raise ConfigurationError(faults)
+        return self
+
+    def specs(self, settings: Container[str] = SPECS) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+        """Those of the settings that are specs: (setting, kind, text, table of names), mixings one by one."""
+        for setting, (kind, table) in SPECS.items():
+            value = getattr(self, setting)
+            if setting in settings and value is not None:
+                for text in value if isinstance(value, tuple) else (value,):
+                    yield setting, kind, text, table
+
+    def _import(self, settings: Container[str]) -> None:
+        """What the code of somebody's own raises as it is imported is raised here, and is no fault of a setting."""
+        for _, kind, text, table in self.specs(settings):
+            try:
+                name, _ = parse(kind, text, table)
+            except ValueError:  # which will be said
+                continue
+            if name not in table:
+                with suppress(references.Fault):
+                    references.find(kind, name)
+
+    def origins(self) -> list[dict[str, str]]:
+        """Where code of somebody's own came from, as far as it was imported: see :func:`references.origin`."""
+        named = [(kind, parse(kind, text, table)[0], table) for _, kind, text, table in self.specs()]
+        own = dict.fromkeys((kind, name) for kind, name, table in named if name not in table)
+        return [references.origin(kind, name) for kind, name in own if references.known(kind, name) is not None]
+
+    def _shorten(self) -> None:
+        """Settings that name code of somebody's own are kept in their shortest form, which is then known without it."""
+        for setting, kind, text, table in self.specs(("dataset", "model", "rule", "partition")):
+            self._shorten_to(setting, self._short(kind, text, table))
+        self._shorten_to("pre", tuple(self._short("mixing", text, MIXINGS) for text in self.pre))
+        if self.attack is not None:
+            short = self._short("attack", self.attack, ATTACKS)
+            if "(" in short and parse("attack", short, ATTACKS)[0] in ATTACKS and (made := self.make_attack()):
+                own = not all(is_ours(kind) for kind in parts(made))  # attacks that its options name
+                short = describe(made, NAMED) if own else short
+            self._shorten_to("attack", short)
+
+    def _short(self, kind: str, text: str, table: Mapping[str, Any]) -> str:
+        if parse(kind, text, table)[0] in table:
+            return text
+        with suppress(NotImported):
+            return shortest(kind, text, table, self.byzantine if kind in ("rule", "mixing") else None)
+        return text
+
+    def _shorten_to(self, setting: str, value: Any) -> None:
+        if value != getattr(self, setting):
+            object.__setattr__(self, setting, value)
 
     def _inconsistencies(self, sound: set[str]) -> Iterator[str]:
         """What is wrong beyond the type and range of single fields; looks at sound fields only."""
@@ -295,13 +378,15 @@ class Experiment:
             ),
             "pre": self.make_pre if "byzantine" in sound else lambda: [parse("mixing", p, MIXINGS) for p in self.pre],
             "attack": self.make_attack,
-            "partition": lambda: make("partition", self.partition, PARTITIONS),
+            "partition": self.make_partition,
             "device": lambda: device_of(self.device),
         }
         for name, maker in makers.items():
             if name in sound:
                 try:
                     made[name] = maker()
+                except NotImported:  # nobody looks into it here
+                    continue
                 except ValueError as error:
                     yield f"{name}: {error}"
         if {"workers", "byzantine", "rule", "pre"} <= sound and {"rule", "pre"} <= made.keys():
@@ -369,24 +454,33 @@ class Experiment:
     def make_rule(self) -> Rule:
         """The rule, with f = byzantine and, in the published profile, the published conventions."""
         name, options = parse("rule", self.rule, RULES)
-        _check_class("rule", name, RULES, Rule)
-        if self.profile == "published" and not options:
+        if self.profile == "published" and not options and name in RULES:
+            _check_class("rule", name, RULES[name], Rule)
             return published(name, self.byzantine)
-        return make("rule", self.rule, RULES, f=self.byzantine)
+        return _make("rule", self.rule, RULES, Rule, f=self.byzantine)
 
     def make_pre(self) -> tuple[Mixing, ...]:
-        for spec in self.pre:
-            _check_class("mixing", parse("mixing", spec, MIXINGS)[0], MIXINGS, Mixing)
-        return tuple(make("mixing", spec, MIXINGS, f=self.byzantine) for spec in self.pre)
+        return tuple(self._mixing(spec) for spec in self.pre)
+
+    def _mixing(self, spec: str) -> Mixing:
+        return _make("mixing", spec, MIXINGS, Mixing, f=self.byzantine)
 
     def make_attack(self) -> Attack | None:
-        if self.attack is None:
-            return None
-        _check_class("attack", parse("attack", self.attack, ATTACKS)[0], ATTACKS, Attack)
-        return make("attack", self.attack, ATTACKS)
+        return None if self.attack is None else _make("attack", self.attack, ATTACKS, Attack)
+
+    def make_partition(self) -> Partition:
+        name, _ = parse("partition", self.partition, PARTITIONS)
+        made = make("partition", self.partition, PARTITIONS)
+        if name not in PARTITIONS and not callable(made):
+            raise ValueError(f"{name} is no partition, which is called with labels, got {shown(made)}.")
+        return made
 
     def make_algorithm(self) -> Algorithm:
         """The four stages that these settings mean."""
+        worker, server = self._transforms()
+        return Algorithm(worker, self.make_pre(), self.make_rule(), server)
+
+    def _transforms(self) -> tuple[tuple[Transform, ...], tuple[Transform, ...]]:
         worker: list[Transform] = []
         if self.clip is not None:
             worker.append(Clip(self.clip, self.clip_mode or ("unit" if self.profile == "published" else "norm")))
@@ -397,7 +491,7 @@ class Experiment:
                 server = (Momentum(*options),)
             else:
                 worker.append(Momentum(*options) if self.momentum_at == "worker" else SharedMomentum(*options))
-        return Algorithm(tuple(worker), self.make_pre(), self.make_rule(), server)
+        return tuple(worker), server
 
     @cached_property
     def name(self) -> str:
@@ -407,6 +501,7 @@ class Experiment:
         parts += [canonical("mixing", spec, MIXINGS, self.byzantine) for spec in self.pre]
         parts += [canonical("rule", self.rule, RULES, self.byzantine)]
         parts += ["no-attack" if self.attack is None else canonical("attack", self.attack, ATTACKS)]
+        parts = [references.label(part) for part in parts]
         parts += [f"n{self.workers}", f"f{self.byzantine}"]
         if self.attack is not None and self.attackers != self.byzantine:
             parts.append(f"real{self.attackers}")
@@ -414,7 +509,7 @@ class Experiment:
         parts.append(place + ("-nesterov" if self.momentum and self.nesterov else ""))
         parts += [f"lr{rate[0][1]:g}..." if isinstance(rate, tuple) else f"lr{rate:g}"]
         if said["partition"] != "iid":
-            parts.append(said["partition"])
+            parts.append(references.label(said["partition"]))
         if self.profile != "described":
             parts.append(self.profile)
         return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]
@@ -436,19 +531,19 @@ class Experiment:
     @cached_property
     def digest(self) -> str:
         """Ten hexadecimal digits of the fully resolved configuration: equal runs have equal digests, others do not."""
-        a = self.make_algorithm()
+        worker, server = self._transforms()
         resolved = (
             asdict(self)
             | self._canonical
             | {
                 "learning_rate": self._rate,
                 "stages": [
-                    repr(a.worker),
-                    [describe(mixing, NAMED) for mixing in a.pre],
-                    describe(a.rule, NAMED),
-                    repr(a.server),
+                    repr(worker),
+                    [self._resolved("mixing", text) for text in self.pre],
+                    self._resolved("rule", self.rule),
+                    repr(server),
                 ],
-                "attack": None if self.attack is None else describe(self.make_attack(), NAMED),
+                "attack": None if self.attack is None else self._resolved("attack", self.attack),
                 "attackers": self.attackers,
                 "format": FORMAT,
             }
@@ -467,6 +562,16 @@ class Experiment:
         ):
             del resolved[resolved_above]
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
+
+    def _resolved(self, kind: str, text: str) -> str:
+        """All that a spec means; the text itself where that is code of somebody's own, which nobody needs to have."""
+        table: Mapping[str, Any] = {"rule": RULES, "mixing": MIXINGS, "attack": ATTACKS}[kind]
+        if parse(kind, text, table)[0] not in table:
+            return text
+        makers = {"rule": self.make_rule, "attack": self.make_attack, "mixing": lambda: self._mixing(text)}
+        with suppress(NotImported):
+            return describe(makers[kind](), NAMED)
+        return text
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, lists for tuples; None where nothing is set. Later settings only where they say something."""
@@ -567,11 +672,30 @@ def _adapters() -> dict[str, TypeAdapter[Any]]:
     return {f.name: TypeAdapter(hints[f.name]) for f in fields(Experiment)}
 
 
-def _check_class(kind: str, name: str, table: Mapping[str, Any], base: type) -> None:
-    """Somebody may have put anything into the tables: a function of vectors, say."""
-    if not (isinstance(table[name], type) and issubclass(table[name], base)):
-        bases = "General, Selecting or Coordinatewise" if base is Rule else base.__name__
-        raise ValueError(f"{name} is no {kind}, which is a class derived from {bases}, got {shown(table[name])}.")
+def _make(kind: str, text: str, table: Mapping[str, Callable[..., Any]], base: type[T], **given: Any) -> T:
+    """What a spec names, which is one of its kind: anybody may have put anything into a table or named anything."""
+    name, _ = parse(kind, text, table)
+    maker = find(kind, name, table)
+    if name in table or isinstance(maker, type):
+        _check_class(kind, name, maker, base)
+    elif references.known(kind, name) is maker:  # a function, which makes one of its options
+        needed = inspect.signature(maker).parameters.values()
+        if any(p.default is p.empty and p.name not in ("f", *parse(kind, text, table)[1]) for p in needed):
+            raise ValueError(_no_class(kind, name, maker, base))
+    made = make(kind, text, table, **given)
+    if not isinstance(made, base):
+        raise ValueError(_no_class(kind, name, made, base))
+    return made
+
+
+def _check_class(kind: str, name: str, maker: object, base: type) -> None:
+    if not (isinstance(maker, type) and issubclass(maker, base)):
+        raise ValueError(_no_class(kind, name, maker, base))
+
+
+def _no_class(kind: str, name: str, found: object, base: type) -> str:
+    bases = "General, Selecting or Coordinatewise" if base is Rule else base.__name__
+    return f"{name} is no {kind}, which is a class derived from {bases}, got {shown(found)}."
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

@@ -439,6 +439,7 @@ class Journal:
         columns: of metrics.csv.
         device: where it runs.
         every: seconds between two checkpoints, more where they would cost over 1 % of the time; 0 for every step.
+        origins: where code of somebody's own came from, for environment.json.
 
     Attributes:
         began: the step of the checkpoint that it goes on from; 0 from the start.
@@ -453,7 +454,7 @@ class Journal:
 
     def __init__(
         self, folder: Path, simulation: Simulation, *, settings: str, digest: str, columns: Sequence[str],
-        device: str, every: float,
+        device: str, every: float, origins: Sequence[dict[str, str]] = (),
     ) -> None:  # fmt: skip
         self.folder, self._settings, self._digest, self._every = folder, settings, digest, every
         self._simulation = simulation
@@ -470,7 +471,7 @@ class Journal:
                 _write_plainly(folder / SETTINGS, settings)
             elif not _is_json(folder / SETTINGS):
                 write_whole(folder / SETTINGS, lambda file: file.write(settings.encode()), PARTIAL)
-            self._note_environment(environment(device))
+            self._note_environment(environment(device), origins)
             for name, header, kept in ((METRICS, columns, metrics),
                                        (EVALUATIONS, ("step", "accuracy", "loss"), evaluations)):  # fmt: skip
                 self._tables.append(_Table(folder / name, header, kept))
@@ -519,7 +520,7 @@ class Journal:
     def _warn(self, text: str) -> None:
         warnings.warn(f"{self.folder}: {text}", stacklevel=2)
 
-    def _note_environment(self, now: dict[str, str | int | None]) -> None:
+    def _note_environment(self, now: dict[str, str | int | None], origins: Sequence[dict[str, str]]) -> None:
         path, sessions = self.folder / ENVIRONMENT, []
         if not self._fresh:
             with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: nothing to compare with
@@ -532,7 +533,8 @@ class Journal:
                     f"an uninterrupted run: {'; '.join(changed)}."
                 )
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        sessions.append({"from_step": self.began, "started": started, **now})
+        code = {"code": list(origins)} if origins else {}
+        sessions.append({"from_step": self.began, "started": started, **now, **code})
         text = json.dumps({"format": FORMAT, "sessions": sessions}, indent=2) + "\n"
         if self._fresh:
             _write_plainly(path, text)

@@ -62,6 +62,7 @@ def replay(
     *,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
+    trust: bool = False,
 ) -> Replay:
     """Rebuilds all n vectors of one step of a kept run and explains the decision.
 
@@ -73,10 +74,11 @@ def replay(
         dataset: the data, if at hand; else it is opened.
         data_folder: where its files are.
         progress: called after each step that is done again.
+        trust: whether code of somebody's own that the folder names may be imported.
 
     Raises:
         ValueError: the folder holds no run, the run never came to that step, or it was made with other data or other
-            code of somebody's own.
+            code of somebody's own, or with such that may not be imported.
         DataError: a data file is missing or corrupt.
 
     Example:
@@ -89,7 +91,7 @@ def replay(
         (True, [9, 10])
     """
     folder = Path(folder).expanduser()
-    e = settings_of(folder)
+    e = settings_of(folder, trust)
     if not 0 <= step < e.steps:
         raise ValueError(f"{folder}: step must lie between 0 and {e.steps - 1}, got {step}.")
     dataset = same_data(folder, e, dataset, data_folder)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import cut, shown
+from ..core.references import importing
 from ..simulation.gradients import WorkerGradients
 from ..simulation.metrics import COLUMNS, Measures, Rows
 from . import folders
@@ -116,15 +117,17 @@ class Result:
         }
 
 
-def load_model(folder: str | Path, data_folder: str | Path | None = None) -> nn.Module:
+def load_model(folder: str | Path, data_folder: str | Path | None = None, trust: bool = False) -> nn.Module:
     """The trained model of a complete run, in evaluation mode, on the CPU.
 
     Args:
         folder: of the run.
         data_folder: where data files are, for runs of a version that did not note the shape of images.
+        trust: whether a model of somebody's own that the folder names may be imported.
 
     Raises:
-        ValueError: the folder holds no complete run, or the model is not what it was.
+        ValueError: the folder holds no complete run, the model is not what it was, or it was not imported before in
+            this process and may not be.
 
     Example:
         >>> import tempfile
@@ -136,6 +139,8 @@ def load_model(folder: str | Path, data_folder: str | Path | None = None) -> nn.
     """
     folder = Path(folder).expanduser()
     e = read(folder).experiment
+    if trust:
+        e.import_code("model", "dataset")
     state = folders.read_state(folder / folders.STATE)
     shape, classes = state.shape, state.classes
     if shape is None or classes is None:
@@ -151,14 +156,24 @@ def load_model(folder: str | Path, data_folder: str | Path | None = None) -> nn.
     return gradients.adopt(state.parameters, state.buffers).eval()
 
 
-def settings_of(folder: str | Path) -> Experiment:
+def settings_of(folder: str | Path, trust: bool = False) -> Experiment:
     """The experiment that a run folder is of, complete or not.
 
+    Args:
+        folder: of the run.
+        trust: whether code that it names is imported; otherwise such names are text.
+
     Raises:
-        ValueError: there is none that can be read.
+        ValueError: there is none that can be read, or code that it names is not what it should be.
     """
     folder = Path(folder).expanduser()
     folders.check_folder(folder)
+    experiment = _settings(folder)
+    return experiment.import_code() if trust else experiment
+
+
+@importing(False)
+def _settings(folder: Path) -> Experiment:
     try:
         return Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
     except (FileNotFoundError, NotADirectoryError):
@@ -167,13 +182,25 @@ def settings_of(folder: str | Path) -> Experiment:
         raise ValueError(f"{folder} cannot be read as a run: {folders.SETTINGS}: {error}") from None
 
 
-def read(folder: str | Path) -> Result:
+def read(folder: str | Path, trust: bool = False) -> Result:
     """The complete run in a folder.
+
+    Args:
+        folder: of the run.
+        trust: whether code that its settings name is imported, so that its experiment can be run again and its model
+            be made; otherwise such names are text.
 
     Raises:
         ValueError: the folder holds no complete run, or one that cannot be read.
     """
-    folder = Path(folder).expanduser()
+    result = _read(Path(folder).expanduser())
+    if trust:
+        result.experiment.import_code()
+    return result
+
+
+@importing(False)
+def _read(folder: Path) -> Result:
     try:
         summary = read_json(folder / folders.RESULT, folders.MAX_JSON)
         experiment = Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))

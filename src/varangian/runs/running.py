@@ -15,6 +15,7 @@ import torch
 
 from ..core import kernels
 from ..core.checks import Refused, cut, printable
+from ..core.references import importing
 from ..simulation.data import Dataset
 from ..simulation.metrics import COLUMNS, Rows
 from ..simulation.simulate import Evaluator, Simulation
@@ -107,19 +108,23 @@ def resume(
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     checkpoint_every: float = CHECKPOINT_EVERY,
+    trust: bool = False,
 ) -> Result:
     """Goes on with the run in a folder, whatever the folder is called now; one that is complete is read.
 
-    Args: as for :func:`run`.
+    Args: as for :func:`run`, and
+
+        trust: whether code of somebody's own that the folder names may be imported. What this process has imported
+            before is known.
 
     Raises:
         ValueError: the folder holds no run, or its settings were changed, or the data or code of somebody's own that it
-            was made with.
+            was made with, or that code may not be imported.
         DataError, FolderInUse, OSError: as for :func:`run`.
     """
     _check_interval(checkpoint_every)
     folder = Path(folder).expanduser()
-    experiment = settings_of(folder)
+    experiment = settings_of(folder, trust)
     if dataset is not None or not (folder / folders.RESULT).exists():
         dataset = same_data(folder, experiment, dataset, data_folder)
     return _run_in(
@@ -180,10 +185,11 @@ def _run_in(
             try:
                 journal = Journal(
                     folder, simulation, settings=experiment.to_json(), digest=experiment.digest, columns=COLUMNS,
-                    device=experiment.device, every=checkpoint_every,
+                    device=experiment.device, every=checkpoint_every, origins=experiment.origins(),
                 )  # fmt: skip
             except folders.OtherSettings as other:
-                _check_same(folder, Experiment.from_json(other.settings), experiment)
+                with importing(False):
+                    _check_same(folder, Experiment.from_json(other.settings), experiment)
                 raise
             with journal, Interrupts() as interrupts:
                 result = _train(

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..core.checks import is_ours
+from ..core.references import PREFIX
 
 LENGTH = 16  # hexadecimal digits of a hash
 _PLACES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -171,7 +172,7 @@ def _root(module: str | None) -> str:
 
 def _place(module: str | None) -> str:
     """A library by the name of its module; where in this package something lies is the package's own affair."""
-    return "varangian" if _root(module) == "varangian" else module or ""
+    return "varangian" if _root(module) == "varangian" else PREFIX.sub("", module or "")
 
 
 def _is_somebodys(module: str | None) -> bool:

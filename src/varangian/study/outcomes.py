@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ..core.attacks import ATTACKS
 from ..core.checks import cut, printable, shown
 from ..core.mixing import MIXINGS
+from ..core.references import NotImported, importing
 from ..core.rules import RULES
 from ..core.specs import canonical
 from ..runs.experiment import HASHES, LATER, Experiment
@@ -175,7 +176,8 @@ def columns_of(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def condition(experiment: Experiment) -> float | None:
-    """What the variance-norm ratio must stay below for the rule to be proved resilient; None where nothing is proved.
+    """What the variance-norm ratio must stay below for the rule to be proved resilient; None where nothing is proved,
+    or nobody has imported the rule.
 
     Example:
         >>> round(condition(Experiment(rule="median", workers=51, byzantine=24)), 4)
@@ -183,8 +185,19 @@ def condition(experiment: Experiment) -> float | None:
     """
     if experiment.pre:
         return None
-    bound = experiment.make_rule().variance_bound(experiment.workers, 1)
+    try:
+        bound = experiment.make_rule().variance_bound(experiment.workers, 1)
+    except NotImported:
+        return None
     return None if bound is None else bound**2
+
+
+def least_n(experiment: Experiment) -> int | None:
+    """How many vectors the rule needs; None where that is code of somebody's own which was not imported."""
+    try:
+        return experiment.make_rule().min_n
+    except NotImported:
+        return None
 
 
 # ------------------------------------------------------------------------------------------------ run folders -> rows
@@ -225,6 +238,7 @@ def _outcome(
     )
 
 
+@importing(False)
 def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
     """The complete run in a folder.
 
@@ -306,6 +320,7 @@ def complete(folder: Path) -> bool:
     return (folder / "result.json").is_file()
 
 
+@importing(False)
 def collect(folder: str | Path) -> tuple[list[Outcome], list[str]]:
     """All complete runs of a folder in a fixed order, each once; and a line on each that is left out, and why.
 
@@ -473,6 +488,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
     write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
+@importing(False)
 def read_runs(path: Path) -> list[Outcome]:
     """The rows of runs.csv, with the curves and timings beside it if they are there.
 

@@ -210,7 +210,7 @@ def name_of(spec: str) -> str | None:
         'synthetic(shape=(1, 8, 8), classes=3, train=4000, test=9, seed=0)'
     """
     name, options = check("dataset", spec, DATASETS, "folder", "download")
-    if DATASETS[name] is not _OURS.get(name):
+    if name not in DATASETS or DATASETS[name] is not _OURS.get(name):
         return None
     return _synthetic_name(**options) if name == "synthetic" else name
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ...core.references import importing
 from ...runs.environment import versions
 from ...runs.files import folders_in, line_of_text, make_folder, number, read_json, whole, write_whole
 from ...runs.folders import ENVIRONMENT
@@ -26,6 +27,7 @@ SILENCE = 5.0  # seconds between two words on how far the figures are
 __all__ = ["Summary", "SweepRecord", "judge", "report", "report_results", "summarize"]
 
 
+@importing(False)
 def report(
     source: str | Path | Sequence[Outcome],
     out: str | Path | None = None,

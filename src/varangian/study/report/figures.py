@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from ..outcomes import Outcome, condition, rate_text, rule_name
+from ..outcomes import Outcome, condition, least_n, rate_text, rule_name
 from ..paper import Measure, Pair, accuracy, mean_gain
 from .layout import PLACES, Column, Group, attack_title, column_of, kind_title, middle, noise, rule_title
 from .style import (
@@ -268,7 +268,7 @@ def curves(
 
 def _say(panel: Axes, group: Group, rule: str, column: Column, otherwise: str) -> None:
     """Why there is nothing here."""
-    needed = [o.experiment.make_rule().min_n for o in group.attacked if rule_name(o.experiment) == rule]
+    needed = [n for o in group.attacked if rule_name(o.experiment) == rule and (n := least_n(o.experiment)) is not None]
     text = f"needs n ≥ {min(needed)}" if needed and column.workers < min(needed) else otherwise
     panel.text(
         0.5,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.checks import cut, shown, unknown
+from ...core.references import importing
 from ...core.rules import published_names
 from ...runs.experiment import Experiment
 from ...runs.files import folders_in, make_folder, read_json, read_text
@@ -63,6 +64,7 @@ MEASURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+@importing(False)
 def import_runs(source: str | Path, out: str | Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Rewrites the result folders under a folder, or that folder itself, as run folders under ``<out>/imported``.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...core.references import Luggage, packed, unpack
 from ...runs.building import open_dataset
 from ...runs.experiment import Experiment
 from ...runs.folders import FolderInUse
@@ -56,6 +57,7 @@ class _RayWorkers:
             if self.jobs is None:
                 self.plan.jobs = min(slots, PER_GPU * gpus)
             share = 1 / max(1, -(-self.plan.jobs // gpus))  # as many runs to each GPU
+        self.luggage = packed()
         self.task = self.ray.remote(num_cpus=self.plan.threads, num_gpus=share, max_retries=RETRIES)(_ray_run)
         return self
 
@@ -71,7 +73,7 @@ class _RayWorkers:
 
     def give(self, worker: int, task: str, experiment: Experiment) -> None:
         out = str((self.plan.out / "runs").resolve())
-        reference = self.task.remote(experiment.to_json(), out, self.plan.threads, self.plan.data_folder)
+        reference = self.task.remote(experiment.to_json(), out, self.plan.threads, self.plan.data_folder, self.luggage)
         self.running[reference] = worker, experiment
 
     def events(self) -> list[Event]:
@@ -98,8 +100,9 @@ class _RayWorkers:
 _OPENED: dict[str, Dataset] = {}  # of this process, when Ray runs tasks in it
 
 
-def _ray_run(text: str, out: str, threads: int, data_folder: str | None) -> float:
+def _ray_run(text: str, out: str, threads: int, data_folder: str | None, luggage: Luggage) -> float:
     torch.set_num_threads(threads)
+    unpack(luggage)
     experiment = Experiment.from_json(text)
     if experiment.dataset not in _OPENED:
         _OPENED.clear()

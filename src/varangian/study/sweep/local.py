@@ -16,6 +16,7 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from ...core import kernels
+from ...core.references import Luggage, packed, unpack
 from ...runs.building import build, open_dataset
 from ...runs.experiment import Experiment
 from ...runs.folders import FolderInUse
@@ -79,7 +80,7 @@ class LocalWorkers:
     def _start(self) -> _Process:
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
-        arguments = (theirs, str(self.plan.out / "runs"), self.plan.threads, self.plan.data_folder)
+        arguments = (theirs, str(self.plan.out / "runs"), self.plan.threads, self.plan.data_folder, packed())
         process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         theirs.close()
@@ -144,11 +145,12 @@ def _how(status: int | None) -> str:
     return f"exit status {status}"
 
 
-def _work(pipe: Connection, out: str, threads: int, data_folder: str | None) -> None:
+def _work(pipe: Connection, out: str, threads: int, data_folder: str | None, luggage: Luggage) -> None:
     """A worker process: does what comes through the pipe until nobody holds its other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    unpack(luggage)
     opened: tuple[str, Dataset] | None = None
     with suppress(OSError):
         pipe.send(("ready", None))
@@ -158,6 +160,7 @@ def _work(pipe: Connection, out: str, threads: int, data_folder: str | None) -> 
         except (EOFError, OSError):
             return
         try:
+            experiment.import_code()
             if opened is None or opened[0] != experiment.dataset:
                 opened = experiment.dataset, open_dataset(experiment, data_folder)
             if task == "calibrate":
