@@ -42,7 +42,7 @@ def test_every_rule_is_explained(name: str) -> None:
     assert isinstance(torch_found.aggregate, torch.Tensor)
 
 
-@pytest.mark.parametrize("name", sorted(set(RULES) - {"aksel", "dnc", "signguard", "lasa"}))
+@pytest.mark.parametrize("name", [name for name, kind in RULES.items() if not issubclass(kind, vg.General)])
 def test_weights_are_told_and_those_of_selecting_rules_make_the_aggregate(name: str) -> None:
     x = attacked()
     rule = RULES[name](f=F)
@@ -220,6 +220,6 @@ def test_a_score_that_is_none_is_refused_in_a_line(answer: Any, message: str) ->
 
 def test_what_every_rule_of_the_catalogue_ranks_by_is_told() -> None:
     scored = {name for name in RULES if explain(attacked(), RULES[name](f=F), np.zeros(D)).score is not None}
-    assert scored == {"krum", "multi-krum", "bulyan", "medoid", "cge", "monna"}
+    assert scored >= {"krum", "multi-krum", "bulyan", "medoid", "cge", "monna"}
     for name, kind in RULES.items():
         assert bool(kind.score_name) == (name in scored), name

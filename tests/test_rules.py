@@ -24,7 +24,6 @@ from varangian.core.mixing import AdaptiveClipping, Bucketing, NearestNeighborMi
 from varangian.core.randomness import generator
 from varangian.core.rules import (
     CAF,
-    FLAME,
     LASA,
     RULES,
     SMEA,
@@ -32,11 +31,9 @@ from varangian.core.rules import (
     Average,
     Bulyan,
     CenteredClipping,
-    ClippedClustering,
     ComparativeGradientElimination,
     DivideAndConquer,
     FLTrust,
-    FoolsGold,
     GeometricMedian,
     Krum,
     MeaMed,
@@ -45,7 +42,6 @@ from varangian.core.rules import (
     MinimumDiameterAveraging,
     MoNNA,
     MultiKrum,
-    Phocas,
     Rule,
     SignGuard,
     TrimmedMean,
@@ -65,45 +61,27 @@ def dnc(f: int) -> DivideAndConquer:
     return DivideAndConquer(f, rounds=2, sample=30)
 
 
+MORE = {"centered-clipping", "dnc", "signguard", "fltrust"}  # whose oracles are told more than f
 CATALOGUE: dict[str, tuple[Callable[[int], Rule], Callable[[Array, int], Array]]] = {
-    "average": (Average, oracles.average),
-    "krum": (Krum, oracles.krum),
-    "multi-krum": (MultiKrum, oracles.multi_krum),
+    **{name: (RULES[name], getattr(oracles, name.replace("-", "_"))) for name in RULES if name not in MORE},
     "multi-krum-plain": (
         lambda f: MultiKrum(f, neighbours="n-f-1", distance="plain"),
         lambda x, f: oracles.multi_krum(x, f, neighbours="n-f-1", distance="plain"),
     ),
-    "median": (Median, oracles.median),
-    "trimmed-mean": (TrimmedMean, oracles.trimmed_mean),
-    "phocas": (Phocas, oracles.phocas),
-    "meamed": (MeaMed, oracles.meamed),
-    "bulyan": (Bulyan, oracles.bulyan),
     "bulyan-multi-krum": (
         lambda f: Bulyan(f, base="multi-krum", distance="plain"),
         lambda x, f: oracles.bulyan(x, f, base="multi-krum", distance="plain"),
     ),
-    "mda": (MinimumDiameterAveraging, oracles.mda),
-    "cge": (ComparativeGradientElimination, oracles.cge),
-    "aksel": (Aksel, oracles.aksel),
     "aksel-n-f": (
         lambda f: Aksel(f, mode="n-f", even="lower"),
         lambda x, f: oracles.aksel(x, f, mode="n-f", even="lower"),
     ),
-    "geometric-median": (GeometricMedian, oracles.geometric_median),
-    "medoid": (Medoid, oracles.medoid),
     "centered-clipping": (
         lambda f: CenteredClipping(f, tau=1.0, iterations=3),
         lambda x, f: oracles.centered_clipping(x, f, tau=1.0, iterations=3),
     ),
-    "monna": (MoNNA, oracles.monna),
-    "smea": (SMEA, oracles.smea),
-    "caf": (CAF, oracles.caf),
     "dnc": (dnc, lambda x, f: oracles.dnc(x, f, [dnc(f).coordinates(x.shape[1], r) for r in range(2)])),
     "signguard": (SignGuard, lambda x, f: oracles.signguard(x, f, SignGuard(f).coordinates(x.shape[1]))),
-    "clipped-clustering": (ClippedClustering, oracles.clipped_clustering),
-    "foolsgold": (FoolsGold, oracles.foolsgold),
-    "flame": (FLAME, oracles.flame),
-    "lasa": (LASA, oracles.lasa),
     "lasa-layers": (
         lambda f: LASA(f, layers=(1,), sparsity=0.5),
         lambda x, f: oracles.lasa(x, f, layers=[slice(0, 1), slice(1, x.shape[1])], sparsity=0.5),
