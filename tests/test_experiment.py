@@ -176,6 +176,7 @@ CHANGES: dict[str, Any] = {
     "profile": "published",
     "dtype": "float64",
     "measure": False,
+    "validation": 0.1,
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }
@@ -342,7 +343,7 @@ def test_each_fault_in_one_line(settings: dict[str, Any], start: str) -> None:
 
 
 WHOLE = ("workers", "byzantine", "real_byzantine", "batch_size", "steps", "evaluate_every", "seed")
-REAL = ("momentum", "dampening", "clip", "learning_rate", "l2")
+REAL = ("momentum", "dampening", "clip", "learning_rate", "l2", "validation")
 TRUTHS = ("nesterov", "measure")
 
 
@@ -935,7 +936,7 @@ def test_settings_that_nobody_chooses_are_not_offered() -> None:
     with pytest.raises(TypeError) as keyword:
         vg.Experiment(zzz=1)  # type: ignore[call-arg]
     for message in (str(error.value), str(keyword.value)):
-        assert "measure." in message
+        assert ", measure, " in message
         assert "_hash" not in message
 
 

@@ -195,7 +195,7 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         **{"rule": "cge", "pre": ("nnm",), "attack": "mimic", "momentum": 0.5, "dampening": 0.5, "clip": None},
         **{"clip_mode": "unit" if profile == "described" else "norm", "batch_size": 7, "steps": 30},
         **{"learning_rate": 7.0, "l2": 0.0, "evaluate_every": 7, "partition": "extreme", "dtype": "float64"},
-        **{"momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
+        **{"validation": 0.1, "momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
     }
     free = {"seed": 77, "device": "cpu", "measure": False}
     resolved = {"nesterov", "profile"}  # each value of these is in the grid, at other learning rates perhaps
@@ -228,7 +228,12 @@ CHANGES: dict[str, tuple[object, object]] = {
     **{"dampening": (0.0, 0.5), "nesterov": (False, True), "clip": (2.0, None), "clip_mode": ("norm", "unit")},
     **{"batch_size": (2, 3), "steps": (3, 4), "learning_rate": (0.1, ((0, 0.1), (2, 0.2))), "l2": (0.0, 1e-4)},
     **{"evaluate_every": (1, 0), "seed": (1, 2), "partition": ("iid", "extreme"), "dtype": ("float32", "float64")},
-    **{"profile": ("described", "published"), "data_hash": (None, "0" * 16), "code_hash": ("0" * 16, "1" * 16)},
+    **{
+        "profile": ("described", "published"),
+        "validation": (0.0, 0.1),
+        "data_hash": (None, "0" * 16),
+        "code_hash": ("0" * 16, "1" * 16),
+    },
 }
 
 

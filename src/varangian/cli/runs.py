@@ -201,6 +201,9 @@ def _show(result: Result) -> None:
     synthetic = " (made-up images)" if e.dataset.startswith("synthetic") else ""
     table.add_row("max accuracy", f"[bold]{result.max_accuracy:.2%}[/bold]{synthetic}")
     table.add_row("final accuracy", f"{result.final_accuracy:.2%}")
+    if result.chosen is not None:
+        table.add_row("max validation", f"{result.max_validation:.2%}, on training data set aside")
+        table.add_row("accuracy there", f"{result.chosen.accuracy:.2%} on the test set, step {result.chosen.step}")
     if result.measures:
         each = 1e3 * result.seconds / len(result.measures)
         table.add_row("steps", f"{len(result.measures)} of {e.steps}, {result.seconds:.1f} s, {each:.1f} ms each")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import references
 from ..core.attacks import parts
 from ..core.checks import cut, shown
 from ..core.specs import find, make, parse
-from ..simulation.data import DATASETS, Dataset, name_of
+from ..simulation.data import DATASETS, Dataset, name_of, set_aside
 from ..simulation.gradients import WorkerGradients
 from ..simulation.identity import code_hash, is_ours
 from ..simulation.models import MODELS
@@ -95,8 +95,21 @@ def open_dataset(experiment: Experiment, folder: str | Path | None = None, downl
     return found
 
 
-def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluator]:
-    """The simulation of an experiment at step 0, and its evaluator."""
+@dataclass(frozen=True, eq=False)
+class Evaluators:
+    """Those of a run: on the test set and, where some of the training data is set aside, on that."""
+
+    test: Evaluator
+    validation: Evaluator | None
+
+    def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]:
+        """The numbers of :func:`varangian.runs.results.columns_of` after the step."""
+        splits = (self.test,) if self.validation is None else (self.test, self.validation)
+        return tuple(value for evaluator in splits for value in evaluator(gradients, parameters, step))
+
+
+def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluators]:
+    """The simulation of an experiment at step 0, and its evaluators."""
     e, dtype = experiment, getattr(torch, experiment.dtype)
     _usable(e.device)
     model = make_model(e, dataset.shape, dataset.classes)
@@ -104,8 +117,13 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
     deal = e.make_partition() if e.partition != "iid" else "iid"
     attack = e.make_attack()
     learners = e.workers if attack is not None and attack.uses_flipped else e.honest
+    learned, validation = dataset, None
+    if e.validation:
+        kept, aside = set_aside(dataset.train, e.validation, e.seed)
+        learned = replace(dataset, train=kept)
+        validation = Evaluator(replace(dataset, test=aside), e.seed, profile=e.profile, device=e.device, dtype=dtype)
     sampler = Sampler(
-        dataset, learners, e.batch_size, e.seed, deal=deal, profile=e.profile, device=e.device, dtype=dtype
+        learned, learners, e.batch_size, e.seed, deal=deal, profile=e.profile, device=e.device, dtype=dtype
     )
     simulation = Simulation(
         gradients,
@@ -123,7 +141,8 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
         classes=dataset.classes,
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
-    return simulation, _evaluator(dataset, dataset.seal, e.seed if mirrors else 0, e.profile, e.device, dtype)
+    test = _evaluator(dataset, dataset.seal, e.seed if mirrors else 0, e.profile, e.device, dtype)
+    return simulation, Evaluators(test, validation)
 
 
 def make_model(e: Experiment, shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -266,6 +266,13 @@ class Experiment:
     measure: Truth = field(
         default=True, metadata={"help": "measure norms, cosines, ... at each step; changes no result"}
     )
+    validation: Annotated[float, Field(ge=0, lt=1), REAL] = field(
+        default=0.0,
+        metadata={
+            "help": "share of the training data kept from workers and evaluated: to choose settings on",
+            "later": True,
+        },
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -283,7 +290,7 @@ class Experiment:
             learning_rate: float | str | Sequence[tuple[int, float]] = ..., l2: float = ..., evaluate_every: int = ...,
             seed: int = ..., device: str = ..., partition: str | Partition = ...,
             profile: Literal["described", "published"] = ..., dtype: Literal["float32", "float64"] = ...,
-            measure: bool = ..., data_hash: str | None = ..., code_hash: str | None = ...,
+            measure: bool = ..., validation: float = ..., data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -214,14 +214,14 @@ class Past:
     """What a run had come to when its checkpoint was written.
 
     Attributes:
-        evaluations: (step, accuracy, loss), exactly.
+        evaluations: the step and what was found there, exactly: (step, accuracy, loss, ...).
         stopped: why it is to end here, or None.
         seconds: spent on training.
         snapshot: the state.
         metrics, evaluated: how far the tables had come.
     """
 
-    evaluations: list[tuple[int, float, float]]
+    evaluations: list[tuple[float, ...]]
     stopped: str | None
     seconds: float
     snapshot: Snapshot
@@ -272,12 +272,16 @@ def _pack(past: Past, settings: str, digest: str) -> dict[str, Any]:
         "experiment": settings,
         "seconds": past.seconds,
         "stopped": past.stopped,
-        "evaluations": torch.tensor(past.evaluations, dtype=torch.float64).reshape(-1, 3),
+        "evaluations": _matrix(past.evaluations),
         "metrics": [past.metrics.size, past.metrics.sha256],
         "evaluated": [past.evaluated.size, past.evaluated.sha256],
         "state": state,
     }
     return content | {"checksum": _checksum(content)}
+
+
+def _matrix(rows: list[tuple[float, ...]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(rows[0]) if rows else 3)
 
 
 def _plain(value: Any) -> Any:
@@ -375,15 +379,15 @@ def _unpack(content: dict[str, Any]) -> Past:
             values[name] = tuple(_typed(values[name], list))
         _typed(values["buffers"], dict)
         rows = _typed(content["evaluations"], Tensor)
-        if rows.dtype != torch.float64 or rows.ndim != 2 or rows.shape[1] != 3:
-            raise ValueError("evaluations are [k, 3] in float64")
+        if rows.dtype != torch.float64 or rows.ndim != 2 or rows.shape[1] < 3:
+            raise ValueError("evaluations are [k, 3 or more] in float64")
         marks = []
         for name in ("metrics", "evaluated"):
             size, digest = _typed(content[name], list)
             marks.append(Mark(whole(size, name), _typed(digest, str)))
         stopped = content["stopped"]
         return Past(
-            [(int(step), accuracy, loss) for step, accuracy, loss in rows.tolist()],
+            [(int(step), *values) for step, *values in rows.tolist()],
             None if stopped is None else line_of_text(stopped, "stopped"),
             number(content["seconds"], "seconds", 0),
             Snapshot(**values),
@@ -436,7 +440,7 @@ class Journal:
         folder: of the run.
         simulation: at step 0; brought to the newest checkpoint that is whole.
         settings, digest: of its experiment.
-        columns: of metrics.csv.
+        columns, evaluated: of metrics.csv and of evaluations.csv.
         device: where it runs.
         every: seconds between two checkpoints, more where they would cost over 1 % of the time; 0 for every step.
         origins: where code of somebody's own came from, for environment.json.
@@ -454,11 +458,11 @@ class Journal:
 
     def __init__(
         self, folder: Path, simulation: Simulation, *, settings: str, digest: str, columns: Sequence[str],
-        device: str, every: float, origins: Sequence[dict[str, str]] = (),
+        evaluated: Sequence[str], device: str, every: float, origins: Sequence[dict[str, str]] = (),
     ) -> None:  # fmt: skip
         self.folder, self._settings, self._digest, self._every = folder, settings, digest, every
-        self._simulation = simulation
-        self.evaluations: list[tuple[int, float, float]] = []
+        self._simulation, self._width = simulation, len(evaluated)
+        self.evaluations: list[tuple[float, ...]] = []
         self.stopped: str | None = None
         self.seconds = 0.0
         metrics, evaluations = self._recover()
@@ -473,7 +477,7 @@ class Journal:
                 write_whole(folder / SETTINGS, lambda file: file.write(settings.encode()), PARTIAL)
             self._note_environment(environment(device), origins)
             for name, header, kept in ((METRICS, columns, metrics),
-                                       (EVALUATIONS, ("step", "accuracy", "loss"), evaluations)):  # fmt: skip
+                                       (EVALUATIONS, evaluated, evaluations)):  # fmt: skip
                 self._tables.append(_Table(folder / name, header, kept))
         self._last, self._wait = time.monotonic(), every
 
@@ -500,6 +504,8 @@ class Journal:
                 metrics = _beginning(self.folder / METRICS, past.metrics)
                 evaluations = _beginning(self.folder / EVALUATIONS, past.evaluated)
                 _check_length(past, metrics, evaluations)
+                if any(len(row) != self._width for row in past.evaluations):
+                    raise _Unusable(f"its evaluations are not of {self._width} numbers each")
                 _bring(self._simulation, past.snapshot)
             except _Unusable as error:
                 reasons.append(f"{name} cannot be used: {error}")
@@ -570,7 +576,7 @@ class Journal:
         """Whether it is time for a checkpoint."""
         return time.monotonic() - self._last >= self._wait
 
-    def save(self, evaluations: list[tuple[int, float, float]], stopped: str | None, seconds: float) -> None:
+    def save(self, evaluations: list[tuple[float, ...]], stopped: str | None, seconds: float) -> None:
         """A checkpoint, between two steps; the one before is kept until this one is safe."""
         began = time.monotonic()
         newest = self.folder / CHECKPOINT

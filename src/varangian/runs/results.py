@@ -34,11 +34,40 @@ from .folders import FORMAT
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Accuracy (in [0, 1]) and loss on the test set before the update of that step."""
+    """Accuracy (in [0, 1]) and loss on the test set before the update of that step.
+
+    ``validation_accuracy`` and ``validation_loss`` are those on the training data set aside; None without any.
+    """
 
     step: int
     accuracy: float
     loss: float
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+
+    @classmethod
+    def of(cls, step: float, values: Sequence[float], columns: Sequence[str]) -> Evaluation:
+        """From what was found, which :func:`columns_of` names."""
+        found = dict(zip(columns, values, strict=True))
+        return cls(
+            int(step),
+            found["accuracy"],
+            found["loss"],
+            found.get("validation_accuracy"),
+            found.get("validation_loss"),
+        )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """All that was found, in the order of the columns of evaluations.csv after the step."""
+        held = (self.accuracy, self.loss, self.validation_accuracy, self.validation_loss)
+        return tuple(value for value in held if value is not None)
+
+
+def columns_of(experiment: Experiment) -> list[str]:
+    """What evaluations.csv holds of each evaluation beside its step."""
+    found = ["accuracy", "loss"]
+    return found + [f"validation_{name}" for name in found] if experiment.validation else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +106,27 @@ class Result:
         """The accuracy after the last step."""
         return self.evaluations[-1].accuracy
 
+    @property
+    def max_validation(self) -> float | None:
+        """The greatest accuracy on the training data set aside; None where there are none (``validation=0``)."""
+        return None if self.chosen is None else self.chosen.validation_accuracy
+
+    @property
+    def chosen(self) -> Evaluation | None:
+        """The evaluation with the greatest accuracy on the training data set aside, the first of equals.
+
+        Its ``accuracy`` is that on the test set of a model that was chosen without looking at it. None without
+        ``validation``.
+
+        Example:
+            >>> result = run(Experiment(model="linear", steps=20, validation=0.1))
+            >>> result.chosen.validation_accuracy == result.max_validation >= result.evaluations[0].validation_accuracy
+            True
+        """
+        if not self.experiment.validation:
+            return None
+        return max(self.evaluations, key=lambda e: -1 if e.validation_accuracy is None else e.validation_accuracy)
+
     def model(self) -> nn.Module:
         """A copy of the trained model, in evaluation mode, on the device where it was trained or, from a folder, on the
         CPU.
@@ -104,6 +154,10 @@ class Result:
 
     def summary(self) -> dict[str, Any]:
         """What result.json holds."""
+        chosen = self.chosen
+        validated = {}
+        if chosen is not None:
+            validated = {"max_validation": chosen.validation_accuracy, "chosen_accuracy": chosen.accuracy}
         return {
             "format": FORMAT,
             "name": self.experiment.name,
@@ -114,7 +168,7 @@ class Result:
             "steps": len(self.measures),
             "stopped": self.stopped,
             "seconds": round(self.seconds, 3),
-        }
+        } | validated
 
 
 def load_model(folder: str | Path, data_folder: str | Path | None = None, trust: bool = False) -> nn.Module:
@@ -207,8 +261,9 @@ def _read(folder: Path) -> Result:
         folders.check_format(folder / folders.RESULT, summary)
         check_summary(summary, experiment)
         seconds = number(summary["seconds"], "seconds", 0)
-        needed = ("step", "accuracy", "loss")
-        evaluations = [_evaluation(row) for row in read_rows(folder / folders.EVALUATIONS, needed)]
+        columns = columns_of(experiment)
+        rows = read_rows(folder / folders.EVALUATIONS, ("step", *columns))
+        evaluations = [_evaluation(row, columns) for row in rows]
         measures = read_measures(folder / folders.METRICS)
         if not evaluations or len(measures) != summary["steps"]:
             raise ValueError("rows are missing from its tables.")
@@ -219,6 +274,9 @@ def _read(folder: Path) -> Result:
         raise ValueError(f"{folder} cannot be read as a run: {error} is missing.") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be read as a run: {cut(str(error))}") from None
+
+
+ACCURACIES = ("max_accuracy", "final_accuracy", "max_validation", "chosen_accuracy")
 
 
 def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
@@ -233,7 +291,7 @@ def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
             f"result.json is of another experiment: its digest is {shown(summary['digest'])}, that of "
             f"experiment.json is {experiment.digest}."
         )
-    for name in ("max_accuracy", "final_accuracy"):
+    for name in ACCURACIES if experiment.validation else ACCURACIES[:2]:
         number(summary[name], name, 0, 1)
     if summary["final_loss"] is not None:
         number(summary["final_loss"], "final_loss")
@@ -242,9 +300,12 @@ def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
         line_of_text(summary["stopped"], "stopped")
 
 
-def _evaluation(row: dict[str, str]) -> Evaluation:
-    accuracy = number_of(row["accuracy"], "accuracy", 0, 1)
-    return Evaluation(whole_of(row["step"], "step"), accuracy, _any_number(row["loss"], "loss"))
+def _evaluation(row: dict[str, str], columns: Sequence[str]) -> Evaluation:
+    values = [
+        number_of(row[name], name, 0, 1) if name.endswith("accuracy") else _any_number(row[name], name)
+        for name in columns
+    ]
+    return Evaluation.of(whole_of(row["step"], "step"), values, columns)
 
 
 def read_measures(path: Path) -> Rows:

@@ -18,13 +18,13 @@ from ..core.checks import Refused, cut, printable
 from ..core.references import importing
 from ..simulation.data import Dataset
 from ..simulation.metrics import COLUMNS, Rows
-from ..simulation.simulate import Evaluator, Simulation
+from ..simulation.simulate import Simulation
 from . import folders
-from .building import build, identified, open_dataset
+from .building import Evaluators, build, identified, open_dataset
 from .experiment import Experiment, differences
 from .folders import Journal
 from .interrupts import Interrupts
-from .results import Evaluation, Result, read, read_measures, settings_of
+from .results import Evaluation, Result, columns_of, read, read_measures, settings_of
 
 CHECKPOINT_EVERY = 60.0  # seconds
 
@@ -185,7 +185,8 @@ def _run_in(
             try:
                 journal = Journal(
                     folder, simulation, settings=experiment.to_json(), digest=experiment.digest, columns=COLUMNS,
-                    device=experiment.device, every=checkpoint_every, origins=experiment.origins(),
+                    evaluated=("step", *columns_of(experiment)), device=experiment.device, every=checkpoint_every,
+                    origins=experiment.origins(),
                 )  # fmt: skip
             except folders.OtherSettings as other:
                 with importing(False):
@@ -228,28 +229,29 @@ def _complete_run(folder: Path, experiment: Experiment) -> Result | None:
 
 
 def _train(
-    e: Experiment, simulation: Simulation, evaluator: Evaluator, *, journal: Journal | None, interrupts: Interrupts,
+    e: Experiment, simulation: Simulation, evaluator: Evaluators, *, journal: Journal | None, interrupts: Interrupts,
     progress: Progress | None,
 ) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []
+    columns = columns_of(e)
     measures = Rows()
     stopped, start, began = None, time.perf_counter(), simulation.steps_done
     if journal is not None:
-        evaluations = [Evaluation(*row) for row in journal.evaluations]
+        evaluations = [Evaluation.of(step, values, columns) for step, *values in journal.evaluations]
         stopped, start = journal.stopped, start - journal.seconds
         if began:
             measures = read_measures(journal.folder / folders.METRICS)
 
     def evaluate() -> None:
         step = simulation.steps_done
-        newest = Evaluation(step, *evaluator(simulation.gradients, simulation.parameters, step))
+        newest = Evaluation.of(step, evaluator(simulation.gradients, simulation.parameters, step), columns)
         evaluations.append(newest)
         if journal is not None:
-            journal.evaluate([str(step), f"{newest.accuracy:.9g}", f"{newest.loss:.9g}"])
+            journal.evaluate([str(step), *(f"{value:.9g}" for value in newest.values)])
 
     def save() -> None:
         if journal is not None and journal.saved < simulation.steps_done:
-            rows = [(evaluation.step, evaluation.accuracy, evaluation.loss) for evaluation in evaluations]
+            rows = [(float(evaluation.step), *evaluation.values) for evaluation in evaluations]
             journal.save(rows, stopped, time.perf_counter() - start)
 
     def tell() -> None:

@@ -44,6 +44,7 @@ Source = Literal["varangian", "imported"]
 SETTINGS = [field.name for field in fields(Experiment)]
 IDENTITY = ["name", "digest", "source", "format"]
 RESULTS = ["steps_done", "max_accuracy", "final_accuracy", "final_loss", "ratio", "ratio_within", "stopped"]
+VALIDATED = ["max_validation", "chosen_accuracy"]  # of runs with validation, and columns where there are any
 MAX_RUNS = 10**5  # in one table
 
 
@@ -71,6 +72,8 @@ class Outcome:
         seconds: how long it took, or None where nobody knows.
         curve: its evaluations, in the order of steps; empty where only the row is known.
         source: "imported" for runs of the paper's own code.
+        max_validation, chosen_accuracy: the greatest accuracy on the training data set aside, and that on the test set
+            at the same step; None without ``validation``.
         machine: processor, threads and versions, where one machine did all of it and is known; see :func:`machine_of`.
     """
 
@@ -86,10 +89,13 @@ class Outcome:
     curve: tuple[Point, ...] = ()
     source: Source = "varangian"
     machine: str | None = None
+    max_validation: float | None = None
+    chosen_accuracy: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_accuracy", "final_accuracy"):
-            number(getattr(self, name), name, 0, 1)
+        for name in ("max_accuracy", "final_accuracy", *VALIDATED):
+            if name not in VALIDATED or getattr(self, name) is not None:
+                number(getattr(self, name), name, 0, 1)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -235,6 +241,7 @@ def _outcome(
         tuple(Point(step, accuracy, at.get(step)) for step, accuracy in evaluations),
         source,
         machine,
+        *(float(summary[name]) if experiment.validation else None for name in VALIDATED),
     )
 
 
@@ -257,6 +264,7 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
         outcome = _outcome(experiment, summary, evaluations, ratios, source, machine_of(folder))
         _check_curve(outcome)
         _check_accuracies(outcome)
+        _check_chosen(outcome, folder / "evaluations.csv")
         return outcome
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
@@ -307,6 +315,20 @@ def _check_accuracies(outcome: Outcome) -> None:
                 f"its accuracies ({outcome.max_accuracy:g}, at the end {outcome.final_accuracy:g}) are not those of "
                 f"its evaluations ({best:g}, {last:g})."
             )
+
+
+def _check_chosen(outcome: Outcome, path: Path) -> None:
+    """Those of the evaluation that was best on the data set aside."""
+    if outcome.max_validation is None or outcome.chosen_accuracy is None:
+        return
+    columns = ("accuracy", "validation_accuracy")
+    rows = [(number_of(a, columns[0]), number_of(v, columns[1])) for a, v in read_columns(path, columns, columns)]
+    accuracy, best = max(rows, key=lambda row: row[1])
+    if abs(best - outcome.max_validation) > 1e-6 or abs(accuracy - outcome.chosen_accuracy) > 1e-6:
+        raise ValueError(
+            f"its validation accuracy ({outcome.max_validation:g}, and {outcome.chosen_accuracy:g} on the test set) is "
+            f"not that of its evaluations ({best:g}, {accuracy:g})."
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -433,11 +455,13 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     for line in again:
         warnings.warn(f"left out: {line}", stacklevel=2)
     settings = columns_of([o.experiment for o in outcomes])
+    validated = VALIDATED if "validation" in settings else []
     runs = [
         [o.experiment.name, o.experiment.digest, o.source, str(FORMAT)]
         + [_text(o.experiment, name) for name in settings]
         + [_cell(v) for v in (o.steps, o.max_accuracy, o.final_accuracy, o.final_loss)]
         + [_cell(v) for v in (o.ratio, o.ratio_within, o.stopped)]
+        + [_cell(getattr(o, name)) for name in validated]
         for o in outcomes
     ]
     curves = [
@@ -448,7 +472,7 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     timings = [
         [o.experiment.digest, o.source, _cell(o.seconds), o.machine or ""] for o in outcomes if o.seconds is not None
     ]
-    write_csv(folder / "runs.csv", [*IDENTITY, *settings, *RESULTS], runs)
+    write_csv(folder / "runs.csv", [*IDENTITY, *settings, *RESULTS, *validated], runs)
     write_csv(folder / "curves.csv", ["digest", "source", "step", "accuracy", "ratio"], curves)
     write_csv(folder / "timings.csv", ["digest", "source", "seconds", "machine"], timings)
 
@@ -531,10 +555,10 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
     if written > FORMAT:
         raise ValueError(f"it is of a newer version of Varangian (format {written}, this one reads up to {FORMAT}).")
     # Columns that Experiment does not know would be settings of a later version.
-    experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in (*IDENTITY, *RESULTS)})
+    experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in (*IDENTITY, *RESULTS, *VALIDATED)})
     # What cannot be measured is empty, and so is what a table of another kind does not have.
-    optional = ("final_loss", "ratio", "ratio_within")
-    loss, ratio, within = (number_of(row[name], name) if row.get(name) else None for name in optional)
+    optional = ("final_loss", "ratio", "ratio_within", *VALIDATED)
+    loss, ratio, within, *validated = (number_of(row[name], name) if row.get(name) else None for name in optional)
     outcome = Outcome(
         experiment,
         number_of(row["max_accuracy"], "max_accuracy", 0, 1),
@@ -548,6 +572,7 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
         tuple(curve),
         "imported" if row["source"] == "imported" else "varangian",
         machine,
+        *validated,
     )
     if written == FORMAT and row["digest"] != experiment.digest:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from .catalogue import DATASETS, cifar_10, cifar_100, digits, fashion_mnist, load, mnist, name_of, synthetic
 from .dataset import DataError, Dataset, Split, prepare
-from .partitions import IID, PARTITIONS, Dirichlet, Extreme, Partition, Similarity, partition
+from .partitions import IID, PARTITIONS, Dirichlet, Extreme, Partition, Similarity, partition, set_aside
 
 __all__ = [
     "DATASETS",
@@ -24,5 +24,6 @@ __all__ = [
     "name_of",
     "partition",
     "prepare",
+    "set_aside",
     "synthetic",
 ]

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...core import randomness
 from ...core.checks import require, shown
 from ...core.specs import make
+from .dataset import Split
 
 
 class Partition(Protocol):
@@ -155,6 +157,35 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
                 f"that of worker {worker} is none."
             )
     return [part.astype(np.int64, copy=False) for part in parts]
+
+
+def set_aside(split: Split, share: float, seed: int, purpose: str = "validation") -> tuple[Split, Split]:
+    """(what is kept, what is set aside): a share of the examples, at least one, drawn by the seed and the labels.
+
+    The draw is stratified: of every class, or every range of a number that is to be predicted, the same share is set
+    aside, to the nearest example. Labels of several numbers an example are not looked at.
+
+    Raises:
+        ValueError: nothing would be left.
+
+    Example:
+        >>> kept, aside = set_aside(Split(torch.zeros(100, 1, 1, 1), torch.arange(100) % 4), 0.2, seed=1)
+        >>> len(kept), aside.labels.bincount().tolist()
+        (80, [5, 5, 5, 5])
+    """
+    count = max(1, round(share * len(split)))
+    if count >= len(split):
+        raise ValueError(f"of {len(split):,} training examples, {share:g} would be set aside and none be left.")
+    generator = randomness.generator(seed, purpose)
+    order = generator.permutation(len(split))
+    if split.labels.ndim == 1:
+        order = order[np.argsort(split.labels.numpy()[order], kind="stable")]
+    # One of each of `count` runs of equal length.
+    places = np.floor((np.arange(count) + generator.random()) * (len(split) / count)).astype(np.int64)
+    chosen = np.zeros(len(split), dtype=bool)
+    chosen[order[np.minimum(places, len(split) - 1)]] = True
+    kept, aside = (torch.from_numpy(np.flatnonzero(of)) for of in (~chosen, chosen))
+    return Split(split.images[kept], split.labels[kept]), Split(split.images[aside], split.labels[aside])
 
 
 def _check_enough(deal: Partition, labels: np.ndarray, workers: int) -> None:
