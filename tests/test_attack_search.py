@@ -8,7 +8,9 @@ import torch
 
 import oracles
 import varangian as vg
-from varangian.core.attacks import ATTACKS, LINES, ComposedDefence, Knowledge, Trials, WorstCase, next_place
+from varangian.core.attacks import ATTACKS, ComposedDefence, Knowledge, WorstCase
+from varangian.core.attacks.search import LINES
+from varangian.core.attacks.trials import Trials, next_place
 from varangian.core.explanation import explain
 from varangian.core.randomness import generator
 from varangian.core.specs import describe, make

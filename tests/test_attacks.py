@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import oracles
 import varangian as vg
 from varangian.core import randomness
-from varangian.core.attacks import original_factor
+from varangian.core.attacks.simple import original_factor
 
 EXAMPLES: dict[str, vg.Attack] = {
     "little": vg.Little(1.5),

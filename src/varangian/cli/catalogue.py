@@ -20,7 +20,7 @@ from ..core.checks import unknown
 KINDS = {
     "rules": ("RULES", "core/rules/*.py"),
     "mixings": ("MIXINGS", "core/mixing.py"),
-    "attacks": ("ATTACKS", "core/attacks.py"),
+    "attacks": ("ATTACKS", "core/attacks/*.py"),
     "datasets": ("DATASETS", "simulation/data/*.py"),
     "models": ("MODELS", "simulation/models.py"),
     "partitions": ("PARTITIONS", "simulation/data/*.py"),

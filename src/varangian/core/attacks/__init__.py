@@ -1,0 +1,15 @@
+"""What the adversary sends: from the vectors of the honest workers to f vectors of its own."""
+
+from __future__ import annotations
+
+from .base import Attack, ComposedDefence, Defence, Knowledge
+from .search import ATTACKS, Found, WorstCase, parts
+from .simple import Empire, Gaussian, Inf, LabelFlip, Little, Mimic, NaN, SignFlip, Zero
+from .spread import MinMax, MinSum
+from .targeted import ROP, AntiCGE, Fang, HiddenVulnerability
+
+__all__ = [
+    "ATTACKS", "ROP", "AntiCGE", "Attack", "ComposedDefence", "Defence", "Empire", "Fang", "Found", "Gaussian",
+    "HiddenVulnerability", "Inf", "Knowledge", "LabelFlip", "Little", "Mimic", "MinMax", "MinSum", "NaN", "SignFlip",
+    "WorstCase", "Zero", "parts",
+]  # fmt: skip

@@ -1,0 +1,268 @@
+"""What an attack is, and what the adversary knows: the vectors of the honest workers, the defence, the last aggregate.
+
+mean and std are those of the vectors that honest workers send (momentum included), per coordinate.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
+from typing import Any, ClassVar, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernels, randomness
+from ..algorithm import Algorithm
+from ..checks import brief, require, whole
+from ..geometry import power_below
+from ..mixing import Mixing
+from ..randomness import BARE, Draw
+from ..rules import Rule
+from ..stages import as_matrix, decide
+
+Defence = Callable[[Any], Any]
+TRIED = BARE.fork()  # what an adversary tries a defence with
+
+
+@dataclass(frozen=True, eq=False)
+class ComposedDefence:
+    """What the server does to n vectors, as an adversary may try it out: mixings, a rule, and the last aggregate.
+
+    A value, so that trying it out advances nothing. Any callable [n, d] -> [d] may be a defence; this one shows its
+    parts, which lets :class:`WorstCase` work on distances.
+
+    Attributes:
+        pre: mixings.
+        rule: the rule behind them.
+        previous: [d], the last aggregate, for rules that use it; or None.
+        draw: what its rules and mixings draw: numbers like the server's, but others. An adversary knows how the server
+            draws, not what.
+    """
+
+    pre: tuple[Mixing, ...]
+    rule: Rule
+    previous: Tensor | None = None
+    draw: Draw = TRIED
+
+    @kernels.eager
+    def __call__(self, x: Tensor) -> Tensor:
+        return decide(x, self.pre, self.rule, self.previous, self.draw).aggregate
+
+
+def as_defence(defence: Any, previous: Tensor | None = None) -> Defence | None:
+    """A defence an attack can try: algorithms and rules with their parts in sight, other callables as they are."""
+    if isinstance(defence, Algorithm):
+        return ComposedDefence(defence.pre, defence.rule, previous)
+    if isinstance(defence, Rule):
+        return ComposedDefence((), defence, previous)
+    return defence
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """What the adversary knows when it crafts its f vectors.
+
+    Attributes:
+        honest: [h, d] what honest workers send; only read.
+        f: how many vectors the adversary controls.
+        defence: the composed defence, [n, d] -> [d], its state forked; or None.
+        previous: [d], the last aggregate; or None.
+        random: the random numbers of this step.
+        flipped: [f, d] what the f workers would send if they followed the protocol on data whose labels c are turned
+            into C - 1 - c; or None. Only for attacks that say so (``uses_flipped``).
+        known: the moments of the honest vectors, where somebody has computed them already.
+    """
+
+    honest: Tensor
+    f: int
+    defence: Defence | None
+    previous: Tensor | None
+    random: np.random.Generator
+    flipped: Tensor | None = None
+    known: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased standard deviation of the honest vectors, [d] and [d]; computed once, for all who ask."""
+        return kernels.mean_and_std(self.honest) if self.known is None else self.known
+
+    @property
+    def mean(self) -> Tensor:
+        return self.moments[0]
+
+    @cached_property
+    def unit(self) -> float:
+        """1, or in double precision the power of two in which what honest vectors measure has squares in its range."""
+        if self.honest.dtype != torch.float64:
+            return 1.0
+        # No coordinate is further from its mean than h - 1 standard deviations.
+        size = float(torch.maximum(self.mean.abs(), self.moments[1].nan_to_num(0, inf)).max())
+        return 1.0 if not 0 < size < inf or 1e-60 < size < 1e60 else power_below(size)
+
+    def copied(self) -> Knowledge:
+        """The same, with tensors of its own: whatever is written there, nobody else sees."""
+        defence = self.defence
+        if isinstance(defence, ComposedDefence):
+            defence = replace(defence, previous=None if defence.previous is None else defence.previous.clone())
+        return replace(
+            self,
+            honest=self.honest.clone(),
+            defence=defence,
+            previous=None if self.previous is None else self.previous.clone(),
+            flipped=None if self.flipped is None else self.flipped.clone(),
+            known=None if self.known is None else (self.known[0].clone(), self.known[1].clone()),
+        )
+
+    def same_vectors(self, other: Knowledge) -> bool:
+        """Whether the vectors of workers are the same to the bit, NaN included."""
+        pairs = [(self.honest, other.honest), (self.flipped, other.flipped)]
+        return all(
+            torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
+            for mine, theirs in pairs
+            if mine is not None and theirs is not None
+        )
+
+    def in_unit(self) -> Knowledge:
+        """The same, with all vectors divided by ``unit``; without the defence, which knows lengths."""
+        if self.unit == 1:
+            return self
+        return replace(
+            self,
+            honest=self.honest / self.unit,
+            defence=None,
+            previous=None if self.previous is None else self.previous / self.unit,
+            flipped=None if self.flipped is None else self.flipped / self.unit,
+            known=None,
+        )
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """An attack: the honest vectors to f Byzantine ones. An immutable value; subclasses write :meth:`craft`, and
+    :meth:`check` where they cannot do with any h, f and d.
+
+    Attacks remember nothing: what their papers carry from step to step is taken from what an omniscient adversary sees
+    anyway (the last aggregate, the momenta inside honest vectors), under "Convention" in each docstring.
+    """
+
+    title: ClassVar[str] = ""  # what figures call it; its name if empty
+    uses_previous: ClassVar[bool] = False  # whoever runs it must keep the last aggregate
+    uses_defence: ClassVar[bool] = False
+    uses_flipped: ClassVar[bool] = False  # whoever runs it must have the f workers learn from flipped labels
+
+    @overload
+    def __call__(
+        self, honest: Tensor | Sequence[Tensor], f: int, defence: Defence | Algorithm | None = None,
+        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, honest: np.ndarray | Sequence[np.ndarray], f: int, defence: Defence | Algorithm | None = None,
+        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
+    ) -> np.ndarray: ...  # fmt: skip
+    @kernels.eager
+    def __call__(
+        self,
+        honest: Any,
+        f: int,
+        defence: Defence | Algorithm | None = None,
+        previous: Any = None,
+        random: np.random.Generator | None = None,
+        flipped: Any = None,
+    ) -> Any:
+        """[h, d] -> [f, d], of the same kind, dtype and device; a new array, and the honest vectors are only read.
+
+        Args:
+            honest: the vectors of the h honest workers.
+            f: how many vectors to craft, >= 0.
+            defence: what the server does, for attacks that try it: a rule, an algorithm, or any [n, d] -> [d].
+            previous: [d], the last aggregate, for attacks that use it.
+            random: the source of random numbers; a fixed one by default, so that the call is reproducible.
+            flipped: [f, d], what the f workers would send had they learnt from flipped labels, for LabelFlip.
+        """
+        matrix, restore = as_matrix(self, honest)
+        f = whole(self, "f", f)
+        if f == 0:
+            return restore(matrix.new_empty(0, matrix.shape[1]))
+        if previous is not None:
+            previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device).detach()
+        if flipped is not None:
+            flipped = as_matrix(self, flipped)[0].to(matrix)
+        random = randomness.generator(0, "attack") if random is None else random
+        crafted = self.send(Knowledge(matrix, f, as_defence(defence, previous), previous, random, flipped))
+        self.warn_if_idle(matrix.shape[0], f)
+        return restore(crafted.expand(f, -1).clone() if crafted.ndim == 1 else crafted)
+
+    @abstractmethod
+    def craft(self, seen: Knowledge) -> Tensor:
+        """A new [d] that all f workers send, or a new [f, d]; f >= 1."""
+
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        """Raises ValueError where the attack is not defined for h honest vectors and f >= 1 of its own, of d
+        coordinates where these are known already. A run asks before it starts."""
+        require(self, h >= 1, "at least 1 honest vector", h)
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        """Why nobody is attacked with these options, for h honest vectors, f >= 1 of its own and labels of so many
+        classes, where these are known; None where somebody is."""
+        return None
+
+    def warn_if_idle(self, h: int, f: int, classes: int | None = None) -> None:
+        """Says once why nobody is attacked; for whoever runs the attack, before the first step."""
+        reason = self.idle(h, f, classes)
+        if reason is not None:
+            warnings.warn(f"{brief(self)} attacks nobody with n = {h + f}, f = {f}: {reason}.", stacklevel=3)
+
+    def send(self, seen: Knowledge) -> Tensor:
+        """:meth:`craft` as whoever runs an attack calls it: asked what is possible, what is sent looked at.
+
+        Half precision is crafted in single precision and rounded once, since deviations and squares soon leave its
+        range; what is too large for it is sent as its greatest number.
+
+        Raises:
+            ValueError: sizes that the attack cannot do with, or an attack that does not send what it must.
+        """
+        (h, d), f, dtype = seen.honest.shape, seen.f, seen.honest.dtype
+        require(self, h >= 1, "at least 1 honest vector", h)
+        self.check(h, f, d)
+        half = dtype in (torch.float16, torch.bfloat16)
+        crafted = self.craft(_widened(seen) if half else seen)
+        wanted = f"{type(self).__name__} must send [d] = [{d}] or [f, d] = [{f}, {d}] of {dtype}"
+        if not isinstance(crafted, Tensor):
+            raise ValueError(f"{wanted}, got {type(crafted).__name__}.")
+        if list(crafted.shape) not in ([d], [f, d]):
+            raise ValueError(f"{wanted}, got shape {list(crafted.shape)}.")
+        if half and crafted.dtype == torch.float32:
+            limit = torch.finfo(dtype).max
+            crafted = torch.where(crafted.isfinite(), crafted.clamp(-limit, limit), crafted).to(dtype)
+        if crafted.dtype != dtype or crafted.device != seen.honest.device:
+            raise ValueError(f"{wanted} on {seen.honest.device}, got {crafted.dtype} on {crafted.device}.")
+        return crafted
+
+
+def _widened(seen: Knowledge) -> Knowledge:
+    """The same in single precision."""
+    defence, dtype = seen.defence, seen.honest.dtype
+
+    def asked(x: Any) -> Any:
+        assert defence is not None
+        return defence(x.to(dtype)).float()
+
+    return replace(
+        seen,
+        honest=seen.honest.float(),
+        defence=defence if defence is None or isinstance(defence, ComposedDefence) else asked,
+        previous=None if seen.previous is None else seen.previous.float(),
+        flipped=None if seen.flipped is None else seen.flipped.float(),
+        known=None,
+    )
+
+
+MEAN = "the honest mean itself is sent"
+ALONE = "one honest vector has no spread, and is sent again"

@@ -1,0 +1,295 @@
+"""Attacks that look at no rule: a shift of the honest mean, noise, values that are no numbers, a copy, wrong labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+from statistics import NormalDist
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import require, set_real, set_whole
+from ..geometry import Geometry
+from .base import ALONE, MEAN, Attack, Knowledge
+
+
+@dataclass(frozen=True)
+class Little(Attack):
+    """A Little Is Enough: a shift within the spread of honest vectors, too small to stand out, always the same way.
+
+    mean + sign * factor * std
+
+    Args:
+        factor: how many standard deviations; None is the original choice Phi^-1((n - f - s) / (n - f)),
+            s = floor(n / 2 + 1) - f, the largest shift that still finds enough honest supporters beyond it.
+        sign: -1 or 1.
+        ddof: 1 for the unbiased standard deviation, 0 for the biased one.
+
+    Shape: [h, d] -> f equal rows [f, d]; h >= 2 with ddof 1.
+    Cost: one pass.
+    Convention: the paper of distributed momentum uses factor 1.5, sign -1, ddof 1.
+
+    Warns:
+        UserWarning: nobody is attacked: factor 0, or None where so few attack that the original one is not positive.
+
+    Example:
+        >>> import torch
+        >>> Little(factor=1.0)(torch.tensor([[0.0], [2.0]]), f=1)
+        tensor([[-0.4142]])
+
+    Reference: Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning",
+    NeurIPS 2019.
+    """
+
+    title: ClassVar[str] = "Little"
+
+    factor: float | None = 1.5
+    sign: int = -1
+    ddof: int = 1
+
+    def __post_init__(self) -> None:
+        set_real(self, "factor", "a finite factor", isfinite, optional=True)
+        set_whole(self, "sign", least=-1)
+        require(self, self.sign in (-1, 1), "sign -1 or 1", self.sign)
+        set_whole(self, "ddof")
+        require(self, self.ddof in (0, 1), "ddof 0 or 1", self.ddof)
+
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        require(self, h > self.ddof, f"at least {self.ddof + 1} honest vectors", h)
+        if self.factor is None:
+            original_factor(h + f, f)
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        if h == 1:
+            return ALONE
+        if self.factor is not None:
+            return None if self.factor else MEAN
+        factor = original_factor(h + f, f)
+        if factor > 0:
+            return None
+        return f"its factor is {factor:.3g}, so that the honest mean is sent, or a vector on its other side"
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        h = seen.honest.shape[0]
+        mean, std = seen.moments if h > 1 else (seen.mean, torch.zeros_like(seen.mean))
+        factor = original_factor(h + seen.f, seen.f) if self.factor is None else self.factor
+        return torch.add(mean, std, alpha=self.sign * factor * (1.0 if self.ddof else ((h - 1) / h) ** 0.5))
+
+
+def original_factor(n: int, f: int) -> float:
+    """The factor of A Little Is Enough for n workers, f of them Byzantine (Baruch et al., 2019, algorithm 3).
+
+    Example:
+        >>> round(original_factor(50, 24), 2)
+        1.43
+    """
+    supporters = n // 2 + 1 - f
+    share = (n - f - supporters) / (n - f)
+    if not 0 < share < 1:
+        raise ValueError(f"Little(factor=None) needs 0 < s < n - f for s = floor(n/2 + 1) - f, got n = {n}, f = {f}.")
+    return NormalDist().inv_cdf(share)
+
+
+@dataclass(frozen=True)
+class Empire(Attack):
+    """Fall of Empires: the mean of honest vectors, turned around and scaled, to make inner products negative.
+
+    mean + factor * (-mean) = (1 - factor) mean
+
+    Args:
+        factor: 1.1 in the paper of distributed momentum, so that -0.1 mean is sent.
+
+    Shape: [h, d] -> f equal rows [f, d].
+    Cost: one pass.
+    Convention: elsewhere -epsilon * mean, epsilon = factor - 1 ("inner product manipulation").
+
+    Example:
+        >>> import torch
+        >>> Empire(factor=1.5)(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), f=1)
+        tensor([[-1., -2.]])
+
+    Reference: Xie, Koyejo, Gupta, "Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation",
+    UAI 2019.
+    """
+
+    title: ClassVar[str] = "Empire"
+
+    factor: float = 1.1
+
+    def __post_init__(self) -> None:
+        set_real(self, "factor", "a finite factor", isfinite)
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return None if self.factor else MEAN  # below 0 the mean is sent, but made longer, which some rules follow
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        return torch.add(seen.mean, seen.mean, alpha=-self.factor)
+
+
+@dataclass(frozen=True)
+class SignFlip(Attack):
+    """The opposite of the mean of honest vectors: -mean.
+
+    Example:
+        >>> import torch
+        >>> SignFlip()(torch.tensor([[1.0], [3.0]]), f=1)
+        tensor([[-2.]])
+    """
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        return -seen.mean
+
+
+@dataclass(frozen=True)
+class Gaussian(Attack):
+    """Noise: f independent vectors of N(0, std^2) coordinates.
+
+    Args:
+        std: standard deviation, > 0; 200 where the attack was introduced.
+
+    Example:
+        >>> import torch
+        >>> Gaussian()(torch.zeros(3, 2), f=4).shape
+        torch.Size([4, 2])
+
+    Reference: Blanchard et al., NeurIPS 2017.
+    """
+
+    std: float = 200.0
+
+    def __post_init__(self) -> None:
+        set_real(self, "std", "a finite std > 0", lambda std: 0 < std < inf)
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        noise = seen.random.standard_normal((seen.f, seen.honest.shape[1]), dtype=np.float32)
+        return torch.from_numpy(noise).to(seen.honest) * self.std
+
+
+@dataclass(frozen=True)
+class Zero(Attack):
+    """Nothing: zero vectors, as from a worker that stopped computing.
+
+    Example:
+        >>> import torch
+        >>> Zero()(torch.ones(3, 2), f=1)
+        tensor([[0., 0.]])
+    """
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        return seen.honest.new_zeros(seen.honest.shape[1])
+
+
+@dataclass(frozen=True)
+class NaN(Attack):
+    """Not a number in every coordinate: one such vector destroys an average for ever.
+
+    Example:
+        >>> import torch
+        >>> NaN()(torch.ones(3, 2), f=1)
+        tensor([[nan, nan]])
+    """
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        return seen.honest.new_full((seen.honest.shape[1],), float("nan"))
+
+
+@dataclass(frozen=True)
+class Inf(Attack):
+    """Infinity in every coordinate.
+
+    Args:
+        sign: "+", "-", or "mixed", which alternates from coordinate to coordinate.
+
+    Example:
+        >>> import torch
+        >>> Inf(sign="mixed")(torch.ones(3, 2), f=1)
+        tensor([[inf, -inf]])
+    """
+
+    sign: Literal["+", "-", "mixed"] = "+"
+
+    def __post_init__(self) -> None:
+        require(self, self.sign in ("+", "-", "mixed"), 'sign "+", "-" or "mixed"', self.sign)
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        vector = seen.honest.new_full((seen.honest.shape[1],), float("-inf" if self.sign == "-" else "inf"))
+        if self.sign == "mixed":
+            vector[1::2] = float("-inf")
+        return vector
+
+
+@dataclass(frozen=True)
+class Mimic(Attack):
+    """All f copy one honest worker, the one furthest along the direction in which honest vectors differ most.
+
+    Nothing that is sent looks wrong; one worker's data is only counted f times more than it should be.
+
+    z = the top principal direction of the centred honest vectors;  x_i of greatest |<z, x_i>|
+
+    Shape: [h, d] -> f equal rows [f, d].
+    Cost: one pass for h x h distances; the eigenvectors are found between them.
+    Convention: the paper learns z and i over a warm-up of many steps and then keeps i; this is the form of one step, on
+        honest vectors that carry the past in their momenta. Ties go to the lexicographically smaller vector; honest
+        vectors that are not finite are never copied.
+
+    Example:
+        >>> import torch
+        >>> Mimic()(torch.tensor([[0.0, 1.0], [1.0, 1.0], [5.0, 1.0]]), f=1)
+        tensor([[5., 1.]])
+
+    Reference: Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022.
+    """
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return ALONE if h == 1 else None
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        geometry = Geometry.of(seen.honest)
+        good = np.flatnonzero(geometry.finite)
+        if not good.size:
+            return seen.honest[0].clone()
+        squared, norms = geometry.distances[np.ix_(good, good)], geometry.norms[good]
+        inner = 0.5 * (norms[:, None] + norms[None, :] - squared)
+        # About the first honest vector rather than about their mean: nothing cancels, and one more centring follows.
+        about = 0.5 * (squared[:, :1] + squared[:1] - squared)
+        centred = about - about.mean(0) - about.mean(1)[:, None] + about.mean()
+        axis = np.linalg.eigh(centred)[1][:, -1]
+        along = (axis - axis.mean()) @ inner
+        scores = np.full(geometry.n, inf)
+        scores[good] = -np.abs(along)
+        return seen.honest[int(geometry.smallest(scores, 1)[0])].clone()
+
+
+@dataclass(frozen=True)
+class LabelFlip(Attack):
+    """Workers that follow the protocol on mislabelled data: every label c is turned into C - 1 - c.
+
+    Shape: -> [f, d], a row of its own per worker.
+    Cost: the gradients of f more workers.
+    Convention: a data attack, so whoever runs it supplies ``flipped``: what the f workers send, with the worker half
+        (clipping, momentum) applied as at an honest one. The simulator does; vectors alone do not tell.
+
+    Example:
+        >>> import torch
+        >>> LabelFlip()(torch.zeros(3, 2), f=1, flipped=torch.ones(1, 2))
+        tensor([[1., 1.]])
+
+    Reference: Biggio, Nelson, Laskov, "Support Vector Machines Under Adversarial Label Noise", ACML 2011; in this
+    setting: Fang et al., USENIX Security 2020.
+    """
+
+    uses_flipped: ClassVar[bool] = True
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        return "with one class no label can be another" if classes == 1 else None
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        shape = [seen.f, seen.honest.shape[1]]
+        came = "nothing" if seen.flipped is None else list(seen.flipped.shape)
+        wanted = f"flipped, the vectors {shape} of f workers that learn from labels C - 1 - c (a simulation has them)"
+        require(self, seen.flipped is not None and came == shape, wanted, came)
+        assert seen.flipped is not None
+        return seen.flipped.clone()

@@ -1,0 +1,93 @@
+"""What vectors on a line through the honest mean do to a defence."""
+
+from __future__ import annotations
+
+from math import inf, isfinite, sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..geometry import Geometry
+from ..rules import Rule, Selecting
+from ..stages import check_rows
+from .base import ComposedDefence, Knowledge
+
+STEP = 3.0  # between the first factors tried on a line
+
+
+def next_place(tried: dict[int | float, float]) -> float:
+    """Where to try next, given the damage at the places tried: the middle of the wider gap beside the best, or a step
+    beyond an end."""
+    best = max(tried, key=lambda place: tried[place])
+    below = max((place for place in tried if place < best), default=None)
+    above = min((place for place in tried if place > best), default=None)
+    if above is None:
+        return best + 1
+    if below is None:
+        return best - 1
+    return (best + above) / 2 if above - best >= best - below else (best + below) / 2
+
+
+def _by_weights(rule: Rule) -> bool:
+    """Whether its weights say it all; one that somebody derived may do more with the vectors."""
+    return type(rule).apply is Selecting.apply
+
+
+class Trials:
+    """The damage of vectors mean + scale * p for some lines p; on distances alone where the defence allows it.
+
+    Args:
+        seen: what the adversary knows.
+        units: [d] each, the p of each line.
+    """
+
+    def __init__(self, seen: Knowledge, units: list[Tensor]) -> None:
+        assert seen.defence is not None
+        self.seen, self.units, self.defence = seen, units, seen.defence
+        self.h, self.f = seen.honest.shape[0], seen.f
+        self.geometry: Geometry | None = None
+        d = seen.honest.shape[1]
+        if isinstance(self.defence, ComposedDefence) and _by_weights(self.defence.rule):
+            check_rows(self.defence.pre, self.defence.rule, self.h + self.f)
+            points = torch.stack([seen.mean + unit for unit in units])
+            extra = None
+            if self.defence.rule.uses_previous:
+                extra = points.new_zeros(1, d) if self.defence.previous is None else self.defence.previous.unsqueeze(0)
+            self.geometry = Geometry.of(torch.cat([seen.honest, points]), extra)
+        else:
+            self.vectors = torch.cat([seen.honest, seen.honest.new_empty(self.f, d)])
+
+    def vector(self, line: int, scale: float) -> Tensor:
+        """[d] the point of a line at a scale."""
+        return torch.add(self.seen.mean, self.units[line], alpha=scale)
+
+    def damage(self, line: int, scale: float) -> float:
+        """How far F moves from the honest mean; infinitely where it is not finite any more."""
+        if self.geometry is not None:
+            moved = sqrt(self._by_distances(self.geometry, line, scale)) * self.geometry.unit
+        else:
+            self.vectors[self.h :] = self.vector(line, scale)
+            answer = self.defence(self.vectors)
+            squared = float(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean)[0])
+            in_range = kernels.VANISHING < squared < inf
+            moved = sqrt(squared) if in_range else float(kernels.norms(answer - self.seen.mean))
+        return moved if isfinite(moved) else inf
+
+    def _by_distances(self, base: Geometry, line: int, scale: float) -> float:
+        assert isinstance(self.defence, ComposedDefence)
+        weights = np.zeros((self.h + self.f, base.n))
+        weights[: self.h, : self.h] = np.eye(self.h)
+        weights[self.h :, : self.h] = (1 - scale) / self.h
+        weights[self.h :, self.h + line] = scale
+        geometry = base.mix(weights)
+        for mixing in self.defence.pre:
+            geometry = mixing.mix(geometry, self.defence.draw)
+        selection = self.defence.rule.choose(geometry.n, geometry)
+        assert selection is not None
+        moved = geometry.through(selection)
+        moved[: self.h] -= 1 / self.h
+        # ||sum of c_i x_i||^2 = -1/2 sum of c_i c_j ||x_i - x_j||^2 once the c add up to 0, with the origin's share.
+        moved = np.append(moved, -moved.sum())
+        return max(float(-0.5 * moved @ base.squared @ moved), 0.0)
