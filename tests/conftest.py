@@ -1,12 +1,54 @@
-"""What tests start from, wherever they are started: signals mean what they usually mean.
+"""What tests start from, wherever they are started: signals mean what they usually mean. And the program itself.
 
 A shell starts what it puts in the background with interrupts ignored, nohup with hang-ups ignored, and children inherit
 that; tests send such signals to programs and look at what becomes of them.
 """
 
+from __future__ import annotations
+
 import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from varangian import cli
+from varangian.simulation.data import readers
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+class Ended:
+    """How the program ended: status, and what it wrote."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def varangian(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[..., Ended]]:
+    """Runs the program in this process, in an empty folder and without the network; gives the threads back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VARANGIAN_DATA", raising=False)
+    monkeypatch.setattr(readers, "_URLS", dict.fromkeys(readers._URLS, "http://127.0.0.1:9/"))
+    threads = torch.get_num_threads()
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["varangian", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        written = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        assert "Traceback" not in written.out + written.err
+        return Ended(end.value.code, written.out, written.err)
+
+    yield run
+    torch.set_num_threads(threads)

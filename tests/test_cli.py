@@ -22,40 +22,10 @@ from varangian.cli import runs
 from varangian.cli.catalogue import KINDS, catalogue
 from varangian.core.checks import summary_of
 from varangian.runs.experiment import HASHES
-from varangian.simulation.data import readers
 from varangian.study import demo
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["run", "--workers", "11", "--byzantine", "2", "--steps", "2", "--batch-size", "2", "--quiet"]
-
-
-class Ended:
-    """How the program ended: status, and what it wrote."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def varangian(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Runs the program in this process, in an empty folder and without the network; gives the threads back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VARANGIAN_DATA", raising=False)
-    monkeypatch.setattr(readers, "_URLS", dict.fromkeys(readers._URLS, "http://127.0.0.1:9/"))
-    threads = torch.get_num_threads()
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["varangian", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        written = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        assert "Traceback" not in written.out + written.err
-        return Ended(end.value.code, written.out, written.err)
-
-    yield run
-    torch.set_num_threads(threads)
 
 
 def left(folder: Path) -> list[str]:

@@ -88,7 +88,7 @@ class Grid:
             axes.append({"seed": values.pop("seed", [SETTINGS["seed"]])} | values)
         empty = dict.fromkeys(name for case in axes for name, values in case.items() if not values)
         faults += [f"{name}: a list without values leaves nothing to run." for name in empty]
-        if not all(exclude):
+        if any(isinstance(table, Mapping) and not table for table in _listed(self.exclude)):
             faults.append("exclude: an exclusion that names no setting leaves nothing to run.")
         counts = [math.prod(len(values) for values in case.values()) for case in axes]
         if sum(counts) > MOST:
@@ -144,10 +144,11 @@ class Grid:
             content["exclude"] = [dict(table) for table in self.exclude]
         if self.cases:
             content["case"] = [dict(table) for table in self.cases]
-        return content
+        return _written(content)
 
     def to_toml(self) -> str:
-        return tomlkit.dumps(_said(self.to_dict()))
+        """As TOML, which has no null: "none" stands for it."""
+        return tomlkit.dumps(_written(self.to_dict(), "none"))
 
     @property
     def digest(self) -> str:
@@ -203,7 +204,9 @@ def replaced(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
     """What a file holds, with some settings said anew in it and in all its cases."""
     seeds = {"seed", "seeds"} & set(settings)
     gone = {"seed", "seeds"} - seeds if seeds else set()
-    rest = {name: settings.get(name, value) for name, value in content.items() if name not in gone} | dict(settings)
+    rest: dict[str, Any] = {
+        name: settings.get(name, value) for name, value in content.items() if name not in gone
+    } | dict(settings)
     cases = rest.get("case")
     if isinstance(cases, list):
         rest["case"] = [
@@ -256,10 +259,10 @@ def numbers(value: object) -> tuple[int, ...]:
         if len(value) > 10_000:
             raise ValueError(f"more than 10,000 seeds ({len(value):,}).")
         found = [seed.item() if isinstance(seed, np.generic) else seed for seed in value]
-    elif isinstance(value, int) and not isinstance(value, bool) and value != 1:
-        raise ValueError(f'{value} may be so many seeds, or one: write "1-{value}" or [{value}].')
-    elif value == 1:
+    elif value == 1 and not isinstance(value, bool):
         found = [1]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(f'{value} may be so many seeds, or one: write "1-{value}" or [{value}].')
     else:
         raise ValueError(f'must be a list, or text such as "1-5", got {shown(value)}.')
     for seed in found:
@@ -275,11 +278,13 @@ def numbers(value: object) -> tuple[int, ...]:
 
 def _tables(part: str, given: Any, faults: list[str]) -> list[dict[str, Any]]:
     """The exclusions or cases: tables of settings, or one such table."""
-    listed = [given] if isinstance(given, Mapping) else given
-    if not isinstance(listed, (list, tuple)):
+    if not isinstance(given, (list, tuple, Mapping)):
         faults.append(f"{part}: must be a list of tables of settings, got {shown(given)}.")
-        return []
-    return [_settings(f"{part} {i}: ", table, faults) for i, table in enumerate(listed, start=1)]
+    return [_settings(f"{part} {i}: ", table, faults) for i, table in enumerate(_listed(given), start=1)]
+
+
+def _listed(given: Any) -> Sequence[Any]:
+    return [given] if isinstance(given, Mapping) else given if isinstance(given, (list, tuple)) else []
 
 
 def _settings(where: str, given: Any, faults: list[str]) -> dict[str, Any]:
@@ -301,7 +306,7 @@ def _settings(where: str, given: Any, faults: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What a file can hold: rules, mixings, attacks and partitions as their text, arrays and tuples as lists."""
+    """Arrays and tuples as lists, and besides only what a file can hold, or what has a name there."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -310,7 +315,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, (set, frozenset, Mapping, Iterator)):
         raise ValueError(f"must be a value or a list of values, got {shown(value)}.")
-    return describe(value, NAMED)
+    describe(value, NAMED)
+    return value
 
 
 def _values(name: str, value: Any) -> list[Any]:
@@ -326,11 +332,15 @@ def _is_piece(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and not any(isinstance(item, list) for item in value)
 
 
-def _said(value: Any) -> Any:
-    """For TOML, which has no null."""
+def _written(value: Any, nothing: str | None = None) -> Any:
+    """For a file: rules, mixings, attacks and partitions as their text."""
     if isinstance(value, dict):
-        return {name: _said(item) for name, item in value.items()}
-    return [_said(item) for item in value] if isinstance(value, list) else "none" if value is None else value
+        return {name: _written(item, nothing) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item, nothing) for item in value]
+    if value is None:
+        return nothing
+    return value if isinstance(value, (bool, int, float, str)) else describe(value, NAMED)
 
 
 # ------------------------------------------------------------------------------------------------------ what it makes
@@ -397,7 +407,7 @@ def _matches(cell: Mapping[str, Any], partial: Mapping[str, Any]) -> bool:
 
 def _same(name: str, a: Any, b: Any) -> bool:
     """Whether two values say the same: text may stand for a number, for nothing and for a list of mixings."""
-    return a == b or _key(name, a) == _key(name, b)
+    return a == b or _key(name, _written(a)) == _key(name, _written(b))
 
 
 def _key(name: str, value: Any) -> Any:
