@@ -498,8 +498,32 @@ def test_the_order_of_suspicion() -> None:
     assert (by_node[7].used, by_node[7].weightless, by_node[7].share) == (5, 5, 0.0)
     assert (by_node[8].used, by_node[8].dropped) == (2, 3)
     assert (by_node[9].used, by_node[9].silent, by_node[9].reason) == (3, 2, "error: 'crashed'")
-    assert str(report).splitlines()[0] == "5 rounds, the model kept as it was in 0"
-    assert len(str(report).splitlines()) == 2 + 10
+    assert (by_node[7].rejected, by_node[8].rejected - by_node[8].weightless) == (5, 3)
+    assert (report.rounds, report.kept, report.weight.shape) == (5, 0, (5, 10))
+    lines = str(report).splitlines()
+    assert lines[0] == "MultiKrum(f=2): 10 nodes, 5 rounds, 0 skipped"
+    assert lines[1].split() == ["node", "used", "rejected", "dropped", "silent", "share", "suspicion", "last", "reason"]
+    assert lines[2].split()[:5] == ["7", "5", "5", "-", "-"]
+    assert len(lines) == 2 + 10
+    kept = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert (kept["nodes"][9]["node"], kept["nodes"][9]["silent"]) == (9, 2)
+    assert kept["weight"][0][9] is None
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=str)
+def test_the_report_is_what_explain_says_of_the_same_updates(algorithm: vg.Algorithm) -> None:
+    strategy, n = RobustStrategy(algorithm, seed=3), 11
+    sent, vectors = model(), updates(n, seed=5)
+    vectors[4] *= 30
+    play(strategy, sent, {i: content(away(sent, vectors[i])) for i in reversed(range(n))})
+    came = torch.stack([flat(away(sent, v)) - flat(sent) for v in vectors])
+    state = algorithm.init(0, 15)
+    said, report = vg.explain(came, algorithm, state.previous, seed=3), strategy.report()
+    np.testing.assert_array_equal(report.suspicion[0], said.suspicion)
+    np.testing.assert_array_equal(report.rejected[0], said.rejected)
+    if said.weight is not None:
+        np.testing.assert_array_equal(report.weight[0], said.weight)
+    assert report.nodes[0].node == int(said.suspicion.argmax()) == 4
 
 
 def test_the_f_of_a_round_is_of_those_asked() -> None:

@@ -3,7 +3,7 @@
 One vocabulary for explanations and for every engine's report:
 
 - *weight*: how much of the aggregate a vector is, see :func:`weights_of_table` and :func:`weights_in_columns`.
-- *rejected*: not finite, or of weight 0, see :func:`rejected`.
+- *rejected*: not finite, or of next to no weight, see :func:`rejected`.
 - *score*: what the rule ranks vectors by, >= 0 and the lower the better, for rules that have one
   (:meth:`varangian.Rule.score`), see :func:`scores`.
 - *suspicion*: a number from 0 to 1 for each vector and step, of its score or, for rules without one, of its distance to
@@ -21,8 +21,10 @@ from torch import Tensor
 from . import kernels
 from .checks import kind_of
 from .geometry import Geometry
+from .randomness import Draw
 from .stages import Mixing, Rule, Statistic
 
+NEGLIGIBLE = 0.1  # of an equal share: whose weight is less is rejected
 BLOCK = 4096  # columns sorted at a time
 
 
@@ -54,13 +56,18 @@ def suspicion(measure: np.ndarray, finite: np.ndarray) -> np.ndarray:
 
 
 def rejected(weight: np.ndarray | None, finite: np.ndarray) -> np.ndarray:
-    """[n] whether a vector was rejected: it is not finite, or its weight in the decision is 0.
+    """[n] whether a vector was rejected: it is not finite, or has under a tenth of an equal share of all weights.
+
+    Not at 0 alone: rules that weigh down never come to 0, and weights in columns are a sample's.
 
     Args:
         weight: [n] how much of the aggregate each vector is; NaN, or None for all, where the rule does not tell.
         finite: [n] whether a vector holds neither NaN nor infinity.
     """
-    return ~finite if weight is None else ~finite | (weight == 0)
+    if weight is None:
+        return ~finite
+    size = np.abs(weight)
+    return ~finite | (size < NEGLIGIBLE / finite.size * size.sum()) | (size == 0)
 
 
 def scores(pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None) -> np.ndarray | None:
@@ -89,6 +96,16 @@ def scores(pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None) -> np.n
             f"{type(rule).__name__}.score must answer numbers >= 0, the lower the better, got {found[good].min():.4g}."
         )
     return np.where(good, found, np.inf)
+
+
+def scores_of(x: Tensor, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, draw: Draw) -> np.ndarray | None:
+    """As :func:`scores`, where the vectors are at hand: for a rule that decides without distances and yet scores by
+    them, they are measured."""
+    if geometry is None and type(rule).score is not Rule.score:
+        geometry = Geometry.of(x)
+        for mixing in pre:
+            geometry = mixing.mix(geometry, draw)
+    return scores(pre, rule, geometry)
 
 
 def weights_of_table(table: np.ndarray | None, n: int) -> np.ndarray:

@@ -15,8 +15,7 @@ import numpy as np
 from . import kernels
 from .algorithm import Algorithm
 from .checks import shown
-from .evidence import rejected, scores, suspicion, weights_in_columns
-from .geometry import Geometry
+from .evidence import rejected, scores_of, suspicion, weights_in_columns
 from .randomness import Draw
 from .stages import Rule, as_matrix, as_previous, decide
 
@@ -37,7 +36,7 @@ class Explanation:
         distance: [n] to the aggregate; NaN for vectors that are not finite.
         norm: [n]; NaN for vectors that are not finite.
         finite: [n] whether a vector holds neither NaN nor infinity.
-        rejected: [n] whether a vector is not finite, or its weight is 0.
+        rejected: [n] whether a vector is not finite, or of less than a tenth of an equal share of the weights.
         suspicion: [n] from 0, usual, to 1, see :func:`varangian.core.evidence.suspicion`: of the score, or where there
             is none of the distance.
         coordinates: how many coordinates the weights of a coordinate-wise rule were counted on; 0 for other rules.
@@ -144,12 +143,7 @@ def explain(
     norm = kernels.squared_norms(matrix).sqrt().cpu().numpy()
     finite = np.isfinite(norm)
     distance = np.sqrt(kernels.squared_distances_to(matrix, decision.aggregate))
-    geometry = decision.geometry
-    if geometry is None and type(rule).score is not Rule.score:  # decided without, but scored for this
-        geometry = Geometry.of(matrix)
-        for mixing in pre:
-            geometry = mixing.mix(geometry, draw)
-    score, score_name = scores(pre, rule, geometry), ""
+    score, score_name = scores_of(matrix, pre, rule, decision.geometry, draw), ""
     if score is not None:
         score_name = (rule.score_name or f"score of {type(rule).__name__}") + (", after mixing" if pre else "")
     return Explanation(

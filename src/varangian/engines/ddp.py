@@ -13,19 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core import kernels
 from ..core.algorithm import Algorithm, State
-from ..core.evidence import weights_in_columns, weights_of_table
 from .history import History, Report
 from .sharded import (
-    SAMPLE,
     Aggregation,
     Chunk,
     Ending,
@@ -34,6 +30,7 @@ from .sharded import (
     Ranks,
     Refused,
     Span,
+    Step,
     arithmetic,
     at_backward,
     backward_number,
@@ -41,8 +38,6 @@ from .sharded import (
     check_options,
     check_state,
     device_of,
-    finished,
-    finite_rows,
     number_in,
     refused_step,
     tensors_of,
@@ -119,7 +114,16 @@ def protect(
         1
         >>> dist.destroy_process_group()
     """
-    return Protection(model, algorithm, replicated, scaler, on_refusal, window, warn, seed)
+    return Protection(
+        model,
+        algorithm,
+        replicated=replicated,
+        scaler=scaler,
+        on_refusal=on_refusal,
+        window=window,
+        warn=warn,
+        seed=seed,
+    )
 
 
 class Protection:
@@ -129,6 +133,7 @@ class Protection:
         self,
         model: DistributedDataParallel,
         algorithm: Algorithm,
+        *,
         replicated: bool,
         scaler: torch.amp.GradScaler | None,
         on_refusal: OnRefusal,
@@ -147,7 +152,7 @@ class Protection:
         def told() -> dict[str, str]:
             if not distributed:
                 raise ValueError(f"protect needs a DistributedDataParallel, got {type(model).__name__}.")
-            check_options("protect", on_refusal, window, warn, seed)
+            check_options("protect", on_refusal=on_refusal, window=window, warn=warn, seed=seed)
             if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
                 raise ValueError(f"protect needs a torch.amp.GradScaler, got {type(scaler).__name__}.")
             named.extend(
@@ -156,7 +161,7 @@ class Protection:
                 if parameter.requires_grad and name not in model.parameters_to_ignore
             )
             _check_model(model, named)
-            check_algorithm("protect", algorithm, self._ranks.size, not replicated, REPLICATED)
+            check_algorithm("protect", algorithm, self._ranks.size, columnwise=not replicated, advice=REPLICATED)
             scale = None if self._scaler is None else self._scaler.get_scale()
             return {
                 "versions and arithmetic": arithmetic(),
@@ -168,7 +173,7 @@ class Protection:
         hosts = self._ranks.agree("protect", told)
         warn_of_none("protect", algorithm.rule)
         title = title_of(algorithm) + (", replicated" if replicated else ", each rank aggregates a piece")
-        self._history = History(title, hosts, window, warn, first=self._ranks.rank == 0)
+        self._history = History(title, hosts, window=window, warn=warn, first=self._ranks.rank == 0)
         self._model, self._algorithm, self._replicated, self._on_refusal = model, algorithm, replicated, on_refusal
         self._names = {parameter: name for name, parameter in named}
         ends = list(accumulate(parameter.numel() for _, parameter in named))
@@ -189,10 +194,10 @@ class Protection:
             self._ranks,
         )
         self._owner = Owner(algorithm, seed, self._ranks)
-        self._step, self._seed = 0, seed  # steps that were not refused: what is drawn depends on it
+        self._number = 0  # of steps that were not refused: what is drawn depends on it
         self._aggregation: Aggregation
         self._buckets: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
-        self._chunks: list[Chunk] = []
+        self._step: Step  # the one under way
         self._scale = 1.0
         self._incomplete: ValueError | None = None  # said of the step under way
         self._error: Exception | None = None  # which the end of the backward pass raises
@@ -204,7 +209,8 @@ class Protection:
         self._raising, self._checking = Ending(self._raise), Ending(self._check_complete)
 
         def register() -> dict[str, str]:
-            self._aggregation = Aggregation(algorithm, self._ranks, ends[-1], gathers=True)
+            self._aggregation = Aggregation(algorithm, self._ranks, d=ends[-1], gathers=True, seed=seed)
+            self._step = self._aggregation.begin(0)
             try:
                 model.register_comm_hook(self, _hook)
             except RuntimeError as error:
@@ -240,7 +246,7 @@ class Protection:
         Workers' memories differ from rank to rank: save one file a rank. Everything is a tensor, so the file loads with
         weights_only=True.
         """
-        return self._memory.named() | self._owner.named(self._step)
+        return self._memory.named() | self._owner.named(self._number)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes up what :meth:`state_dict` gave on this rank. All ranks call it.
@@ -259,7 +265,7 @@ class Protection:
 
         self._ranks.agree("load_state_dict", told)
         self._memory.load(rest)
-        self._step = number_in(state, "step")
+        self._number = number_in(state, "step")
 
     # ------------------------------------------------------------------------------------------------ a step
 
@@ -316,8 +322,8 @@ class Protection:
         if self._removed:
             return allreduce_hook(self._model.process_group, bucket)  # type: ignore[arg-type]
         if bucket.index() == 0:
-            self._buckets, self._chunks = [], []  # what an interrupted backward pass left
-            self._aggregation.reset()
+            self._buckets = []  # of a backward pass that was interrupted
+            self._step = self._aggregation.begin(self._number)
             self._scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
         # A future has to be told of devices other than the processor.
         device = self._ranks.device
@@ -327,39 +333,34 @@ class Protection:
         if not self._waits:
             buffer = bucket.buffer()
             names = [self._names[p] for p in bucket.parameters()]  # type: ignore[index]
-            chunk = self._memory.chunk(names).at(self._step, self._seed)
-            self._aggregation.begin(chunk, buffer if self._scale == 1.0 else buffer / self._scale)
-            if self._chunks:  # the one before had the time in between to arrive
-                self._aggregation.settle(self._chunks[-1])
-            self._chunks.append(chunk)
+            self._step.add(self._memory.chunk(names), buffer if self._scale == 1.0 else buffer / self._scale)
         if bucket.is_last():
-            buckets, chunks, self._buckets, self._chunks = self._buckets, self._chunks, [], []
-            results = self._complete([b for b, _ in buckets], chunks)
+            buckets, self._buckets = self._buckets, []
+            results = self._complete([b for b, _ in buckets])
             for (_, waiting), result in zip(buckets, results, strict=True):
                 waiting.set_result(result)
         return future
 
-    def _complete(self, buckets: Sequence[GradBucket], chunks: list[Chunk]) -> list[Tensor]:
+    def _complete(self, buckets: Sequence[GradBucket]) -> list[Tensor]:
         """All buckets are here: the update, in their form. DistributedDataParallel copies it into the gradients."""
-        aggregation = self._aggregation
+        step, rule = self._step, self._algorithm.rule
         inside = backward_number() >= 0  # but for a rank that is out of batches, under join()
         if inside:
-            aggregation.error = aggregation.error or self._stale_error() or self._incomplete
+            step.fail(self._stale_error() or self._incomplete)
         self._begun.clear()
         self._stale.clear()
         self._incomplete = None
         try:
-            if self._waits:
-                update = self._whole(buckets)
-                parts = []
+            if self._replicated:
+                updates = [step.replicate(*self._whole(buckets), self._history.name_of)]
             else:
-                aggregation.settle(chunks[-1])
-                update, parts = None, aggregation.finish(chunks, self._history)
-                for chunk in chunks:
-                    chunk.adopt()
+                if self._waits:
+                    step.add(*self._whole(buckets))
+                updates = step.finish(self._history.name_of)
+            step.adopt()
         except Exception as error:  # DistributedDataParallel must come to its end first, or it works no more
             if isinstance(error, Refused):
-                self._history.skip(aggregation.finite)
+                self._history.skip(step.finite, rule.f, str(error))
                 if self._scaler is not None:
                     return [bucket.buffer().fill_(float("nan")) for bucket in buckets]
             if not inside:
@@ -367,10 +368,11 @@ class Protection:
             self._error = error
             self._raising.wanted()
             return [bucket.buffer().zero_() for bucket in buckets]
-        self._history.close()
-        self._step += 1
-        if update is None:
-            return parts if self._scale == 1.0 else [part * self._scale for part in parts]
+        self._history.step([step.evidence], rule.f)
+        self._number += 1
+        if not self._waits:
+            return updates if self._scale == 1.0 else [update * self._scale for update in updates]
+        [update] = updates
         at = 0
         for _, gradient in self._in_order(buckets):
             torch.mul(update[at : at + gradient.numel()].view_as(gradient), self._scale, out=gradient)
@@ -405,58 +407,17 @@ class Protection:
         }
         return sorted(found.items(), key=lambda item: self._spans[item[0]].first)
 
-    def _whole(self, buckets: Sequence[GradBucket]) -> Tensor:
-        """The update of the whole vector at once, [d]."""
+    def _whole(self, buckets: Sequence[GradBucket]) -> tuple[Chunk, Tensor]:
+        """All of it as one chunk, and its gradient [d]."""
         gradients = self._in_order(buckets)
-        chunk = self._memory.chunk([name for name, _ in gradients]).at(self._step, self._seed)
+        chunk = self._memory.chunk([name for name, _ in gradients])
         dtype = gradients[0][1].dtype
         for _, gradient in gradients:
             dtype = torch.promote_types(dtype, gradient.dtype)
         vector = torch.cat([gradient.reshape(-1).to(dtype) for _, gradient in gradients])
         if self._scale != 1.0:
             vector /= self._scale
-        if self._replicated:
-            return self._replicate(chunk, vector)
-        self._aggregation.begin(chunk, vector)
-        self._aggregation.settle(chunk)
-        update = self._aggregation.finish([chunk], self._history)[0]
-        chunk.adopt()
-        return update
-
-    def _replicate(self, chunk: Chunk, vector: Tensor) -> Tensor:
-        """The same, every rank gathering all vectors: [W, d]."""
-        algorithm, n = self._algorithm, self._ranks.size
-        sent, after = self._aggregation.sent(vector if vector.element_size() >= 4 else vector.float(), chunk.state)
-        x = vector.new_empty(n, vector.numel())
-        work = self._ranks.gather(sent.to(vector.dtype).contiguous(), x.view(-1))
-        if work is not None:
-            work.wait()
-        self._aggregation.check(~finite_rows(x), self._history)
-        error, update, state, weight = None, vector, after, np.zeros(n)
-        squared = weight
-        try:
-            decision = algorithm.decide(x, _as(after, vector.dtype))
-            table = decision.table
-            statistic = algorithm.rule.statistic(n if table is None else table.shape[0])
-            if statistic is None:
-                weight = weights_of_table(table, n)
-            else:
-                columns = np.arange(0, x.shape[1], max(1, x.shape[1] // (n * SAMPLE)))
-                weight = weights_in_columns(x, table, statistic, columns)
-            squared = kernels.squared_distances_to(x, decision.aggregate)
-            update, state = finished(algorithm, decision, after)
-        except Exception as own:  # of a stage of the user's own: the others must not take the step either
-            error = own
-        self._ranks.share(error)
-        chunk.state = state
-        self._history.add(weight, squared, self._aggregation.finite, x.shape[1])
-        return update
-
-
-def _as(state: State, dtype: torch.dtype) -> State:
-    """The server's memories in another precision."""
-    previous = None if state.previous is None else state.previous.to(dtype)
-    return replace(state, previous=previous, server=tuple(None if m is None else m.to(dtype) for m in state.server))
+        return chunk, vector
 
 
 def _hook(state: Protection, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -543,12 +504,11 @@ def _split(chunk: Chunk) -> dict[str, State]:
     result, at = {}, 0
     for span in chunk.spans:
         here = slice(at, at + span.size)
-        result[span.name] = State(
-            tuple(None if m is None else m[:, here] for m in chunk.state.worker),
-            tuple(None if m is None else m[here] for m in chunk.state.server),
-            None if chunk.state.previous is None else chunk.state.previous[here],
-            chunk.state.step,
-            chunk.state.seed,
+        result[span.name] = replace(
+            chunk.state,
+            worker=tuple(None if m is None else m[:, here] for m in chunk.state.worker),
+            server=tuple(None if m is None else m[here] for m in chunk.state.server),
+            previous=None if chunk.state.previous is None else chunk.state.previous[here],
         )
         at += span.size
     return result
@@ -561,12 +521,11 @@ def _joined(parts: Sequence[State]) -> State:
         present = [tensor for tensor in tensors if tensor is not None]
         return torch.cat(present, dim) if present else None
 
-    return State(
-        tuple(along(m, 1) for m in zip(*(part.worker for part in parts), strict=True)),
-        tuple(along(m, 0) for m in zip(*(part.server for part in parts), strict=True)),
-        along([part.previous for part in parts], 0),
-        parts[0].step,
-        parts[0].seed,
+    return replace(
+        parts[0],
+        worker=tuple(along(m, 1) for m in zip(*(part.worker for part in parts), strict=True)),
+        server=tuple(along(m, 0) for m in zip(*(part.server for part in parts), strict=True)),
+        previous=along([part.previous for part in parts], 0),
     )
 
 

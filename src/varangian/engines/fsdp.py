@@ -33,6 +33,7 @@ from .sharded import (
     Ranks,
     Refused,
     Span,
+    Step,
     arithmetic,
     at_backward,
     backward_number,
@@ -106,7 +107,7 @@ def protect(
         ranks find out whether they speak of the same, and for rules that look at distances (W + 1)^2 numbers a unit.
         Worker momentum takes d numbers on each rank, which are not sharded.
     """
-    return Protection(model, algorithm, on_refusal, window, warn, seed)
+    return Protection(model, algorithm, on_refusal=on_refusal, window=window, warn=warn, seed=seed)
 
 
 class Protection:
@@ -116,6 +117,7 @@ class Protection:
         self,
         model: nn.Module,
         algorithm: Algorithm,
+        *,
         on_refusal: OnRefusal,
         window: int,
         warn: Callable[[str], None] | None,
@@ -148,8 +150,8 @@ class Protection:
                 )
             if self._ranks.size < 2:
                 raise ValueError("protect needs at least two ranks, got one, for which fully_shard reduces nothing.")
-            check_options("protect", on_refusal, window, warn, seed)
-            check_algorithm("protect", algorithm, self._ranks.size, True, WHOLE)
+            check_options("protect", on_refusal=on_refusal, window=window, warn=warn, seed=seed)
+            check_algorithm("protect", algorithm, self._ranks.size, columnwise=True, advice=WHOLE)
             for stage in algorithm.worker:
                 if stage.uses_previous:
                     raise ValueError(
@@ -169,11 +171,11 @@ class Protection:
         hosts = self._ranks.agree("protect", told)
         warn_of_none("protect", algorithm.rule)
         title = f"{title_of(algorithm)}, unit by unit"
-        self._history = History(title, hosts, window, warn, first=self._ranks.rank == 0)
+        self._history = History(title, hosts, window=window, warn=warn, first=self._ranks.rank == 0)
         self._model, self._algorithm, self._on_refusal = model, algorithm, on_refusal
         self._owner = Owner(algorithm, seed, self._ranks)
-        self._step, self._seed = 0, seed  # steps that were not refused: what is drawn depends on it
-        self._seen: set[str] = set()  # units of the step under way
+        self._number, self._seed = 0, seed  # of steps that were not refused: what is drawn depends on it
+        self._steps: dict[str, Step | None] = {}  # by unit, of the step under way, once it came to be reduced
         self._failed: Exception | None = None  # why the step under way comes to nothing, on every rank
         self._finite = np.ones(self._ranks.size, bool)  # who was, where it was refused
         self._used: set[str] = set()  # parameters that got a gradient since the last step
@@ -219,10 +221,10 @@ class Protection:
         there is no unit in it; later, of a unit that no step used it says so."""
         found = {name: dict(unit.tensors()) for name, unit in self._units.items()}
         for name, unit in self._units.items():
-            if self._step and not found[name] and self._remembers(unit):
+            if self._number and not found[name] and self._remembers(unit):
                 found[name][USED] = torch.empty(0, dtype=torch.uint8)
         memory = {f"{place}.{name}": tensor.clone() for name, kept in found.items() for place, tensor in kept.items()}
-        return memory | self._owner.named(self._step)
+        return memory | self._owner.named(self._number)
 
     def _remembers(self, unit: _Unit) -> bool:
         return bool(unit.parameters and _places(self._algorithm))
@@ -259,7 +261,7 @@ class Protection:
             name, place = places[key]
             if tensor.numel() or place != USED:
                 self._units[name].saved[place] = tensor.clone()
-        self._step = number_in(state, "step")
+        self._number = number_in(state, "step")
 
     # ------------------------------------------------------------------------------------------------ a step
 
@@ -297,8 +299,7 @@ class Protection:
 
     def _begin(self) -> None:
         """A backward pass begins; of one that was interrupted nothing stays."""
-        self._seen.clear()
-        self._history.clear()
+        self._steps.clear()
         self._failed = None
         self._waits_for_end = True
         self._ending.wanted()
@@ -312,19 +313,20 @@ class Protection:
                 self._meet(unit, gradient)
                 assert unit.aggregation is not None
                 assert unit.chunk is not None
-                unit.aggregation.begin(unit.chunk.at(self._step, self._seed), gradient)
-                unit.aggregation.settle(unit.chunk)
-                return unit.aggregation.finish([unit.chunk], self._history)[0]
+                self._steps[unit.name] = step = unit.aggregation.begin(self._number)
+                step.add(unit.chunk, gradient)
+                return step.finish(self._history.name_of)[0]
         except Exception as error:  # fully_shard must come to its end first, or it works no more
             self._failed = error
-            if unit.aggregation is not None:
-                self._finite = unit.aggregation.finite
+            step = self._steps[unit.name]
+            if step is not None:
+                self._finite = step.finite
         return gradient.new_zeros(gradient.numel() // self._ranks.size)
 
     def _meet(self, unit: _Unit, gradient: Tensor) -> None:
         """Raises on every rank unless all have come to reduce the same parameters of the same unit."""
-        first, again = not self._seen, unit.name in self._seen
-        self._seen.add(unit.name)
+        first, again = not self._steps, unit.name in self._steps
+        self._steps[unit.name] = None
         whole = gradient.numel() == unit.length(self._ranks.size)
         error: Exception | None = None
         try:
@@ -336,7 +338,7 @@ class Protection:
                     "called several times belongs into a unit that is called once."
                 )
             used = () if whole else tuple(sorted(self._used & unit.parameters.keys()))
-            unit.prepare(self._algorithm, self._ranks, gradient, used)
+            unit.prepare(self._algorithm, self._ranks, gradient, used, seed=self._seed)
         except Exception as own:
             error = own
         names = "" if whole else str(sorted(self._used))
@@ -377,10 +379,11 @@ class Protection:
 
     def _end(self) -> None:
         """The backward pass is over: its step is taken up, or comes to nothing."""
-        seen, self._seen = self._seen, set()
+        steps, self._steps = self._steps, {}
         error, self._failed = self._failed, None
+        rule = self._algorithm.rule
         self._waits_for_end = False
-        if not seen:
+        if not steps:
             return
         self._used.clear()
         if error is None:
@@ -389,15 +392,16 @@ class Protection:
             except Exception as own:
                 error = own
         if error is None:
-            for name in seen:
-                self._units[name].adopt()
-            self._history.close()
-            self._step += 1
+            done = {name: step for name, step in steps.items() if step is not None}
+            for name, step in done.items():
+                step.adopt()
+                self._units[name].adopted()
+            self._history.step([step.evidence for step in done.values()], rule.f)
+            self._number += 1
             return
-        self._history.clear()
         refused_step(self._model, tuple(self._parameters.values()))
         if isinstance(error, Refused):
-            self._history.skip(self._finite)
+            self._history.skip(self._finite, rule.f, str(error))
             if self._on_refusal == "skip":
                 self._history.say(f"step {self._history.steps} is skipped: {error}")
                 return
@@ -436,9 +440,7 @@ class _Unit:
     def forget(self) -> None:
         self.chunk, self.saved, self._adopted = None, {}, False
 
-    def adopt(self) -> None:
-        assert self.chunk is not None
-        self.chunk.adopt()
+    def adopted(self) -> None:
         self.saved, self._adopted = {}, True
 
     def length(self, size: int, used: Sequence[str] = ()) -> int:
@@ -451,7 +453,9 @@ class _Unit:
             total += parameter.numel() if sharded else math.ceil(rows / size) * size * (parameter.numel() // rows)
         return total
 
-    def prepare(self, algorithm: Algorithm, ranks: Ranks, gradient: Tensor, used: tuple[str, ...]) -> None:
+    def prepare(
+        self, algorithm: Algorithm, ranks: Ranks, gradient: Tensor, used: tuple[str, ...], *, seed: int
+    ) -> None:
         """Zero memory for gradients of these parameters, or what was loaded.
 
         Raises:
@@ -471,7 +475,7 @@ class _Unit:
         for place, target in tensors_of(state).items() if self.saved else ():
             target.copy_(self.saved[place])
         self.chunk, self._used = Chunk([Span(self.name, length, 0)], ranks.size, state), used
-        self.aggregation = Aggregation(algorithm, ranks, length, gathers=False)
+        self.aggregation = Aggregation(algorithm, ranks, d=length, gathers=False, seed=seed)
 
     def check(self, algorithm: Algorithm, ranks: Ranks, saved: Mapping[str, Tensor]) -> None:
         """Raises ValueError for a memory that no gradient of this unit can have, and where it lacks."""

@@ -1,136 +1,348 @@
-"""Who was rejected, how often, and how suspicious each rank is: kept over the last steps, the same on all ranks."""
+"""Who was rejected, how often, and how suspicious each worker is: one record for the ranks and nodes of all engines."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from ..core.checks import whole
+from ..core.evidence import rejected as rejected_by
 
-logger = logging.getLogger("varangian")
+logger = logging.getLogger("varangian.engines")
 
-NEGLIGIBLE = 0.1  # of an equal share: whose weight is less was rejected
-FAR = 3.0  # usual distances from the aggregate: who is further was rejected, by a rule that gives no weights
+Noun = Literal["rank", "node"]
+
 OFTEN = 0.9  # of the steps: whoever is rejected so often is named, if the rule does not reject everybody as often
-SUSPICIOUS = 0.5  # twice the usual distance: whoever is further so often is named too, though it may have some weight
-
-
-@dataclass(frozen=True)
-class RankReport:
-    """What became of one rank's vectors.
-
-    Attributes:
-        rank: its number in the process group.
-        host: the machine that it runs on.
-        rejected: in how many of all steps it was not finite, or had next to no weight: under a tenth of an equal share.
-        nonfinite: in how many of all steps it sent NaN or infinity.
-        recently_rejected: as rejected, of the last steps.
-        recently_nonfinite: as nonfinite, of the last steps.
-        weight: its mean share of the aggregate over the last steps; NaN for rules that give no weights.
-        suspicion: the mean over the last steps of 1 - usual distance / distance from the aggregate, 0 within the usual
-            (median) distance, and 1 for vectors that are not finite.
-    """
-
-    rank: int
-    host: str
-    rejected: int
-    nonfinite: int
-    recently_rejected: int
-    recently_nonfinite: int
-    weight: float
-    suspicion: float
+SUSPICIOUS = 0.5  # twice the usual score or distance: whoever has more so often is named too, whatever its weight
+NOT_FINITE = "NaN or infinity"
+COUNTS = ("asked", "used", "dropped", "silent", "rejected", "suspicious")
 
 
 @dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a step told of each of W vectors, or of some of their coordinates.
+
+    Attributes:
+        weight: [W] shares of the aggregate; NaN where the rule does not tell.
+        suspicion: [W], see :func:`varangian.core.evidence.suspicion`.
+        finite: [W].
+        size: how many coordinates.
+    """
+
+    weight: np.ndarray
+    suspicion: np.ndarray
+    finite: np.ndarray
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What became of one step of ranks, or of one round of nodes.
+
+    Attributes:
+        number: of the step or round, from 1.
+        asked: whose vectors were asked for, by number: all ranks, or the nodes that the model was sent to.
+        f: how many Byzantine vectors the rule was told to expect (or would have been).
+        used: those whose vectors the rule saw.
+        dropped: those whose vector was not finite, or whose reply not what was asked for, and why.
+        silent: those without a reply, and why where that is known.
+        weight: how much of the aggregate is each of ``used``; None for rules that do not tell, and without one.
+        suspicion: of each of ``used``, from 0, usual, to 1; None without an aggregate.
+        rejected: whether each of ``used`` had less than a tenth of an equal share; None without an aggregate.
+        kept: why the model was kept as it was; "" where it was not.
+    """
+
+    number: int
+    asked: tuple[int, ...]
+    f: int
+    used: tuple[int, ...]
+    dropped: Mapping[int, str] = field(default_factory=dict)
+    silent: Mapping[int, str] = field(default_factory=dict)
+    weight: np.ndarray | None = None
+    suspicion: np.ndarray | None = None
+    rejected: np.ndarray | None = None
+    kept: str = ""
+
+    def __str__(self) -> str:
+        parts = [f"round {self.number}: {len(self.used)} of {len(self.asked)} updates, f = {self.f}"]
+        if self.rejected is not None and self.rejected.any():
+            parts.append(f"rejected {', '.join(str(self.used[i]) for i in np.flatnonzero(self.rejected))}")
+        parts += [f"dropped {node} ({why})" for node, why in self.dropped.items()]
+        parts += [f"nothing from {node} ({why})" for node, why in self.silent.items()]
+        parts += [f"the model is kept: {self.kept}"] if self.kept else []
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What became of one worker's vectors.
+
+    Attributes:
+        worker: its number, as a rank of the process group or as a node.
+        host: the machine that it runs on, where that is known.
+        asked, used, silent: in how many of all steps or rounds, see :class:`Round`.
+        dropped: in how many its vector was not finite or, from a node, not what was asked for.
+        rejected: in how many it was dropped, or its weight was under a tenth of an equal share.
+        recently_dropped, recently_rejected: likewise, of the last ones.
+        weight: its mean share of the aggregate over the last ones that it was used or dropped in; NaN where no rule
+            told.
+        share: the same in equal shares: 1 is as much as everybody else's.
+        suspicion: mean over the last ones that it was used in, or dropped in, which counts 1; NaN without any. Of one
+            step it is 0 up to the usual (median) score or distance from the aggregate, and 1 - usual / its own beyond.
+        reason: why it was last dropped or silent; "" where it never was.
+    """
+
+    worker: int
+    host: str
+    asked: int
+    used: int
+    dropped: int
+    silent: int
+    rejected: int
+    recently_dropped: int
+    recently_rejected: int
+    weight: float
+    share: float
+    suspicion: float
+    reason: str
+
+    @property
+    def rank(self) -> int:
+        """``worker``, of a rank."""
+        return self.worker
+
+    @property
+    def node(self) -> int:
+        """``worker``, of a node."""
+        return self.worker
+
+    @property
+    def nonfinite(self) -> int:
+        """``dropped``, of a rank: there is nothing else to drop it for."""
+        return self.dropped
+
+    @property
+    def recently_nonfinite(self) -> int:
+        """``recently_dropped``, of a rank."""
+        return self.recently_dropped
+
+    @property
+    def weightless(self) -> int:
+        """In how many rounds it was used and yet rejected."""
+        return self.rejected - self.dropped
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
-    """What became of all ranks' vectors. ``str()`` of it is a table.
+    """What became of all workers' vectors. ``str()`` of it is a table, the most suspicious first.
 
     Attributes:
         algorithm: what decided, as text.
-        steps: steps so far, skipped ones included.
-        skipped: steps without an update, since more than f ranks were not finite.
-        recent: how many steps the last ones are.
-        ranks: one entry a rank.
-        weight: [recent, W] over time, the latest last.
-        suspicion: [recent, W] over time.
+        noun: what a worker is.
+        steps: steps or rounds so far, skipped ones included.
+        skipped: those without an update.
+        recent: how many the last ones are.
+        workers: a standing each, by number.
+        weight: [recent, W] over time, the latest last; NaN where the worker was neither used nor dropped, or no rule
+            told.
+        suspicion: [recent, W] over time; NaN where the worker was neither used nor dropped.
         rejected: [recent, W] over time.
     """
 
     algorithm: str
+    noun: Noun
     steps: int
     skipped: int
     recent: int
-    ranks: tuple[RankReport, ...]
+    workers: tuple[Standing, ...]
     weight: np.ndarray
     suspicion: np.ndarray
     rejected: np.ndarray
 
+    @property
+    def ranks(self) -> tuple[Standing, ...]:
+        """``workers``, by rank."""
+        return self.workers
+
+    @property
+    def nodes(self) -> tuple[Standing, ...]:
+        """``workers``, the most suspicious first."""
+
+        def key(standing: Standing) -> tuple[float, int, int]:
+            suspicion = -1.0 if math.isnan(standing.suspicion) else standing.suspicion
+            return -suspicion, -standing.rejected, standing.worker
+
+        return tuple(sorted(self.workers, key=key))
+
+    @property
+    def rounds(self) -> int:
+        """``steps``, of nodes."""
+        return self.steps
+
+    @property
+    def kept(self) -> int:
+        """``skipped``, of nodes: in how many rounds the model was kept as it was."""
+        return self.skipped
+
     def as_dict(self) -> dict[str, Any]:
-        """The same in plain numbers, lists and text, as JSON and tables take them."""
+        """The same in plain numbers, lists and text, as JSON and tables take them; None for NaN."""
+        standings = [
+            {self.noun: s.worker} | {k: _plain(v) for k, v in asdict(s).items() if k != "worker"} for s in self.workers
+        ]
         series = {name: getattr(self, name).tolist() for name in ("weight", "suspicion", "rejected")}
-        return asdict(replace(self, weight=np.empty(0), suspicion=np.empty(0), rejected=np.empty(0))) | series
+        return {
+            "algorithm": self.algorithm,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "recent": self.recent,
+            f"{self.noun}s": standings,
+        } | {name: [[_plain(value) for value in row] for row in rows] for name, rows in series.items()}
 
     def __str__(self) -> str:
-        lines = [f"{self.algorithm}: {len(self.ranks)} ranks, {self.steps} steps, {self.skipped} skipped"]
-        lines.append(f"rank  rejected  not finite  last {self.recent}: rejected  weight  suspicion  host")
-        gap = len(f"last {self.recent}: rejected")
-        for r in self.ranks:
-            weight = f"{r.weight:6.3f}" if np.isfinite(r.weight) else "     -"
-            lines.append(
-                f"{r.rank:4}  {r.rejected:8}  {r.nonfinite:10}  {r.recently_rejected:{gap}}  {weight}  "
-                f"{r.suspicion:9.3f}  {r.host}"
-            )
+        what = "steps" if self.noun == "rank" else "rounds"
+        rows = self.nodes
+        columns = {self.noun: [str(s.worker) for s in rows]}
+        if any(s.asked < self.steps for s in rows):
+            columns["asked"] = [str(s.asked) for s in rows]
+        silent = any(s.silent for s in rows)
+        if silent:
+            columns["used"] = [str(s.used) for s in rows]
+        columns["rejected"] = [str(s.rejected or "-") for s in rows]
+        columns["not finite" if self.noun == "rank" else "dropped"] = [str(s.dropped or "-") for s in rows]
+        if silent:
+            columns["silent"] = [str(s.silent or "-") for s in rows]
+        if self.recent < self.steps:
+            columns[f"last {self.recent}: rejected"] = [str(s.recently_rejected or "-") for s in rows]
+        columns["share"] = [_short(s.share) for s in rows]
+        columns["suspicion"] = [_short(s.suspicion) for s in rows]
+        widths = {name: max(len(name), *map(len, cells), 0) for name, cells in columns.items()}
+        ends = {"host": [s.host for s in rows], "last reason": [s.reason for s in rows]}
+        if self.noun == "rank":  # the only reason stands in a column already
+            del ends["last reason"]
+        for name in [name for name, cells in ends.items() if any(cells)]:
+            columns[name], widths[name] = ends[name], -max(len(name), *map(len, ends[name]))
+        lines = [f"{self.algorithm}: {len(rows)} {self.noun}s, {self.steps} {what}, {self.skipped} skipped"]
+        for cells in (list(columns), *zip(*columns.values(), strict=True)):
+            line = (c.rjust(w) if w >= 0 else c.ljust(-w) for c, w in zip(cells, widths.values(), strict=True))
+            lines.append("  ".join(line).rstrip())
         return "\n".join(lines)
 
 
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _short(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
 class History:
-    """Collects steps; each is one :meth:`add` or several (of parts of the vectors), then :meth:`close`.
+    """Collects steps of ranks, or rounds of nodes.
 
     Args:
         title: what decides.
-        hosts: the machine of each rank.
-        window: how many steps "recently" is, >= 1.
-        warn: called with a line about a rank that was rejected, or twice the usual distance away, in nearly all of the
-            last ``window`` steps, once a window; None for no warning.
+        hosts: the machine of each rank; empty for nodes, which come and go.
+        window: how many steps "recently" is, >= 1; None for all of them.
+        warn: called with a line about a worker that was rejected, or whose score or distance was twice the usual, in
+            nearly all of the last ``window`` steps, once a window; None for no warning.
         first: whether this is the rank that speaks.
+        noun: what a worker is.
     """
 
     def __init__(
         self,
         title: str,
-        hosts: tuple[str, ...],
-        window: int,
-        warn: Callable[[str], None] | None,
+        hosts: Sequence[str] = (),
+        *,
+        window: int | None = None,
+        warn: Callable[[str], None] | None = None,
         first: bool = True,
+        noun: Noun = "rank",
     ) -> None:
-        self.title, self.hosts, self.window = title, hosts, whole(self, "window", window, 1)
+        self.title, self.hosts = title, tuple(hosts)
+        self.noun: Noun = noun
+        self.window = None if window is None else whole(self, "window", window, 1)
         self.warn, self.first = warn if first else None, first
-        n = len(hosts)
+        self.workers = tuple(range(len(hosts)))
         self.steps = self.skipped = 0
-        self.rejected, self.nonfinite = np.zeros(n, int), np.zeros(n, int)
-        self.last: deque[tuple[np.ndarray, ...]] = deque(maxlen=window)
-        self._warned = np.full(n, -window)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets what was added since the last step was closed."""
-        n = len(self.hosts)
-        self._weight, self._squared, self._finite, self._size = np.zeros(n), np.zeros(n), np.ones(n, bool), 0
+        self.rounds: deque[Round] = deque(maxlen=self.window)
+        self._marks: deque[np.ndarray] = deque()  # of these rounds: [6, W] of COUNTS
+        self._places = {worker: worker for worker in self.workers}  # of the workers, in what follows
+        self._total = np.zeros((len(COUNTS), len(hosts)), int)
+        self._recent = np.zeros_like(self._total)
+        self._warned = np.zeros(len(hosts), int)  # the step after which it was last said
+        self._reasons: dict[int, str] = {}
 
     def name_of(self, rank: int) -> str:
         return f"rank {rank} ({self.hosts[rank]})"
 
-    def add(self, weight: np.ndarray, squared: np.ndarray, finite: np.ndarray, size: int) -> None:
-        """Some coordinates of a step: [W] shares, squared distances from the aggregate, and who is finite."""
-        self._weight = self._weight + size * weight
-        self._squared = self._squared + squared
-        self._finite = self._finite & finite
-        self._size += size
+    def step(self, parts: Sequence[Evidence], f: int) -> None:
+        """All ranks' vectors came to something; of parts of them the means by size are taken."""
+        size = sum(part.size for part in parts)
+        finite = np.all([part.finite for part in parts], axis=0)
+        weight = np.sum([part.size * part.weight for part in parts], axis=0) / size
+        suspicion = np.sum([part.size * part.suspicion for part in parts], axis=0) / size
+        used = np.flatnonzero(finite)
+        self.record(
+            Round(
+                self.steps + 1,
+                self.workers,
+                f,
+                self.workers if finite.all() else tuple(used.tolist()),
+                {int(rank): NOT_FINITE for rank in np.flatnonzero(~finite)},
+                weight=None if np.isnan(weight).all() else weight[used],
+                suspicion=suspicion[used],
+                rejected=rejected_by(weight, finite)[used],
+            )
+        )
+
+    def skip(self, finite: np.ndarray, f: int, why: str) -> None:
+        """All ranks' vectors came to nothing."""
+        used = tuple(np.flatnonzero(finite).tolist())
+        dropped = {int(rank): NOT_FINITE for rank in np.flatnonzero(~finite)}
+        self.record(Round(self.steps + 1, self.workers, f, used, dropped, kept=why))
+
+    def record(self, r: Round) -> None:
+        """One more step or round: counts, and warnings."""
+        self._make_room([*r.asked, *r.dropped])
+        place = self._places
+        marks = np.zeros_like(self._total)
+        dropped = [place[worker] for worker in r.dropped]
+        marks[0, [place[worker] for worker in r.asked]] = 1
+        marks[1, used := [place[worker] for worker in r.used]] = 1
+        marks[2, dropped] = marks[4, dropped] = marks[5, dropped] = 1
+        marks[3, [place[worker] for worker in r.silent]] = 1
+        if r.rejected is not None:
+            marks[4, used] = r.rejected
+        if r.suspicion is not None:
+            marks[5, used] = r.suspicion > SUSPICIOUS
+        self._reasons.update({**r.silent, **r.dropped})
+        self.steps += 1
+        self.skipped += bool(r.kept)
+        self._total += marks
+        if len(self._marks) == self.window:
+            old = self._marks.popleft()
+            self._recent[:, : old.shape[1]] -= old
+        self._recent += marks
+        self._marks.append(marks)
+        self.rounds.append(r)
+        if self.warn is not None and len(self.rounds) == self.window:
+            self._warn(len(self.rounds))
+
+    def _make_room(self, workers: Sequence[int]) -> None:
+        for worker in workers:
+            self._places.setdefault(worker, len(self._places))
+        more = len(self._places) - self._warned.size
+        if more:
+            self._total = np.pad(self._total, ((0, 0), (0, more)))
+            self._recent = np.pad(self._recent, ((0, 0), (0, more)))
+            self._warned = np.pad(self._warned, (0, more))
 
     def say(self, line: str) -> None:
         """Calls ``warn``, or logs the line. What ``warn`` raises is logged: one rank alone must not stop."""
@@ -143,66 +355,75 @@ class History:
         except Exception:
             logger.exception("warn failed on the line: %s", line)
 
-    def skip(self, finite: np.ndarray) -> None:
-        """A step that came to nothing."""
-        self.skipped += 1
-        n = len(self.hosts)
-        self.clear()
-        self.add(np.zeros(n) if finite.all() else finite / max(finite.sum(), 1), np.zeros(n), finite, 1)
-        self.close()
-
-    def close(self) -> None:
-        """The step is over: counts, and warnings."""
-        n, finite = len(self.hosts), self._finite
-        weight = self._weight / max(self._size, 1)
-        distance = np.sqrt(np.where(finite, self._squared, np.inf))
-        usual = float(np.median(distance[finite])) if finite.any() else 0.0
-        suspicion = np.where(distance > usual, 1 - np.divide(usual, distance, out=np.zeros(n), where=distance > 0), 0.0)
-        beyond = weight < NEGLIGIBLE / n if np.isfinite(weight).all() else distance > FAR * usual
-        rejected = ~finite | beyond
-        self.steps += 1
-        self.rejected += rejected
-        self.nonfinite += ~finite
-        self.last.append((weight, suspicion, rejected, finite, suspicion > SUSPICIOUS))
-        self.clear()
-        if self.warn is not None and len(self.last) == self.window:
-            self._warn()
-
-    def _warn(self) -> None:
-        counts, far = (np.sum([step[k] for step in self.last], axis=0) for k in (2, 4))
-        nonfinite = np.sum([~step[3] for step in self.last], axis=0)
-        usual = counts.mean() / self.window  # Krum rejects all but one at each step
-        often = max(OFTEN, 1 - (1 - usual) / 4) * self.window
-        due = self._warned + self.window <= self.steps
-        for rank in np.flatnonzero(due & ((counts >= often) | (far >= OFTEN * self.window))):
-            self._warned[rank] = self.steps
-            what = f"rejected in {counts[rank]}" if counts[rank] >= often else f"far from the others in {far[rank]}"
-            kind = f", with NaN or infinity in {nonfinite[rank]}" if nonfinite[rank] else ""
-            self.say(
-                f"rank {rank} {what} of the last {self.window} steps{kind} (host {self.hosts[rank]}, step {self.steps})"
-            )
+    def _warn(self, window: int) -> None:
+        dropped, counts, far = self._recent[2], self._recent[4], self._recent[5]
+        usual = counts.mean() / window  # Krum rejects all but one at each step
+        often = max(OFTEN, 1 - (1 - usual) / 4) * window
+        due = (self._warned == 0) | (self._warned + window <= self.steps)
+        for worker, k in self._places.items():
+            if not (due[k] and (counts[k] >= often or far[k] >= OFTEN * window)):
+                continue
+            self._warned[k] = self.steps
+            what = f"rejected in {counts[k]}" if counts[k] >= often else f"far from the others in {far[k]}"
+            kind = f", with {NOT_FINITE} in {dropped[k]}" if dropped[k] else ""
+            host = f"host {self.hosts[worker]}, " if self.hosts else ""
+            self.say(f"{self.noun} {worker} {what} of the last {window} steps{kind} ({host}step {self.steps})")
 
     def report(self) -> Report:
-        n = len(self.hosts)
-        weight, suspicion, rejected, finite = (
-            np.array([step[k] for step in self.last]).reshape(-1, n) for k in range(4)
+        """What became of each worker so far."""
+        order = sorted(self._places)
+        column = {worker: k for k, worker in enumerate(order)}
+        shape = len(self.rounds), len(order)
+        weight, share, suspicion = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
+        rejected = np.zeros(shape, bool)
+        for i, r in enumerate(self.rounds):
+            used, dropped = [column[worker] for worker in r.used], [column[worker] for worker in r.dropped]
+            suspicion[i, dropped], rejected[i, dropped] = 1.0, True
+            if r.weight is not None:
+                weight[i, used], share[i, used] = r.weight, r.weight * len(used)
+                weight[i, dropped] = share[i, dropped] = 0.0
+            if r.suspicion is not None:
+                suspicion[i, used] = r.suspicion
+            if r.rejected is not None:
+                rejected[i, used] = r.rejected
+        means = [_mean(weight), _mean(share), _mean(suspicion)]
+        return Report(
+            algorithm=self.title,
+            noun=self.noun,
+            steps=self.steps,
+            skipped=self.skipped,
+            recent=len(self.rounds),
+            workers=tuple(self._standing(worker, *(float(mean[column[worker]]) for mean in means)) for worker in order),
+            weight=weight,
+            suspicion=suspicion,
+            rejected=rejected,
         )
-        rejected, finite = rejected.astype(bool), finite.astype(bool)
-        recent = len(self.last)
-        ranks = tuple(
-            RankReport(
-                rank=r,
-                host=self.hosts[r],
-                rejected=int(self.rejected[r]),
-                nonfinite=int(self.nonfinite[r]),
-                recently_rejected=int(rejected[:, r].sum()),
-                recently_nonfinite=int((~finite[:, r]).sum()),
-                weight=float(weight[:, r].mean()) if recent else 0.0,
-                suspicion=float(suspicion[:, r].mean()) if recent else 0.0,
-            )
-            for r in range(n)
+
+    def _standing(self, worker: int, weight: float, share: float, suspicion: float) -> Standing:
+        place = self._places[worker]
+        asked, used, dropped, silent, rejected, _ = map(int, self._total[:, place])
+        return Standing(
+            worker=worker,
+            host=self.hosts[worker] if self.hosts else "",
+            asked=asked,
+            used=used,
+            dropped=dropped,
+            silent=silent,
+            rejected=rejected,
+            recently_dropped=int(self._recent[2, place]),
+            recently_rejected=int(self._recent[4, place]),
+            weight=weight,
+            share=share,
+            suspicion=suspicion,
+            reason=self._reasons.get(worker, ""),
         )
-        return Report(self.title, self.steps, self.skipped, recent, ranks, weight, suspicion, rejected)
 
 
-__all__ = ["RankReport", "Report"]
+def _mean(series: np.ndarray) -> np.ndarray:
+    """Of each column, over what is known; NaN without any."""
+    known = ~np.isnan(series)
+    count = known.sum(0)
+    return np.where(count > 0, np.where(known, series, 0.0).sum(0) / np.maximum(count, 1), np.nan)
+
+
+__all__ = ["Report", "Round", "Standing"]

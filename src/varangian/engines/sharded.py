@@ -29,11 +29,11 @@ from torch.utils._pytree import tree_leaves
 from ..core import kernels
 from ..core.algorithm import Algorithm, State, finite_rows
 from ..core.checks import Refused, brief, kind_of, shown
-from ..core.evidence import weights_in_columns, weights_of_table
+from ..core.evidence import scores, scores_of, suspicion, weights_in_columns, weights_of_table
 from ..core.geometry import Geometry, Held, Vectors
 from ..core.randomness import Draw
 from ..core.stages import Decision, Rule, check_rows, checked_answer, measure, weigh
-from .history import History
+from .history import Evidence
 
 try:
     from torch.distributed import all_gather_single  # torch >= 2.13, which warns about the old name
@@ -213,43 +213,56 @@ class Chunk:
         length: how many coordinates.
         width: L, of the piece that each rank holds.
         state: the algorithm's memory of it: of this one worker, and of the server.
-        after: the same after the step under way, until it is adopted or the step comes to nothing.
+        matrix: [W, L] all ranks' values of this rank's piece, in the last step.
+        whole: [W L] the last update, where every rank gets it whole.
     """
 
     def __init__(self, spans: Sequence[Span], size: int, state: State) -> None:
         self.spans, self.state = tuple(spans), state
         self.length = sum(span.size for span in spans)
         self.width = -(-self.length // size)
-        # Of the step under way:
-        self.after = state
-        self.sent = self.matrix = self.whole = self.part = torch.empty(0)
-        self.previous: Tensor | None = None
-        self.work: dist.Work | None = None
-        self.faulty = self.shares = self.squared = np.zeros(size)
-        self.distances: np.ndarray | None = None
-        self.counted = 0
-
-    def at(self, step: int, seed: int) -> Chunk:
-        """The same, in a step of this number."""
-        self.state = replace(self.state, step=step, seed=seed)
-        return self
-
-    def adopt(self) -> None:
-        self.state = self.after
+        self.matrix = self.whole = self._padded = torch.empty(0)  # until they are made of the first gradient's type
 
     def make_room(self, like: Tensor, size: int, gathers: bool) -> None:
         """Buffers for vectors of this type, which are kept from step to step."""
         if self.matrix.dtype != like.dtype or self.matrix.shape != (size, self.width):
             self.matrix = like.new_empty(size, self.width)
-            self.sent = like.new_zeros(0 if self.length % size == 0 else size * self.width)
+            self._padded = like.new_zeros(0 if self.length % size == 0 else size * self.width)
             self.whole = like.new_empty(size * self.width if gathers else 0)
 
     def padded(self, vector: Tensor) -> Tensor:
         """[W L]: with zeros at the end where W does not divide the length."""
-        if not self.sent.numel():
+        if not self._padded.numel():
             return vector.contiguous()
-        self.sent[: self.length] = vector
-        return self.sent
+        self._padded[: self.length] = vector
+        return self._padded
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A chunk on its way through a step.
+
+    Attributes:
+        after: the algorithm's memory of it behind the worker half, and once the step is finished behind all of it.
+        previous: [L] the last aggregate's piece, for rules that look at it.
+        work: the exchange, and later the gathering of what was decided.
+    """
+
+    chunk: Chunk
+    after: State
+    previous: Tensor | None
+    work: dist.Work | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """What this rank's piece of a decided chunk says: the aggregate's piece [L], and of each vector [W] the squared
+    distance from it and the sum of its weights over so many columns."""
+
+    piece: Tensor
+    squared: np.ndarray
+    weights: np.ndarray
+    counted: int
 
 
 class ElsewhereError(Exception):
@@ -263,8 +276,8 @@ class Sharded(Vectors):
     ranks have come to it.
     """
 
-    def __init__(self, ranks: Ranks, chunks: Sequence[Chunk], watched: bool = False) -> None:
-        self.ranks, self.chunks, self.watched = ranks, chunks, watched
+    def __init__(self, ranks: Ranks, sent: Sequence[_Sent], watched: bool = False) -> None:
+        self.ranks, self.sent, self.watched = ranks, sent, watched
 
     def meet(self, failed: bool = False) -> None:
         """Raises ElsewhereError where a rank has failed."""
@@ -273,17 +286,17 @@ class Sharded(Vectors):
 
     @property
     def d(self) -> int:
-        return sum(chunk.length for chunk in self.chunks)
+        return sum(part.chunk.length for part in self.sent)
 
     @property
     def e(self) -> int:
-        return int(self.chunks[0].previous is not None)
+        return int(self.sent[0].previous is not None)
 
     @property
     def dtype(self) -> torch.dtype:
         dtype = torch.float32
-        for chunk in self.chunks:
-            dtype = torch.promote_types(dtype, chunk.matrix.dtype)
+        for part in self.sent:
+            dtype = torch.promote_types(dtype, part.chunk.matrix.dtype)
         return dtype
 
     def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
@@ -291,8 +304,8 @@ class Sharded(Vectors):
         self.meet()
         n, rank = self.ranks.size, self.ranks.rank
         block = torch.zeros(n + self.e, stop - start, dtype=self.dtype, device=self.ranks.device)
-        for chunk in self.chunks:
-            low, at = rank * chunk.width, 0
+        for part in self.sent:
+            chunk, (low, at) = part.chunk, (rank * part.chunk.width, 0)
             high = min(low + chunk.width, chunk.length)
             for span in chunk.spans:
                 shift = at - span.first
@@ -300,14 +313,14 @@ class Sharded(Vectors):
                 if first < last:
                     here, there = slice(first - low, last - low), slice(first - shift - start, last - shift - start)
                     block[:n, there] = chunk.matrix[:, here].to(self.dtype)
-                    if chunk.previous is not None:
-                        block[n, there] = chunk.previous[here].to(self.dtype)
+                    if part.previous is not None:
+                        block[n, there] = part.previous[here].to(self.dtype)
                 at += span.size
         self.ranks.add(block)
         return block[:n], block[n:] if self.e else None
 
     def _held(self) -> list[Held]:
-        return [Held(c.matrix, None if c.previous is None else c.previous.unsqueeze(0)) for c in self.chunks]
+        return [Held(s.chunk.matrix, None if s.previous is None else s.previous.unsqueeze(0)) for s in self.sent]
 
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
         self.meet()
@@ -319,183 +332,249 @@ class Sharded(Vectors):
 
 
 class Aggregation:
-    """An algorithm over ranks, step by step: begin each chunk, settle each, finish all.
-
-    What goes wrong on one rank goes wrong on all: its error waits while the rank takes part in what the others wait
-    for, and :meth:`finish` raises on every rank.
+    """An algorithm over ranks; each :meth:`begin` is a step.
 
     Args:
         algorithm: its worker half runs on each rank's own gradient, its server half on all ranks' pieces.
         ranks: who takes part.
         d: coordinates in all.
         gathers: whether every rank gets the whole update, or keeps to its piece.
+        seed: of what is drawn.
     """
 
-    def __init__(self, algorithm: Algorithm, ranks: Ranks, d: int, gathers: bool) -> None:
-        self.algorithm, self.ranks, self.gathers = algorithm, ranks, gathers
+    def __init__(self, algorithm: Algorithm, ranks: Ranks, *, d: int, gathers: bool, seed: int = 0) -> None:
+        self.algorithm, self.ranks, self.gathers, self.seed = algorithm, ranks, gathers, seed
         self.measures = bool(algorithm.pre) or algorithm.rule.needs_geometry
         self.table = None if self.measures else weigh(ranks.size, (), algorithm.rule, None)[0]
         # Stages of this package decide alike on all ranks, and fail alike; those of others need not.
         stages = (*algorithm.pre, algorithm.rule)
         self.watched = any(type(stage).__module__.split(".")[0] != "varangian" for stage in stages)
         self.stride = max(1, d // (ranks.size * SAMPLE))
-        self.finite = np.ones(ranks.size, bool)  # who was, in the last step
-        self.error: Exception | None = None  # of this rank, in the step under way
 
-    def reset(self) -> None:
-        """Forgets a step that was interrupted."""
-        self.error = None
+    def begin(self, number: int) -> Step:
+        """The step of this number, counted without those that were refused: what is drawn depends on it."""
+        return Step(self, number)
 
-    def begin(self, chunk: Chunk, gradient: Tensor) -> None:
-        """The worker half, and the exchange starts. [length] is what this rank sampled; it may be sent as it is."""
+
+class Step:
+    """One step: :meth:`add` each chunk, then :meth:`finish` once, and :meth:`adopt` what it is to leave behind.
+
+    What goes wrong on one rank goes wrong on all: its error waits while the rank takes part in what the others wait
+    for, and :meth:`finish` raises on every rank. A step that is given up leaves nothing.
+
+    Attributes:
+        finite: [W] whose vectors are finite, once the step is finished or refused.
+        evidence: what it told of each rank's vector, once it is finished.
+    """
+
+    def __init__(self, aggregation: Aggregation, number: int) -> None:
+        self._of, self._draw = aggregation, Draw(aggregation.seed, number)
+        self._ranks, self._algorithm = aggregation.ranks, aggregation.algorithm
+        self._error: Exception | None = None  # of this rank
+        self._sent: list[_Sent] = []
+        self._faulty = np.zeros(self._ranks.size, bool)  # as far as this rank's pieces show
+        self._distances: list[np.ndarray] = []  # of each chunk that has arrived, where the rule looks at them
+        self._told: list[_Told] = []  # of each that has arrived, where it does not
+        self.finite = np.ones(self._ranks.size, bool)
+        self.evidence: Evidence
+
+    def fail(self, error: Exception | None) -> None:
+        """This rank has an error, unless it had one before."""
+        self._error = self._error or error
+
+    def add(self, chunk: Chunk, gradient: Tensor) -> None:
+        """The worker half, and the exchange starts. [length] is what this rank sampled; it may be sent as it is. The
+        chunk before, which had the time in between to arrive, is worked on while this one is under way."""
+        of, size, before = self._of, self._ranks.size, self._before(chunk)
         wide = gradient if gradient.element_size() >= 4 else gradient.float()  # momentum needs more digits than a half
-        sent, chunk.after = self.sent(wide, chunk.state)
-        chunk.make_room(gradient, self.ranks.size, self.gathers)
-        chunk.work = self.ranks.exchange(chunk.padded(sent.to(gradient.dtype)), chunk.matrix)
-        if chunk.state.previous is not None and self.algorithm.rule.uses_previous:
-            piece = chunk.state.previous
-            if self.gathers:
-                low = self.ranks.rank * chunk.width
-                own = piece[low : low + chunk.width]
-                piece = own.new_zeros(chunk.width)
-                piece[: own.numel()] = own
-            chunk.previous = piece.to(gradient.dtype)
+        sent, after = self._send(wide, before)
+        chunk.make_room(gradient, size, of.gathers)
+        work = self._ranks.exchange(chunk.padded(sent.to(gradient.dtype)), chunk.matrix)
+        previous = before.previous if self._algorithm.rule.uses_previous else None
+        if previous is not None and of.gathers:
+            low = self._ranks.rank * chunk.width
+            own = previous[low : low + chunk.width]
+            previous = own.new_zeros(chunk.width)
+            previous[: own.numel()] = own
+        self._arrived()
+        self._sent.append(_Sent(chunk, after, None if previous is None else previous.to(gradient.dtype), work))
 
-    def sent(self, gradient: Tensor, state: State) -> tuple[Tensor, State]:
+    def _before(self, chunk: Chunk) -> State:
+        return replace(chunk.state, step=self._draw.step, seed=self._draw.seed)
+
+    def _send(self, gradient: Tensor, state: State) -> tuple[Tensor, State]:
         """The worker half, [d] -> [d]; zeros where a stage fails."""
         try:
-            return send(self.algorithm, gradient, state)
+            return send(self._algorithm, gradient, state)
         except Exception as error:  # of a stage of the user's own, whatever it is
-            self.error = self.error or error
+            self.fail(error)
             return torch.zeros_like(gradient), state
 
-    def settle(self, chunk: Chunk) -> None:
-        """The pieces are here: what can be done without those of other chunks, and of other ranks."""
-        if chunk.work is not None:
-            chunk.work.wait()
-        rule, x = self.algorithm.rule, chunk.matrix
-        chunk.faulty = ~finite_rows(x)
-        if self.measures:
-            extra = None if chunk.previous is None else chunk.previous.unsqueeze(0)
-            chunk.distances = measure(x, self.algorithm.pre, rule, extra)
+    def _arrived(self) -> None:
+        """The last chunk's pieces are here: what can be done without those of other chunks, and of other ranks."""
+        if not self._sent:
+            return
+        part, rule = self._sent[-1], self._algorithm.rule
+        if part.work is not None:
+            part.work.wait()
+        x = part.chunk.matrix
+        faulty = ~finite_rows(x)
+        self._faulty |= faulty
+        if self._of.measures:
+            extra = None if part.previous is None else part.previous.unsqueeze(0)
+            distances = measure(x, self._algorithm.pre, rule, extra)
+            assert distances is not None
+            self._distances.append(distances)
         else:
             # Where more than f are faulty here, all ranks will hear of it when the step ends.
-            self._decided(chunk, self.table, nothing=rule.robust and chunk.faulty.sum() > rule.f)
+            nothing = rule.robust and faulty.sum() > rule.f
+            self._told.append(self._decided(part, self._of.table, nothing=nothing))
 
-    def _decided(self, chunk: Chunk, table: np.ndarray | None, nothing: bool = False) -> None:
+    def _decided(self, part: _Sent, table: np.ndarray | None, nothing: bool = False) -> _Told:
         """The aggregate's piece is known: off it goes; then what the report wants to know of it."""
-        part, statistic, rule = None, None, self.algorithm.rule
-        if not nothing and self.error is None:
-            draw = Draw(chunk.state.seed, chunk.state.step)
+        piece, statistic, rule, chunk = None, None, self._algorithm.rule, part.chunk
+        if not nothing and self._error is None:
             try:
-                answer = rule.apply(chunk.matrix, table, chunk.previous, *([draw] if rule.draws else []))
-                part = checked_answer(rule, answer, chunk.matrix)
+                answer = rule.apply(chunk.matrix, table, part.previous, *([self._draw] if rule.draws else []))
+                piece = checked_answer(rule, answer, chunk.matrix)
                 statistic = rule.statistic(chunk.matrix.shape[0] if table is None else table.shape[0])
             except Exception as error:  # of a rule of the user's own
-                self.error = error
-        chunk.part = chunk.matrix.new_zeros(chunk.width) if part is None else part
-        if self.gathers:
-            chunk.work = self.ranks.gather(chunk.part, chunk.whole)
-        chunk.squared = kernels.squared_distances_to(chunk.matrix, chunk.part)
-        chunk.counted, chunk.shares = 0, np.zeros(self.ranks.size)
+                self.fail(error)
+        piece = chunk.matrix.new_zeros(chunk.width) if piece is None else piece
+        if self._of.gathers:
+            part.work = self._ranks.gather(piece, chunk.whole)
+        squared, weights, counted = kernels.squared_distances_to(chunk.matrix, piece), np.zeros(self._ranks.size), 0
         if statistic is not None:
-            held = min(chunk.width, chunk.length - self.ranks.rank * chunk.width)
-            columns = np.arange(0, max(held, 0), self.stride)
-            chunk.counted = columns.size
-            chunk.shares = weights_in_columns(chunk.matrix, table, statistic, columns) * columns.size
+            held = min(chunk.width, chunk.length - self._ranks.rank * chunk.width)
+            columns = np.arange(0, max(held, 0), self._of.stride)
+            counted = columns.size
+            weights = weights_in_columns(chunk.matrix, table, statistic, columns) * counted
+        return _Told(piece, squared, weights, counted)
 
     def _mine(self, value: float) -> np.ndarray:
         """[W] with a value in this rank's place: their sum over ranks shows everybody what each has."""
-        values = np.zeros(self.ranks.size)
-        values[self.ranks.rank] = value
+        values = np.zeros(self._ranks.size)
+        values[self._ranks.rank] = value
         return values
 
-    def _refuse(self, errors: np.ndarray, faulty: np.ndarray, history: History) -> None:
+    def _failed(self) -> np.ndarray:
+        return self._mine(float(self._error is not None))
+
+    def _refuse(self, errors: np.ndarray, faulty: np.ndarray, name_of: Callable[[int], str]) -> None:
         self.finite = faulty == 0
-        error, self.error = self.error, None
         if errors.any():
-            self.ranks.share(error)
-        refuse(self.algorithm, ~self.finite, history)
+            self._ranks.share(self._error)
+        refuse(self._algorithm, ~self.finite, name_of)
 
-    def check(self, faulty: np.ndarray, history: History) -> None:
-        """Raises on every rank where a rank has an error, or more than f vectors are not finite."""
-        self._refuse(self.ranks.total(self._failed()), faulty.astype(float), history)
-
-    def finish(self, chunks: Sequence[Chunk], history: History) -> list[Tensor]:
+    def finish(self, name_of: Callable[[int], str]) -> list[Tensor]:
         """The update of each chunk, [length], or [L] where ranks keep to their pieces.
 
-        What is to be remembered is in ``chunk.after``, for :meth:`Chunk.adopt`; what became of each rank is added to
-        the history.
+        Args:
+            name_of: what a rank is called in an error.
 
         Raises:
             Refused: on all ranks, if more than f sent NaN or infinity.
             Exception: on all ranks, an error that one of them met in a stage of the algorithm.
         """
-        size, table, geometry = self.ranks.size, self.table, None
-        faulty = sum(chunk.faulty.astype(float) for chunk in chunks)
-        if self.measures:
-            parts = [chunk.distances for chunk in chunks]
-            squared = sum(part for part in parts if part is not None)
-            assert isinstance(squared, np.ndarray)
-            numbers = self.ranks.total(np.concatenate([self._failed(), faulty, squared.ravel()]))
-            self._refuse(numbers[:size], numbers[size : 2 * size], history)
-            vectors = Sharded(self.ranks, chunks, self.watched)
+        self._arrived()
+        sent, size, table, geometry, score = self._sent, self._ranks.size, self._of.table, None, None
+        pre, rule = self._algorithm.pre, self._algorithm.rule
+        faulty = self._faulty.astype(float)
+        if self._of.measures:
+            squared = sum(self._distances[1:], self._distances[0])
+            numbers = self._ranks.total(np.concatenate([self._failed(), faulty, squared.ravel()]))
+            self._refuse(numbers[:size], numbers[size : 2 * size], name_of)
+            vectors = Sharded(self._ranks, sent, self._of.watched)
             geometry = Geometry.measured_as(numbers[2 * size :].reshape(squared.shape), vectors)
-            draw = Draw(chunks[0].state.seed, chunks[0].state.step)
             try:
-                table, geometry = weigh(size, self.algorithm.pre, self.algorithm.rule, geometry, draw)
+                table, geometry = weigh(size, pre, rule, geometry, self._draw)
+                score = scores(pre, rule, geometry)
                 vectors.meet()
             except ElsewhereError:
-                self.ranks.share(None)
+                self._ranks.share(None)
             except Exception as own:
-                self.error = own
-                if self.watched:
+                self.fail(own)
+                if self._of.watched:
                     with suppress(ElsewhereError):
                         vectors.meet(failed=True)
-                    self.error = None
-                    self.ranks.share(own)
-            for chunk in chunks:
-                self._decided(chunk, table)
-        for chunk in chunks:
-            if self.gathers and chunk.work is not None:
-                chunk.work.wait()
-        updates, after, error = [], [], None
+                    self._ranks.share(own)
+            self._told = [self._decided(part, table) for part in sent]
+        for part in sent:
+            if self._of.gathers and part.work is not None:
+                part.work.wait()
+        updates, after, late = [], [], None
         try:
-            for chunk in chunks if self.error is None else ():
-                aggregate = chunk.whole[: chunk.length] if self.gathers else chunk.part
-                update, state = finished(self.algorithm, Decision(aggregate, table, geometry), chunk.after)
+            for part, told in zip(sent, self._told, strict=True) if self._error is None else ():
+                aggregate = part.chunk.whole[: part.chunk.length] if self._of.gathers else told.piece
+                update, state = finished(self._algorithm, Decision(aggregate, table, geometry), part.after)
                 updates.append(update)
                 after.append(state)
         except Exception as own:  # of a server transform; of less weight than what went wrong before it
-            error = own
-        numbers = self.ranks.total(
+            late = own
+        numbers = self._ranks.total(
             np.concatenate(
                 [
                     self._failed(),
-                    self._mine(float(error is not None)),
+                    self._mine(float(late is not None)),
                     faulty,
                     self._mine(_number(table)),
-                    sum(chunk.squared for chunk in chunks),
-                    sum(chunk.shares for chunk in chunks),
-                    [sum(chunk.counted for chunk in chunks)],
+                    sum(told.squared for told in self._told),
+                    sum(told.weights for told in self._told),
+                    [sum(told.counted for told in self._told)],
                 ]
             )
         )
-        errors, late, known, decisions, squared, shares, counted = np.split(numbers, [k * size for k in range(1, 7)])
-        self._refuse(errors, known, history)
+        errors, lates, known, decisions, squared, weights, counted = np.split(numbers, [k * size for k in range(1, 7)])
+        self._refuse(errors, known, name_of)
         odd = np.flatnonzero(decisions != decisions[0]).tolist()
         if odd:
-            raise RuntimeError(f"{self.algorithm.rule} was decided otherwise on ranks {odd} than on rank 0.")
-        if late.any():
-            self.ranks.share(error)
-        for chunk, state in zip(chunks, after, strict=True):
-            chunk.after = state
-        weight = shares / counted if counted[0] else weights_of_table(table, size)
-        history.add(weight, squared, known == 0, sum(chunk.length for chunk in chunks))
+            raise RuntimeError(f"{rule} was decided otherwise on ranks {odd} than on rank 0.")
+        if lates.any():
+            self._ranks.share(late)
+        for part, state in zip(sent, after, strict=True):
+            part.after = state
+        self.evidence = Evidence(
+            weight=weights / counted if counted[0] else weights_of_table(table, size),
+            suspicion=suspicion(np.sqrt(squared) if score is None else score, self.finite),
+            finite=self.finite,
+            size=sum(part.chunk.length for part in sent),
+        )
         return updates
 
-    def _failed(self) -> np.ndarray:
-        return self._mine(float(self.error is not None))
+    def replicate(self, chunk: Chunk, gradient: Tensor, name_of: Callable[[int], str]) -> Tensor:
+        """In the place of adding and finishing: the update of the only chunk, every rank gathering all vectors."""
+        algorithm, n = self._algorithm, self._ranks.size
+        before = self._before(chunk)
+        sent, after = self._send(gradient if gradient.element_size() >= 4 else gradient.float(), before)
+        x = gradient.new_empty(n, gradient.numel())
+        work = self._ranks.gather(sent.to(gradient.dtype).contiguous(), x.view(-1))
+        if work is not None:
+            work.wait()
+        self._refuse(self._ranks.total(self._failed()), (~finite_rows(x)).astype(float), name_of)
+        error, update = None, gradient
+        try:
+            decision = algorithm.decide(x, _as(after, gradient.dtype))
+            table = decision.table
+            statistic = algorithm.rule.statistic(n if table is None else table.shape[0])
+            if statistic is None:
+                weight = weights_of_table(table, n)
+            else:
+                weight = weights_in_columns(x, table, statistic, np.arange(0, x.shape[1], self._of.stride))
+            score = scores_of(x, algorithm.pre, algorithm.rule, decision.geometry, self._draw)
+            distance = np.sqrt(kernels.squared_distances_to(x, decision.aggregate))
+            found = suspicion(distance if score is None else score, self.finite)
+            self.evidence = Evidence(weight, found, self.finite, x.shape[1])
+            update, after = finished(algorithm, decision, after)
+        except Exception as own:  # of a stage of the user's own: the others must not take the step either
+            error = own
+        self._ranks.share(error)
+        self._sent.append(_Sent(chunk, after, None, None))
+        return update
+
+    def adopt(self) -> None:
+        """The chunks' memories are as after the step."""
+        for part in self._sent:
+            part.chunk.state = part.after
 
 
 def _number(table: np.ndarray | None) -> float:
@@ -503,10 +582,10 @@ def _number(table: np.ndarray | None) -> float:
     return 0.0 if table is None else float(int.from_bytes(hashlib.sha256(table.tobytes()).digest()[:6], "big"))
 
 
-def refuse(algorithm: Algorithm, faulty: np.ndarray, history: History) -> None:
+def refuse(algorithm: Algorithm, faulty: np.ndarray, name_of: Callable[[int], str]) -> None:
     """Raises Refused, which names the ranks, where more than f vectors are not finite."""
     if algorithm.rule.robust and faulty.sum() > algorithm.rule.f:
-        names = ", ".join(history.name_of(int(rank)) for rank in np.flatnonzero(faulty))
+        names = ", ".join(name_of(int(rank)) for rank in np.flatnonzero(faulty))
         raise Refused(
             f"{algorithm.rule} tolerates {algorithm.rule.f} vectors with NaN or infinity, got {int(faulty.sum())}, "
             f"of {names}."
@@ -522,6 +601,12 @@ def send(algorithm: Algorithm, gradient: Tensor, state: State) -> tuple[Tensor, 
     return vectors[0], replace(after, previous=previous)
 
 
+def _as(state: State, dtype: torch.dtype) -> State:
+    """The server's memories in another precision."""
+    previous = None if state.previous is None else state.previous.to(dtype)
+    return replace(state, previous=previous, server=tuple(None if m is None else m.to(dtype) for m in state.server))
+
+
 def finished(algorithm: Algorithm, decision: Decision, state: State) -> tuple[Tensor, State]:
     """The server's transforms; in float32 for the half types."""
     if decision.aggregate.element_size() >= 4:
@@ -530,7 +615,7 @@ def finished(algorithm: Algorithm, decision: Decision, state: State) -> tuple[Te
     return update.to(decision.aggregate.dtype), state
 
 
-def check_algorithm(owner: str, algorithm: Algorithm, size: int, columnwise: bool, advice: str) -> None:
+def check_algorithm(owner: str, algorithm: Algorithm, size: int, *, columnwise: bool, advice: str) -> None:
     """Raises ValueError for an algorithm that these ranks cannot run, or that protects nobody among them."""
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"{owner} needs a varangian.Algorithm, got {shown(algorithm)}.")
@@ -551,7 +636,7 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, columnwise: boo
 
 
 def check_options(
-    owner: str, on_refusal: OnRefusal, window: int, warn: Callable[[str], None] | None, seed: int
+    owner: str, *, on_refusal: OnRefusal, window: int, warn: Callable[[str], None] | None, seed: int
 ) -> None:
     """Raises ValueError for settings that mean nothing."""
     if on_refusal not in ("raise", "skip"):

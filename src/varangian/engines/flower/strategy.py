@@ -1,14 +1,4 @@
-"""The same algorithm under Flower: a strategy for the server, a mod for the clients.
-
-A node trains on its own data and sends a model back. What is aggregated is its *update*, received minus sent, and
-
-    model <- model + learning_rate * server( F( pre( worker(update_1), ..., worker(update_n) ) ) )
-
-so an update stands where the paper has a gradient, with the sign turned. The worker half runs at the server, which
-keeps a memory per node, or in the nodes, by :func:`worker_mod`.
-
-Letters as in ``algorithm.py``, of one round: n updates are aggregated, at most f of them are Byzantine.
-"""
+"""The server's side: a strategy that aggregates with an Algorithm."""
 
 from __future__ import annotations
 
@@ -17,143 +7,37 @@ import math
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import Tensor
 
-from ..core.algorithm import Algorithm, State
-from ..core.checks import Refused, shown
-from ..core.explanation import explain
-from ..core.mixing import Mixing, NearestNeighborMixing
-from ..core.rules import Median, Rule, TrimmedMean
-from ..core.stages import Decision
-from ..core.transforms import Momentum, SharedMomentum, Transform
-from ..core.vectors import BUFFER_NAMES, flatten, unflatten
-from .sharded import check_protects, check_state, check_tensors, number_in, tensors_of, text_in
+from ...core.algorithm import Algorithm, State
+from ...core.checks import Refused, shown
+from ...core.explanation import explain
+from ...core.mixing import Mixing, NearestNeighborMixing
+from ...core.rules import Rule, TrimmedMean
+from ...core.stages import Decision
+from ...core.vectors import BUFFER_NAMES
+from ..history import History, Report, Round
+from ..sharded import check_protects, check_state, check_tensors, number_in, tensors_of, text_in, title_of
+from .arrays import BUFFERS, Buffers, MalformedError, Model, brief_of, buffer_names_of, is_finite
+from .metrics import median_metrics
+from .sampling import quarter
+from .worker import refuse_look_ahead
 
-try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
-    from flwr.serverapp import Grid
-    from flwr.serverapp.strategy import FedAvg, Strategy
-except ImportError:
-    raise ImportError(
-        "varangian.engines.flower needs Flower (flwr >= 1.21): pip install 'varangian[flower]'."
-    ) from None
-
-Buffers = Literal["median", "keep"]
-BUFFERS = ("median", "keep")
-
-WHOLE = 2**53  # integers up to this are exact in float64
 COORDINATES = 4096  # on which a coordinate-wise rule's weights are counted for the report
-MEMORY = "varangian.worker"  # where a node keeps its memory, in its context
 MOST = 10_000  # nodes: as many are tried in search of the least number that can do
-SLACK = 1 << 16  # bytes that an array may be longer than the one sent: headers differ
-WORDS = 120  # characters of somebody else's text in a log
 
 logger = logging.getLogger("flwr.varangian")  # below Flower's own, so that its handlers and levels apply
 
 Metrics = Callable[[list[RecordDict], str], MetricRecord]
-Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
 Stage = TypeVar("Stage", Rule, Mixing)
-
-
-@dataclass(frozen=True, eq=False)
-class Round:
-    """What became of one round of training.
-
-    Attributes:
-        number: of the round, from 1.
-        asked: the nodes that the model was sent to.
-        f: how many Byzantine updates the rule was told to expect (or would have been).
-        used: the nodes whose updates the rule saw, by number.
-        dropped: nodes whose reply was not what was asked for, and why.
-        silent: nodes without a reply, and why where that is known.
-        weight: how much of the aggregate is each of ``used``; None for rules that do not tell, and without one.
-        suspicion: of each of ``used``, from 0, usual, to 1, see ``Explanation``; None without an aggregate.
-        kept: why the model was kept as it was; "" where it was not.
-    """
-
-    number: int
-    asked: tuple[int, ...]
-    f: int
-    used: tuple[int, ...]
-    dropped: Mapping[int, str]
-    silent: Mapping[int, str]
-    weight: np.ndarray | None = None
-    suspicion: np.ndarray | None = None
-    kept: str = ""
-
-    def __str__(self) -> str:
-        parts = [f"round {self.number}: {len(self.used)} of {len(self.asked)} updates, f = {self.f}"]
-        if self.weight is not None and not self.weight.all():
-            unused = [str(node) for node, weight in zip(self.used, self.weight, strict=True) if not weight]
-            parts.append(f"no weight for {', '.join(unused)}")
-        parts += [f"dropped {node} ({why})" for node, why in self.dropped.items()]
-        parts += [f"nothing from {node} ({why})" for node, why in self.silent.items()]
-        parts += [f"the model is kept: {self.kept}"] if self.kept else []
-        return "; ".join(parts)
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What became of one node over all rounds.
-
-    Attributes:
-        node: its number.
-        asked, used, dropped, silent: in how many rounds.
-        weightless: in how many of those used its weight was 0.
-        share: its mean weight, 1 for an equal share; None where no rule told.
-        suspicion: mean over the rounds it was used or dropped in (1 where it was dropped); None without any.
-        reason: why it was last dropped or silent.
-    """
-
-    node: int
-    asked: int
-    used: int
-    dropped: int
-    silent: int
-    weightless: int
-    share: float | None
-    suspicion: float | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """All nodes, the most suspicious first. ``str()`` of it is a table.
-
-    Attributes:
-        rounds: how many there were.
-        kept: in how many the model was kept as it was.
-        nodes: a standing each.
-    """
-
-    rounds: int
-    kept: int
-    nodes: tuple[Standing, ...]
-
-    def __str__(self) -> str:
-        columns = {
-            "node": [str(s.node) for s in self.nodes],
-            "asked": [str(s.asked) for s in self.nodes],
-            "used": [str(s.used) for s in self.nodes],
-            "dropped": [str(s.dropped or "-") for s in self.nodes],
-            "silent": [str(s.silent or "-") for s in self.nodes],
-            "weightless": [str(s.weightless or "-") for s in self.nodes],
-            "share": ["-" if s.share is None else f"{s.share:.2f}" for s in self.nodes],
-            "suspicion": ["-" if s.suspicion is None else f"{s.suspicion:.2f}" for s in self.nodes],
-        }
-        widths = {name: max(len(name), *map(len, cells), 0) for name, cells in columns.items()}
-        lines = [f"{self.rounds} rounds, the model kept as it was in {self.kept}"]
-        lines.append("  ".join(name.rjust(width) for name, width in widths.items()) + "  last reason")
-        for i, s in enumerate(self.nodes):
-            row = "  ".join(cells[i].rjust(widths[name]) for name, cells in columns.items())
-            lines.append(f"{row}  {s.reason}".rstrip())
-        return "\n".join(lines)
 
 
 class RobustStrategy(Strategy):
@@ -222,7 +106,7 @@ class RobustStrategy(Strategy):
     ) -> None:
         if algorithm is None:
             algorithm = Algorithm(pre=(NearestNeighborMixing(f=1),), rule=TrimmedMean(f=1))
-            f = _quarter if f is None else f
+            f = quarter if f is None else f
         elif isinstance(algorithm, Rule):
             algorithm = Algorithm(rule=algorithm)
         elif not isinstance(algorithm, Algorithm):
@@ -230,7 +114,7 @@ class RobustStrategy(Strategy):
             raise ValueError(f"RobustStrategy needs an Algorithm or a rule, such as Median(f=1), got {got}.")
         check_protects("RobustStrategy", algorithm.rule)
         for stage in algorithm.worker + algorithm.server:
-            _refuse_look_ahead("RobustStrategy", stage)
+            refuse_look_ahead("RobustStrategy", stage)
         number = isinstance(learning_rate, Real) and not isinstance(learning_rate, bool)
         if not (number and math.isfinite(learning_rate) and learning_rate > 0):
             raise ValueError(f"RobustStrategy needs learning_rate > 0, got {shown(learning_rate)}.")
@@ -242,7 +126,7 @@ class RobustStrategy(Strategy):
             raise ValueError(f'RobustStrategy needs buffers "median" or "keep", got {buffers!r}.')
         self.algorithm, self.learning_rate = algorithm, learning_rate
         self.buffers: Buffers = buffers
-        self.buffer_names, self.weighted_by_key = _names("RobustStrategy", buffer_names), weighted_by_key
+        self.buffer_names, self.weighted_by_key = buffer_names_of("RobustStrategy", buffer_names), weighted_by_key
         self._f = algorithm.rule.f if f is None else f
         self.min_train_nodes = self._least("min_train_nodes", min_train_nodes, self._needed)
         self.min_evaluate_nodes = 0
@@ -265,8 +149,8 @@ class RobustStrategy(Strategy):
                 stacklevel=2,
             )
         self.forget_after = forget_after
-        self.rounds: list[Round] = []
-        self._sent: _Model | None = None
+        self._history = History(title_of(algorithm), noun="node")
+        self._sent: Model | None = None
         self._messages: dict[str, list[Message]] = {"train": [], "evaluate": []}
         self._state: State | None = None
         self._memories: dict[int, tuple[Tensor | None, ...]] = {}
@@ -284,10 +168,12 @@ class RobustStrategy(Strategy):
 
     def report(self) -> Report:
         """What became of each node so far."""
-        nodes = sorted({node for r in self.rounds for node in (*r.asked, *r.dropped)})
-        standings = [_standing(node, self.rounds) for node in nodes]
-        standings.sort(key=lambda s: (-1.0 if s.suspicion is None else s.suspicion, s.dropped), reverse=True)
-        return Report(len(self.rounds), sum(bool(r.kept) for r in self.rounds), tuple(standings))
+        return self._history.report()
+
+    @property
+    def rounds(self) -> list[Round]:
+        """What became of each round so far."""
+        return list(self._history.rounds)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the strategy remembers between two rounds: nodes' momenta ("worker.0.17" is node 17's), the server's,
@@ -363,11 +249,11 @@ class RobustStrategy(Strategy):
         """The messages of a round of training. The first round forgets what an earlier run left, but for what was
         loaded."""
         if server_round == 1:
-            self.rounds = []
+            self._history = History(title_of(self.algorithm), noun="node")
             if not self._loaded:
                 self._state, self._memories, self._used, self._turn = None, {}, {}, 0
         self._loaded = False
-        self._sent = _Model(arrays, self.buffers, self.buffer_names)
+        self._sent = Model(arrays, self.buffers, self.buffer_names)
         d = self._sent.vector.numel()
         for memory in ([] if self._state is None else [*self._state.server, self._state.previous]) + [
             m for memories in self._memories.values() for m in memories
@@ -400,7 +286,7 @@ class RobustStrategy(Strategy):
         for node, content in contents.items():
             try:
                 updates[node], buffers[node] = model.read(content)
-            except _MalformedError as error:
+            except MalformedError as error:
                 dropped[node] = str(error)
         f = self.tolerated(len(asked))
         nodes, vectors, state = self._send(model, updates, dropped)
@@ -416,7 +302,7 @@ class RobustStrategy(Strategy):
         except Refused as error:
             outcome = replace(outcome, kept=str(error))
         else:
-            outcome = replace(outcome, f=f, weight=found.weight, suspicion=found.suspicion)
+            outcome = replace(outcome, f=f, weight=found.weight, suspicion=found.suspicion, rejected=found.rejected)
             self._state = state
             for i, node in enumerate(nodes):
                 self._memories[node] = tuple(None if m is None else m[i].clone() for m in state.worker)
@@ -426,7 +312,7 @@ class RobustStrategy(Strategy):
         if self.forget_after is not None:
             for node in [n for n, turn in self._used.items() if turn <= self._turn - self.forget_after]:
                 self._forget(node)
-        self.rounds.append(outcome)
+        self._history.record(outcome)
         logger.log(logging.WARNING if outcome.kept or dropped or silent else logging.INFO, "%s", outcome)
         return arrays, metrics
 
@@ -479,7 +365,7 @@ class RobustStrategy(Strategy):
             elif node in contents or node in dropped or node in silent:
                 dropped[node] = "more than one reply"
             elif reply.has_error():
-                silent[node] = f"error: {_brief(reply.error.reason or 'no reason given')}"
+                silent[node] = f"error: {brief_of(reply.error.reason or 'no reason given')}"
             else:
                 contents[node] = reply.content
         for node in dropped:
@@ -490,7 +376,7 @@ class RobustStrategy(Strategy):
         return dict(sorted(contents.items())), dropped, silent
 
     def _send(
-        self, model: _Model, updates: dict[int, Tensor], dropped: dict[int, str]
+        self, model: Model, updates: dict[int, Tensor], dropped: dict[int, str]
     ) -> tuple[tuple[int, ...], Tensor, State]:
         """The worker half, with each node's own memory; drops a node whose memory would overflow, and forgets it."""
         d, dtype = model.vector.numel(), model.vector.dtype
@@ -505,7 +391,7 @@ class RobustStrategy(Strategy):
         vectors = _stack(list(updates.values()), d, dtype)
         vectors, state = self.algorithm.send(vectors, replace(self._state, worker=worker))
         nodes = tuple(updates)
-        finite = torch.tensor([_finite(vector) for vector in vectors], dtype=torch.bool)
+        finite = torch.tensor([is_finite(vector) for vector in vectors], dtype=torch.bool)
         if not finite.all():
             for node, good in zip(nodes, finite.tolist(), strict=True):
                 if not good:
@@ -533,238 +419,7 @@ class RobustStrategy(Strategy):
         if len(contents) < 2 * f + 1:
             logger.warning("no metrics: a median with f = %s needs n >= %s nodes, got %s", f, 2 * f + 1, len(contents))
             return None
-        return _median_metrics(contents, f, self.weighted_by_key)
-
-
-def worker_mod(*stages: Transform, buffer_names: Sequence[str] = BUFFER_NAMES) -> Mod:
-    """A mod for a ClientApp that runs the worker half in the node: what the node sends is its stages' output.
-
-    The node keeps its own memory, in its context, and the strategy's algorithm then has no worker stages. What is sent
-    is the model received plus the stages' output, so that the strategy finds that output by subtraction: it loses what
-    the sum rounds off.
-
-    Args:
-        stages: as in ``Algorithm(worker=...)``.
-        buffer_names: as for :class:`RobustStrategy`; the same there.
-
-    Raises:
-        ValueError: stages that cannot run in a node; inside a node, a reply that does not match the model received.
-
-    Example:
-        >>> import varangian as vg
-        >>> from flwr.clientapp import ClientApp
-        >>> app = ClientApp(mods=[worker_mod(vg.Clip(1.0), vg.Momentum(0.9))])
-    """
-    buffer_names = _names("worker_mod", buffer_names)
-    for stage in stages:
-        if not isinstance(stage, Transform):
-            raise ValueError(f"worker_mod needs transforms, such as Momentum(0.9), got {shown(stage)}.")
-        _refuse_look_ahead("worker_mod", stage)
-        if stage.uses_previous:
-            raise ValueError(f"worker_mod needs stages of the node alone, got {stage}, which uses the last aggregate.")
-
-    def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
-        trains = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-        if not trains or len(message.content.array_records) != 1:
-            return call_next(message, context)
-        model = _Model(next(iter(message.content.array_records.values())), "keep", buffer_names)
-        reply = call_next(message, context)
-        if reply.has_error():
-            return reply
-        try:
-            vector, _ = model.read(reply.content)
-        except _MalformedError as error:
-            raise ValueError(f"worker_mod needs a reply that matches the model received: {error}.") from None
-        [(key, record)] = reply.content.array_records.items()
-        memory = context.state.array_records.get(MEMORY, ArrayRecord())
-        for k, stage in enumerate(stages):
-            kept = None
-            if stage.remembers:
-                kept = torch.from_numpy(memory[str(k)].numpy()) if str(k) in memory else torch.zeros_like(vector)
-            vector, kept = stage(vector, kept)
-            if kept is not None:
-                memory[str(k)] = Array(kept.numpy())
-        context.state[MEMORY] = memory
-        sent = unflatten(model.vector + vector, model.shape)
-        reply.content[key] = ArrayRecord(
-            {name: Array(sent[name].numpy()) if name in sent else array for name, array in record.items()}
-        )
-        return reply
-
-    return mod
-
-
-def byzantine_among(sampled: int, nodes: int, byzantine: int, risk: float = 1e-6) -> int:
-    """The least f for rounds that ask some of the nodes, chosen at random: more than f Byzantine ones are among those
-    asked with probability at most ``risk``, in each round.
-
-    The number of Byzantine nodes among those asked is hypergeometric: where a tenth of all nodes is Byzantine, far more
-    than a tenth of a small round may be.
-
-    Args:
-        sampled: how many nodes a round asks.
-        nodes: how many there are.
-        byzantine: how many of them may be Byzantine.
-        risk: per round, in [0, 1).
-
-    Example:
-        >>> byzantine_among(sampled=20, nodes=100, byzantine=10)
-        8
-    """
-    if not 0 <= byzantine <= nodes or not 0 <= sampled <= nodes or not 0 <= risk < 1:
-        raise ValueError(
-            "byzantine_among needs sampled and byzantine from 0 to nodes and a risk in [0, 1), "
-            f"got {sampled}, {byzantine}, {nodes} and {risk}."
-        )
-    ways, total = 0, math.comb(nodes, sampled)
-    for f in range(min(sampled, byzantine), 0, -1):
-        ways += math.comb(byzantine, f) * math.comb(nodes - byzantine, sampled - f)
-        if ways / total > risk:
-            return f
-    return 0
-
-
-class _MalformedError(Exception):
-    """What is wrong with a reply."""
-
-
-class _Model:
-    """A model that was sent: what replies must look like, and the way from them to vectors and back."""
-
-    def __init__(self, record: ArrayRecord, buffers: Buffers, buffer_names: Sequence[str]) -> None:
-        self.record, self.buffers = record, buffers
-        trained: dict[str, Tensor] = {}
-        for name, array in record.items():
-            if np.dtype(array.dtype).kind == "f" and name.rsplit(".", 1)[-1] not in buffer_names:
-                try:
-                    trained[name] = _tensor(array)
-                except _MalformedError as error:
-                    raise ValueError(
-                        f"RobustStrategy needs arrays that torch has too, got {name!r}, which {error}."
-                    ) from None
-                if not _finite(trained[name]):
-                    raise ValueError(f"RobustStrategy needs a finite model, got NaN or infinity in {name!r}.")
-        if not trained:
-            raise ValueError(f"RobustStrategy needs floating-point arrays that are trained, got {list(record)}.")
-        self.trained = tuple(trained)
-        dtype = torch.float32
-        for tensor in trained.values():
-            dtype = torch.promote_types(dtype, tensor.dtype)
-        x, self.shape = flatten([trained], dtype=dtype, buffer_names=())
-        self.vector = x[0]
-        self.untrained = tuple(name for name in record if name not in trained)
-        for name in self.untrained if buffers == "median" else ():
-            try:
-                _countable(_tensor(record[name]))
-            except _MalformedError as error:
-                raise ValueError(f'RobustStrategy has no median of {name!r}, which {error}: buffers="keep".') from None
-
-    def read(self, content: RecordDict) -> tuple[Tensor, dict[str, Tensor]]:
-        """The update [d] in a reply, and the buffers there.
-
-        Raises:
-            _MalformedError: anything but the arrays that were sent, with other numbers in them.
-        """
-        records = list(content.array_records.values())
-        if len(records) != 1:
-            raise _MalformedError(f"{len(records)} array records, not 1")
-        record = records[0]
-        if record.keys() != self.record.keys():
-            lacks, has = self.record.keys() - record.keys(), record.keys() - self.record.keys()
-            raise _MalformedError(f"lacks {_some(lacks)} and has {_some(has)}")
-        trained = {name: self._received(name, record) for name in self.trained}
-        buffers: dict[str, Tensor] = {}
-        if self.buffers == "median":
-            buffers = {name: self._received(name, record) for name in self.untrained}
-        x, _ = flatten([trained], dtype=self.vector.dtype, buffer_names=())
-        update = x[0].sub_(self.vector)
-        overflows = not _finite(update)
-        for name, tensor in (trained | buffers if overflows else buffers).items():
-            try:
-                _countable(tensor)
-            except _MalformedError as error:
-                raise _MalformedError(f"{name!r} {error}") from None
-        if overflows:
-            raise _MalformedError("an update that overflows")
-        return update, buffers
-
-    def _received(self, name: str, record: ArrayRecord) -> Tensor:
-        sent, came = self.record[name], record[name]
-        if len(came.data) > len(sent.data) + SLACK:
-            raise _MalformedError(f"{name!r} has {len(came.data):,} bytes instead of about {len(sent.data):,}")
-        try:
-            tensor, wanted = _tensor(came), np.dtype(sent.dtype)
-        except _MalformedError as error:
-            raise _MalformedError(f"{name!r} {error}") from None
-        if tuple(tensor.shape) != tuple(sent.shape):
-            raise _MalformedError(f"{name!r} has shape {list(tensor.shape)} instead of {list(sent.shape)}")
-        if tensor.numpy().dtype != wanted:
-            raise _MalformedError(f"{name!r} is {tensor.numpy().dtype} instead of {wanted}")
-        return tensor
-
-    def moved(self, step: Tensor, buffers: list[dict[str, Tensor]], f: int) -> ArrayRecord:
-        """The next model.
-
-        Raises:
-            Refused: it would not be finite.
-        """
-        new: dict[str, Tensor] = unflatten(self.vector + step, self.shape)
-        for name, tensor in new.items():
-            if not _finite(tensor):
-                raise Refused(f"the next model would not be finite, in {name!r}.")
-        if self.untrained and self.buffers == "median":
-            x, shape = flatten(buffers, buffers="aggregate", dtype=torch.float64)
-            new |= unflatten(Median(f=f)(x), shape)
-        return ArrayRecord(
-            {name: Array(new[name].numpy()) if name in new else array for name, array in self.record.items()}
-        )
-
-
-def _tensor(array: Array) -> Tensor:
-    try:
-        values = array.numpy()
-        if not isinstance(values, np.ndarray):
-            raise TypeError("not an array")
-        return torch.from_numpy(values.astype(values.dtype.newbyteorder("="), copy=False))
-    except Exception as error:  # bytes from anybody: whatever they make numpy raise, they are no array
-        raise _MalformedError(f"cannot be read ({type(error).__name__})") from None
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite: NaN and infinities are among the extremes, in one pass that allocates nothing."""
-    return not tensor.numel() or all(math.isfinite(extreme) for extreme in torch.aminmax(tensor))
-
-
-def _countable(tensor: Tensor) -> None:
-    """Raises unless all numbers are finite and exact in float64."""
-    if tensor.is_floating_point():
-        if not _finite(tensor):
-            raise _MalformedError("holds NaN or infinity")
-    elif tensor.is_complex():
-        raise _MalformedError("holds complex numbers")
-    elif tensor.numel() and float(tensor.double().abs().max()) > WHOLE:
-        raise _MalformedError("holds integers beyond 2^53")
-
-
-def _median_metrics(contents: Sequence[RecordDict], f: int, leave_out: str) -> MetricRecord:
-    """The median over nodes of each metric that at least 2f + 1 of them report with finite numbers."""
-    reported: dict[str, dict[tuple[int, ...], list[np.ndarray]]] = {}
-    for content in contents:
-        records = list(content.metric_records.values())
-        for key, value in records[0].items() if len(records) == 1 else ():
-            try:
-                numbers = np.asarray(value, dtype=np.float64)
-            except OverflowError:
-                continue
-            if key != leave_out and numbers.size and np.isfinite(numbers).all():
-                reported.setdefault(key, {}).setdefault(numbers.shape, []).append(numbers)
-    metrics = MetricRecord()
-    for key, shapes in sorted(reported.items()):
-        shape, values = max(shapes.items(), key=lambda item: (len(item[1]), item[0]))
-        if len(values) >= 2 * f + 1:
-            median = Median(f=f)(np.stack(values).reshape(len(values), -1))
-            metrics[key] = median.tolist() if shape else float(median[0])
-    return metrics
+        return median_metrics(contents, f, self.weighted_by_key)
 
 
 def _tolerating(algorithm: Algorithm, f: int) -> Algorithm:
@@ -781,63 +436,5 @@ def _whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _names(owner: str, names: Sequence[str]) -> tuple[str, ...]:
-    listed = tuple(names) if isinstance(names, Iterable) else ()  # once: it may be a generator
-    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in listed):
-        raise ValueError(f"{owner} needs buffer_names as a list of names, got {shown(names)}.")
-    return listed
-
-
-def _quarter(n: int) -> int:
-    return max(1, n // 4)
-
-
-def _refuse_look_ahead(owner: str, stage: Transform) -> None:
-    if isinstance(stage, (Momentum, SharedMomentum)) and stage.nesterov:
-        raise ValueError(
-            f"{owner} needs classical momentum, got {stage}: all nodes are sent one model, none ahead of it."
-        )
-
-
 def _stack(rows: list[Tensor], d: int, dtype: torch.dtype) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, d, dtype=dtype)
-
-
-def _brief(text: str) -> str:
-    """Somebody else's words, made fit for one line of a log: the last line, where a traceback has its cause."""
-    last = (text.strip().splitlines() or [""])[-1].strip()
-    return repr(last if len(last) <= WORDS else last[: WORDS - 1] + "…")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    shown = ", ".join(_brief(name) for name in names[:3]) or "nothing else"
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _standing(node: int, rounds: Sequence[Round]) -> Standing:
-    asked = used = dropped = silent = weightless = 0
-    shares: list[float] = []
-    suspicions: list[float] = []
-    reason = ""
-    for r in rounds:
-        asked += node in r.asked
-        if node in r.used:
-            used += 1
-            place = r.used.index(node)
-            if r.weight is not None:
-                weightless += r.weight[place] == 0
-                shares.append(float(r.weight[place]) * len(r.used))
-            if r.suspicion is not None:
-                suspicions.append(float(r.suspicion[place]))
-        elif node in r.dropped:
-            dropped, reason = dropped + 1, r.dropped[node]
-            suspicions.append(1.0)
-        elif node in r.silent:
-            silent, reason = silent + 1, r.silent[node]
-    share = sum(shares) / len(shares) if shares else None
-    suspicion = sum(suspicions) / len(suspicions) if suspicions else None
-    return Standing(node, asked, used, dropped, silent, weightless, share, suspicion, reason)
-
-
-__all__ = ["Report", "RobustStrategy", "Round", "Standing", "byzantine_among", "worker_mod"]
