@@ -16,17 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import kernels, numerics
 from .kernels.runtime import jit
 
-TIE = 1e-12  # relative: scores so close are equal, and the tie is broken by the vectors' values
-ROUNDING = 2e-7  # relative: how far off a squared distance may be (its float32 squares were added in float32 lanes)
-BLUR = 5e-6  # relative to a usual squared distance: where a derived one may be further off, it is measured anew
-FAR = 8.0  # radii of the nearest majority: of points beyond, only the direction is placed exactly, then the distance
-NARROW = 1e-2  # of its square: of a crowd so near to a line, what lies across is measured itself
-AGREED = 4e-15  # relative to their norm: mixtures so close may be the same one, added up in another order
-ORDINARY = 1e100  # usual norms within this and its inverse are measured as they are
-MOST = 1e140  # units are as long as a vector is taken for, so that squares add up to a number
 PANEL = 8192  # columns at a time where distances are measured anew
 
 Ties = Literal["value", "position"]
@@ -250,7 +242,8 @@ class Geometry:
         squared, terms = _scaled(np.where(np.isinf(self.squared), 0, self.squared), scales)
         known = squared[:n, center]
         usual = np.median(known[finite]) if finite.any() else 0.0
-        if center != -1 and (terms[:n, center] > 1e3 * np.maximum(known, usual))[finite].any():  # digits were lost
+        cancelled = terms[:n, center] > numerics.CANCELLED * np.maximum(known, usual)  # digits were lost
+        if center != -1 and cancelled[finite].any():
             assert before is not None
             whole = np.append(before * scales, np.ones(self.vectors.e))
             point = np.where(np.arange(whole.size) == center % (whole.size + 1), whole, 0)
@@ -271,7 +264,7 @@ class Geometry:
 
         ||a - b||^2 = a D b - (a D a + b D b) / 2
         """
-        known, combined, signed = self._known, *_over_all(weights, self.squared.shape[0])
+        known, combined, signed = self._known, *_over_all(weights, self.squared.shape[0], numerics.NOTHING)
         product = combined @ known @ combined.T
         if not signed:
             return _distances(product, product)
@@ -291,12 +284,13 @@ class Geometry:
         # Mixing draws points together, all into one perhaps: what they were before tells what matters.
         count = int(finite.sum())
         before = middle((middle(squared[:, :count]) if scaling else self.usual)[None])[0]
-        errors = (1e-14 if self.exact else ROUNDING) * terms
-        if not (errors > BLUR * before).any():
+        errors = (numerics.MEASURED if self.exact else numerics.ROUNDING) * terms
+        if not (errors > numerics.BLUR * before).any():
             return False
         usual = middle(squared[:, :count])
         certain = np.maximum(squared, np.minimum(usual[:, None], usual[None, :]))
-        return bool((errors > np.maximum(BLUR * before, (1e-5 if scaling else 1e-4) * certain)).any())
+        far = numerics.BLUR_SCALED if scaling else numerics.BLUR_MIXED
+        return bool((errors > np.maximum(numerics.BLUR * before, far * certain)).any())
 
     def cosines(self) -> np.ndarray:
         """[n+e, n+e] cosines between the points, the extra ones included; 0 for null points and those not finite."""
@@ -308,7 +302,7 @@ class Geometry:
         squared, lengths = directions.distances, np.where(seen, directions.norms, 1)  # lengths: 1, but for rounding
         result = 0.5 * (lengths[:, None] + lengths[None, :] - squared) / np.sqrt(np.outer(lengths, lengths))
         result[~seen] = result[:, ~seen] = 0
-        return np.where(np.abs(result) > 1 - 1e-14, np.sign(result), result)
+        return np.where(np.abs(result) > 1 - numerics.STRAIGHT, np.sign(result), result)
 
     @property
     def is_small(self) -> bool:
@@ -373,12 +367,12 @@ class Geometry:
         radii = middle(squared)
         center = int(np.argmin(radii))
         radius, lengths = np.sqrt(radii[center]), np.sqrt(squared[center])
-        least = AGREED * np.sqrt(points.norms[order[center]])
+        least = numerics.AGREED * np.sqrt(points.norms[order[center]])
         if radius <= least:  # a majority agrees, but for rounding
             same[center] |= lengths <= least
             same[same[center]] = same[center]
             radius = lengths[lengths > least].min(initial=np.inf)
-        far = lengths > FAR * radius
+        far = lengths > numerics.FAR * radius
         stretch = np.where(far, lengths / radius, 1.0)
         drawn = np.diag(1 / stretch)
         drawn[:, center] += 1 - 1 / stretch
@@ -387,9 +381,9 @@ class Geometry:
             weights[:, order] = drawn
             squared = points.mix(weights).distances
         inner = 0.5 * (squared[:, center, None] + squared[None, center, :] - squared)
-        at = _coordinates(inner)
+        at = _coordinates(inner, numerics.REST)
         end = int(np.argmax(np.diag(inner)))
-        if (np.square(at[:, 1:]).sum(1) <= NARROW * inner[end, end]).all() and inner[end, end] > 0:
+        if (np.square(at[:, 1:]).sum(1) <= numerics.NARROW * inner[end, end]).all() and inner[end, end] > 0:
             # Near a line the squares of what lies across drown in those along it: what lies across is measured itself.
             along = inner[:, end] / inner[end, end]
             rest = drawn - drawn[center] - along[:, None] * (drawn[end] - drawn[center])
@@ -399,7 +393,8 @@ class Geometry:
             if self.vectors.d > 1:
                 squared = self.vectors.measured(points.through(weights), False)
                 across = 0.5 * (squared[:-1, -1, None] + squared[None, -1, :-1] - squared[:-1, :-1])
-            at = np.concatenate([along[:, None] * np.sqrt(inner[end, end]), _coordinates(across)], axis=1)
+            beside = _coordinates(across, numerics.REST)
+            at = np.concatenate([along[:, None] * np.sqrt(inner[end, end]), beside], axis=1)
             result = np.full((points.n, at.shape[1]), np.nan)
         result[order] = at * stretch[:, None]
         result[order] = result[order[np.argmax(same, axis=1)]]  # equal points stay equal, to the last bit
@@ -453,7 +448,7 @@ class Geometry:
         if ties == "position":
             return index[:count]
         known = values[np.isfinite(values)]
-        starts = np.flatnonzero(np.append(True, np.diff(known) > TIE * np.abs(known[1:])))
+        starts = np.flatnonzero(np.append(True, np.diff(known) > numerics.TIE * np.abs(known[1:])))
         for first, last in zip(starts, np.append(starts[1:], known.size), strict=True):
             if last - first > 1 and first < count:
                 index[first:last] = self._by_value(index[first:last])
@@ -469,7 +464,7 @@ class Geometry:
         index, values = index[order], values[order]
         known = int(np.isfinite(values).sum())
         near = np.zeros(index.size, bool)  # as near to the next that rounding may have changed their order
-        near[: max(known - 1, 0)] = np.diff(values[:known]) <= 4 * ROUNDING * np.abs(values[1:known])
+        near[: max(known - 1, 0)] = np.diff(values[:known]) <= 4 * numerics.ROUNDING * np.abs(values[1:known])
         found = np.zeros(self.n, bool)
         for place in places:
             if 0 < place < index.size and near[place - 1] and not found[index[place]]:
@@ -498,7 +493,7 @@ class Geometry:
                 block = kernels.weighted_panel(panel, self.table[index], extra, 0, stop - start)
                 every = (panel if extra is None else torch.cat([panel, extra])).double().abs()
                 sizes = torch.where(every.isfinite(), every, 0).cpu().numpy()
-                slack = AGREED * (np.abs(self.table[index]) @ sizes)
+                slack = numerics.AGREED * (np.abs(self.table[index]) @ sizes)
             ranks = _refined(ranks, (block if block.dtype == torch.float32 else block.double()).cpu().numpy(), slack)
             start = stop
         return index[np.argsort(ranks, kind="stable")]
@@ -513,13 +508,13 @@ def unit_of(x: Tensor, squared: np.ndarray) -> float | None:
     """
     if x.dtype != torch.float64:
         return None
-    odd = ~((squared > kernels.VANISHING) & (squared < np.inf))
+    odd = ~((squared > numerics.VANISHING) & (squared < np.inf))
     lengths = np.sqrt(squared)
     if odd.any():
         lengths[odd] = kernels.norms(x[torch.from_numpy(odd).to(x.device)]).cpu().numpy()
     known = lengths[(lengths > 0) & (lengths < np.inf)]
     usual = middle(known[None])[0] if known.size else 1.0
-    if not 1 / ORDINARY < usual < ORDINARY:
+    if not 1 / numerics.ORDINARY < usual < numerics.ORDINARY:
         return power_below(usual)
     return 1.0 if (np.isfinite(lengths) & ~np.isfinite(squared)).any() else None
 
@@ -532,7 +527,7 @@ def power_below(length: float) -> float:
 def in_unit(x: Tensor, unit: float) -> Tensor:
     """The vectors [..., d] divided by a unit, and those longer than ``MOST`` units brought to that length."""
     lengths = kernels.norms(x)
-    return x / torch.where(lengths / unit > MOST, lengths / MOST, unit).unsqueeze(-1)
+    return x / torch.where(lengths / unit > numerics.MOST, lengths / numerics.MOST, unit).unsqueeze(-1)
 
 
 def squared_from(x: Tensor, extra: Tensor | None, center: int) -> np.ndarray:
@@ -590,7 +585,7 @@ def _refined(ranks: np.ndarray, rows: np.ndarray, slack: np.ndarray | None = Non
 
 
 @jit
-def _over_all(weights, points):  # type: ignore[no-untyped-def]
+def _over_all(weights, points, nothing):  # type: ignore[no-untyped-def]
     """Weights [m, n] of points as [m+e+1, n+e+1], the extra ones and the origin included, and whether one is < 0."""
     m, n = weights.shape
     combined, signed = np.zeros((m + points - n, points)), False
@@ -599,7 +594,7 @@ def _over_all(weights, points):  # type: ignore[no-untyped-def]
         for j in range(n):
             combined[i, j] = weights[i, j]
             signed |= weights[i, j] < 0
-        if abs(rest) >= 1e-12:  # else rounding of 1 / n summed, no share of the origin
+        if abs(rest) >= nothing:  # else rounding of 1 / n summed, no share of the origin
             combined[i, points - 1] = rest
             signed |= rest < 0
     for j in range(n, points):
@@ -642,14 +637,14 @@ def _scaled(known, scales):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _coordinates(inner):  # type: ignore[no-untyped-def]
+def _coordinates(inner, least):  # type: ignore[no-untyped-def]
     """[n, n] positions of points with the given inner products: Cholesky's factor, the longest rest first.
 
     Rounding may leave a rest that no vectors have; no product is let exceed what the lengths allow, so it stays small.
     """
     n = inner.shape[0]
     result, rest, left = np.zeros((n, n)), np.diag(inner).copy(), np.ones(n, np.bool_)
-    least = 1e-15 * rest.max()
+    least *= rest.max()
     for axis in range(n):
         pivot = -1
         for i in range(n):

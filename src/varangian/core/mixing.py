@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from . import numerics
 from .checks import UNSAID, set_real, set_whole
-from .geometry import ROUNDING, TIE, Geometry, mean_weights
+from .geometry import Geometry, mean_weights
 from .randomness import BARE, Draw
 from .stages import Mixing, refuse_faulty
 
@@ -59,14 +60,14 @@ class NearestNeighborMixing(Mixing):
         count, finite = n - self.f, geometry.finite
         if not geometry.exact and count < n:
             ordered = np.sort(geometry.distances, axis=1)
-            near = finite & (ordered[:, count] <= ordered[:, count - 1] * (1 + 4 * ROUNDING))
+            near = finite & (ordered[:, count] <= ordered[:, count - 1] * (1 + 4 * numerics.ROUNDING))
             unsure = [i for i in np.flatnonzero(near) if geometry.unsure(geometry.distances[i], [count]).size]
             geometry = geometry.sharpened(np.array(unsure)) if unsure else geometry
         ordered = np.sort(geometry.distances, axis=1)
         last, next_ = ordered[:, count - 1], ordered[:, min(count, n - 1)]
         table = np.where(finite[:, None], (geometry.distances <= last[:, None]) / count, np.eye(n))
         if count < n:
-            for i in np.flatnonzero(finite & (next_ <= last * (1 + TIE))):
+            for i in np.flatnonzero(finite & (next_ <= last * (1 + numerics.TIE))):
                 table[i] = mean_weights(geometry.smallest(geometry.distances[i], count), n)
         return table
 

@@ -9,13 +9,13 @@ from math import comb, inf
 import numpy as np
 import torch
 
+from . import numerics
 from .checks import require
 from .randomness import generator
 from .rules import Rule
 from .stages import check_rows
 
 SUBSETS = 5000  # as many sets S are all looked at; among more, those that look worst
-EXACT = 1e-20  # relative to the squared distance of the furthest vector: less spread is none, less error is rounding
 
 
 def empirical_kappa(rule: Rule, n: int, d: int = 3, seed: int = 0, evaluations: int = 500) -> float:
@@ -103,12 +103,12 @@ def worst_ratio(x: np.ndarray, out: np.ndarray, f: int, sets: np.ndarray | None 
     means = sets @ away / (n - f)
     errors = np.square(means).sum(1)
     spreads = sets @ np.square(away).sum(1) / (n - f) - errors
-    for s in np.argsort(-errors / np.maximum(spreads, EXACT * furthest + np.finfo(float).tiny))[:20]:
+    for s in np.argsort(-errors / np.maximum(spreads, numerics.NO_SPREAD * furthest + np.finfo(float).tiny))[:20]:
         chosen = away[sets[s]]  # the few worst again, without cancellation
         mean = chosen.mean(0)
         error, spread = float(mean @ mean), float(np.square(chosen - mean).sum(1).mean())
-        if error > EXACT * furthest:
-            worst = max(worst, error / spread if spread > EXACT * furthest else inf)
+        if error > numerics.NO_SPREAD * furthest:
+            worst = max(worst, error / spread if spread > numerics.NO_SPREAD * furthest else inf)
     return worst
 
 

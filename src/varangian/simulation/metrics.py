@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import kernels
+from ..core import kernels, numerics
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _inner_products(vectors: list[Tensor | None]) -> tuple[np.ndarray, np.ndarra
     products, units = np.zeros((len(vectors), len(vectors))), np.ones(len(vectors))
     products[np.ix_(present, present)] = kernels.inner_products(held)
     squares = np.diag(products)[present]
-    if held[0].dtype == torch.float64 and not ((squares > kernels.VANISHING) & (squares < np.inf)).all():
+    if held[0].dtype == torch.float64 and not ((squares > numerics.VANISHING) & (squares < np.inf)).all():
         sizes = np.array([float(kernels.norms(v)) for v in held])
         units[present] = np.where((sizes > 0) & np.isfinite(sizes), sizes, 1)
         scaled = [v / unit for v, unit in zip(held, units[present], strict=True)]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels
+from .. import kernels, numerics
 from ..geometry import Geometry
 from ..rules import Rule, Selecting
 from ..stages import check_rows
@@ -71,7 +71,7 @@ class Trials:
             self.vectors[self.h :] = self.vector(line, scale)
             answer = self.defence(self.vectors)
             squared = float(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean)[0])
-            in_range = kernels.VANISHING < squared < inf
+            in_range = numerics.VANISHING < squared < inf
             moved = sqrt(squared) if in_range else float(kernels.norms(answer - self.seen.mean))
         return moved if isfinite(moved) else inf
 

@@ -20,7 +20,6 @@ them.
 from .columns import column_statistic, mean_and_std, network, weighted_panel, weighted_rows, zeros_like_row
 from .distances import inner_products, norms, squared_around, squared_distances, squared_distances_to, squared_norms
 from .runtime import (
-    VANISHING,
     contiguous,
     eager,
     exclusive_threads,
@@ -33,7 +32,6 @@ from .runtime import (
 from .workers import blend, gather_images, send_rows
 
 __all__ = [
-    "VANISHING",
     "blend",
     "column_statistic",
     "contiguous",

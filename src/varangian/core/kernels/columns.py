@@ -15,7 +15,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .runtime import PANEL, STREAM_WIDTH, VANISHING, as_rows, chunks, is_half, is_native, jit, panels, share
+from .. import numerics
+from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, panels, share
 
 SORT_WIDTH = 128  # columns per block of a sorting network or a mixing: 51 rows of float32 are 26 KiB
 LANES = 64 if get_host_cpu_features().get("avx512f") else 32  # bytes of a vector register
@@ -833,7 +834,7 @@ def _mean_and_std(a: np.ndarray, ddof: int) -> Tensor:
     n, d = a.shape
     found = np.empty((2, d), a.dtype)
     size, count = chunks(d, SORT_WIDTH, 16)
-    least = 0.0 if a.dtype == np.float32 else VANISHING  # whose squares never vanish in float64
+    least = 0.0 if a.dtype == np.float32 else numerics.VANISHING  # whose squares never vanish in float64
 
     def task(c: int) -> None:
         _moments(a, ddof, least, c * size, min(d, (c + 1) * size), np.empty((2, SORT_WIDTH)), found[0], found[1])

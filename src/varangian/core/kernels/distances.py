@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import PANEL, STREAM_WIDTH, VANISHING, as_rows, chunks, is_half, is_native, jit, jit_sum, panels, share
+from .. import numerics
+from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, panels, share
 
 DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
 
@@ -138,7 +139,7 @@ def norms(x: Tensor) -> Tensor:
     squared = squared_norms(x)
     result = squared.sqrt()
     if x.dtype == torch.float64:
-        odd = ~((squared > VANISHING) & (squared < np.inf))
+        odd = ~((squared > numerics.VANISHING) & (squared < np.inf))
         if bool(odd.any()):
             rows = x.detach()[odd]
             size = rows.abs().amax(-1)
@@ -176,8 +177,8 @@ def _sum_of_distances(x: np.ndarray, extra: np.ndarray) -> np.ndarray:
     if overflowed.size:
         sum_again(overflowed, np.full_like(overflowed, points - 1))
     finite = np.isfinite(squared[-1])
-    tiny = squared[-1] < 1e-24 * d
-    again = ~np.isfinite(squared) | (squared < 1e-30 * d) & tiny[:, None] & tiny[None, :]
+    tiny = squared[-1] < numerics.FAINT * d
+    again = ~np.isfinite(squared) | (squared < numerics.LOST * d) & tiny[:, None] & tiny[None, :]
     left, right = np.nonzero(np.triu(again & finite[:, None] & finite[None, :], 1))
     if left.size:
         sum_again(left, right)

@@ -22,7 +22,6 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 STREAM_WIDTH = 2048  # columns per block of a pass that streams
-VANISHING = 1e-280  # of sums of squares in float64: below, some of the squares may have vanished
 SMALL = 1 << 15  # up to so many numbers a second thread costs more than it saves; torch starts none either
 PANEL = SMALL // 2  # columns upcast at a time for half types
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import numerics
 from .distances import norms as row_norms
-from .runtime import STREAM_WIDTH, VANISHING, as_rows, chunks, is_half, is_native, jit, jit_sum, share
+from .runtime import STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, share
 
 SEND_WIDTH = 1024  # columns per block of what workers do: the rows it keeps stay in the second cache
 
@@ -141,7 +142,7 @@ def send_rows(
         share(norms, count, n * d)
         squared = parts.sum(0)
         lengths = np.sqrt(squared)
-        odd = ~((squared > VANISHING) & (squared < np.inf))
+        odd = ~((squared > numerics.VANISHING) & (squared < np.inf))
         if a.dtype == np.float64 and odd.any():  # squares that left the range of float64
             shift = b[odd] if b.shape[0] == n else b
             lengths[odd] = row_norms(torch.from_numpy(a[odd] + factor * shift)).numpy()

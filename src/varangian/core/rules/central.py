@@ -11,18 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels
+from .. import kernels, numerics
 from ..checks import require, set_real, set_whole
-from ..geometry import FAR, Geometry, Held, in_unit, mean_weights, middle, unit_of
+from ..geometry import Geometry, Held, in_unit, mean_weights, middle, unit_of
 from ..kernels.runtime import jit
 from ..stages import Bound, General, Nearest, Selecting, column_statistic
 from .coordinatewise import Even, median_ranks
 from .selecting import sure_scores
 
-SETTLED = 1e-9  # relative to a usual distance: a walk whose remaining way is shorter has arrived
-CLOSE = 0.03  # so near to a point, float32 distances would show in the answer: they are measured again in float64
-FLAT = 0.05  # so flat (of the greatest curvature there can be), they would too
-OPTIMAL = 1e-6  # relative: what float32 distances leave uncertain of sums of unit vectors
 SEARCHES = 200  # Newton's steps; 5 to 10 are usual
 
 Pulls = tuple[int, float, np.ndarray, np.ndarray, int, float, float]
@@ -176,14 +172,14 @@ def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np
     plain = np.sqrt(geometry.distances)
     known = plain[np.ix_(good, good)]
     usual = middle(middle(known)[None])[0]
-    if not (known > FAR * usual).any():
+    if not (known > numerics.FAR * usual).any():
         return plain_sums(plain, good)
     at = (geometry.positions() if positions is None else positions)[: geometry.n]
     at = np.where(good[:, None], at, 0)
     squares = (at * at).sum(1)
     with np.errstate(invalid="ignore"):
         less = (squares[:, None] - 2 * at @ at.T) / (plain + np.sqrt(squares)[None, :])
-    near = np.sqrt(squares) <= FAR * usual
+    near = np.sqrt(squares) <= numerics.FAR * usual
     np.fill_diagonal(less, -np.sqrt(squares))
     less[:, near] = plain[:, near]
     return plain_sums(less, good)
@@ -256,20 +252,21 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
     if usual == 0:
         return order, mean_weights([0], order.size), True
     across = np.sqrt(np.square(x[:, 1:]).sum(1))
-    if (across <= 2 * torch.finfo(geometry.vectors.dtype).eps * np.maximum(lengths, usual)).all():  # on one line
+    thin = numerics.LINE * torch.finfo(geometry.vectors.dtype).eps
+    if (across <= thin * np.maximum(lengths, usual)).all():  # on one line
         along = np.argsort(x[:, 0], kind="stable")
         return order, mean_weights(along[(order.size - 1) // 2 : order.size // 2 + 1], order.size), exact
     x = x / usual
     best = int(np.argmin(sums))
     optimal, sure = [], True
-    for k in np.flatnonzero(sums <= sums[best] + OPTIMAL * usual).tolist():
-        excess, blur = _excess(_pulls(x, x[k]), 1e-10 if exact else OPTIMAL)
+    for k in np.flatnonzero(sums <= sums[best] + numerics.UNSURE * usual).tolist():
+        excess, blur = _excess(_pulls(x, x[k]), numerics.OPTIMAL if exact else numerics.UNSURE)
         sure &= abs(excess) > blur
         if excess <= blur and all((x[k] != x[other]).any() for other in optimal):
             optimal.append(k)
     if optimal:  # one of them, unless rounding cannot tell
         lengths = np.sqrt(np.square(x - x[optimal[0]]).sum(1))
-        near = lengths[lengths > 0].min(initial=np.inf) < CLOSE * np.median(lengths)
+        near = lengths[lengths > 0].min(initial=np.inf) < numerics.CLOSE * np.median(lengths)
         return order, mean_weights(optimal, order.size), sure and not near
     at = _descended(x, x[best], _slope(_pulls(x, x[best])))
     for _ in range(10):
@@ -277,7 +274,7 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
         goal = weights @ x / weights.sum()
         step = goal - at
         at = goal
-        if step @ step <= SETTLED**2:
+        if step @ step <= numerics.SETTLED**2:
             break
     curvature = np.eye(1)
     for _ in range(SEARCHES):
@@ -285,13 +282,14 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
         curvature = _curvature(x, at, pulls)
         units = 1 / np.sqrt(np.maximum(np.diag(curvature), np.finfo(float).tiny))  # across a line and along it, alike
         step = units * np.linalg.lstsq(units[:, None] * curvature * units, units * _slope(pulls), rcond=None)[0]
-        if step @ step <= SETTLED**2:
+        if step @ step <= numerics.SETTLED**2:
             break
         at = _descended(x, at, step)
     else:
         warnings.warn("GeometricMedian ended its search before it arrived; the answer is near.", RuntimeWarning, 2)
     weights = _pulls(x, at)[3]
-    sure = sure and weights.max() < 1 / CLOSE and np.linalg.eigvalsh(curvature)[0] > FLAT * weights.sum()
+    steep = np.linalg.eigvalsh(curvature)[0] > numerics.FLAT * weights.sum()
+    sure = sure and weights.max() < 1 / numerics.CLOSE and steep
     return order, weights / weights.sum(), sure
 
 

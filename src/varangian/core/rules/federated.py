@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels
+from .. import kernels, numerics
 from ..checks import require, set_real, set_whole, whole
-from ..geometry import TIE, Geometry, in_unit, mean_weights, unit_of
+from ..geometry import Geometry, in_unit, mean_weights, unit_of
 from ..kernels.runtime import jit, jit_sum
 from ..randomness import BARE, Draw
 from ..stages import General, Selecting, refuse_faulty
@@ -68,7 +68,7 @@ class FLTrust(Selecting):
         alike = geometry.sharp().mix(scales)
         apart = np.divide(alike.squared[-2, :n], root * root, out=np.full(n, 2.0), where=scales > 0)
         trust = np.maximum(1 - 0.5 * apart, 0)
-        trust[trust < 1e-12] = 0  # rounding of an orthogonal vector
+        trust[trust < numerics.ANGLE] = 0  # rounding of an orthogonal vector
         return np.append(scales * trust / trust.sum() if trust.any() else np.zeros(n), 0)
 
 
@@ -112,7 +112,7 @@ class FoolsGold(Selecting):
         with np.errstate(divide="ignore", invalid="ignore"):
             pardon = np.where((most[None, :] > most[:, None]) & (most != 0)[None, :], most[:, None] / most[None, :], 1)
             odd = np.clip(1 - np.where(np.isinf(similar), similar, similar * pardon).max(1, initial=-1), 0, 1)
-            odd[odd < 1e-12] = 0  # rounding of a cosine of 1
+            odd[odd < numerics.ANGLE] = 0  # rounding of a cosine of 1
             odd = odd / odd.max() if odd.any() else odd
             share = np.clip(np.log(odd) - np.log(1 - odd) + 0.5, 0, 1)
         result = np.zeros(geometry.n)
@@ -242,7 +242,7 @@ def first_majority(apart: np.ndarray, count: int) -> np.ndarray:
         nearest[closer], parent[closer] = apart[j, closer], j
     label, length = np.arange(n), -np.inf
     for longer, i, j in sorted(edges, key=lambda edge: edge[0]):
-        if longer > length + 1e-12 and np.bincount(label).max() >= count:
+        if longer > length + numerics.ANGLE and np.bincount(label).max() >= count:
             break
         label[label == label[j]], length = label[i], longer
     return np.flatnonzero(label == np.argmax(np.bincount(label)))
@@ -345,12 +345,13 @@ def largest_cluster(points: np.ndarray) -> np.ndarray:
     def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.sqrt(np.square(a[:, None] - b[None]).sum(-1))
 
-    bandwidth = max(np.sort(distances(points, points), axis=1)[:, max(n // 2, 1) - 1].mean(), 1e-12) * (1 + 1e-9)
+    reach = np.sort(distances(points, points), axis=1)[:, max(n // 2, 1) - 1].mean()
+    bandwidth = max(reach, numerics.STILL) * (1 + numerics.WITHIN)
     modes = points
     for _ in range(1000):
         near = distances(modes, points) <= bandwidth
         moved = (near @ points) / near.sum(1, keepdims=True)
-        if np.abs(moved - modes).max() <= 1e-12:
+        if np.abs(moved - modes).max() <= numerics.STILL:
             break
         modes = moved
     crowds = (distances(modes, points) <= bandwidth).sum(1)
@@ -445,7 +446,7 @@ class LASA(General):
             signs[layer] += found[1]
             counts[layer] += found[2]
         lengths, purities = scales * np.sqrt(squares), 0.5 * (1 + signs / np.maximum(counts, 1))
-        within = 1 + TIE  # a value exactly at the bound passes, whatever rounding makes of it
+        within = 1 + numerics.TIE  # a value exactly at the bound passes, whatever rounding makes of it
         passing = (_oddness(lengths) <= self.lambda_norm * within) & (_oddness(purities) <= self.lambda_sign * within)
 
         weights = passing * scales / np.maximum(passing.sum(1, keepdims=True), 1)

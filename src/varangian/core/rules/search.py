@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .. import numerics
 from ..checks import Refused
-from ..geometry import TIE
 from ..kernels.runtime import jit
 
 NODES = 5_000_000  # of a search for a diameter, before it gives up
@@ -114,7 +114,7 @@ def _coverable(conflict, budget, nodes):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _tightest(squared, conflict, f, nodes, best, found):  # type: ignore[no-untyped-def]
+def _tightest(squared, conflict, f, nodes, best, found, tie):  # type: ignore[no-untyped-def]
     """Among the (n-f)-subsets without conflict, those whose squared distances add up to least, into ``found``.
 
     Returns how many there are. The bound: removing a set lowers the sum by its points' sums, less the pairs inside it.
@@ -172,15 +172,15 @@ def _tightest(squared, conflict, f, nodes, best, found):  # type: ignore[no-unty
                 bound = total
                 for k in range(left):
                     bound -= chosen[free - 1 - k]
-                dead = bound > best * (1 + 1e-12)
+                dead = bound > best * (1 + tie)
         top = 0
         if not dead:
             edges, top = _degrees(conflict, state, degrees)
             if edges > 2 * left * max(degrees[top], 0):
                 dead = True
             elif left == 0:
-                if total <= best * (1 + 1e-12):
-                    if total < best * (1 - 1e-12):
+                if total <= best * (1 + tie):
+                    if total < best * (1 - tie):
                         count = 0
                     best = min(best, total)
                     if count < found.shape[0]:
@@ -274,9 +274,10 @@ def least_diameter(squared: np.ndarray, size: int) -> np.ndarray:
     n = squared.shape[0]
     if n == size:
         return np.ones((1, n), bool)
-    conflict = squared > _threshold(squared, size) * (1 + TIE)
+    conflict = squared > _threshold(squared, size) * (1 + numerics.TIE)
     found = np.zeros((TIES, n), bool)
-    count = _tightest(squared, conflict, n - size, TIE_NODES * 2500 // (2500 + n * n), np.inf, found)
+    nodes = TIE_NODES * 2500 // (2500 + n * n)
+    count = _tightest(squared, conflict, n - size, nodes, np.inf, found, numerics.TIE)
     return found[:count]
 
 
@@ -325,7 +326,7 @@ def _top(inner, chosen, size, work):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _flattest(inner, size, found):  # type: ignore[no-untyped-def]
+def _flattest(inner, size, found, tie):  # type: ignore[no-untyped-def]
     """Subsets of ``size`` points whose scatter has the least top eigenvalue, into ``found``; returns how many.
 
     A subset's top eigenvalue only grows with its points, so a prefix that is over the best one is not continued.
@@ -344,14 +345,14 @@ def _flattest(inner, size, found):  # type: ignore[no-untyped-def]
             if position >= 0:
                 chosen[position] += 1
             continue
-        if not _below(inner, chosen, position + 1, best * (1 + 1e-10), work):
+        if not _below(inner, chosen, position + 1, best * (1 + tie), work):
             chosen[position] += 1
         elif position + 1 < size:
             chosen[position + 1] = chosen[position] + 1
             position += 1
         else:
             value = _top(inner, chosen, size, work)
-            if value < best * (1 - 1e-10):
+            if value < best * (1 - tie):
                 count = 0
             best = min(best, value)
             if count < found.shape[0]:
@@ -369,4 +370,4 @@ def least_top_eigenvalue(inner: np.ndarray, size: int) -> np.ndarray:
     ``inner``: [n, n] inner products about any point.
     """
     found = np.zeros((TIES, inner.shape[0]), bool)
-    return found[: _flattest(inner, size, found)]
+    return found[: _flattest(inner, size, found, numerics.SPECTRUM)]
