@@ -130,7 +130,7 @@ def methods_of(name: str, training: bool) -> list[str]:
     found = []
     for method in ("chain", "vmap", "loop"):
         try:
-            WorkerGradients(model_of(name), training, method)  # type: ignore[arg-type]
+            WorkerGradients(model_of(name), training, method).look(batch_of())  # type: ignore[arg-type]
             found.append(method)
         except ValueError:
             pass
@@ -375,17 +375,21 @@ def test_points_of_a_batch_do_not_count_padding() -> None:
     ("name", "training", "method", "message"),
     [
         ("cnn", False, "chain", "^method 'chain' needs linear layers with ReLU between them, on the CPU; use 'auto'.$"),
-        ("cnn", True, "vmap", "^method 'vmap' cannot train with dropout or batch normalisation; use 'auto'.$"),
-        ("normalised", True, "vmap", "^method 'vmap' cannot train with dropout or batch normalisation; use 'auto'.$"),
+        ("cnn", True, "vmap", "^method 'vmap' cannot compute Sequential: its buffers change in forward; use 'auto'.$"),
+        ("normalised", True, "vmap", "^method 'vmap' cannot compute Sequential: its buffers change in forward; "),
     ],
 )
 def test_a_method_that_cannot_do_it(name: str, training: bool, method: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        WorkerGradients(model_of(name), training, method)
+        WorkerGradients(model_of(name), training, method).look(batch_of())
 
 
 def test_auto_chooses() -> None:
-    chosen = {name: WorkerGradients(model_of(name)).method for name in FACTORIES}
+    chosen = {}
+    for name in FACTORIES:
+        gradients = WorkerGradients(model_of(name))
+        gradients.look(batch_of())
+        chosen[name] = gradients.method
     assert chosen == {
         "linear": "chain",
         "fully-connected": "chain",
@@ -512,6 +516,6 @@ def test_the_loop_is_the_only_method_for_random_numbers() -> None:
     batch = Batch(torch.ones(1, 4, 6), torch.zeros(1, 4, dtype=torch.int64))
     gradients = WorkerGradients(Noisy(), method="vmap")
     with pytest.raises(
-        ValueError, match=r"^method 'vmap' cannot train with random numbers in the model; use 'auto'\.$"
+        ValueError, match=r"^method 'vmap' cannot compute Noisy: it draws random numbers; use 'auto'\.$"
     ):
         gradients(gradients.parameters(), batch, torch.empty(1, gradients.d))

@@ -125,6 +125,7 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
     sampler = Sampler(
         learned, learners, e.batch_size, e.seed, deal=deal, profile=e.profile, device=e.device, dtype=dtype
     )
+    gradients.look(sampler(0), dataset.classes)
     simulation = Simulation(
         gradients,
         sampler,

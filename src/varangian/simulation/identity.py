@@ -95,9 +95,9 @@ class _Content:
             self.add((value.fget, value.fset))
         elif isinstance(value, functools.cached_property):
             self.add(value.func)
-        elif isinstance(value, FunctionType) and (asked or _is_somebodys(value.__module__)):
+        elif isinstance(value, FunctionType) and (asked or is_somebodys(value.__module__)):
             self._function(value)
-        elif isinstance(value, type) and (asked or _is_somebodys(value.__module__)):
+        elif isinstance(value, type) and (asked or is_somebodys(value.__module__)):
             self._class(value)
         else:
             self._note(
@@ -127,7 +127,7 @@ class _Content:
         for name in sorted(wanted & space.keys()):
             value = space[name]
             if isinstance(value, ModuleType):
-                if id(value) not in self._seen and _is_somebodys(value.__name__):
+                if id(value) not in self._seen and is_somebodys(value.__name__):
                     self._seen[id(value)] = value
                     self._references(names, vars(value), names)
                 continue
@@ -150,7 +150,7 @@ class _Content:
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if base is kind or _is_somebodys(base.__module__):
+            if base is kind or is_somebodys(base.__module__):
                 for name, value in sorted(vars(base).items()):
                     if name not in _NOISE:
                         self._note(name)
@@ -175,7 +175,7 @@ def _place(module: str | None) -> str:
     return "varangian" if _root(module) == "varangian" else PREFIX.sub("", module or "")
 
 
-def _is_somebodys(module: str | None) -> bool:
+def is_somebodys(module: str | None) -> bool:
     """Whether a module is neither the package's, nor Python's, nor that of an installed library."""
     root = _root(module)
     if root in ("varangian", "builtins") or (root in sys.stdlib_module_names and root != "__main__"):

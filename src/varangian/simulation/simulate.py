@@ -134,7 +134,7 @@ class Evaluator:
         self.chunks = np.array_split(np.arange(len(dataset.test)), -(-len(dataset.test) // CHUNK))
         self._prepared = None if self.mirrors else [self.images(chunk) for chunk in self.chunks]
 
-    def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, float]:
+    def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]:
         prepared = self._prepared
         if prepared is None:
             flip = randomness.indices(self.seed, "test-flips", step, 1, len(self.images.split), 2)[0].astype(bool)
@@ -249,8 +249,11 @@ class Simulation:
         lr = self.learning_rate(step)
         batch = self.batches(step)
         if self.active > h:
+            if batch.labels.is_floating_point():
+                raise ValueError(f"{self.attack} turns classes round, and labels that are real numbers are none.")
             labels = batch.labels.clone()
-            labels[h:] = self.classes - 1 - labels[h:]
+            flipped = self.classes - 1 - labels[h:]
+            labels[h:] = torch.where(labels[h:] < 0, labels[h:], flipped)  # places that do not count stay so
             batch = replace(batch, labels=labels)
         point = self.algorithm.point(self.parameters, self.state, lr)
         losses = self.gradients(point, batch, self.sampled, step)
