@@ -134,7 +134,7 @@ def test_seeds(seeds: Any, expected: tuple[int, ...]) -> None:
         ({"rule": []}, "rule: a list without values leaves nothing to run."),
         ({"rule": {"a": 1}}, "rule: must be a value or a list of values, got {'a': 1}."),
         ({"rule": {"median"}}, "rule: must be a value or a list of values, got {'median'}."),
-        ({"rule": [object]}, "has no name"),
+        ({"rule": [object]}, "rule: <class 'object'> cannot be described"),
         ({"seeds": []}, "seeds: a list without seeds leaves nothing to run."),
         ({"seeds": 3}, "seeds: 3 may be so many seeds, or one: write \"1-3\" or [3]."),
         ({"seeds": "3-1"}, "seeds: '3-1' goes down, or holds more than 10,000 seeds."),

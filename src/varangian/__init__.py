@@ -110,6 +110,9 @@ if TYPE_CHECKING:
     from .study.grid import Grid as Grid
     from .study.sweep import Sweep as Sweep
     from .study.sweep import sweep as sweep
+    from .study.tune import Search as Search
+    from .study.tune import Tuning as Tuning
+    from .study.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -138,6 +141,7 @@ _HOMES = {
     "core.stages": "refuse_faulty",
     "study.grid": "Grid",
     "study.sweep": "Sweep sweep",
+    "study.tune": "Search Tuning tune",
     "core.theory": "empirical_kappa",
     "core.transforms": "Clip Momentum SharedMomentum Transform",
     "core.vectors": "ModelShape flatten unflatten",

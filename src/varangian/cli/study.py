@@ -1,4 +1,4 @@
-"""The commands of many runs: sweep, reproduce, report, import."""
+"""The commands of many runs: sweep, tune, reproduce, report, import."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..core.checks import printable, shown
@@ -26,6 +27,7 @@ from ..study.report import judge, report
 from ..study.report.layout import groups
 from ..study.report.legacy import import_runs
 from ..study.sweep import Sweep, sweep
+from ..study.tune import Search, Tuning, tune, written
 
 output = Console()
 notices = Console(stderr=True)
@@ -102,12 +104,22 @@ class _Asked:
     ray: str | None
     dry_run: bool
 
-    def sweep(self, grids: Sequence[Grid], out: Path) -> Sweep:
-        return sweep(
-            grids, out, jobs=self.jobs, threads=self.threads, shard=self.shard, time_budget=self.time_budget,
-            ray=self.ray, data_folder=self.data, dry_run=self.dry_run, notices=notices,
-            command=shlex.join(["varangian", *sys.argv[1:]]),
-        )  # fmt: skip
+    def how(self) -> dict[str, Any]:
+        """For the functions of the library that the commands call."""
+        return {
+            "jobs": self.jobs,
+            "threads": self.threads,
+            "shard": self.shard,
+            "time_budget": self.time_budget,
+            "ray": self.ray,
+            "data_folder": self.data,
+            "notices": notices,
+            "command": shlex.join(["varangian", *sys.argv[1:]]),
+        }
+
+    def settings(self, said: Sequence[tuple[str, object]]) -> dict[str, object]:
+        """What stands in place of what a file says."""
+        return dict(said) | ({} if self.device is None else {"device": self.device})
 
 
 def _sweeping(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,15 +160,18 @@ def _sweeping(command: Callable[..., Any]) -> Callable[..., Any]:
     return collected
 
 
-@click.command("sweep")
-@click.argument("grid", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
+_with_settings = click.option(
     "--set",
     "settings",
     type=_Setting(),
     multiple=True,
     help='in place of what the file says; may be given several times: steps=20, seeds=1-3, rule=["median", "krum"]',
 )
+
+
+@click.command("sweep")
+@click.argument("grid", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_with_settings
 @_sweeping
 @click.pass_context
 def sweep_command(context: click.Context, grid: Path, settings: Sequence[tuple[str, object]], asked: _Asked) -> int:
@@ -173,20 +188,89 @@ def sweep_command(context: click.Context, grid: Path, settings: Sequence[tuple[s
     What is complete is not run again: the same command resumes, and another grid with the same --out adds its runs.
     Exit status 1 where a run failed.
     """
-    found = Grid.from_file(grid, dict(settings) | ({} if asked.device is None else {"device": asked.device}))
+    found = Grid.from_file(grid, asked.settings(settings))
     out = _folder_of(grid) if asked.out is None else asked.out
-    for dataset, base in {e.dataset: e for e in found.experiments()}.items():
-        try:
-            open_dataset(base, asked.data)
-        except DataError as error:
-            raise click.ClickException(f"{dataset}: {error}") from None
-    result = asked.sweep([found], out)
+    _open_all(found, asked.data)
+    result = sweep(found, out, dry_run=asked.dry_run, **asked.how())
     if asked.dry_run:
         _show_plan([found], result)
     elif result.outcomes:
         output.print(f"Table: {out / 'runs.csv'}; now: varangian report {shlex.quote(str(out))}", **PLAIN)
     _show_rest(result)
     context.exit(1 if result.failed else 0)
+
+
+@click.command("tune")
+@click.argument("search", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--trials", type=click.IntRange(1), help="how many choices to draw at random  [all, if they are lists]")
+@click.option("--draw-seed", type=click.IntRange(0), help="of these draws  [1]")
+@_with_settings
+@_sweeping
+@click.pass_context
+def tune_command(
+    context: click.Context, search: Path, trials: int | None, draw_seed: int | None,
+    settings: Sequence[tuple[str, object]], asked: _Asked,
+) -> int:  # fmt: skip
+    """The learning rate, momentum, clip ... that are best under the worst attack, chosen without the test set.
+
+    \b
+    Example: varangian tune tune.toml --trials 20
+    where tune.toml holds
+             rule = "median"
+             attack = ["little", "empire"]
+             workers = 11
+             byzantine = 4
+             validation = 0.1
+             seeds = "1-3"
+    \b
+             [search]
+             learning_rate = { log = [0.01, 1.0] }
+             momentum = [0.0, 0.9]
+    What counts is the mean over the seeds of the accuracy on training data set aside, under the attack where that is
+    lowest. The test accuracy of the chosen settings alone is looked at, once. The same command resumes.
+    """
+    drawn = {name: value for name, value in (("trials", trials), ("draw_seed", draw_seed)) if value is not None}
+    found = Search.from_file(search, asked.settings(settings) | drawn)
+    out = _folder_of(search) if asked.out is None else asked.out
+    _open_all(found.grid, asked.data)
+    if asked.dry_run:
+        output.print(f"{counted(len(found.tried), 'choice')} of {', '.join(found.search)}", **PLAIN)
+        _show_plan([found.grid], sweep(found.grid, out, dry_run=True, **asked.how()))
+        context.exit(0)
+    tuning = tune(found, out, **asked.how())
+    _show_trials(tuning)
+    output.print("\n".join(tuning.summary()), **PLAIN)
+    output.print(f"Table: {out / 'tuning.csv'}", **PLAIN)
+    if tuning.chosen is not None:
+        output.print(f"Settings: {out / 'chosen.toml'}; now: varangian run --config {out / 'chosen.toml'}", **PLAIN)
+    _show_rest(tuning.sweep)
+    context.exit(1 if tuning.sweep.failed else 0)
+
+
+def _show_trials(tuning: Tuning) -> None:
+    """The best ten."""
+    if not tuning.trials:
+        return
+    names = list(tuning.trials[0].settings)
+    table = Table(title="On the data set aside", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in (*names, "worst case", "under", "mean of all"):
+        table.add_column(heading)
+    for t in tuning.trials[:10]:
+        spread = "" if t.spread is None else f" ± {100 * t.spread:.2f}"
+        cells = (f"{100 * t.objective:.2f}{spread} %", t.worst, f"{100 * t.mean:.2f} %")
+        table.add_row(*(escape(text) for text in (*(written(t.settings[name]) for name in names), *cells)))
+    output.print(table)
+    if len(tuning.trials) > 10:
+        output.print(f"and {len(tuning.trials) - 10:,} more", **PLAIN)
+
+
+def _open_all(grid: Grid, data: Path | None) -> None:
+    """Data that is not there is said once, and not by every run."""
+    for dataset, base in {e.dataset: e for e in grid.experiments()}.items():
+        try:
+            open_dataset(base, data)
+        except DataError as error:
+            raise click.ClickException(f"{dataset}: {error}") from None
 
 
 def _folder_of(file: Path) -> Path:
@@ -238,7 +322,7 @@ def reproduce(
     if asked.device is not None:
         grids = [grid.replaced({"device": asked.device}) for grid in grids]
     out = Path("study") if asked.out is None else asked.out
-    result = asked.sweep(grids, out)
+    result = sweep(grids, out, dry_run=asked.dry_run, **asked.how())
     if asked.dry_run:
         _show_plan(grids, result)
     elif not result.outcomes:

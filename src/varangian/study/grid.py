@@ -16,6 +16,7 @@ import numpy as np
 import tomlkit
 
 from ..core.checks import MOST_SEED, shown, unknown
+from ..core.references import importing
 from ..core.specs import describe, split
 from ..runs.experiment import ELSEWHERE, HASHES, NAMED, ConfigurationError, Experiment
 from ..runs.files import MAX_TEXT, make_folder, read_text, write_whole
@@ -84,7 +85,7 @@ class Grid:
         axes = []
         for case in cases or [{}]:
             values = {"seed": list(seeds)} if seeds else {}
-            values |= {name: _values(name, value) for name, value in (settings | case).items()}
+            values |= {name: values_of(name, value) for name, value in (settings | case).items()}
             axes.append({"seed": values.pop("seed", [SETTINGS["seed"]])} | values)
         empty = dict.fromkeys(name for case in axes for name, values in case.items() if not values)
         faults += [f"{name}: a list without values leaves nothing to run." for name in empty]
@@ -226,8 +227,9 @@ def record_grid(folder: Path, grid: Grid) -> Path:
     return path
 
 
+@importing(False)
 def grids_of(folder: Path) -> list[Grid]:
-    """The grids that were swept into a folder; a file there that is none says nothing."""
+    """The grids that were swept into a folder; a file there that is none says nothing, and nothing is imported."""
     found = []
     for path in sorted((folder / "grids").glob("*.toml"))[:MOST_GRIDS]:
         with suppress(OSError, ValueError):
@@ -319,7 +321,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _values(name: str, value: Any) -> list[Any]:
+def values_of(name: str, value: Any) -> list[Any]:
     """The values that a setting takes in turn."""
     if not isinstance(value, list):
         return [value]
@@ -400,7 +402,7 @@ def _hashable(value: Any) -> Any:
 
 def _matches(cell: Mapping[str, Any], partial: Mapping[str, Any]) -> bool:
     return all(
-        any(_same(name, cell.get(name, SETTINGS[name]), value) for value in _values(name, values))
+        any(_same(name, cell.get(name, SETTINGS[name]), value) for value in values_of(name, values))
         for name, values in partial.items()
     )
 
@@ -435,7 +437,7 @@ def _located(faults: Mapping[str, list[dict[str, Any]]], axes: Sequence[dict[str
         if len(cells) == count or not which:
             lines.append(fault)
             continue
-        some = True
+        some |= len(which.keys() - {"case"}) > 1
         lines.append(f"{_text(which)} ({len(cells):,} of {count:,} runs): {fault}")
     if some:
         lines[-1] += " Combinations that cannot be run are left out by an exclusion ([[exclude]] in a file)."
