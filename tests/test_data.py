@@ -683,41 +683,38 @@ def test_partitions_refuse(call, words):
 # ------------------------------------------------------------------------------------------- data of one's own
 
 IMAGES, LABELS = torch.zeros(4, 2, 3, 3, dtype=torch.uint8), torch.tensor([0, 1, 2, 1])
+NO_INPUTS = (
+    "Split needs inputs [N, ...] of pixels (uint8, 3 dimensions or more), floats or tokens (int64) in main memory, "
+)
+NO_INPUTS += "not empty, got "
+NO_LABELS = (
+    "Split needs labels int64 [N] (classes) or [N, T] (of tokens), or floats [N] or [N, k] in main memory, not empty"
+)
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "message"),
+    ("inputs", "labels", "message"),
     [
-        (IMAGES, LABELS[:3], "Split needs a label for each image, got 4 images and 3 labels."),
-        (IMAGES, torch.cat([LABELS, LABELS]), "Split needs a label for each image, got 4 images and 8 labels."),
-        (IMAGES, LABELS.int(), "Split needs labels int64 [N] in main memory, not empty, got int32 [4]."),
-        (IMAGES, LABELS.double(), "Split needs labels int64 [N] in main memory, not empty, got float64 [4]."),
-        (IMAGES, LABELS[:, None], "Split needs labels int64 [N] in main memory, not empty, got int64 [4, 1]."),
-        (IMAGES, [0, 1, 2, 1], "Split needs labels int64 [N] in main memory, not empty, got a list."),
-        (
-            IMAGES[0],
-            LABELS,
-            "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got uint8 [",
-        ),
-        (IMAGES[:0], LABELS[:0], "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got "),
-        (IMAGES.long(), LABELS, "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got int"),
-        (
-            IMAGES.numpy(),
-            LABELS,
-            "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got a ndarray",
-        ),
-        (IMAGES.to("meta"), LABELS, "Split needs images uint8 or float32 [N, C, H, W] in main memory, not empty, got "),
-        (
-            IMAGES.float().requires_grad_(),
-            LABELS,
-            "Split needs images uint8 or float32 [N, C, H, W] in main memory, not ",
-        ),
-        (IMAGES.float() * math.nan, LABELS, "Split needs finite images, got some with NaN or infinity."),
+        (IMAGES, LABELS[:3], "Split needs a label for each input, got 4 inputs and 3 labels."),
+        (IMAGES, torch.cat([LABELS, LABELS]), "Split needs a label for each input, got 4 inputs and 8 labels."),
+        (IMAGES, LABELS.int(), f"{NO_LABELS}, got int32 [4]."),
+        (IMAGES, LABELS.half(), f"{NO_LABELS}, got float16 [4]."),
+        (IMAGES, LABELS[:, None, None].double(), f"{NO_LABELS}, got float64 [4, 1, 1]."),
+        (IMAGES, LABELS / 0, "Split needs finite labels, got some with NaN or infinity."),
+        (IMAGES, [0, 1, 2, 1], f"{NO_LABELS}, got a list."),
+        (IMAGES[:, 0, 0], LABELS, f"{NO_INPUTS}uint8 [4, 3]."),
+        (IMAGES[:, 0, 0, 0].float(), LABELS, f"{NO_INPUTS}float32 [4]."),
+        (IMAGES[:0], LABELS[:0], f"{NO_INPUTS}uint8 [0, 2, 3, 3]."),
+        (IMAGES.int(), LABELS, f"{NO_INPUTS}int32 [4, 2, 3, 3]."),
+        (IMAGES.numpy(), LABELS, f"{NO_INPUTS}a ndarray"),
+        (IMAGES.to("meta"), LABELS, f"{NO_INPUTS}uint8 [4, 2, 3, 3] on meta"),
+        (IMAGES.float().requires_grad_(), LABELS, f"{NO_INPUTS}float32 [4, 2, 3, 3] that requires grad"),
+        (IMAGES.float() * math.nan, LABELS, "Split needs finite inputs, got some with NaN or infinity."),
     ],
 )
-def test_splits_that_are_none(images: Any, labels: Any, message: str) -> None:
+def test_splits_that_are_none(inputs: Any, labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
-        data.Split(images, labels)
+        data.Split(inputs, labels)
     assert "\n" not in str(error.value)
 
 
@@ -730,7 +727,7 @@ def test_splits_that_are_none(images: Any, labels: Any, message: str) -> None:
         ({"train": data.Split(IMAGES, LABELS - 1)}, "Dataset 'mine' needs labels from 0 to 2, got -1 to 1 in train."),
         ({"test": data.Split(IMAGES, LABELS + 1)}, "Dataset 'mine' needs labels from 0 to 2, got 1 to 3 in test."),
         ({"test": data.Split(IMAGES[:, :1], LABELS)},
-         "Dataset 'mine' needs images of one shape, got [2, 3, 3] in train and [1, 3, 3] in test."),
+         "Dataset 'mine' needs inputs of one shape, got [2, 3, 3] in train and [1, 3, 3] in test."),
         ({"train": (IMAGES, LABELS)}, "Dataset 'mine' needs train to be a Split, got a tuple."),
         ({"mean": (0.5,), "std": (1.0,)}, "Dataset 'mine' needs mean to be a finite number for each of 2 channels"),
         ({"mean": (0.5, math.nan), "std": (1.0, 1.0)}, "Dataset 'mine' needs mean to be a finite number for each of 2"),
@@ -738,6 +735,20 @@ def test_splits_that_are_none(images: Any, labels: Any, message: str) -> None:
         ({"mean": (0.5, 0.5)}, "Dataset 'mine' needs both mean and std, or neither, got one."),
         ({"scale": 0}, "Dataset 'mine' needs a finite scale > 0, got 0."),
         ({"scale": math.inf}, "Dataset 'mine' needs a finite scale > 0, got inf."),
+        ({"test": data.Split(IMAGES.float(), LABELS)},
+         "Dataset 'mine' needs inputs of one type, got uint8 in train and float32 in test."),
+        ({"test": data.Split(IMAGES, LABELS.float())},
+         "Dataset 'mine' needs labels of one type, got int64 in train and float32 in test."),
+        (dict.fromkeys(("train", "test"), data.Split(IMAGES, LABELS.float())),
+         "Dataset 'mine' needs classes to be how many numbers are to be predicted, got 3 of 1."),
+        (dict.fromkeys(("train", "test"), data.Split(IMAGES[:, 0], LABELS)) | {"flip": True},
+         "Dataset 'mine' needs images [N, C, H, W] for mean, std and flip, got uint8 [N, 3, 3]."),
+        (dict.fromkeys(("train", "test"), data.Split(IMAGES.long(), LABELS)) | {"flip": True},
+         "Dataset 'mine' needs images [N, C, H, W] for mean, std and flip, got int64 [N, 2, 3, 3]."),
+        (dict.fromkeys(("train", "test"), data.Split(IMAGES.long(), LABELS)) | {"scale": 255},
+         "Dataset 'mine' needs no scale: its inputs are tokens, got 255."),
+        (dict.fromkeys(("train", "test"), data.Split(IMAGES, torch.full((4, 3), -100))),
+         "Dataset 'mine' needs tokens that count in train, got labels -100 only."),
         ({"flip": "yes"}, "Dataset 'mine' needs flip to be True or False, got 'yes'."),
         ({"name": 7}, "Dataset 7 needs a name that is text, got 7."),
     ],

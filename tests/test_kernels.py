@@ -18,7 +18,7 @@ from torch import Tensor
 from varangian.core import kernels
 from varangian.core.kernels import columns
 from varangian.simulation import data
-from varangian.simulation.simulate import Images
+from varangian.simulation.simulate import Examples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -605,7 +605,7 @@ def test_gathered_images_are_prepared_images(normalised: bool, flipped: bool) ->
     index = generator.integers(0, 20, 33)
     flip = generator.integers(0, 2, 33).astype(bool) if flipped else None
     expected = data.prepare(dataset, raw[index], None if flip is None else torch.from_numpy(flip))
-    inputs, labels = Images(dataset, split, "cpu", torch.float32)(index, flip)
+    inputs, labels = Examples(dataset, split, "cpu", torch.float32)(index, flip)
     assert inputs.dtype == torch.float32
     torch.testing.assert_close(inputs, expected, rtol=1e-6, atol=2e-6)
     assert torch.equal(labels, split.labels[index])

@@ -33,7 +33,7 @@ def numbered(count: int = 200, classes: int = 4) -> Split:
 def test_what_is_set_aside_is_a_stratified_part(share: float, seed: int) -> None:
     split = numbered()
     kept, aside = set_aside(split, share, seed)
-    members = [part.images.flatten().long() for part in (kept, aside)]
+    members = [part.inputs.flatten().long() for part in (kept, aside)]
     assert torch.cat(members).sort().values.tolist() == list(range(len(split)))
     assert len(aside) == max(1, round(share * len(split)))
     for part, which in zip((kept, aside), members, strict=True):
@@ -42,16 +42,16 @@ def test_what_is_set_aside_is_a_stratified_part(share: float, seed: int) -> None
     there = np.bincount(split.labels, minlength=4)
     assert np.abs(np.bincount(aside.labels, minlength=4) - len(aside) / len(split) * there).max() <= 1
     again = set_aside(split, share, seed)[1]
-    assert torch.equal(again.images, aside.images)
+    assert torch.equal(again.inputs, aside.inputs)
     if 0.01 < share < 0.9:
-        assert not torch.equal(set_aside(split, share, seed + 10)[1].images, aside.images)
+        assert not torch.equal(set_aside(split, share, seed + 10)[1].inputs, aside.inputs)
 
 
 def test_every_example_is_as_likely_as_another() -> None:
     split = numbered(40, classes=3)
     counts = torch.zeros(40)
     for seed in range(2000):
-        counts[set_aside(split, 0.25, seed)[1].images.flatten().long()] += 1
+        counts[set_aside(split, 0.25, seed)[1].inputs.flatten().long()] += 1
     assert abs(counts / 2000 - 0.25).max() < 0.05  # five standard deviations
 
 
@@ -71,9 +71,9 @@ def test_no_worker_gets_what_is_set_aside_and_all_of_the_rest_is_dealt(partition
     simulation, evaluators = build(e, dataset)
     _, aside = set_aside(split, e.validation, e.seed)
     drawn = torch.cat([simulation.batches(step).inputs.flatten() for step in range(40)]).unique()
-    assert set(drawn.tolist()) == set(range(100)) - set(aside.images.flatten().tolist())
+    assert set(drawn.tolist()) == set(range(100)) - set(aside.inputs.flatten().tolist())
     assert evaluators.validation is not None
-    assert evaluators.validation.images.split.images.flatten().tolist() == aside.images.flatten().tolist()
+    assert evaluators.validation.examples.split.inputs.flatten().tolist() == aside.inputs.flatten().tolist()
 
 
 def test_what_is_found_is_what_the_model_does_there(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_what_is_found_is_what_the_model_does_there(tmp_path: Path) -> None:
         ),
     ):
         with torch.no_grad():
-            logits = result.model()(prepare(dataset, split.images))
+            logits = result.model()(prepare(dataset, split.inputs))
         assert accuracy == pytest.approx(float((logits.argmax(1) == split.labels).float().mean()))
         assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, split.labels)), rel=1e-5)
 

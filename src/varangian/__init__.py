@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from .simulation.data import DataError as DataError
     from .simulation.data import Dataset as Dataset
     from .simulation.data import Split as Split
+    from .simulation.data.handed import dataset as dataset
     from .simulation.metrics import Measures as Measures
     from .simulation.models import MODELS as MODELS
     from .study.grid import Grid as Grid
@@ -124,6 +125,7 @@ _HOMES = {
     "Knowledge LabelFlip Little Mimic MinMax MinSum NaN ROP SignFlip WorstCase Zero",
     "core.checks": "Refused",
     "simulation.data": "DATASETS DataError Dataset PARTITIONS Split",
+    "simulation.data.handed": "dataset",
     "runs.experiment": "ConfigurationError Experiment",
     "core.explanation": "Explanation explain",
     "runs.folders": "FolderInUse",

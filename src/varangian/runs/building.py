@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +16,10 @@ from ..core import references
 from ..core.attacks import parts
 from ..core.checks import cut, shown
 from ..core.specs import find, make, parse
-from ..simulation.data import DATASETS, Dataset, name_of, set_aside
+from ..simulation.data import DATASETS, Dataset, name_of, set_aside, taken
 from ..simulation.gradients import WorkerGradients
 from ..simulation.identity import code_hash, is_ours
-from ..simulation.models import MODELS
+from ..simulation.models import MODELS, Shape
 from ..simulation.models import build as build_model
 from ..simulation.simulate import Evaluator, Profile, Sampler, Simulation
 from .experiment import Experiment, device_of
@@ -40,23 +42,30 @@ def _usable(name: str) -> torch.device:
 
 
 def identified(
-    experiment: Experiment, dataset: Dataset | None = None, data_folder: str | Path | None = None
+    experiment: Experiment, dataset: Any = None, data_folder: str | Path | None = None
 ) -> tuple[Experiment, Dataset | None]:
     """The experiment with ``data_hash`` and ``code_hash`` filled in, and the data if they had to be looked at.
 
     Data are somebody's own unless the package opens them under the experiment's name and nobody wrote into them since.
+    Those that were handed over, and that the experiment's name does not open, are called "given:NAME".
 
     Raises:
         ValueError: the experiment has hashes already, and they are of something else.
         DataError: data of one's own cannot be opened.
     """
     e, ours = experiment, name_of(experiment.dataset)
+    if dataset is None and e.dataset.startswith(f"{references.GIVEN}:"):
+        which = "" if e.data_hash is None else f", with hash {e.data_hash}"
+        raise ValueError(f"this experiment is of data of somebody's own{which}: hand its data in as dataset=...")
     if dataset is None and ours is None:
         dataset = open_dataset(e, data_folder)
-    if dataset is not None and not isinstance(dataset, Dataset):
-        raise ValueError(f"dataset: must be a varangian.simulation.data.Dataset, got a {type(dataset).__name__}.")
-    own = dataset is not None and not (ours is not None and dataset.intact and dataset.name == ours)
-    found = {"data_hash": dataset.fingerprint if own and dataset is not None else None, "code_hash": code_of(e)}
+    if dataset is not None:
+        dataset = _taken(dataset)
+    found = {"data_hash": None, "code_hash": code_of(e)}
+    if dataset is not None and not (ours is not None and dataset.intact and dataset.name == ours):
+        found["data_hash"] = dataset.fingerprint
+        if e.data_hash is None and dataset._origin != e.dataset:
+            found["dataset"] = f"{references.GIVEN}:{_identifier(dataset.name)}"
     if e.data_hash not in (None, found["data_hash"]):
         hint = "hand its data in as dataset=..." if dataset is None else "these are others"
         raise ValueError(f"this experiment is of data of somebody's own, with hash {e.data_hash}: {hint}.")
@@ -89,10 +98,21 @@ def open_dataset(experiment: Experiment, folder: str | Path | None = None, downl
     Raises:
         DataError: a file that is missing or not what it should be.
     """
-    found = make("dataset", experiment.dataset, DATASETS, folder=folder, download=download)
-    if not isinstance(found, Dataset):
-        raise ValueError(f"dataset: {experiment.dataset} must make a Dataset, got {shown(found)}.")
+    found = _taken(make("dataset", experiment.dataset, DATASETS, folder=folder, download=download))
+    object.__setattr__(found, "_origin", experiment.dataset)
     return found
+
+
+def _taken(value: Any) -> Dataset:
+    try:
+        return taken(value)
+    except ValueError as error:
+        raise ValueError(f"dataset: {error}") from None
+
+
+def _identifier(name: str) -> str:
+    """The name as a word that settings, folders and tables can hold."""
+    return re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")[:60].lstrip("0123456789_") or "data"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +132,11 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
     """The simulation of an experiment at step 0, and its evaluators."""
     e, dtype = experiment, getattr(torch, experiment.dtype)
     _usable(e.device)
+    if dataset.train.inputs.dtype == torch.int64 and is_ours(find("model", parse("model", e.model, MODELS)[0], MODELS)):
+        raise ValueError(
+            f"model: {e.model} computes with numbers, and the inputs of {dataset.name} are tokens (integers): use a "
+            "model that begins with an embedding, or hand over floats."
+        )
     model = make_model(e, dataset.shape, dataset.classes)
     gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed)
     deal = e.make_partition() if e.partition != "iid" else "iid"
@@ -146,8 +171,8 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
     return simulation, Evaluators(test, validation)
 
 
-def make_model(e: Experiment, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    def factory(shape: tuple[int, int, int], classes: int) -> nn.Module:
+def make_model(e: Experiment, shape: Shape, classes: int) -> nn.Module:
+    def factory(shape: Shape, classes: int) -> nn.Module:
         model = make("model", e.model, MODELS, shape=shape, classes=classes)
         if not isinstance(model, nn.Module):
             raise ValueError(f"model: {e.model} must make a torch.nn.Module, got a {type(model).__name__}.")

@@ -44,6 +44,7 @@ CHECKPOINT, FORMER, STATE, RESULT, LOCK = "checkpoint.pt", "checkpoint-former.pt
 FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, CHECKPOINT, FORMER, STATE, RESULT)
 PARTIAL = ".partial"
 MAX_JSON = 2**20  # bytes of a JSON file that is read
+MOST_DIMENSIONS = 64  # of an example, as torch and NumPy have it
 SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 T = TypeVar("T")
@@ -236,7 +237,7 @@ class Trained:
     step: int
     parameters: Tensor
     buffers: dict[str, Tensor]
-    shape: tuple[int, int, int] | None
+    shape: tuple[int, ...] | None
     classes: int | None
 
 
@@ -250,8 +251,8 @@ def read_state(path: Path) -> Trained:
         content = _unpickled(path)
         shape, classes = content.get("shape"), content.get("classes")
         if shape is not None:
-            channels, height, width = (whole(size, "shape", 1) for size in _typed(shape, list))
-            shape, classes = (channels, height, width), whole(classes, "classes", 1)
+            shape = tuple(whole(size, "shape", 1) for size in _typed(shape, list)[:MOST_DIMENSIONS])
+            classes = whole(classes, "classes", 1)
         buffers = {
             _typed(name, str): _typed(buffer, Tensor) for name, buffer in _typed(content["buffers"], dict).items()
         }
@@ -605,7 +606,7 @@ class Journal:
             sync(self.folder.parent)
             self._fresh = False
 
-    def complete(self, result: dict[str, Any], shape: tuple[int, int, int], classes: int) -> None:
+    def complete(self, result: dict[str, Any], shape: tuple[int, ...], classes: int) -> None:
         """The model's final state, then the result, each on the disk before the next; then checkpoints go.
 
         Shape and number of classes of the data are noted with the state: whoever makes the model again needs them.

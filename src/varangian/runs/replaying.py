@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..core import kernels
 from ..core.checks import Refused
 from ..core.explanation import Explanation, explain
-from ..simulation.data import Dataset
 from ..simulation.metrics import Measures
 from . import folders
 from .building import build, open_dataset
@@ -58,7 +58,7 @@ class Replay:
 def replay(
     folder: str | Path,
     step: int,
-    dataset: Dataset | None = None,
+    dataset: Any = None,
     *,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ Progress = Callable[[int, Evaluation | None], None]
 def run(
     experiment: Experiment,
     out: str | Path | None = None,
-    dataset: Dataset | None = None,
+    dataset: Any = None,
     *,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
@@ -52,8 +53,9 @@ def run(
     Args:
         experiment: what to run.
         out: the folder in which to keep it, as ``<out>/<name>-<digest>/``; None keeps nothing.
-        dataset: the data, if at hand; else it is opened. Data that are not those of the experiment's name make another
-            run of it, whose experiment has their hash.
+        dataset: the data, if at hand; else it is opened. A Dataset, or what :func:`varangian.dataset` takes: (x, y) or
+            ((x, y), (x_test, y_test)) of tensors or arrays, or data sets of torch. Data that are not those of the
+            experiment's name make another run, whose experiment calls them "given:NAME" and has their hash.
         data_folder: where its files are.
         progress: called after each step, and once more at the end, with the steps done and the newest evaluation: so
             it hears of all evaluations that this call makes.
@@ -103,7 +105,7 @@ def _warn_of_nobody(e: Experiment) -> None:
 
 def resume(
     folder: str | Path,
-    dataset: Dataset | None = None,
+    dataset: Any = None,
     *,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
@@ -132,9 +134,7 @@ def resume(
     )
 
 
-def same_data(
-    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None
-) -> Dataset | None:
+def same_data(folder: Path, experiment: Experiment, dataset: Any, data_folder: str | Path | None) -> Dataset | None:
     """The data, if they had to be looked at, for the run in a folder.
 
     Raises:

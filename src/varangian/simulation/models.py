@@ -9,6 +9,7 @@ Parameters have PyTorch's default initialisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from ..core import randomness
 from ..core.checks import unknown
 
+Shape = tuple[int, ...]  # of one example
 
-def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
+
+def linear(shape: Shape, classes: int) -> nn.Module:
     """Softmax regression: logits = W x + b.
 
     Example:
@@ -29,7 +32,7 @@ def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(_features(shape), classes))
 
 
-def fully_connected(shape: tuple[int, int, int], classes: int, hidden: int = 100) -> nn.Module:
+def fully_connected(shape: Shape, classes: int, hidden: int = 100) -> nn.Module:
     """The paper's network for MNIST and Fashion-MNIST: logits = W' relu(W x + b) + b', 784-100-10, d = 79,510.
 
     Example:
@@ -40,7 +43,7 @@ def fully_connected(shape: tuple[int, int, int], classes: int, hidden: int = 100
     return nn.Sequential(nn.Flatten(), nn.Linear(_features(shape), hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
-def cnn(shape: tuple[int, int, int], classes: int, hidden: int | None = None) -> nn.Module:
+def cnn(shape: Shape, classes: int, hidden: int | None = None) -> nn.Module:
     """The paper's network for CIFAR: d = 1,310,922 on CIFAR-10.
 
     Two groups of (3x3 convolution, ReLU, batch norm) twice, 2x2 max pooling and dropout 0.25, with 64 then 128
@@ -58,7 +61,7 @@ def cnn(shape: tuple[int, int, int], classes: int, hidden: int | None = None) ->
         >>> sum(p.numel() for p in cnn((3, 32, 32), 10).parameters())
         1310922
     """
-    channels, height, width = shape
+    channels, height, width = _image("cnn", shape)
     if min(height, width) < 4:
         raise ValueError(f"cnn needs images of at least 4 x 4 pixels, got {height} x {width}.")
     hidden = (256 if classes >= 100 else 128) if hidden is None else hidden
@@ -79,9 +82,7 @@ def cnn(shape: tuple[int, int, int], classes: int, hidden: int | None = None) ->
     )
 
 
-def wide_resnet(
-    shape: tuple[int, int, int], classes: int, depth: int = 28, width: int = 10, dropout: float = 0.3
-) -> nn.Module:
+def wide_resnet(shape: Shape, classes: int, depth: int = 28, width: int = 10, dropout: float = 0.3) -> nn.Module:
     """Wide-ResNet-depth-width, whose convolutions have biases as in the paper's study: d = 36,489,290 on CIFAR-10.
 
     A 3x3 convolution to 16 channels; three groups of (depth - 4) / 6 residual blocks with 16, 32 and 64 times `width`
@@ -107,7 +108,8 @@ def wide_resnet(
         raise ValueError(f"wide_resnet: depth must be 6k + 4 (10, 16, 22, 28, ...), got {depth}.")
     if width < 1:
         raise ValueError(f"wide_resnet: width must be at least 1, got {width}.")
-    layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, padding=1)]
+    channels, _, _ = _image("wide_resnet", shape)
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1)]
     fan_in = 16
     for fan_out, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
         for block in range(blocks):
@@ -140,7 +142,7 @@ class ResidualBlock(nn.Module):
         return self.residual(activated) + (x if self.shortcut is None else self.shortcut(activated))
 
 
-Factory = Callable[[tuple[int, int, int], int], nn.Module]
+Factory = Callable[[Shape, int], nn.Module]
 
 MODELS: dict[str, Factory] = {
     "linear": linear,
@@ -150,12 +152,12 @@ MODELS: dict[str, Factory] = {
 }
 
 
-def build(model: str | Factory, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+def build(model: str | Factory, shape: Shape, classes: int, seed: int) -> nn.Module:
     """A model whose initial parameters depend on the seed alone; torch's generators and default type do not count.
 
     Args:
         model: a key of MODELS, or a function (shape, classes) -> module that answers logits.
-        shape: (C, H, W) of one image.
+        shape: of one example, (C, H, W) of an image.
         classes: the number of outputs.
         seed: of the initial parameters, the same on every device: they are drawn on the CPU.
 
@@ -194,6 +196,12 @@ def _check_hidden(model: str, hidden: int) -> None:
         raise ValueError(f"{model}: hidden must be at least 1, got {hidden}.")
 
 
-def _features(shape: tuple[int, int, int]) -> int:
+def _image(model: str, shape: Shape) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise ValueError(f"{model} needs images [C, H, W], got examples of shape {list(shape)}.")
     channels, height, width = shape
-    return channels * height * width
+    return channels, height, width
+
+
+def _features(shape: Shape) -> int:
+    return math.prod(shape)

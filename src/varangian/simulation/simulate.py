@@ -19,31 +19,41 @@ from ..core.algorithm import Algorithm, State, unspoilt
 from ..core.attacks import Attack, ComposedDefence, Knowledge, parts
 from ..core.checks import Refused
 from ..core.transforms import Clip, Momentum
-from .data import Dataset, Partition, Split, partition
+from .data import Dataset, Partition, Split, partition, prepare
 from .gradients import Batch, WorkerGradients
 from .identity import is_ours
 from .metrics import Measures, Meter
 
 Profile = Literal["described", "published"]
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
-CHUNK = 1000  # test images evaluated at a time
+CHUNK = 1000  # test examples evaluated at a time
 
 
-class Images:
-    """A split of a dataset as model inputs: gathered, mirrored and normalised in one pass."""
+class Examples:
+    """A split of a dataset as model inputs: images gathered, mirrored and normalised in one pass."""
 
     def __init__(self, dataset: Dataset, split: Split, device: str | torch.device, dtype: torch.dtype) -> None:
-        self.split, self.device, self.dtype = split, device, dtype
-        channels = dataset.shape[0]
+        self.dataset, self.split, self.device, self.dtype = dataset, split, device, dtype
+        self.image = len(dataset.shape) == 3 and split.inputs.dtype in (torch.uint8, torch.float32)
+        channels = dataset.shape[0] if self.image else 0
         mean = np.zeros(channels) if dataset.mean is None else np.array(dataset.mean)
         std = np.ones(channels) if dataset.std is None else np.array(dataset.std)
         self.scale, self.shift = 1 / (dataset.scale * std), -mean / std
 
     def __call__(self, index: np.ndarray, flip: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """(inputs [B, C, H, W], labels [B]) of the given examples; those with ``flip`` mirrored."""
-        inputs = kernels.gather_images(self.split.images, index, flip, self.scale, self.shift)
-        labels = self.split.labels[torch.from_numpy(index)]
-        return inputs.to(self.device, self.dtype), labels.to(self.device)
+        """(inputs [B, ...], labels [B, ...]) of the given examples; those with ``flip`` mirrored."""
+        chosen = torch.from_numpy(index)
+        if self.image:
+            inputs = kernels.gather_images(self.split.inputs, index, flip, self.scale, self.shift)
+        else:
+            mirrored = None if flip is None else torch.from_numpy(flip)
+            inputs = prepare(self.dataset, self.split.inputs[chosen], mirrored)
+        inputs, labels = inputs.to(self.device), self.split.labels[chosen].to(self.device)
+        return self._typed(inputs), self._typed(labels)
+
+    def _typed(self, values: Tensor) -> Tensor:
+        """Numbers in the type of vectors; tokens and classes stay integers."""
+        return values.to(self.dtype) if values.is_floating_point() else values
 
 
 class Sampler:
@@ -74,7 +84,7 @@ class Sampler:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.h, self.batch_size, self.seed, self.flip = h, batch_size, seed, dataset.flip
-        self.images = Images(dataset, dataset.train, device, dtype)
+        self.examples = Examples(dataset, dataset.train, device, dtype)
         self.size = len(dataset.train)
         self.profile = profile
         self._parts: np.ndarray | None = None
@@ -97,8 +107,8 @@ class Sampler:
         flip = None
         if self.flip:
             flip = randomness.indices(self.seed, "flips", step, h, b, 2).astype(bool).reshape(-1)
-        inputs, labels = self.images(index.reshape(-1), flip)
-        return Batch(inputs.unflatten(0, (h, b)), labels.reshape(h, b), weights)
+        inputs, labels = self.examples(index.reshape(-1), flip)
+        return Batch(inputs.unflatten(0, (h, b)), labels.unflatten(0, (h, b)), weights)
 
     def _from_stream(self, step: int) -> tuple[np.ndarray, Tensor | None]:
         """Worker i takes batch number step * h + i of the shared stream; a short batch is padded at weight 0."""
@@ -114,7 +124,7 @@ class Sampler:
             weights[i, : drawn.size] = 1 / drawn.size
         if (weights > 0).all():
             return index, None
-        return index, torch.from_numpy(weights).to(self.images.device, self.images.dtype)
+        return index, torch.from_numpy(weights).to(self.examples.device, self.examples.dtype)
 
 
 class Evaluator:
@@ -129,16 +139,16 @@ class Evaluator:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.images = Images(dataset, dataset.test, device, dtype)
+        self.examples = Examples(dataset, dataset.test, device, dtype)
         self.seed, self.mirrors = seed, profile == "published" and dataset.flip
         self.chunks = np.array_split(np.arange(len(dataset.test)), -(-len(dataset.test) // CHUNK))
-        self._prepared = None if self.mirrors else [self.images(chunk) for chunk in self.chunks]
+        self._prepared = None if self.mirrors else [self.examples(chunk) for chunk in self.chunks]
 
     def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]:
         prepared = self._prepared
         if prepared is None:
-            flip = randomness.indices(self.seed, "test-flips", step, 1, len(self.images.split), 2)[0].astype(bool)
-            prepared = [self.images(chunk, flip[chunk]) for chunk in self.chunks]
+            flip = randomness.indices(self.seed, "test-flips", step, 1, len(self.examples.split), 2)[0].astype(bool)
+            prepared = [self.examples(chunk, flip[chunk]) for chunk in self.chunks]
         return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared])
 
 

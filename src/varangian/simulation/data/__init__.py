@@ -2,6 +2,7 @@
 
 from .catalogue import DATASETS, cifar_10, cifar_100, digits, fashion_mnist, load, mnist, name_of, synthetic
 from .dataset import DataError, Dataset, Split, prepare
+from .handed import taken
 from .partitions import IID, PARTITIONS, Dirichlet, Extreme, Partition, Similarity, partition, set_aside
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "prepare",
     "set_aside",
     "synthetic",
+    "taken",
 ]

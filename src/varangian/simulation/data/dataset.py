@@ -1,4 +1,4 @@
-"""What a data set is: uint8 tensors in memory, their labels, and how they are put before a model.
+"""What a data set is: tensors in memory, their labels, and how they are put before a model.
 
 A data set is never read lazily: the largest one here takes 184 MB, and a batch is then one gather and a few operations.
 """
@@ -9,6 +9,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,55 +24,76 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels.
+    """Examples and their labels.
 
-    Shape: images uint8 (or float32, finite) [N, C, H, W], raw values; labels int64 [N]; N at least 1, both in main
-        memory.
+    Shape: inputs [N, ...]: pixels in uint8, [N, C, H, W] where they are images; or numbers in float32 or float64; or
+        tokens in int64. labels: classes in int64 [N]; or in int64 [N, ...] a class for each token; or in float32 or
+        float64, [N] or [N, k], numbers to predict. N at least 1, all finite and in main memory.
 
     Raises:
         ValueError: they are something else, or not as many.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
-        for name, wanted, kinds, dimensions in (
-            ("images", "uint8 or float32 [N, C, H, W]", (torch.uint8, torch.float32), 4),
-            ("labels", "int64 [N]", (torch.int64,), 1),
+        for name, wanted, least in (
+            ("inputs", "[N, ...] of pixels (uint8, 3 dimensions or more), floats or tokens (int64)", _LEAST),
+            ("labels", "int64 [N] (classes) or [N, T] (of tokens), or floats [N] or [N, k]", _LEAST_OF_LABELS),
         ):
             value = getattr(self, name)
-            holds = isinstance(value, Tensor) and value.dtype in kinds and value.ndim == dimensions
-            holds = holds and not value.requires_grad
+            holds = isinstance(value, Tensor) and value.ndim >= least.get(value.dtype, math.inf)
+            holds = holds and not value.requires_grad and (name != "labels" or value.ndim <= 2 or not is_float(value))
             if not (holds and value.numel() and value.device.type == "cpu" and value.layout == torch.strided):
                 raise ValueError(f"Split needs {name} {wanted} in main memory, not empty, got {kind_of_value(value)}.")
-        if len(self.images) != len(self.labels):
+            if is_float(value) and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"Split needs finite {name}, got some with NaN or infinity.")
+        if len(self.inputs) != len(self.labels):
             raise ValueError(
-                f"Split needs a label for each image, got {len(self.images):,} images and {len(self.labels):,} labels."
+                f"Split needs a label for each input, got {len(self.inputs):,} inputs and {len(self.labels):,} labels."
             )
-        if self.images.is_floating_point() and not bool(torch.isfinite(self.images).all()):
-            raise ValueError("Split needs finite images, got some with NaN or infinity.")
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> Tensor:
+        """The inputs, by the name that fits pictures."""
+        return self.inputs
+
+
+# The types of values, and how many dimensions they have at least. Text in bytes and pixels in rows look alike.
+_LEAST: dict[torch.dtype, float] = {torch.uint8: 3, torch.float32: 2, torch.float64: 2, torch.int64: 2}
+_LEAST_OF_LABELS: dict[torch.dtype, float] = {torch.int64: 1, torch.float32: 1, torch.float64: 1}
+IGNORED = -100  # the label of a token that counts neither in the loss nor in the accuracy, as torch has it
+
+Task = Literal["classes", "tokens", "regression"]
+
+
+def is_float(value: Tensor) -> bool:
+    return value.dtype in (torch.float32, torch.float64)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split, and how raw images become the input of a model (see `prepare`).
+    """A training and a test split, and how raw inputs become those of a model (see `prepare`).
+
+    :func:`varangian.dataset` makes one of arrays, tensors, tables and data sets of torch.
 
     Args:
         name: what it is; a synthetic dataset says so here.
         train, test: the two splits.
-        classes: labels are 0 to classes - 1.
-        mean, std: per channel, of pixels already divided by `scale`; None where the images are not normalised.
+        classes: labels are 0 to classes - 1, or -100 for tokens that do not count; of numbers to predict, how many
+            there are to an example.
+        mean, std: of images, per channel, of pixels already divided by `scale`; None where they are not normalised.
         flip: whether training images are mirrored left to right at random, one time in two.
-        scale: the largest raw value.
+        scale: the largest raw value; by default 255 of pixels, and 1 of floats, which are taken as they are.
         synthetic: True where the images were made up, so that nobody takes the figures for those of real data.
 
     Raises:
-        ValueError: labels that are none of the classes, splits of different shapes, or a mean, deviation or scale that
-            images of this shape cannot be normalised with.
+        ValueError: labels that are none of the classes, splits of different shapes or kinds, or a mean, deviation,
+            scale or flip that such inputs cannot have.
     """
 
     name: str
@@ -81,9 +103,10 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     flip: bool = False
-    scale: int = 255
+    scale: float = None  # type: ignore[assignment]  # filled in at construction
     synthetic: bool = False
     _opened: tuple[object, ...] | None = field(default=None, init=False, repr=False)  # the seal, if the package made it
+    _origin: str | None = field(default=None, init=False, repr=False)  # the setting by which it was opened
 
     def __post_init__(self) -> None:
         def refuse(rule: str, got: object) -> None:
@@ -96,15 +119,35 @@ class Dataset:
                 refuse(f"{name} to be a Split", kind_of_value(getattr(self, name)))
         if not is_whole(self.classes) or self.classes < 1:
             refuse("classes >= 1", shown(self.classes))
+        for name in ("inputs", "labels"):
+            one, other = getattr(self.train, name), getattr(self.test, name)
+            if one.shape[1:] != other.shape[1:]:
+                refuse(f"{name} of one shape", f"{list(one.shape[1:])} in train and {list(other.shape[1:])} in test")
+            if one.dtype != other.dtype:
+                refuse(f"{name} of one type", f"{_type(one)} in train and {_type(other)} in test")
         for name in ("train", "test"):
             labels: Tensor = getattr(self, name).labels
-            low, high = int(labels.min()), int(labels.max())
+            if self.task == "regression":
+                numbers = labels[0].numel()
+                if numbers != self.classes:
+                    refuse("classes to be how many numbers are to be predicted", f"{self.classes} of {numbers}")
+                continue
+            counted = labels if self.task == "classes" else labels[labels != IGNORED]
+            if not counted.numel():
+                refuse(f"tokens that count in {name}", f"labels {IGNORED} only")
+            low, high = int(counted.min()), int(counted.max())
             if low < 0 or high >= self.classes:
                 refuse(f"labels from 0 to {self.classes - 1}", f"{low} to {high} in {name}")
-        if self.test.images.shape[1:] != self.train.images.shape[1:]:
-            refuse("images of one shape", f"{list(self.shape)} in train and {list(self.test.images.shape[1:])} in test")
         if not isinstance(self.flip, bool):
             refuse("flip to be True or False", shown(self.flip))
+        pixels = self.train.inputs.dtype == torch.uint8
+        if self.scale is None:
+            object.__setattr__(self, "scale", 255 if pixels else 1)
+        tokens = self.train.inputs.dtype == torch.int64
+        if tokens and self.scale != 1:
+            refuse("no scale: its inputs are tokens", shown(self.scale))
+        if (tokens or len(self.shape) != 3) and (self.flip or self.mean is not None or self.std is not None):
+            refuse("images [N, C, H, W] for mean, std and flip", f"{_type(self.train.inputs)} [N, {self._sizes}]")
         if not isinstance(self.scale, Real) or not 0 < self.scale < math.inf:
             refuse("a finite scale > 0", shown(self.scale))
         if (self.mean is None) != (self.std is None):
@@ -150,13 +193,23 @@ class Dataset:
 
     @property
     def _tensors(self) -> tuple[Tensor, ...]:
-        return self.train.images, self.train.labels, self.test.images, self.test.labels
+        return self.train.inputs, self.train.labels, self.test.inputs, self.test.labels
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Of one example: (C, H, W) of an image, (p,) of a row, (T,) of a sequence."""
+        return tuple(self.train.inputs.shape[1:])
+
+    @property
+    def _sizes(self) -> str:
+        return ", ".join(map(str, self.shape))
+
+    @property
+    def task(self) -> Task:
+        """What is to be learned: a class, a class for each token, or numbers."""
+        if is_float(self.train.labels):
+            return "regression"
+        return "classes" if self.train.labels.ndim == 1 else "tokens"
 
 
 _SMALL = 2**22  # bytes that are hashed in a moment
@@ -167,10 +220,14 @@ def sealed(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def kind_of_value(value: object) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    kind = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    kind = f"{_type(value)} {list(value.shape)}"
     kind += " that requires grad" if value.requires_grad else ""
     return kind if value.device.type == "cpu" and value.layout == torch.strided else f"{kind} on {value.device}"
 
@@ -180,14 +237,14 @@ def is_whole(value: object) -> bool:
 
 
 def prepare(dataset: Dataset, images: Tensor, flip: Tensor | None = None) -> Tensor:
-    """Raw images to model inputs: (flipped / scale - mean) / std.
+    """Raw inputs to those of a model: (flipped / scale - mean) / std of pixels; tokens stay what they are.
 
     Args:
-        images: uint8 [B, C, H, W], rows of a split of `dataset`.
+        images: [B, ...], rows of a split of `dataset`.
         flip: bool [B], the images to mirror left to right; None mirrors none. `dataset.flip` says whether training
             should draw it; test images are not mirrored.
 
-    Shape: [B, C, H, W] uint8 -> [B, C, H, W] float32, on the device of `images`.
+    Shape: [B, ...] -> [B, ...], on the device of `images`; float32 of pixels and float32, else of the same type.
 
     Example:
         >>> data = digits()
@@ -195,11 +252,15 @@ def prepare(dataset: Dataset, images: Tensor, flip: Tensor | None = None) -> Ten
         >>> x.dtype, x.shape, x[0, 0, 0].tolist()
         (torch.float32, torch.Size([2, 1, 8, 8]), [0.0, 0.0, 0.3125, 0.8125, 0.5625, 0.0625, 0.0, 0.0])
     """
+    if images.dtype == torch.int64:
+        return images
     if flip is not None:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    pixels = images.to(torch.float32) / dataset.scale
+    pixels = images.to(torch.promote_types(images.dtype, torch.float32)) / dataset.scale
     if dataset.mean is None or dataset.std is None:
         return pixels
-    mean = torch.tensor(dataset.mean, device=images.device)[:, None, None]
-    std = torch.tensor(dataset.std, device=images.device)[:, None, None]
+    mean, std = (
+        torch.tensor(list(map(float, values)), dtype=pixels.dtype, device=images.device)[:, None, None]
+        for values in (dataset.mean, dataset.std)
+    )
     return (pixels - mean) / std

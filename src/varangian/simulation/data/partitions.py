@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from ...core import randomness
-from ...core.checks import require, shown
+from ...core.checks import is_ours, require, shown
 from ...core.specs import make
 from .dataset import Split
 
 
 class Partition(Protocol):
-    """Deals examples to workers: (labels [N], classes, workers, seed) -> one array of indices per worker."""
+    """Deals examples to workers: (labels [N, ...], classes, workers, seed) -> one array of indices per worker.
+
+    Of numbers to predict, classes is 0.
+    """
 
     def __call__(self, labels: np.ndarray, classes: int, workers: int, seed: int) -> list[np.ndarray]: ...
 
@@ -125,7 +128,8 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
     """The examples of each worker, as indices into the training split.
 
     Args:
-        labels: int [N], of the training split.
+        labels: [N] or [N, ...], of the training split. The partitions of this package other than "iid" deal by classes,
+            int [N].
         workers: how many workers share the data: the honest ones, as a rule.
         how: as an experiment has it, "dirichlet(alpha=0.1)", or an object such as `Dirichlet(alpha=0.1)`.
         seed: the same seed gives the same parts.
@@ -134,7 +138,7 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
 
     Raises:
         ValueError: unknown name, no worker, fewer examples than workers where parts are disjoint, or what somebody's
-            own partition answers is not one array of indices for each worker.
+            own partition answers is not one array of indices for each worker; or labels that are no classes.
 
     Example:
         >>> [part.tolist() for part in partition(np.array([1, 0, 1, 0]), 2, "extreme", seed=1)]
@@ -146,7 +150,11 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
         raise ValueError(f"{deal} needs at least one worker and one example, got {workers} and {len(labels)}.")
     if not callable(deal):
         raise ValueError(f"how must be a partition, such as 'iid' or Dirichlet(alpha=0.1), got {shown(how)}.")
-    parts = deal(labels, int(labels.max()) + 1, workers, seed)
+    integers = labels.dtype.kind in "iu"
+    if is_ours(type(deal)) and type(deal) is not IID and not (integers and labels.ndim == 1):
+        what = "a class for each token" if integers else "numbers to predict"
+        raise ValueError(f"{deal} deals examples by their class, and these have {what}: use iid, or one of your own.")
+    parts = deal(labels, int(labels.max()) + 1 if integers else 0, workers, seed)
     if not isinstance(parts, (list, tuple)) or len(parts) != workers:
         raise ValueError(f"{deal} must answer a list of {workers} arrays of indices, one a worker.")
     for worker, part in enumerate(parts):
@@ -185,7 +193,7 @@ def set_aside(split: Split, share: float, seed: int, purpose: str = "validation"
     chosen = np.zeros(len(split), dtype=bool)
     chosen[order[np.minimum(places, len(split) - 1)]] = True
     kept, aside = (torch.from_numpy(np.flatnonzero(of)) for of in (~chosen, chosen))
-    return Split(split.images[kept], split.labels[kept]), Split(split.images[aside], split.labels[aside])
+    return Split(split.inputs[kept], split.labels[kept]), Split(split.inputs[aside], split.labels[aside])
 
 
 def _check_enough(deal: Partition, labels: np.ndarray, workers: int) -> None:
