@@ -5,7 +5,7 @@
 
 An input is [n, d] of honest vectors (clouds, ties, duplicates, null, tiny, huge, half to double precision) and up to f
 rows of any value: NaN, infinities, +-1e38, the greatest numbers, denormals, mixtures, copies. A failure is an
-exception, an answer that is not finite, one outside what the definition allows (varangian.testing.GUARANTEES), or an
+exception, an answer that is not finite, one outside what the definition allows (its class's guarantee), or an
 input that was written to. Every case is a function of (seed, case), so a failure is repeated with --seed and --case.
 """
 
@@ -26,20 +26,11 @@ from torch import Tensor
 
 import varangian as vg
 from varangian.core import kernels
+from varangian.core.claims import FINITE, Guarantee, spread
 from varangian.core.randomness import generator
 from varangian.core.stages import decide, required_rows
-from varangian.testing import (
-    EXEMPT,
-    FINITE,
-    GUARANTEES,
-    HOSTILE,
-    NEAR,
-    Check,
-    Guarantee,
-    broken_promise,
-    hostile,
-    spread,
-)
+from varangian.testing.examples import HOSTILE, hostile
+from varangian.testing.stages import broken_promise
 
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Stages = tuple[tuple[vg.Mixing, ...], vg.Rule | None]
@@ -49,7 +40,7 @@ def subjects() -> dict[str, Callable[[int], Stages]]:
     """By name: f to (mixings, rule); rule None for a mixing by itself."""
     table: dict[str, Callable[[int], Stages]] = {}
     for name, kind in vg.RULES.items():
-        if Check.ROBUST not in EXEMPT.get(kind, {}):
+        if "ROBUST" not in kind.exempt:
             table[name] = lambda f, kind=kind: ((), kind(f))
     for name in ("median", "krum", "multi-krum", "bulyan", "trimmed-mean", "mda", "cge", "aksel"):
         table[f"published {name}"] = lambda f, name=name: ((), vg.published(name, f))
@@ -148,9 +139,9 @@ def attempt(
 def promise(pre: tuple[vg.Mixing, ...], rule: vg.Rule | None) -> Guarantee:
     """Of compositions it is known that nearest-neighbour mixing keeps what moves little near; else, being finite."""
     if rule is None:
-        return GUARANTEES.get(type(pre[0]), NEAR)
+        return pre[0].guarantee
     if not pre:
-        return GUARANTEES.get(type(rule), NEAR)
+        return rule.guarantee
     only_nnm = len(pre) == 1 and isinstance(pre[0], vg.NearestNeighborMixing)
     return BEHIND_MIXING if only_nnm and not isinstance(rule, vg.CenteredClipping) else FINITE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from . import numerics
 from .checks import UNSAID, set_real, set_whole
+from .claims import BY_NORMS, FINITE, NO_LONGER, Guarantee
 from .geometry import Geometry, mean_weights
 from .randomness import BARE, Draw
 from .stages import Mixing, refuse_faulty
@@ -102,6 +104,8 @@ class Bucketing(Mixing):
 
     draws: ClassVar[bool] = True
     norms_only: ClassVar[bool] = True
+    guarantee: ClassVar[Guarantee] = FINITE
+    exempt: ClassVar[Mapping[str, str]] = {"TRANSLATION": "shuffles by norms"}
 
     def __post_init__(self) -> None:
         set_whole(self, "s", least=1)
@@ -157,6 +161,8 @@ class AdaptiveClipping(Mixing):
     aligned: ClassVar[bool] = True
     norms_only: ClassVar[bool] = True
     scales: ClassVar[bool] = True
+    guarantee: ClassVar[Guarantee] = NO_LONGER
+    exempt: ClassVar[Mapping[str, str]] = {"TRANSLATION": BY_NORMS}
 
     def __post_init__(self) -> None:
         set_whole(self, "f")
@@ -206,6 +212,12 @@ class StaticClipping(Mixing):
     aligned: ClassVar[bool] = True
     norms_only: ClassVar[bool] = True
     scales: ClassVar[bool] = True
+    guarantee: ClassVar[Guarantee] = FINITE
+    exempt: ClassVar[Mapping[str, str]] = {
+        "TRANSLATION": BY_NORMS,
+        "SCALE": "c is a length",
+        "UNANIMITY": "shortens long vectors even where they agree",
+    }
 
     def __post_init__(self) -> None:
         set_real(self, "c", "c > 0", lambda c: c > 0)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import kernels
 from .checks import UNSAID, Refused, brief, kind_of, require, set_whole, shown, whole
+from .claims import NEAR, Guarantee
 from .geometry import Geometry, mean_weights, squared_from
 from .randomness import BARE, Draw
 
@@ -51,6 +52,8 @@ class Rule(ABC):
             that code had no such rule.
         published_name: its name there, if another.
         kappa, variance: see :meth:`kappa_bound` and :meth:`variance_bound`.
+        guarantee: how far f hostile vectors may move the answer (see :mod:`varangian.core.claims`).
+        exempt: what of the contract it does not claim: the name of a :class:`varangian.testing.Check` to the reason.
     """
 
     f: int = UNSAID
@@ -68,6 +71,8 @@ class Rule(ABC):
     published_name: ClassVar[str] = ""
     kappa: ClassVar[Bound | None] = None
     variance: ClassVar[Bound | None] = None
+    guarantee: ClassVar[Guarantee] = NEAR
+    exempt: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         set_whole(self, "f")
@@ -257,12 +262,15 @@ class Mixing(ABC):
         draws: its weights are random, and take the numbers of the step, a Draw.
         norms_only: it looks at norms, and at no other distances, which are then not measured for its sake.
         scales: its weights are [n] scales.
+        guarantee, exempt: as of a rule; a mixing that has no f claims to be finite, where it says nothing else.
     """
 
     aligned: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     norms_only: ClassVar[bool] = False
     scales: ClassVar[bool] = False
+    guarantee: ClassVar[Guarantee] = NEAR
+    exempt: ClassVar[Mapping[str, str]] = {}
 
     def __str__(self) -> str:
         return brief(self)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -155,6 +155,7 @@ class Attack(ABC):
     uses_previous: ClassVar[bool] = False  # whoever runs it must keep the last aggregate
     uses_defence: ClassVar[bool] = False
     uses_flipped: ClassVar[bool] = False  # whoever runs it must have the f workers learn from flipped labels
+    exempt: ClassVar[Mapping[str, str]] = {}  # what it does not claim: the name of a varangian.testing.Check, and why
 
     @overload
     def __call__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import NormalDist
@@ -160,6 +161,8 @@ class Gaussian(Attack):
 
     std: float = 200.0
 
+    exempt: ClassVar[Mapping[str, str]] = {"FINITE": "its noise exceeds the range of half precision where std is large"}
+
     def __post_init__(self) -> None:
         set_real(self, "std", "a finite std > 0", lambda std: 0 < std < inf)
 
@@ -192,6 +195,8 @@ class NaN(Attack):
         tensor([[nan, nan]])
     """
 
+    exempt: ClassVar[Mapping[str, str]] = {"FINITE": "not finite on purpose"}
+
     def craft(self, seen: Knowledge) -> Tensor:
         return seen.honest.new_full((seen.honest.shape[1],), float("nan"))
 
@@ -210,6 +215,8 @@ class Inf(Attack):
     """
 
     sign: Literal["+", "-", "mixed"] = "+"
+
+    exempt: ClassVar[Mapping[str, str]] = {"FINITE": "not finite on purpose"}
 
     def __post_init__(self) -> None:
         require(self, self.sign in ("+", "-", "mixed"), 'sign "+", "-" or "mixed"', self.sign)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import kernels, numerics
 from ..checks import require, set_real, set_whole
+from ..claims import Guarantee
 from ..geometry import Geometry, Held, in_unit, mean_weights, middle, unit_of
 from ..kernels.runtime import jit
 from ..stages import Bound, General, Nearest, Selecting, column_statistic
@@ -112,6 +113,7 @@ class MoNNA(Nearest):
     title: ClassVar[str] = "MoNNA"
     score_name: ClassVar[str] = "distance to the pivot"
     by_place: ClassVar[bool] = True
+    exempt: ClassVar[Mapping[str, str]] = {"PERMUTATION": "trusts the vector at the pivot's place"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -404,6 +406,11 @@ class CenteredClipping(Selecting):
 
     title: ClassVar[str] = "Centered clipping"
     uses_previous: ClassVar[bool] = True
+    guarantee: ClassVar[Guarantee] = Guarantee(
+        "within tau a step of the last aggregate",
+        lambda rule, honest, previous: (previous, rule.tau * rule.iterations),
+    )
+    exempt: ClassVar[Mapping[str, str]] = {"SCALE": "tau is a length"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ from math import sqrt
 from typing import Any, ClassVar, Literal
 
 from ..checks import require
+from ..claims import WITHIN, Guarantee
 from ..stages import Bound, Coordinatewise, Statistic
 
 Even = Literal["mid", "lower", "upper"]
@@ -50,6 +51,7 @@ class Median(Coordinatewise):
     published: ClassVar[Mapping[str, Any] | None] = {"even": "lower"}
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2)
     variance: ClassVar[Bound | None] = staticmethod(lambda n, f: 1 / sqrt(n - f))
+    guarantee: ClassVar[Guarantee] = WITHIN
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +87,7 @@ class TrimmedMean(Coordinatewise):
     published: ClassVar[Mapping[str, Any] | None] = {}
     published_name: ClassVar[str] = "trmean"
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f)))
+    guarantee: ClassVar[Guarantee] = WITHIN
 
     @property
     def needs(self) -> tuple[str, int]:

@@ -6,6 +6,7 @@ out or had to settle are named under "Convention".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from .. import kernels, numerics
 from ..checks import require, set_real, set_whole, whole
+from ..claims import BY_NORMS, FINITE, NO_LONGER, Guarantee
 from ..geometry import Geometry, in_unit, mean_weights, unit_of
 from ..kernels.runtime import jit, jit_sum
 from ..randomness import BARE, Draw
@@ -52,6 +54,8 @@ class FLTrust(Selecting):
     title: ClassVar[str] = "FLTrust"
     uses_previous: ClassVar[bool] = True
     needs_root: ClassVar[bool] = True
+    guarantee: ClassVar[Guarantee] = NO_LONGER
+    exempt: ClassVar[Mapping[str, str]] = {"TRANSLATION": BY_NORMS}
 
     @property
     def center(self) -> int:
@@ -99,6 +103,12 @@ class FoolsGold(Selecting):
     """
 
     title: ClassVar[str] = "FoolsGold"
+    guarantee: ClassVar[Guarantee] = FINITE
+    exempt: ClassVar[Mapping[str, str]] = {
+        "TRANSLATION": BY_NORMS,
+        "UNANIMITY": "vectors that are alike are Sybils to it: the answer is null",
+        "SIGHT": "does not mind how long a single vector is",
+    }
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -153,6 +163,8 @@ class ClippedClustering(Selecting):
     """
 
     title: ClassVar[str] = "Clipped clustering"
+    guarantee: ClassVar[Guarantee] = NO_LONGER
+    exempt: ClassVar[Mapping[str, str]] = {"TRANSLATION": BY_NORMS}
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -216,6 +228,8 @@ class FLAME(Selecting):
     """
 
     title: ClassVar[str] = "FLAME"
+    guarantee: ClassVar[Guarantee] = NO_LONGER
+    exempt: ClassVar[Mapping[str, str]] = {"TRANSLATION": BY_NORMS}
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -287,6 +301,8 @@ class SignGuard(General):
 
     title: ClassVar[str] = "SignGuard"
     draws: ClassVar[bool] = True
+    guarantee: ClassVar[Guarantee] = NO_LONGER
+    exempt: ClassVar[Mapping[str, str]] = {"TRANSLATION": BY_NORMS}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -401,6 +417,8 @@ class LASA(General):
     lambda_sign: float = 1.0
 
     title: ClassVar[str] = "LASA"
+    guarantee: ClassVar[Guarantee] = NO_LONGER
+    exempt: ClassVar[Mapping[str, str]] = {"TRANSLATION": BY_NORMS, "UNANIMITY": "sparsifies what it averages"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..checks import require, set_whole
+from ..claims import BY_NORMS, NO_LONGER, Guarantee
 from ..geometry import Geometry, Ties, mean_weights, sum_of_smallest
 from ..stages import Bound, Nearest, Rule, Selecting
 from .search import first_of_least_diameter, least_diameter
@@ -37,6 +38,11 @@ class Average(Rule):
     published: ClassVar[Mapping[str, Any] | None] = {}
     columnwise: ClassVar[bool] = True
     robust: ClassVar[bool] = False
+    exempt: ClassVar[Mapping[str, str]] = {
+        "ROBUST": "tolerates nothing",
+        "REFUSAL": "NaN in, NaN out: there is no defence to fail closed",
+        "SIGHT": "looks at nobody",
+    }
 
     @property
     def needs(self) -> tuple[str, int]:
@@ -289,6 +295,8 @@ class ComparativeGradientElimination(Nearest):
     title: ClassVar[str] = "CGE"
     score_name: ClassVar[str] = "norm"
     published: ClassVar[Mapping[str, Any] | None] = {}
+    guarantee: ClassVar[Guarantee] = NO_LONGER
+    exempt: ClassVar[Mapping[str, str]] = {"TRANSLATION": BY_NORMS}
 
     @property
     def needs(self) -> tuple[str, int]:

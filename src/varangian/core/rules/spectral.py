@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole
+from ..claims import FINITE, Guarantee
 from ..geometry import Geometry, in_unit, mean_weights, unit_of
 from ..randomness import BARE, Draw
 from ..stages import General, Selecting, refuse_faulty
@@ -169,6 +170,7 @@ class DivideAndConquer(General):
 
     title: ClassVar[str] = "DnC"
     draws: ClassVar[bool] = True
+    guarantee: ClassVar[Guarantee] = FINITE
 
     def __post_init__(self) -> None:
         super().__post_init__()
