@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -190,18 +191,31 @@ def _progress(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, Ev
         task = bar.add_task("training", total=experiment.steps, accuracy="")
 
         def step(done: int, newest: Evaluation | None) -> None:
-            bar.update(task, completed=done, accuracy="" if newest is None else f"accuracy {newest.accuracy:.1%}")
+            bar.update(task, completed=done, accuracy="" if newest is None else _newest(newest))
 
         yield step
+
+
+def _newest(evaluation: Evaluation) -> str:
+    if math.isnan(evaluation.accuracy):
+        return f"loss {evaluation.loss:.4g}"
+    return f"accuracy {evaluation.accuracy:.1%}"
 
 
 def _show(result: Result) -> None:
     e = result.experiment
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     synthetic = " (made-up images)" if e.dataset.startswith("synthetic") else ""
-    table.add_row("max accuracy", f"[bold]{result.max_accuracy:.2%}[/bold]{synthetic}")
-    table.add_row("final accuracy", f"{result.final_accuracy:.2%}")
-    if result.chosen is not None:
+    last, classifies = result.evaluations[-1], not math.isnan(result.max_accuracy)
+    if classifies:
+        table.add_row("max accuracy", f"[bold]{result.max_accuracy:.2%}[/bold]{synthetic}")
+        table.add_row("final accuracy", f"{result.final_accuracy:.2%}")
+    else:
+        table.add_row("final loss", f"[bold]{last.loss:.4g}[/bold] on the test set")
+    if result.chosen is not None and not classifies:
+        table.add_row("least validation", f"{result.chosen.validation_loss:.4g}, the loss on training data set aside")
+        table.add_row("loss there", f"{result.chosen.loss:.4g} on the test set, step {result.chosen.step}")
+    elif result.chosen is not None:
         table.add_row("max validation", f"{result.max_validation:.2%}, on training data set aside")
         table.add_row("accuracy there", f"{result.chosen.accuracy:.2%} on the test set, step {result.chosen.step}")
     if result.measures:

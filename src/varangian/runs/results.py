@@ -36,6 +36,7 @@ from .folders import FORMAT
 class Evaluation:
     """Accuracy (in [0, 1]) and loss on the test set before the update of that step.
 
+    The accuracy is over all tokens where each has a class, and NaN where numbers are predicted: there the loss counts.
     ``validation_accuracy`` and ``validation_loss`` are those on the training data set aside; None without any.
     """
 
@@ -98,7 +99,7 @@ class Result:
 
     @property
     def max_accuracy(self) -> float:
-        """The greatest accuracy of all evaluations: what the paper reports."""
+        """The greatest accuracy of all evaluations: what the paper reports. NaN where numbers are predicted."""
         return max(e.accuracy for e in self.evaluations)
 
     @property
@@ -108,12 +109,14 @@ class Result:
 
     @property
     def max_validation(self) -> float | None:
-        """The greatest accuracy on the training data set aside; None where there are none (``validation=0``)."""
+        """The greatest accuracy on the training data set aside; None where there are none (``validation=0``), NaN where
+        numbers are predicted."""
         return None if self.chosen is None else self.chosen.validation_accuracy
 
     @property
     def chosen(self) -> Evaluation | None:
-        """The evaluation with the greatest accuracy on the training data set aside, the first of equals.
+        """The evaluation with the greatest accuracy on the training data set aside, or the least loss there where
+        numbers are predicted; the first of equals.
 
         Its ``accuracy`` is that on the test set of a model that was chosen without looking at it. None without
         ``validation``.
@@ -125,7 +128,7 @@ class Result:
         """
         if not self.experiment.validation:
             return None
-        return max(self.evaluations, key=lambda e: -1 if e.validation_accuracy is None else e.validation_accuracy)
+        return max(self.evaluations, key=_worth)
 
     def model(self) -> nn.Module:
         """A copy of the trained model, in evaluation mode, on the device where it was trained or, from a folder, on the
@@ -147,24 +150,27 @@ class Result:
     def __str__(self) -> str:
         ending = f", stopped: {self.stopped}" if self.stopped else ""
         ending += f"; read from {self.folder}, nothing was trained" if self.from_disk else ""
-        return (
-            f"{self.experiment.name}: maximum accuracy {self.max_accuracy:.2%}, final {self.final_accuracy:.2%}, "
-            f"{len(self.measures)} steps in {self.seconds:.1f} s{ending}"
-        )
+        found = f"maximum accuracy {self.max_accuracy:.2%}, final {self.final_accuracy:.2%}"
+        if math.isnan(self.max_accuracy):
+            found = f"final loss {self.evaluations[-1].loss:.4g}"
+        return f"{self.experiment.name}: {found}, {len(self.measures)} steps in {self.seconds:.1f} s{ending}"
 
     def summary(self) -> dict[str, Any]:
         """What result.json holds."""
         chosen = self.chosen
         validated = {}
         if chosen is not None:
-            validated = {"max_validation": chosen.validation_accuracy, "chosen_accuracy": chosen.accuracy}
+            validated = {
+                "max_validation": _finite(chosen.validation_accuracy),
+                "chosen_accuracy": _finite(chosen.accuracy),
+            }
         return {
             "format": FORMAT,
             "name": self.experiment.name,
             "digest": self.experiment.digest,
-            "max_accuracy": self.max_accuracy,
-            "final_accuracy": self.final_accuracy,
-            "final_loss": self.evaluations[-1].loss if math.isfinite(self.evaluations[-1].loss) else None,
+            "max_accuracy": _finite(self.max_accuracy),
+            "final_accuracy": _finite(self.final_accuracy),
+            "final_loss": _finite(self.evaluations[-1].loss),
             "steps": len(self.measures),
             "stopped": self.stopped,
             "seconds": round(self.seconds, 3),
@@ -276,6 +282,19 @@ def _read(folder: Path) -> Result:
         raise ValueError(f"{folder} cannot be read as a run: {cut(str(error))}") from None
 
 
+def _worth(evaluation: Evaluation) -> float:
+    """How good it is by what was set aside; of losses, those that are not finite are the worst."""
+    accuracy, loss = evaluation.validation_accuracy, evaluation.validation_loss
+    if accuracy is not None and not math.isnan(accuracy):
+        return accuracy
+    return -loss if loss is not None and math.isfinite(loss) else -math.inf
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 ACCURACIES = ("max_accuracy", "final_accuracy", "max_validation", "chosen_accuracy")
 
 
@@ -292,7 +311,8 @@ def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
             f"experiment.json is {experiment.digest}."
         )
     for name in ACCURACIES if experiment.validation else ACCURACIES[:2]:
-        number(summary[name], name, 0, 1)
+        if summary[name] is not None:  # of numbers that are predicted there is none
+            number(summary[name], name, 0, 1)
     if summary["final_loss"] is not None:
         number(summary["final_loss"], "final_loss")
     whole(summary["steps"], "steps")
@@ -302,7 +322,9 @@ def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
 
 def _evaluation(row: dict[str, str], columns: Sequence[str]) -> Evaluation:
     values = [
-        number_of(row[name], name, 0, 1) if name.endswith("accuracy") else _any_number(row[name], name)
+        number_of(row[name], name, 0, 1)
+        if name.endswith("accuracy") and row[name] != "nan"
+        else _any_number(row[name], name)
         for name in columns
     ]
     return Evaluation.of(whole_of(row["step"], "step"), values, columns)

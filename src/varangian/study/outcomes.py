@@ -50,7 +50,8 @@ MAX_RUNS = 10**5  # in one table
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation: the accuracy in [0, 1], and the variance-norm ratio of the step that follows, if measured."""
+    """One evaluation: the accuracy in [0, 1] (NaN where numbers are predicted), and the variance-norm ratio of the step
+    that follows, if measured."""
 
     step: int
     accuracy: float
@@ -63,7 +64,7 @@ class Outcome:
 
     Attributes:
         experiment: what was run.
-        max_accuracy, final_accuracy: on the test set, in [0, 1].
+        max_accuracy, final_accuracy: on the test set, in [0, 1]; NaN where numbers are predicted.
         final_loss: None where it is not finite.
         steps: how many were done.
         stopped: why it ended early, or None.
@@ -93,9 +94,11 @@ class Outcome:
     chosen_accuracy: float | None = None
 
     def __post_init__(self) -> None:
+        neither = _missing(self.max_accuracy) and _missing(self.final_accuracy)
         for name in ("max_accuracy", "final_accuracy", *VALIDATED):
-            if name not in VALIDATED or getattr(self, name) is not None:
-                number(getattr(self, name), name, 0, 1)
+            value = getattr(self, name)
+            if not (value is None and name in VALIDATED) and not (neither and _missing(value)):
+                number(value, name, 0, 1)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -106,6 +109,19 @@ class Outcome:
     def study(self) -> str:
         """The kind of run that it may be compared with: its profile, or "imported"."""
         return "imported" if self.source == "imported" else self.experiment.profile
+
+
+def _missing(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _share(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _accuracy(text: str, name: str) -> float:
+    """Of a cell: empty, or the word of evaluations.csv, where numbers are predicted."""
+    return math.nan if text in ("", "nan") else number_of(text, name, 0, 1)
 
 
 def rule_name(experiment: Experiment) -> str:
@@ -230,8 +246,8 @@ def _outcome(
     seconds, loss = summary.get("seconds"), summary.get("final_loss")
     return Outcome(
         experiment,
-        float(summary["max_accuracy"]),
-        float(summary["final_accuracy"]),
+        _share(summary["max_accuracy"]),
+        _share(summary["final_accuracy"]),
         None if loss is None else float(loss),
         int(summary["steps"]),
         None if summary.get("stopped") is None else str(summary["stopped"]),
@@ -241,7 +257,7 @@ def _outcome(
         tuple(Point(step, accuracy, at.get(step)) for step, accuracy in evaluations),
         source,
         machine,
-        *(float(summary[name]) if experiment.validation else None for name in VALIDATED),
+        *(_share(summary[name]) if experiment.validation else None for name in VALIDATED),
     )
 
 
@@ -287,7 +303,7 @@ def machine_of(folder: Path) -> str | None:
 
 def _evaluations(path: Path) -> Iterator[tuple[int, float]]:
     for step, accuracy in read_columns(path, ("step", "accuracy", "loss"), ("step", "accuracy")):
-        yield whole_of(step, "step"), number_of(accuracy, "accuracy", 0, 1)
+        yield whole_of(step, "step"), _accuracy(accuracy, "accuracy")
 
 
 def _ratios(path: Path) -> Iterator[tuple[int, float]]:
@@ -308,7 +324,7 @@ def _check_curve(outcome: Outcome) -> None:
 
 def _check_accuracies(outcome: Outcome) -> None:
     """The best and the last evaluation are those that result.json says."""
-    if outcome.curve:
+    if outcome.curve and not math.isnan(outcome.max_accuracy):
         best, last = max(p.accuracy for p in outcome.curve), outcome.curve[-1].accuracy
         if abs(best - outcome.max_accuracy) > 1e-6 or abs(last - outcome.final_accuracy) > 1e-6:
             raise ValueError(
@@ -319,7 +335,7 @@ def _check_accuracies(outcome: Outcome) -> None:
 
 def _check_chosen(outcome: Outcome, path: Path) -> None:
     """Those of the evaluation that was best on the data set aside."""
-    if outcome.max_validation is None or outcome.chosen_accuracy is None:
+    if outcome.max_validation is None or outcome.chosen_accuracy is None or _missing(outcome.max_validation):
         return
     columns = ("accuracy", "validation_accuracy")
     rows = [(number_of(a, columns[0]), number_of(v, columns[1])) for a, v in read_columns(path, columns, columns)]
@@ -500,7 +516,7 @@ def write_failed(folder: Path, failed: Iterable[tuple[Experiment, str]], tried: 
 
 
 def _cell(value: float | str | None) -> str:
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+    return "" if value is None or _missing(value) else repr(value) if isinstance(value, float) else str(value)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -524,7 +540,7 @@ def read_runs(path: Path) -> list[Outcome]:
     for line, row in _rows(beside, ("digest", "source", "step", "accuracy", "ratio")):
         with _naming(beside, line):
             ratio = number_of(row["ratio"], "ratio", 0) if row["ratio"] else None
-            point = Point(whole_of(row["step"], "step"), number_of(row["accuracy"], "accuracy", 0, 1), ratio)
+            point = Point(whole_of(row["step"], "step"), _accuracy(row["accuracy"], "accuracy"), ratio)
         curves.setdefault((row["digest"], row["source"]), []).append(point)
     timings: dict[tuple[str, str], tuple[float, str | None]] = {}
     beside = path.with_name("timings.csv")
@@ -561,8 +577,8 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
     loss, ratio, within, *validated = (number_of(row[name], name) if row.get(name) else None for name in optional)
     outcome = Outcome(
         experiment,
-        number_of(row["max_accuracy"], "max_accuracy", 0, 1),
-        number_of(row["final_accuracy"], "final_accuracy", 0, 1),
+        _accuracy(row["max_accuracy"], "max_accuracy"),
+        _accuracy(row["final_accuracy"], "final_accuracy"),
         loss,
         whole_of(row.get("steps_done") or "0", "steps_done"),
         line_of_text(row["stopped"], "stopped") if row.get("stopped") else None,

@@ -346,7 +346,12 @@ def _condition(e: Experiment, axes: Sequence[str]) -> str:
 def _by_condition(outcomes: Sequence[Outcome], axes: Sequence[str], column: str) -> dict[str, tuple[float, ...]]:
     found: dict[str, list[float]] = {}
     for o in outcomes:
-        found.setdefault(_condition(o.experiment, axes), []).append(getattr(o, column))
+        value = getattr(o, column)
+        if math.isnan(value):
+            raise ValueError(
+                "tune chooses by accuracy, and runs that predict numbers have none; their losses are in runs.csv."
+            )
+        found.setdefault(_condition(o.experiment, axes), []).append(value)
     return {condition: tuple(values) for condition, values in found.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -60,6 +61,12 @@ def report(
         out = folder if out is None else out
     else:
         outcomes, left_out = each_once(source)
+    unshown = [o for o in outcomes if math.isnan(o.max_accuracy)]
+    if unshown:
+        left_out.append(
+            f"{len(unshown)} runs that predict numbers: what is shown here is accuracy, and they have none."
+        )
+        outcomes = [o for o in outcomes if not math.isnan(o.max_accuracy)]
     if command is not None or record is not None:
         records.insert(0, record or SweepRecord(command or ""))
     out = Path("." if out is None else out).expanduser()

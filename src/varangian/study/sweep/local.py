@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -193,7 +194,8 @@ def _reporter(pipe: Connection) -> Callable[[int, Evaluation | None], None]:
         nonlocal last
         if time.monotonic() - last >= HEARTBEAT:
             last = time.monotonic()
-            pipe.send(("step", (step, None if newest is None else newest.accuracy)))
+            accuracy = None if newest is None or math.isnan(newest.accuracy) else newest.accuracy
+            pipe.send(("step", (step, accuracy)))
 
     return report
 
