@@ -34,8 +34,8 @@ from varangian.runs.results import Result, read
 from varangian.runs.running import resume, run
 from varangian.simulation import data
 from varangian.study.outcomes import Outcome, from_result, gather, order, read_outcome, write_runs
-from varangian.study.report import _records
 from varangian.study.report.legacy import import_runs
+from varangian.study.report.records import of_sweeps
 
 Choose = Callable[[int], int]  # a whole number below the given one
 Files = dict[str, bytes]
@@ -379,7 +379,7 @@ def read_tables(folder: Path) -> object:
 
 
 def read_records(folder: Path) -> object:
-    found = _records(folder / "sweeps")
+    found = of_sweeps(folder / "sweeps")
     must(all(math.isfinite(r.seconds) and r.jobs >= 0 for r in found), "a record")
     if not found:
         raise ValueError("left out")

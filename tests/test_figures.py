@@ -19,7 +19,8 @@ from matplotlib.text import Text
 from test_report import made
 from varangian import Experiment
 from varangian.study.outcomes import Outcome
-from varangian.study.report import figures, style
+from varangian.study.report import cells, figures, style
+from varangian.study.report.cells import grid_of
 from varangian.study.report.layout import Group, by_batch_size, groups
 
 RULES = ("centered-clipping", "median", "trimmed-mean", "phocas", "meamed", "bulyan", "krum", "multi-krum", "cge",
@@ -125,6 +126,8 @@ def drawn(outcomes: list[Outcome]) -> Iterator[tuple[str, Figure]]:
         yield from figures.draw(group)
     for same in by_batch_size(found):
         yield "noise", figures.by_noise(same)
+    for name, figure in figures.draw_grid(grid_of(outcomes), "digits, fully-connected"):
+        yield f"grid {name}", figure
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -144,7 +147,7 @@ def test_there_is_room_at_any_resolution(dpi: int) -> None:
     """The page holds pictures of fewer dots than the files have."""
     for case in ("batch sizes", "a wide grid"):
         for name, figure in drawn(CASES[case]):
-            if name.startswith(("noise", "heat-max")):
+            if name.startswith(("noise", "grid heat-max")):
                 figure.set_dpi(dpi)
                 check(figure)
 
@@ -159,8 +162,9 @@ def test_titles_of_any_length_have_room() -> None:
 
 
 def test_names_of_any_length_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "rule_title", lambda name: LONG * 2)
-    monkeypatch.setattr(figures, "attack_title", lambda name: LONG * 2)
+    for module in (figures.common, figures.learning, figures.pairing, figures.poster, cells):
+        for name in ("rule_title", "attack_title"):
+            monkeypatch.setattr(module, name, lambda name: LONG * 2, raising=False)
     for case in ("of the study", "batch sizes", "a wide grid"):
         for _, figure in drawn(CASES[case]):
             check(figure)
@@ -209,7 +213,7 @@ def _inflated(document: bytes) -> bytes:
 def test_a_grid_makes_maps_and_no_stamps() -> None:
     """24 rules against 17 adversaries once made a picture of 4235 x 4812 points, and five minutes."""
     kinds = {name.split("-")[0] for name, _ in drawn(grid(14, 24))}
-    assert kinds == {"heat"}
+    assert kinds == {"grid heat", "grid seeds", "grid curves"}
     for _, figure in drawn(grid(14, 24)):
         assert max(figure.get_size_inches()) * style.DPI < 3000
 

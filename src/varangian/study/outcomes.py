@@ -414,6 +414,20 @@ def _begun(folder: Path) -> bool:
     return (folder / SETTINGS_FILE).is_file() or complete(folder)
 
 
+@importing(False)
+def unfinished(folder: str | Path) -> list[Experiment]:
+    """Of the run folders of a folder that hold no complete run, the settings of those that can be read."""
+    folder = Path(folder).expanduser()
+    found = []
+    for place in (folder, folder / "runs"):
+        for run in folders_in(place, folder, lambda f: _begun(f) and not complete(f), lambda _: None):
+            try:
+                found.append(Experiment.from_json(read_text(run / SETTINGS_FILE)))
+            except (OSError, ValueError):
+                continue
+    return found
+
+
 def _only_in(table: Path, found: Container[tuple[str, str]]) -> list[str]:
     """The rows of a table beside run folders that are of none of these."""
     try:
@@ -513,6 +527,18 @@ def write_failed(folder: Path, failed: Iterable[tuple[Experiment, str]], tried: 
         write_csv(path, header, [rows[digest] for digest in sorted(rows)])
     else:
         path.unlink(missing_ok=True)
+
+
+@importing(False)
+def read_failed(folder: Path) -> list[tuple[Experiment, str]]:
+    """What failed.csv says; rows that cannot be read say nothing."""
+    found = []
+    with suppress(OSError, ValueError):
+        for row in read_rows(folder / "failed.csv", ["digest", "reason"], MAX_RUNS):
+            settings = {k: v for k, v in row.items() if k not in ("name", "digest", "reason")}
+            with suppress(ValueError):
+                found.append((Experiment.from_dict(settings), line_of_text(row["reason"], "reason")))
+    return found
 
 
 def _cell(value: float | str | None) -> str:

@@ -1,30 +1,33 @@
-"""The report: what many runs say together, as one page, figures, and a table of the paper's claims."""
+"""The report: what many runs say together, as one page, figures, and tables."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from ...core.checks import cut
 from ...core.references import importing
-from ...runs.environment import versions
-from ...runs.files import folders_in, line_of_text, make_folder, number, read_json, whole, write_whole
-from ...runs.folders import ENVIRONMENT
+from ...runs.experiment import Experiment
+from ...runs.files import make_folder, write_whole
 from ...runs.results import Result
-from ..outcomes import Outcome, collect, complete, each_once, from_result, write_csv
+from ..grid import grids_of
+from ..outcomes import Outcome, collect, each_once, from_result, read_failed, unfinished, write_csv
 from ..paper import Verdict, counted, main_study, missing, of_the_paper, verdicts
-from . import figures, style
+from . import figures, maps, style
+from .cells import Cells, grid_of
 from .layout import Group, by_batch_size, groups
-from .page import Picture, SweepRecord, render
+from .page import CURVES, Picture, render
+from .records import SweepRecord, of_runs, of_sweeps
 from .statistics import Summary, summarize
 
-MAX_RECORDS, MAX_RECORD = 1000, 2**16  # of sweeps: files, and bytes of each
-MAX_SHOWN = 10  # machines and versions of plain runs on the page
 PAGE_DPI = 110  # of pictures within the page
 MAX_SIDE, MAX_PANELS, MAX_LINES = 100, 20_000, 3000  # of figures that can be drawn, and looked at
-SILENCE = 5.0  # seconds between two words on how far the figures are
+SILENCE = 3.0  # seconds between two words on how far it is
 __all__ = ["Summary", "SweepRecord", "judge", "report", "report_results", "summarize"]
 
 
@@ -33,10 +36,15 @@ def report(
     source: str | Path | Sequence[Outcome],
     out: str | Path | None = None,
     command: str | None = None,
+    *,
     say: Callable[[str], object] | None = None,
     record: SweepRecord | None = None,
 ) -> Path:
-    """Writes ``report.html``, ``claims.csv`` and ``figures/*.png, *.pdf`` for some runs.
+    """Returns the page, one file that needs no network, which shows some runs as the grid that their settings make.
+
+    Beside it are written ``cells.csv`` (a row a cell: mean, deviation, n), ``worst.csv`` (the worst attack of each
+    rule) where attacks vary, ``claims.csv`` where momentum stands at both places in some of them, and
+    ``figures/*.png, *.pdf``.
 
     Args:
         source: a folder of runs or of a sweep, a runs.csv, or the outcomes themselves.
@@ -46,59 +54,103 @@ def report(
             says it too.
         record: the same with versions, processor and date.
 
-    Returns:
-        The page: one file that needs no network.
-
     Raises:
-        ValueError: there are no runs, or none of them was attacked.
+        ValueError: there are no runs.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     kept = run(Experiment(model="linear", steps=2), out)
+        ...     page = report(out)
+        ...     page.name, page.read_text()[:15]
+        ('report.html', '<!doctype html>')
     """
+    told = _Told(say)
     records: list[SweepRecord] = []
+    trouble: list[tuple[Experiment, str]] = []
+    planned: list[Experiment] = []
     if isinstance(source, (str, Path)):
         source = Path(source).expanduser()
         folder = source if source.is_dir() else source.parent
+        told.now(f"reading the runs of {source} ...")
         outcomes, left_out = collect(source)
-        records = _records(folder / "sweeps") or _environments(folder)
+        records = of_sweeps(folder / "sweeps") or of_runs(folder)
+        if source.is_dir():
+            trouble, planned = _trouble(source, outcomes), _planned(source)
         out = folder if out is None else out
     else:
         outcomes, left_out = each_once(source)
-    unshown = [o for o in outcomes if math.isnan(o.max_accuracy)]
-    if unshown:
-        left_out.append(
-            f"{len(unshown)} runs that predict numbers: what is shown here is accuracy, and they have none."
-        )
-        outcomes = [o for o in outcomes if not math.isnan(o.max_accuracy)]
+        if not outcomes:
+            raise ValueError("there are no runs to report.")
     if command is not None or record is not None:
         records.insert(0, record or SweepRecord(command or ""))
     out = Path("." if out is None else out).expanduser()
-    found = groups(outcomes)
-    if not found:
-        raise ValueError("none of these runs was attacked: there is nothing to compare.")
-    _check_size(found)
     for line in left_out:
         say(f"left out: {line}") if say is not None else warnings.warn(f"left out: {line}", stacklevel=2)
-    drawn = make_folder(out, "figures")
-    pictures = []
-    told, names = _Told(say), set[str]()
-    for group in found:
-        for name, figure in figures.draw(group):
-            told.one(group)
-            style.save(figure, drawn / _unused(name, names))
-            if name.startswith(("boxes-max", "heat-max")):
-                pictures.append(Picture(group.title, style.png(figure, PAGE_DPI), name.startswith("heat")))
-    for same in by_batch_size(found):
-        figure = figures.by_noise(same)
-        name = f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}"
-        style.save(figure, drawn / _unused(name, names))
-        title = f"{same[0].name}: accuracies at several batch sizes"
-        span = figure.axes[0].get_xlim()
-        parts = tuple(style.png(figures.by_noise(same, only, span), 2 * PAGE_DPI) for only in range(len(same)))
-        pictures.append(Picture(title, style.png(figure, 2 * PAGE_DPI), always=True, narrow=parts))
-    judged = judge(found)
-    _write_claims(out / "claims.csv", judged)
-    page = render(found, judged, records, missing(outcomes), pictures, [*left_out, *_notes(outcomes, found)])
+    grid, found = grid_of(outcomes, trouble, planned), groups(outcomes)
+    asked = any(g.pairs for g in found)
+    told.soon(f"{counted(len(outcomes), 'run')} read: {maps.counts(grid) or 'one cell'}")
+    make_folder(out, "figures")
+    notes, drawn = [*left_out, *_notes(outcomes, found, asked), *_doubles(grid)], found if asked else []
+    if asked and (too_large := _too_large(found)):
+        notes.append(too_large)
+        drawn = []
+    title = _title(grid)
+    pictures = _draw(drawn, grid, title, out / "figures", told)
+    notes += [line for group in drawn for line in figures.not_drawn(group)]
+    files = ["cells.csv, a row a cell"]
+    write_csv(out / "cells.csv", *maps.cell_rows(grid))
+    if grid.attack_column:
+        write_csv(out / "worst.csv", *maps.worst_rows(grid))
+        files.append("worst.csv, the worst attack of each")
+    judged = judge(found) if asked else {}
+    if asked:
+        _write_claims(out / "claims.csv", judged)
+        files.append("claims.csv")
+    told.soon("writing the page ...")
+    page = render(
+        found, judged, records, missing(outcomes), pictures, notes, grid=grid,
+        files=", ".join([*files, "and figures/, the same as PNG and PDF"]),
+    )  # fmt: skip
     path = out / "report.html"
     write_whole(path, lambda file: file.write(page.encode()))
     return path
+
+
+def _title(grid: Cells) -> str:
+    """Of the figures of a grid: data set and model, where all runs share them."""
+    names = [axis.name for axis in grid.axes]
+    e = next(o for cell in grid.cells.values() for o in cell.outcomes).experiment
+    shared = [str(getattr(e, name)) for name in ("dataset", "model") if name not in (*names, *grid.depend)]
+    return cut(", ".join(shared)) or "All runs"
+
+
+def _draw(found: Sequence[Group], grid: Cells, title: str, folder: Path, told: _Told) -> list[Picture]:
+    """Saves all figures, and answers those that the page holds."""
+    pictures, names = [], set[str]()
+
+    def save(made: Iterator[tuple[str, Figure]], of: str) -> Iterator[tuple[str, Figure]]:
+        for name, figure in made:
+            told.one(of)
+            style.save(figure, folder / _unused(name, names))
+            yield name, figure
+
+    for group in found:
+        for name, figure in save(figures.draw(group), f"{group.title} ({group.study})"):
+            if name.startswith("boxes-max"):
+                pictures.append(Picture(group.title, style.png(figure, PAGE_DPI)))
+    for same in by_batch_size(found):
+        figure = figures.by_noise(same)
+        name = f"noise-{figures.slug(f'{same[0].name}-{same[0].study}')}"
+        style.save(figure, folder / _unused(name, names))
+        span = figure.axes[0].get_xlim()
+        parts = tuple(style.png(figures.by_noise(same, only, span), 2 * PAGE_DPI) for only in range(len(same)))
+        title_of = f"{same[0].name}: accuracies at several batch sizes"
+        pictures.append(Picture(title_of, style.png(figure, 2 * PAGE_DPI), always=True, narrow=parts))
+    for name, figure in save(figures.draw_grid(grid, title), "the grid"):
+        if name == "curves":
+            pictures.append(Picture(f"{CURVES}{title}", style.png(figure, PAGE_DPI)))
+    return pictures
 
 
 def _unused(name: str, used: set[str]) -> str:
@@ -112,15 +164,22 @@ def _unused(name: str, used: set[str]) -> str:
 
 
 class _Told:
-    """Says from time to time how many figures are drawn."""
+    """Says from time to time how far it is."""
 
     def __init__(self, say: Callable[[str], object] | None) -> None:
         self.say, self.count, self.last = say, 0, time.monotonic()
 
-    def one(self, group: Group) -> None:
-        if self.say is not None and time.monotonic() - self.last > SILENCE:
-            self.say(f"{self.count} figures drawn; now those of {group.title} ({group.study}) ...")
+    def now(self, text: str) -> None:
+        if self.say is not None:
+            self.say(text)
             self.last = time.monotonic()
+
+    def soon(self, text: str) -> None:
+        if time.monotonic() - self.last > SILENCE:
+            self.now(text)
+
+    def one(self, of: str) -> None:
+        self.soon(f"{counted(self.count, 'figure')} drawn; now those of {of} ...")
         self.count += 1
 
 
@@ -137,8 +196,31 @@ def judge(found: Sequence[Group]) -> dict[str, list[Verdict]]:
     return judged
 
 
-def _notes(outcomes: Sequence[Outcome], found: Sequence[Group]) -> list[str]:
-    """A line on all runs that are in no comparison, and on pairs that are in no verdict."""
+def _trouble(folder: Path, outcomes: Sequence[Outcome]) -> list[tuple[Experiment, str]]:
+    """Runs of the folder that have no result: those that failed, as sweeps noted, and those that are not complete."""
+    there = {o.experiment.digest for o in outcomes}
+    reasons = {e.digest: (e, f"failed: {reason}") for e, reason in read_failed(folder)}
+    for e in unfinished(folder):
+        reasons.setdefault(e.digest, (e, "begun, and not complete"))
+    return [told for digest, told in reasons.items() if digest not in there]
+
+
+def _planned(folder: Path) -> list[Experiment]:
+    """What was to be run there, where only sweeps of grids ran."""
+    return [e for grid in grids_of(folder) for e in grid.experiments()]
+
+
+def _doubles(grid: Cells) -> list[str]:
+    names = ", ".join(o.experiment.name for o in grid.doubles[:3])
+    return [f"{counted(len(grid.doubles), 'run')} kept already, but for whether it was measured: {names}"] * bool(
+        grid.doubles
+    )
+
+
+def _notes(outcomes: Sequence[Outcome], found: Sequence[Group], asked: bool) -> list[str]:
+    """Where the paper's question is asked: a line on all runs that are in no comparison, and on pairs in no verdict."""
+    if not asked:
+        return []
     notes = []
     grouped = {o.key for g in found for o in g.outcomes}
     apart = [o.experiment.name for o in outcomes if o.key not in grouped]
@@ -160,19 +242,19 @@ def _notes(outcomes: Sequence[Outcome], found: Sequence[Group]) -> list[str]:
     return notes
 
 
-def _check_size(found: Sequence[Group]) -> None:
-    """Refuses figures larger than matplotlib draws, or more of them than anybody waits for."""
+def _too_large(found: Sequence[Group]) -> str:
+    """Why figures of the paper's question are not drawn: larger than matplotlib draws, or more than anybody reads."""
     panels = 0
     for g in found:
         cells = len(g.columns) * len(g.rules) * len(g.kinds) * len(g.rates)
         panels += 4 * cells
         if max(len(g.columns), len(g.rules)) > MAX_SIDE or cells > MAX_LINES:
-            raise ValueError(
-                f"{g.title}: {len(g.columns)} adversaries, {len(g.rules)} rules and {len(g.rates)} learning rates are "
-                f"too much for one figure (at most {MAX_SIDE} of each, {MAX_LINES:,} together): report fewer at a time."
+            return (
+                f"figures of pairs: {g.title} has {len(g.columns)} adversaries, {len(g.rules)} rules and "
+                f"{len(g.rates)} learning rates, too much for one figure (at most {MAX_SIDE} of each, {MAX_LINES:,} "
+                "together)"
             )
-    if panels > MAX_PANELS:
-        raise ValueError(f"these runs need {panels:,} panels, over {MAX_PANELS:,}: report fewer at a time.")
+    return f"figures of pairs: they would need {panels:,} panels, over {MAX_PANELS:,}" if panels > MAX_PANELS else ""
 
 
 def report_results(results: Sequence[Result], out: str | Path, command: str = "varangian demo") -> Path:
@@ -190,39 +272,3 @@ def _write_claims(path: Path, judged: dict[str, list[Verdict]]) -> None:
         for v in found
     ]
     write_csv(path, ["claim", "study", "text", "ours", "theirs", "criterion", "verdict", "pairs", "their_pairs"], rows)
-
-
-def _records(folder: Path) -> list[SweepRecord]:
-    """What sweep() noted; a file that cannot be read says nothing."""
-    found = []
-    for path in sorted(folder.glob("*.json"))[-MAX_RECORDS:] if folder.is_dir() else ():
-        try:
-            values = read_json(path, MAX_RECORD)
-            made = {str(k): str(v) for k, v in dict(values["versions"]).items()}
-            jobs, threads, cores, done = (whole(values[name], name) for name in ("jobs", "threads", "cores", "done"))
-            seconds = number(values["seconds"], "seconds", 0)
-            texts = str(values["command"]), str(values["started"])
-            processor = str(values.get("processor", ""))
-            found.append(SweepRecord(*texts, seconds, jobs, threads, cores, done, made, processor))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def _environments(folder: Path) -> list[SweepRecord]:
-    """What complete run folders noted themselves: a record for each machine and its versions."""
-    started: dict[tuple[tuple[tuple[str, str], ...], str], list[str]] = {}
-    for place in (folder, folder / "runs"):
-        for run in folders_in(place, folder, complete, lambda _: None):
-            try:
-                sessions = read_json(run / ENVIRONMENT)["sessions"]
-                for session in sessions[:MAX_RECORDS]:
-                    texts = {name: line_of_text(session[name], name) for name in (*versions(), "processor", "started")}
-                    made = tuple((name, texts[name]) for name in versions())
-                    started.setdefault((made, texts["processor"]), []).append(texts["started"])
-            except (OSError, ValueError, KeyError, TypeError):  # it says nothing, and decides nothing else
-                continue
-    return [
-        SweepRecord("", " to ".join(dict.fromkeys((min(dates), max(dates)))), versions=dict(made), processor=processor)
-        for (made, processor), dates in list(started.items())[:MAX_SHOWN]
-    ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from ...core.attacks import ATTACKS
-from ...core.rules import RULES
+from ...core.attacks import ATTACKS, Attack
+from ...core.rules import RULES, Rule
 from ...runs.experiment import Experiment
 from ..outcomes import Outcome, attack_name, order, rate_text, rule_name
 from ..paper import Account, Measure, Pair, account, accuracy, panel_of
@@ -174,11 +174,30 @@ def column_of(e: Experiment) -> Column:
 
 
 def rule_title(name: str) -> str:
-    return RULES[name].title or name if name in RULES else name
+    """What a rule is called, mixings before it.
+
+    Example:
+        >>> rule_title("multi-krum(m=5)"), rule_title("nnm + median"), rule_title("mine/my_rule.py:MyRule(k=2)")
+        ('Multi-Krum(m=5)', 'nnm + Median', 'MyRule(k=2)')
+    """
+    return " + ".join(_titled(part, RULES, Rule) for part in name.split(" + "))
 
 
 def attack_title(name: str) -> str:
-    return ATTACKS[name].title or name if name in ATTACKS else name
+    return _titled(name, ATTACKS, Attack)
+
+
+def _titled(name: str, table: Mapping[str, Any], base: type) -> str:
+    head, bracket, options = name.partition("(")
+    known = table.get(head)
+    title = known.title if isinstance(known, type) and issubclass(known, base) else ""
+    return f"{title or bare(head)}{bracket}{options}"
+
+
+def bare(name: str) -> str:
+    """A name without the file or module that it is from; nothing is imported to know it."""
+    head, bracket, options = name.partition("(")
+    return f"{head.rpartition(':')[2].strip() or head}{bracket}{options}"
 
 
 def kind_title(nesterov: bool) -> str:

@@ -1,38 +1,26 @@
-"""The page: one HTML file with everything in it. Text comes from runs of anybody, so all of it is escaped."""
+"""The page: one HTML file with everything in it. Text comes from runs of anybody, so the templates escape all of it."""
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from ..outcomes import Outcome, attack_name, command, condition, rate_text, rule_name
-from ..paper import FEW, MEASURES, Pair, Verdict, counted, of_the_paper
-from .figures import band, ratio_rules
-from .layout import Group, attack_title, column_of, rule_title
-from .statistics import Summary, summarize
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-POINTS = 80  # of a curve on the page
+from ..outcomes import Outcome, command, rule_name
+from ..paper import Verdict, counted
+from . import maps
+from .cells import FINAL, MAXIMUM, Cells, Measure, grid_of
+from .layout import Group, attack_title, rule_title
+from .paired import paired
+from .records import SweepRecord
+
 MOST_NOTES = 40  # on runs that are not compared
-
-
-@dataclass(frozen=True)
-class SweepRecord:
-    """What made some of the runs."""
-
-    command: str
-    started: str = ""
-    seconds: float = 0.0
-    jobs: int = 0
-    threads: int = 0
-    cores: int = 0
-    done: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
-    processor: str = ""
+MOST = 12  # groups in one table of settings
 
 
 @dataclass(frozen=True)
@@ -55,400 +43,248 @@ def render(
     cells: Mapping[str, tuple[int, int]],
     pictures: Sequence[Picture],
     notes: Sequence[str] = (),
+    *,
+    grid: Cells | None = None,
+    files: str = "",
 ) -> str:
-    """The whole page; ``notes`` say what of the runs is in no comparison."""
-    pairs = [p for group in found for p in group.pairs]
-    paper = of_the_paper(pairs)
-    body = [
-        _heading(found, paper),
-        *(_cards(group, len(found) > 1) for group in found),
-        _missing(cells, notes),
-        *(_shown(picture) for picture in pictures if picture.always),
-        _settings(found, records),
-        _filters(),
-        _LEGEND,
-        "<h2>Accuracy under attack</h2>",
-        "<p class=soft>Accuracy on the test set, in per cent, as the paper's poster draws it. A box holds all rules "
-        "and seeds: quartiles and median; whiskers reach to the farthest run within 1.5 times its height. A point is a "
-        "run, its shape the rule. Dotted: the median of the runs without attack.</p>",
-        '<div id="boxes"></div>',
-        *(f"<noscript>{_shown(picture)}</noscript>" for picture in pictures if not picture.always),
-        _claims(judged, paper),
-        "<h2>Who gains and who loses, pair by pair</h2>" if any(g.pairs for g in found) else "",
-        '<p class="soft" id="pair-note"></p>',
-        '<div class="pairs"><div id="scatter"></div><div id="table"></div></div>',
-        _statistics(found),
-        _CURVES if any(o.curve for g in found for o in g.outcomes) else "",
-        _ratios(found),
-        _origin(found, records),
-    ]
-    script = resources.files("varangian.study.report").joinpath("page.js").read_text(encoding="utf-8")
-    style = resources.files("varangian.study.report").joinpath("page.css").read_text(encoding="utf-8")
-    content = json.dumps(_data(found), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        # Nothing may be fetched: the page is complete, and stays so wherever it is sent.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        "script-src 'unsafe-inline'; img-src data:\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Where should momentum stand? A report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + '\n<script type="application/json" '
-        + f'id="data">{content}</script>\n<script>\n{script}</script>\n</body>\n</html>\n'
+    """The whole page.
+
+    Args:
+        found: groups of attacked runs; where any of them has pairs, the paper's question comes first.
+        judged: the paper's claims, by study.
+        records: what computed the runs.
+        cells: of each panel of the paper's study how many runs are there, of how many.
+        pictures: figures within the page, those of curves of the grid last.
+        notes: what of the runs is in no comparison.
+        grid: all runs by the settings that vary; by default of the groups' runs.
+        files: what lies beside the page, in words.
+    """
+    grid = grid_of([o for g in found for o in g.outcomes]) if grid is None else grid
+    asked = paired(found, judged) if any(g.pairs for g in found) else None
+    shown = _grid(grid, [p for p in pictures if p.title.startswith(CURVES)])
+    heading = f"{maps.counts(grid)}: {counted(_runs(grid), 'run')}" if grid.axes else counted(_runs(grid), "run")
+    content = {
+        "title": "Where should momentum stand? A report" if asked else f"Report: {heading}",
+        "heading": heading,
+        "style": _raw("page.css"),
+        "paired": asked and {**vars(asked), "data": maps.json_of(asked.data), "script": _raw("paired.js")},
+        "grid": shown,
+        "incomplete": [
+            f"{name}: {done:,} of {counted(total, 'run')}" for name, (done, total) in cells.items() if done < total
+        ],
+        "notes": [note.rstrip(".") for note in notes[:MOST_NOTES]],
+        "more_notes": f"{len(notes) - MOST_NOTES:,}" if len(notes) > MOST_NOTES else "",
+        "note_count": f"{len(notes):,}",
+        "pictures": [p for p in pictures if not p.title.startswith(CURVES)],
+        "settings": _settings(found, records) if asked else _settings_of(grid, records),
+        "origin": _origin(_everything(grid), records),
+        "files": files,
+    }  # fmt: skip
+    return _environment().get_template("page.html").render(content)
+
+
+CURVES = "Curves: "  # how the title of a picture of them begins
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("varangian.study.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    made.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    return made
 
 
-_CURVES = (
-    "<section><h2>Learning curves</h2><p class=soft>Accuracy on the test set over the steps: median of the seeds, "
-    'bands from the least to the greatest; dotted: without attack.</p><div id="curves"></div></section>'
-)
-
-_LEGEND = (
-    '<div class="legend">'
-    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="var(--server)" stroke-width="2"/>'
-    '<circle cx="12" cy="6" r="3" fill="var(--page)" stroke="var(--server)" stroke-width="1.5"/></svg>'
-    "momentum at the server: the usual formulation</span>"
-    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="var(--worker)" stroke-width="2" '
-    'stroke-dasharray="5 3"/>'
-    '<path d="M12 2l4 4-4 4-4-4z" fill="var(--worker)"/></svg>momentum at the workers: the paper\'s</span>'
-    '<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="var(--ink)" stroke-width="1.5" '
-    'stroke-dasharray="2 3"/>'
-    "</svg>without attack</span></div>"
-)
+def _raw(name: str) -> str:
+    """A file of ours, which the templates take as it is."""
+    place = resources.files("varangian.study.report").joinpath("templates").joinpath(name)
+    return place.read_text(encoding="utf-8")
 
 
-def _heading(found: Sequence[Group], paper: bool) -> str:
-    outcomes = [o for g in found for o in g.outcomes]
-    titles = "; ".join(f"{escape(g.title)} ({escape(g.study)}): {counted(len(g.outcomes), 'run')}" for g in found)
-    seeds = sorted({o.experiment.seed for o in outcomes})
-    shown = ", ".join(map(str, seeds)) if len(seeds) <= 10 else f"{len(seeds)} of them"
-    note = (
-        ""
-        if paper
-        else "<p><b>These runs are not the paper's:</b> they put its question to a smaller task, and say nothing about "
-        "its numbers.</p>"
-    )
-    return (
-        "<h1>Where should momentum stand: at the server, or at the workers?</h1>"
-        "<p>Byzantine workers attack distributed SGD; a robust rule F aggregates what all workers send. Usually "
-        "momentum is "
-        "applied to what F answers. The paper (El-Mhamdi, Guerraoui, Rouault, ICLR 2021) lets each worker apply it "
-        "before "
-        f'F.</p><p class="soft">{titles}. Seeds: {shown}.</p>{note}'
-        "<p class=soft>The <b>maximum</b> accuracy is the best of all evaluations of a run, as the paper reports it; "
-        "since evaluations are on the test set, it selects on the test set. The <b>final</b> accuracy, after the last "
-        "step, stands beside it and does not.</p>"
-    )
+def _everything(grid: Cells) -> list[Outcome]:
+    return [o for cell in grid.cells.values() for o in cell.outcomes] + list(grid.references)
 
 
-def _cards(group: Group, named: bool) -> str:
-    """The headline of one group: what is compared is one study on one data set, never several together."""
-    title = f"<h3>{escape(group.title)} ({escape(group.study)})</h3>" if named else ""
-    if not group.pairs:
-        return f"{title}<p>No run has its twin yet: the same run with momentum at the other place.</p>"
-    s, final = summarize(group.pairs), summarize(group.pairs, "final")
-    cells = [
-        (
-            f"{s.pairs:,}",
-            f"{'pair' if s.pairs == 1 else 'pairs'}: one run at the server, its twin at the workers; {_clusters(s)}",
-        ),
-        (f"{_signed(s.mean)} points", f"mean gain in maximum accuracy ({_interval(s)})"),
-        (f"{_signed(final.mean)} points", f"mean gain in final accuracy ({_interval(final)})"),
-        (
-            f"{100 * s.raised / s.pairs:.1f} %",
-            "of pairs are better with momentum at the workers; "
-            f"{s.lowered:,} {'is' if s.lowered == 1 else 'are'} worse",
-        ),
-        (_p(s), "how often a mean gain so far from zero would come up by chance; " + _clusters(s)),
-    ]
-    return (
-        f'{title}<div class="cards">'
-        + "".join(f'<div class="card"><b>{b}</b><span>{t}</span></div>' for b, t in cells)
-        + "</div>"
-    )
+def _runs(grid: Cells) -> int:
+    return len(_everything(grid))
 
 
-def _clusters(s: Summary) -> str:
-    """How many of what the evidence comes from."""
-    return f"{counted(s.configurations, 'configuration')}, {counted(s.seeds, 'seed')}"
+# ---------------------------------------------------------------------------------------------------------- the grid
 
 
-def _interval(s: Summary) -> str:
-    if s.low is None or s.high is None:
-        return "no interval: one seed" if s.seeds == 1 else "no interval: no two gains differ"
-    if not s.says:
-        return "no interval: too few runs, it would be wider than all gains there could be"
-    return f"95 % interval {_signed(s.low)} to {_signed(s.high)}"
+def _grid(grid: Cells, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """What grid.html asks for."""
+    shown, no_room = maps.maps_of(grid)
+    lines, no_line = maps.lines_of(grid)
+    curves = maps.curves_of(grid)
+    worst = maps.worst_maps(grid)
+    first = grid.measures[0]
+    scales = [(m, maps.scale_of(grid, m)) for m in grid.measures]
+    partial = any(t.mark for m in shown for _, row in m.rows for t in row)
+    others = [axis for axis in grid.axes[2:] if len(axis.values) > 1]
+    return {
+        "maps": shown,
+        "worst": worst,
+        "worst_by": " and by ".join(axis.title for axis in others),
+        "map_title": " × ".join(axis.title for axis in grid.axes[:2]).capitalize(),
+        "across": _across(shown),
+        "worst_across": _across(worst),
+        "measures": grid.measures,
+        "others": others,
+        "axes": grid.axes,
+        "depend": [name.replace("_", " ") for name in maps.told_apart(grid)],
+        "legends": [_legend(m, scale) for m, scale in scales],
+        "levels": maps.LEVELS,
+        "marks": "2/3: so many of the seeds, or of the attacks; †: a run ended early" if partial else "",
+        "seed_words": f", of which there {'is one' if len(grid.seeds) == 1 else f'are {len(grid.seeds):,}'}",
+        "worst_words": "The last column is the worst of the attacks." if grid.attack_column else "",
+        "range_words": _range_words(grid),
+        "lines": lines,
+        "seeds": len(grid.seeds),
+        "references": _references(grid),
+        "absent": maps.absent(grid),
+        "notes": [*no_room, *no_line, *curves.left_out],
+        "cards": _cards(grid),
+        "curves": bool(curves.lines),
+        "pictures": pictures,
+        "data": maps.json_of(maps.data(grid, curves)),
+        "script": _raw("grid.js"),
+        "first": first,
+    }
 
 
-def _p(s: Summary) -> str:
-    return "no p" if s.p is None else "p &lt; 0.001" if s.p < 0.001 else f"p = {s.p:.3f}"
+def _across(shown: Sequence[maps.Map]) -> int:
+    """How many maps stand side by side on a wide screen."""
+    widest = max((len(m.columns) + bool(m.last) for m in shown), default=1)
+    alike = max((sum(m.measure == other.measure for m in shown) for other in shown[:1]), default=1)
+    return min(alike, 3 if widest <= 3 else 2 if widest <= 6 else 1)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+def _legend(measure: Measure, scale: maps.Scale) -> dict[str, str]:
+    worst, best = (scale.low, scale.high) if scale.rising else (scale.high, scale.low)
+    logarithmic = ", logarithmic" if scale.logarithmic else ""
+    return {
+        "key": measure.key,
+        "title": f"{measure.title}{logarithmic}",
+        "low": measure.text(worst),
+        "high": measure.text(best),
+    }
 
 
-def _missing(cells: Mapping[str, tuple[int, int]], notes: Sequence[str]) -> str:
-    lacking = [
-        f"{escape(name)}: {done:,} of {counted(total, 'run')}" for name, (done, total) in cells.items() if done < total
-    ]
-    said = f'<p class="soft">Incomplete: {"; ".join(lacking)}.</p>' if lacking else ""
-    if not notes:
-        return said
-    items = [f"<li>{escape(note.rstrip('.'))}.</li>" for note in notes[:MOST_NOTES]]
-    if len(notes) > MOST_NOTES:
-        items.append(f"<li>And {len(notes) - MOST_NOTES:,} more.</li>")
-    return f'{said}<p class="soft">Not compared here:</p><ul class="small soft">{"".join(items)}</ul>'
+def _range_words(grid: Cells) -> str:
+    first = grid.measures[0]
+    values = [v for cell in grid.cells.values() for _, v in cell.values(first)]
+    if not values:
+        return ""
+    ends = first.text(min(values)), first.text(max(values))
+    return f"{first.title.removesuffix(', %')} from {ends[0]} at the left to {ends[1]} at the right"
 
 
-def _filters() -> str:
-    chosen = [("group", "runs", " class=first"), ("rate", "learning rate", ""), ("kind", "momentum", ""),
-              ("rule", "rule", ""), ("attack", "attack", ""), ("share", "f", "")]  # fmt: skip
-    labels = [f'<label{extra}>{text}<select name="{name}"></select></label>' for name, text, extra in chosen]
-    labels.append(
-        '<label>accuracy<select name="measure"><option value="max">maximum</option>'
-        '<option value="final">final</option></select></label>'
-    )
-    return f'<div class="filters">{"".join(labels)}<button type="button">reset</button></div>'
+def _cards(grid: Cells) -> list[tuple[str, str]]:
+    """Headlines of a grid; the paper's question has its own."""
+    there = sum(bool(cell.outcomes) for cell in grid.cells.values())
+    total = there + len(grid.missing())
+    found = [(f"{_runs(grid):,}", f"{'run' if _runs(grid) == 1 else 'runs'} that are complete")]
+    if total > 1:
+        found.append((f"{there:,} of {total:,}", "cells of the grid have a run"))
+    full = sum(len(cell.outcomes) == len(grid.seeds) for cell in grid.cells.values())
+    seeds = f"{counted(len(grid.seeds), 'seed')} ({_listed(grid.seeds)})"
+    lacking = "" if full == there else f"; {there - full:,} cells have fewer"
+    found.append((f"{len(grid.seeds):,}", f"{seeds[len(f'{len(grid.seeds):,}') + 1 :]}{lacking}"))
+    if (best := maps.best_of_worst(grid)) is not None:
+        first = grid.measures[0]
+        unit = " %" if first.title.endswith("%") else ""
+        places = "attacks" if len(grid.others) == 1 else "cells"
+        apart = f"; {best.apart} lack cells and are not asked" if best.apart else ""
+        text = (
+            f"{first.title.removesuffix(', %')} in the worst of {best.over} {places}: {best.rule}, under {best.attack}"
+        )
+        found.append((f"{first.text(best.value)}{unit}", f"the best {text}{apart}"))
+    if not grid.axes:
+        spread = next(iter(grid.cells.values())).spread
+        known = [(m, s) for m in grid.measures if (s := spread(m)) is not None]
+        found += [(f"{m.text(s.mean)}{maps.deviation(s, m)}", f"{m.title}: {m.note}") for m, s in known]
+    return found
 
 
-def _shown(picture: Picture) -> str:
-    images = [
-        f'<img alt="{escape(picture.title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for png in (picture.png, *picture.narrow)
-    ]
-    if not picture.narrow:
-        return f'<p class="picture wide">{images[0]}</p>'
-    return f'<p class="picture broad">{images[0]}</p><p class="picture narrow">{"".join(images[1:])}</p>'
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{seeds[0]} to {seeds[-1]}"
 
 
-MOST = 12  # groups in one table of settings
+def _references(grid: Cells) -> list[tuple[str, str, str, str]]:
+    """Runs without attack that stand beside none: name, final and maximum accuracy, n."""
+    if not grid.references:
+        return []
+    own = grid_of(grid.references)
+    rows = []
+    for place, cell in list(own.cells.items())[: maps.MAX_LISTED]:
+        e = cell.outcomes[0].experiment
+        name = f"{rule_title(rule_name(e))}, n = {e.workers}" + (f", {own.title(place)}" if place else "")
+        texts = []
+        for m in (FINAL, MAXIMUM):
+            spread = cell.spread(m)
+            texts.append("none" if spread is None else f"{m.text(spread.mean)}{maps.deviation(spread, m)}")
+        rows.append((name, texts[0], texts[1], str(len(cell.outcomes))))
+    return rows
 
 
-def _settings(found: Sequence[Group], records: Sequence[SweepRecord]) -> str:
+# --------------------------------------------------------------------------------------------------- settings, origin
+
+
+def _settings(found: Sequence[Group], records: Sequence[SweepRecord]) -> dict[str, Any]:
     """A column a group of runs, a row a setting; then what computed them."""
+    shown = found[:MOST]
     rows: dict[str, dict[int, str]] = {}
-    for number, group in enumerate(found[:MOST]):
+    for number, group in enumerate(shown):
         for name, value in group.settings:
             rows.setdefault(name, {})[number] = value
     lines = []
     for name, values in rows.items():
-        cells = [values.get(number, "") for number in range(len(found[:MOST]))]
-        if len(set(cells)) == 1:
-            lines.append(f"<tr><th>{escape(name)}</th><td colspan={len(cells)}>{escape(cells[0])}</td></tr>")
-        else:
-            lines.append(f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>")
-    for name, values in (
+        cells = [values.get(number, "") for number in range(len(shown))]
+        lines.append((name, cells[:1] if len(set(cells)) == 1 else cells))
+    more = counted(len(found) - MOST, "more group") + " of runs" if len(found) > MOST else ""
+    return {"heads": [g.title for g in shown], "rows": [*lines, *_computed(records)], "more": more}
+
+
+def _settings_of(grid: Cells, records: Sequence[SweepRecord]) -> dict[str, Any]:
+    return {"heads": [""], "rows": [*((n, [t]) for n, t in maps.settings(grid)), *_computed(records)], "more": ""}
+
+
+def _computed(records: Sequence[SweepRecord]) -> list[tuple[str, list[str]]]:
+    found = (
         ("run by", [f"{k} {v}" for r in records for k, v in r.versions.items()]),
         ("processor", [r.processor for r in records if r.processor]),
         ("date", [r.started for r in records if r.started]),
-    ):
-        text = ", ".join(dict.fromkeys(values)) or "not recorded beside these runs"
-        lines.append(f"<tr><th>{name}</th><td colspan={len(found[:MOST])}>{escape(text)}</td></tr>")
-    more = (
-        f"<p class=soft>and {len(found) - MOST} more group{'s' if len(found) > MOST + 1 else ''} of runs.</p>"
-        if len(found) > MOST
-        else ""
     )
-    heads = "".join(f"<th>{escape(g.title)}</th>" for g in found[:MOST])
-    head = f"<thead><tr><th></th>{heads}</tr></thead>" if len(found) > 1 else ""
-    return (
-        f"<h2>Settings</h2><div class=wide><table class=settings>{head}<tbody>{''.join(lines)}</tbody></table></div>"
-        f"{more}"
-    )
+    return [(name, [", ".join(dict.fromkeys(values)) or "not recorded beside these runs"]) for name, values in found]
 
 
-_CLASSES = {"holds": "holds", "does not hold": "fails", "not tested": "untested", "too few runs": "untested"}
-
-
-def _claims(judged: Mapping[str, Sequence[Verdict]], paper: bool) -> str:
-    parts = ["<h2>The paper's claims</h2>"]
-    if not paper:
-        parts.append("<p class=soft>Asked of these runs, which are not the paper's.</p>")
-    for study, everything in judged.items():
-        found = [v for v in everything if paper or v.finding is not None]
-        rows = "".join(
-            f"<tr><td>{v.claim.id}</td><td>{escape(v.claim.text)}</td>"
-            f'<td data-name="ours">{escape(v.finding.ours) if v.finding else "none"}</td>'
-            f'<td data-name="theirs">{escape(v.claim.theirs)}</td>'
-            f'<td data-name="holds if">{escape(v.claim.criterion)}</td>'
-            f'<td class=n data-name="pairs, ours of theirs">{v.pairs:,} of {v.claim.total:,}</td>'
-            f'<td><span class="verdict {_CLASSES[v.word]}">{v.word}</span></td></tr>'
-            for v in found
-        )
-        parts.append(
-            f"<h3>{_STUDIES.get(study, escape(study))}</h3>"
-            "<div class=wide><table class=stack><thead><tr><th></th><th>claim</th><th>our number</th><th>the "
-            "paper's</th>"
-            f"<th>holds if</th><th class=n>pairs</th><th>verdict</th></tr></thead><tbody>{rows}</tbody></table></div>"
-        )
-    parts.append(
-        '<p class="soft small">Verdicts are computed from the runs. A pair is one configuration and seed with '
-        "momentum at "
-        "the server and at the workers; where fewer pairs are at hand than the paper had, the verdict is about "
-        f"those, and of fewer than {FEW} there is none.</p>"
-    )
-    return "".join(parts)
-
-
-_STUDIES = {
-    "described": "Profile “described”: as the paper's text says",
-    "published": "Profile “published”: as the paper's code computed",
-    "imported": "Imported: run by the paper's code",
-}
-
-
-def _statistics(found: Sequence[Group]) -> str:
-    lines: list[tuple[str, list[Pair]]] = []
-    for group in found:
-        if not group.pairs:
-            continue
-        lines.append((f"<b>{escape(group.title)}</b> ({escape(group.study)}), all", group.pairs))
-        lines += [
-            (escape(column.title), [p for p in group.pairs if column_of(p.experiment) == column])
-            for column in group.columns
-        ]
-        lines += [
-            (escape(rule_title(rule)), [p for p in group.pairs if rule_name(p.experiment) == rule])
-            for rule in group.rules
-        ]
-    rows = []
-    for label, pairs in lines:
-        if pairs:
-            summaries = [(summarize(pairs, m), "maximum" if m == "max" else "final") for m in MEASURES]
-            cells = "".join(_summary_cells(s, name) for s, name in summaries)
-            clusters = f"<td class=n data-name=from>{_clusters(summaries[0][0])}</td>"
-            rows.append(f"<tr><td>{label}</td><td class=n data-name=pairs>{len(pairs):,}</td>{clusters}{cells}</tr>")
-    if not rows:
-        return ""
-    head = "<th class=n>mean gain (95 % interval)</th><th class=n>better / worse (p)</th>"
-    return (
-        "<h2>Paired statistics</h2><p class=soft>Gains in points of accuracy. Configurations share their seeds, and "
-        "seeds their configurations: intervals and p take the gain as a mean, an effect of the configuration, one of "
-        "the seed, and a rest, all random (parametric bootstrap, two-sided). So they are about other configurations "
-        "and seeds like these, and about the one configuration where there is one. Rows are not corrected for how "
-        "many there are.</p>"
-        "<div class=wide><table class=stack><thead><tr><th></th><th></th><th></th>"
-        "<th class=n colspan=2>maximum accuracy</th>"
-        f"<th class=n colspan=2>final accuracy</th></tr><tr><th></th><th class=n>pairs</th>"
-        f"<th class=n>from</th>{head}{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _summary_cells(s: Summary, name: str) -> str:
-    interval = _interval(s).removeprefix("95 % interval ")  # the head of the table says it
-    return (
-        f'<td class=n data-name="{name}, mean gain"><b>{_signed(s.mean)}</b> ({interval})</td>'
-        f'<td class=n data-name="{name}, better / worse">{s.raised} / {s.lowered} ({_p(s)})</td>'
-    )
-
-
-def _ratios(found: Sequence[Group]) -> str:
-    """Nothing where no run of a rule with a condition was measured."""
-    if not any(p.ratio is not None for g in found if ratio_rules(g) for o in g.attacked for p in o.curve):
-        return _within(found)
-    return (
-        "<section><h2>Variance-norm ratio and what the proofs ask</h2>"
-        "<p class=soft>(Deviation / norm of the average)² of what honest workers send, median of the seeds, "
-        "logarithmic. A rule is proved resilient only while it stays below the dotted line; nothing is proved for the "
-        "other rules.</p>"
-        f'{_within(found)}<div id="ratios"></div></section>'
-    )
-
-
-def _within(found: Sequence[Group]) -> str:
-    rows = []
-    for group in found:
-        for rule in group.rules:
-            for place, title in (("server", "server"), ("worker", "workers")):
-                shares = [
-                    o.ratio_within
-                    for o in group.attacked
-                    if rule_name(o.experiment) == rule
-                    and o.experiment.momentum_at == place
-                    and o.ratio_within is not None
-                ]
-                if shares:
-                    rows.append(f"{escape(rule_title(rule))}, {title}: {100 * sum(shares) / len(shares):.1f} %")
-    asked = "Share of steps at which the variance-norm ratio is below what the rule's proof asks for"
-    return f"<p>{asked}: {'; '.join(rows)}.</p>" if rows else ""
-
-
-def _origin(found: Sequence[Group], records: Sequence[SweepRecord]) -> str:
-    outcomes = [o for g in found for o in g.outcomes]
-    parts = ["<h2>Where these numbers come from</h2>"]
-    parts += [f"<pre>{escape(text)}</pre>" for text in dict.fromkeys(r.command for r in records if r.command)]
+def _origin(outcomes: Sequence[Outcome], records: Sequence[SweepRecord]) -> dict[str, Any]:
     timed = [r for r in records if r.done]
+    text = ""
     if timed:
         total = sum(r.seconds for r in timed)
         last = timed[-1]
-        parts.append(
-            f"<p>{counted(sum(r.done for r in timed), 'run')} in {total / 3600:.2f} h of sweeping (at a time "
-            f"{last.jobs:,}, each of {counted(last.threads, 'thread')}, on {counted(last.cores, 'core')}).</p>"
+        text = (
+            f"{counted(sum(r.done for r in timed), 'run')} in {total / 3600:.2f} h of sweeping (at a time "
+            f"{last.jobs:,}, each of {counted(last.threads, 'thread')}, on {counted(last.cores, 'core')})."
         )
     stopped = [o for o in outcomes if o.stopped]
-    if stopped:
-        items = "".join(f"<li>{escape(o.experiment.name)}: {escape(o.stopped or '')}</li>" for o in stopped[:20])
-        more = f"<li>and {len(stopped) - 20} more</li>" if len(stopped) > 20 else ""
-        parts.append(f"<p>{counted(len(stopped), 'run')} ended early:</p><ul class=small>{items}{more}</ul>")
-    attacked = [o for o in outcomes if o.experiment.attack and o.source == "varangian"]
-    if attacked:
-        e = attacked[0].experiment
-        parts.append(
-            "<p>Any one run can be redone, bit for bit on the same versions and number of threads; for instance "
-            f"{escape(rule_title(rule_name(e)))} under "
-            f"{escape(attack_title(e.attack or ''))}:</p><pre>{escape(command(e))}</pre>"
-        )
-    return "".join(parts)
-
-
-# ------------------------------------------------------------------------------------------------------- for the script
-
-
-def _data(found: Sequence[Group]) -> dict[str, Any]:
-    """What page.js draws; see there."""
-    runs, curves, conditions = [], [], {}
-    for number, group in enumerate(found):
-        bundles: dict[tuple[Any, ...], list[Outcome]] = {}
-        for o in group.outcomes:
-            e = o.experiment
-            key = (
-                *(number, rule_name(e), attack_name(e) if e.attack else "", e.workers, e.byzantine, e.attackers),
-                *(e.nesterov, rate_text(e), e.momentum_at),
-            )
-            seed = e.seed if e.seed < 2**53 else str(e.seed)  # the script's numbers end there
-            runs.append([*key, seed, round(100 * o.max_accuracy, 4), round(100 * o.final_accuracy, 4)])
-            bundles.setdefault(key, []).append(o)
-            if e.attack and (limit := condition(e)) is not None:
-                conditions[f"{rule_name(e)}/{e.workers}/{e.byzantine}"] = float(f"{limit:.4g}")
-        for key, members in bundles.items():
-            steps, middles, lows, highs = band(members)
-            if not steps:
-                continue
-            ratio = dict(zip(*band(members, ratios=True)[:2], strict=True))
-            every = -(-len(steps) // POINTS)
-            kept = [i for i in range(len(steps)) if i % every == 0 or i == len(steps) - 1]
-            values = [[round(v[i], 2) for i in kept] for v in (middles, lows, highs)]
-            ratios = [float(f"{ratio[steps[i]]:.3g}") if steps[i] in ratio else None for i in kept]
-            curves.append([*key, [steps[i] for i in kept], *values, ratios])
-    described = [
-        {
-            "title": g.title,
-            "study": g.study,
-            "rates": g.rates,
-            "kinds": g.kinds,
-            "rules": g.rules,
-            "columns": [[c.workers, c.byzantine, c.attackers, c.attack] for c in g.columns],
-        }
-        for g in found
-    ]
+    ours = [o.experiment for o in outcomes if o.source == "varangian"]
+    example = next((e for e in ours if e.attack), ours[0] if ours else None)
+    of = ""
+    if example is not None:
+        of = rule_title(rule_name(example)) + (f" under {attack_title(example.attack)}" if example.attack else "")
     return {
-        "groups": described,
-        "runs": runs,
-        "curves": curves,
-        "conditions": conditions,
-        "rules": {rule: rule_title(rule) for g in found for rule in g.rules},
-        "attacks": {c.attack: attack_title(c.attack) for g in found for c in g.columns},
+        "commands": list(dict.fromkeys(r.command for r in records if r.command)),
+        "timed": text,
+        "stopped_count": counted(len(stopped), "run"),
+        "stopped": [(o.experiment.name, o.stopped) for o in stopped[:20]],
+        "more_stopped": len(stopped) - 20 if len(stopped) > 20 else 0,
+        "redo": "" if example is None else command(example),
+        "of": of,
     }
