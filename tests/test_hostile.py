@@ -36,7 +36,7 @@ from varangian.runs.results import read
 from varangian.runs.running import resume, run
 from varangian.simulation import data
 from varangian.simulation.data import readers as files
-from varangian.study.outcomes import gather, read_outcome, write_runs
+from varangian.study.outcomes import from_result, gather, read_outcome, write_runs
 from varangian.study.report import figures, report, style
 from varangian.study.report.layout import Group
 from varangian.study.report.legacy import import_runs, read_study
@@ -586,7 +586,7 @@ def test_ratios_that_are_not_finite_stay_out_of_the_page(tmp_path: Path) -> None
     e = replace(SMALL, momentum_at="server")
     result = run(e)
     result = replace(result, measures=[replace(m, ratio=float("inf")) for m in result.measures])
-    o = vg.outcomes.from_result(result)
+    o = from_result(result)
     assert all(p.ratio is None or p.ratio < float("inf") for p in o.curve)
     assert "Infinity" not in report([o, replace(o, experiment=SMALL)], tmp_path).read_text()
 

@@ -87,7 +87,8 @@ def report(
     out = Path("." if out is None else out).expanduser()
     for line in left_out:
         say(f"left out: {line}") if say is not None else warnings.warn(f"left out: {line}", stacklevel=2)
-    grid, found = grid_of(outcomes, trouble, planned), groups(outcomes)
+    grid = grid_of(outcomes, trouble, planned)
+    found = groups(o for o in outcomes if not math.isnan(o.final_accuracy))  # the paper asks of accuracies
     asked = any(g.pairs for g in found)
     told.soon(f"{counted(len(outcomes), 'run')} read: {maps.counts(grid) or 'one cell'}")
     make_folder(out, "figures")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -65,8 +66,8 @@ class Measure:
         """Its value for a run, accuracies in per cent; None where the run has none."""
         if self.key == "loss":
             return o.final_loss
-        value = o.final_accuracy if self.key == "final" else o.max_accuracy
-        return None if value is None else 100 * value
+        value = {"final": o.final_accuracy, "max": o.max_accuracy, "chosen": o.chosen_accuracy}[self.key]
+        return None if value is None or math.isnan(value) else 100 * value
 
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}f}".replace("-", "−") if abs(value) < 1e5 else f"{value:.1e}"
@@ -77,6 +78,11 @@ class Measure:
 
 FINAL = Measure("final", "final accuracy, %", "after the last step; nothing was selected on the test set")
 MAXIMUM = Measure("max", "maximum accuracy, %", "the best of all evaluations of a run: it selects on the test set")
+CHOSEN = Measure(
+    "chosen",
+    "chosen accuracy, %",
+    "on the test set, at the step that was best on the training data set aside; nothing was selected on the test set",
+)
 LOSS = Measure("loss", "final loss", "on the test set after the last step; less is better", 4, False)
 
 
@@ -171,7 +177,7 @@ class Cells:
     def measures(self) -> tuple[Measure, ...]:
         """Those that its runs have, the one to look at first in front."""
         outcomes = [o for cell in self.cells.values() for o in cell.outcomes]
-        return tuple(m for m in (FINAL, MAXIMUM) if any(m.of(o) is not None for o in outcomes)) or (LOSS,)
+        return tuple(m for m in (CHOSEN, FINAL, MAXIMUM) if any(m.of(o) is not None for o in outcomes)) or (LOSS,)
 
     @property
     def rows(self) -> Axis | None:

@@ -345,7 +345,7 @@ def curve(outcomes: Sequence[Outcome]) -> list[tuple[int, float, float, float]]:
     """Step, mean, least and greatest accuracy in per cent, at the steps that all of these runs have."""
     if not outcomes:
         return []
-    tables = [{p.step: 100 * p.accuracy for p in o.curve} for o in outcomes]
+    tables = [{p.step: 100 * p.accuracy for p in o.curve if not math.isnan(p.accuracy)} for o in outcomes]
     shared = set.intersection(*(set(t) for t in tables))
     return [(s, sum(v) / len(v), min(v), max(v)) for s in sorted(shared) for v in [[t[s] for t in tables]]]
 

@@ -52,12 +52,12 @@ def draw_grid(grid: Cells, title: str) -> Iterator[tuple[str, Figure]]:
 
 
 def _together(some: Sequence[Map]) -> list[list[Map]]:
-    """Maps that fit below each other in one figure."""
+    """Maps of the same columns that fit below each other in one figure."""
     found: list[list[Map]] = []
     height = TALL
     for one in some:
         needed = 0.17 * len(one.rows) + 0.1
-        if height + needed > TALL:
+        if height + needed > TALL or one.columns != found[-1][-1].columns:
             found.append([])
             height = 0.0
         found[-1].append(one)
