@@ -187,6 +187,19 @@ def test_attacks_are_named() -> None:
     assert len(Search(question | {"attack": "none"}, CHOICE).tried) == 4
 
 
+def test_numbers_to_predict_have_no_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom varangian import Dataset, Split\n\n\ndef numbers():\n"
+        "    split = Split(torch.ones(20, 3), torch.ones(20, 1))\n"
+        '    return Dataset("numbers", split, split, 1)\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    search = Search(QUESTION | {"dataset": "mine.py:numbers", "model": "linear"}, CHOICE)
+    with pytest.raises(ValueError, match=r"a tuning chooses by accuracy, and mine\.py:numbers has numbers to predict"):
+        vg.tune(search, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command(varangian: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "tune.toml").write_text(
         'rule = "median"\nattack = ["little", "empire"]\nworkers = 11\nbyzantine = 2\nbatch_size = 2\nsteps = 40\n'

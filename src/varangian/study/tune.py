@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..core.checks import MOST_SEED, shown, unknown
 from ..core.specs import describe
+from ..runs.building import open_dataset
 from ..runs.experiment import HASHES, NAMED, ConfigurationError, Experiment
 from ..runs.files import write_whole
 from .grid import SETTINGS, Grid, read_content, replaced, values_of
@@ -301,7 +302,8 @@ def tune(
         out: as all others, see :func:`sweep`.
 
     Raises:
-        ValueError, DataError, KeyboardInterrupt: as :func:`sweep` does; the same call goes on.
+        ValueError: the data holds numbers to predict, which have no accuracy; and as :func:`sweep`.
+        DataError, KeyboardInterrupt: as :func:`sweep`; the same call goes on.
 
     Example:
         >>> import tempfile
@@ -311,6 +313,11 @@ def tune(
         {'learning_rate': 0.2}
     """
     out = Path(out).expanduser()
+    for name, e in {e.dataset: e for e in search.grid.experiments()}.items():
+        if open_dataset(e, data_folder).task == "regression":
+            raise ValueError(
+                f"dataset: a tuning chooses by accuracy, and {name} has numbers to predict, which have none."
+            )
     swept = sweep(
         search.grid, out, jobs=jobs, threads=threads, shard=shard, time_budget=time_budget, ray=ray,
         data_folder=data_folder, notices=notices, command=command,
