@@ -109,6 +109,7 @@ if TYPE_CHECKING:
     from .simulation.metrics import Measures as Measures
     from .simulation.models import MODELS as MODELS
     from .study.grid import Grid as Grid
+    from .study.report import report as report
     from .study.sweep import Sweep as Sweep
     from .study.sweep import sweep as sweep
     from .study.tune import Search as Search
@@ -147,6 +148,7 @@ _HOMES = {
     "core.theory": "empirical_kappa",
     "core.transforms": "Clip Momentum SharedMomentum Transform",
     "core.vectors": "ModelShape flatten unflatten",
+    "study.report": "report",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

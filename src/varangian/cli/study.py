@@ -401,7 +401,13 @@ def _show_rest(result: Sweep) -> None:
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="where it goes  [FOLDER]")
 def report_command(folder: Path, out: Path | None) -> None:
-    """A page, figures and the claims table of runs: of a folder of runs, a study, or a runs.csv."""
+    """A page, figures and tables of runs: of a folder of runs, a sweep, a study, or a runs.csv.
+
+    \b
+    Example: varangian report grid
+    It shows any grid: maps of the settings that vary, the worst attack, curves, each seed, and what is not there;
+    where momentum stands at both places in some runs, the paper's comparison and claims too.
+    """
     page = report(folder, out, say=_say)
     output.print(f"Report: {page}\nFigures: {page.parent / 'figures'}", highlight=False, soft_wrap=True)
 

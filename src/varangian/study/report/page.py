@@ -199,7 +199,8 @@ def _cards(grid: Cells) -> list[tuple[str, str]]:
         first = grid.measures[0]
         unit = " %" if first.title.endswith("%") else ""
         places = "attacks" if len(grid.others) == 1 else "cells"
-        apart = f"; {best.apart} lack cells and are not asked" if best.apart else ""
+        apart = "; 1 rule that lacks cells is not asked" if best.apart == 1 else ""
+        apart = f"; {best.apart} rules that lack cells are not asked" if best.apart > 1 else apart
         text = (
             f"{first.title.removesuffix(', %')} in the worst of {best.over} {places}: {best.rule}, under {best.attack}"
         )
