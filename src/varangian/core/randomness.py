@@ -128,6 +128,14 @@ class Drawn(TorchDispatchMode):
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    @property
+    def counts(self) -> bool:
+        """Whether any number was taken from the seed: what may draw does not always, as dropout with probability 0."""
+        return any(
+            not torch.equal(generator.get_state(), torch.Generator(device).manual_seed(self._seed).get_state())
+            for device, generator in self._generators.items()
+        )
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:

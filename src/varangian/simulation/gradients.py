@@ -205,7 +205,7 @@ class WorkerGradients:
                 twin.take(buffers)
                 with torch.enable_grad(), Drawn(seed) as drawn, _explained(self.model, inputs):
                     outputs = twin.module(inputs)
-                self._stochastic |= drawn.drew
+                self._stochastic |= drawn.counts
                 self._changing |= twin.changing(buffers)
                 answers.append((outputs, twin.values(self._changing), twin.numbers()))
             outputs, changed, numbers = answers[1]
@@ -233,7 +233,7 @@ class WorkerGradients:
                 raise ValueError(f"{name}: the loss depends on none of the parameters: nothing can be learned.")
             with Drawn(seed) as drawn:
                 gradients = torch.autograd.grad(loss, twin.learned, allow_unused=True)
-            if drawn.drew:
+            if drawn.counts:
                 raise ValueError(
                     f"{name} draws random numbers in its backward pass, which recomputes what it drew: use no "
                     "checkpointing where there is dropout."
@@ -270,7 +270,8 @@ class WorkerGradients:
             try:
                 (self._by_chain if method == "chain" else self._by_vmap)(point, twice, out, 0)
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-                return cut(str(error)) or type(error).__name__
+                values = "control flow" in str(error)
+                return "its control flow depends on values." if values else cut(str(error)) or type(error).__name__
         slow = next((str(w.message) for w in said if "performance drop" in str(w.message)), None)
         if slow is not None:
             operation = re.search(r"batching rule for (\S+?)\.? ", slow + " ")
