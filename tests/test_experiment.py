@@ -177,6 +177,7 @@ CHANGES: dict[str, Any] = {
     "dtype": "float64",
     "measure": False,
     "validation": 0.1,
+    "loss": "mse",
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }
@@ -871,7 +872,7 @@ def test_a_mistake_in_somebodys_own_function_keeps_its_traceback(monkeypatch: py
         "model: plain: unknown option 'wide'. Did you mean 'width'? Known: width."
     ]
     assert vg.run(replace(SMALL, model="plain(width=2)")).model()[1].out_features == 2  # type: ignore[index]
-    with pytest.raises(ValueError, match=r"model: none must make a torch\.nn\.Module, got a NoneType"):
+    with pytest.raises(ValueError, match=r"model: none must make a torch\.nn\.Module, got nothing"):
         vg.run(replace(SMALL, model="none"))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,15 +16,62 @@ from torch import Tensor, nn
 
 from ..core import references
 from ..core.attacks import parts
-from ..core.checks import cut, shown
-from ..core.specs import find, make, parse
+from ..core.checks import cut, kind_of, shown
+from ..core.specs import make, parse
 from ..simulation.data import DATASETS, Dataset, name_of, set_aside, taken
-from ..simulation.gradients import WorkerGradients
+from ..simulation.gradients import WorkerGradients, check_module, copied
 from ..simulation.identity import code_hash, is_ours
+from ..simulation.losses import Loss, OwnLoss
 from ..simulation.models import MODELS, Shape
 from ..simulation.models import build as build_model
 from ..simulation.simulate import Evaluator, Profile, Sampler, Simulation
-from .experiment import Experiment, device_of
+from .experiment import Experiment, device_of, name_of_code
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What was handed over in Python and no text can name: the settings say "given:Name", and code_hash says which.
+
+    Attributes:
+        model: a module, whose parameters are the start, or a class or function that makes one.
+        loss: a function of outputs and labels.
+    """
+
+    model: Any = None
+    loss: Any = None
+
+
+NOTHING = Given()
+
+
+def handed(experiment: Experiment, model: Any = None, loss: Any = None) -> tuple[Experiment, Given]:
+    """The experiment whose settings say what was handed over, and what of that they cannot say."""
+    settings, given = {}, {}
+    for setting, value in (("model", model), ("loss", loss)):
+        if value is None:
+            continue
+        text = value if isinstance(value, str) else _text_of(experiment, setting, value)
+        if text.startswith(f"{references.GIVEN}:") and not isinstance(value, str):
+            given[setting] = value
+        settings[setting] = text
+    if isinstance(model, nn.Module):
+        check_module(model)
+    return replace(experiment, **settings) if settings else experiment, Given(**given) if given else NOTHING
+
+
+def _text_of(experiment: Experiment, setting: str, value: Any) -> str:
+    """Its name or reference; "given:Name" where no text can name it."""
+    if not callable(value) and not isinstance(value, Loss):
+        what = "a module, or a class or function that makes one" if setting == "model" else "a function"
+        raise ValueError(f"{setting}: must be {what}, got {shown(value)}.")
+    said = getattr(experiment, setting)
+    if references.known(setting, said.partition("(")[0].strip()) is value:
+        return said
+    if not isinstance(value, nn.Module):
+        with suppress(ValueError):  # it has no name
+            return name_of_code(value)
+    name = getattr(value, "__name__", type(value).__name__)
+    return f"{references.GIVEN}:{re.sub(r'[^A-Za-z0-9_]', '_', name).strip('_') or setting}"
 
 
 def _usable(name: str) -> torch.device:
@@ -42,7 +91,7 @@ def _usable(name: str) -> torch.device:
 
 
 def identified(
-    experiment: Experiment, dataset: Any = None, data_folder: str | Path | None = None
+    experiment: Experiment, dataset: Any = None, data_folder: str | Path | None = None, given: Given = NOTHING
 ) -> tuple[Experiment, Dataset | None]:
     """The experiment with ``data_hash`` and ``code_hash`` filled in, and the data if they had to be looked at.
 
@@ -61,7 +110,7 @@ def identified(
         dataset = open_dataset(e, data_folder)
     if dataset is not None:
         dataset = _taken(dataset)
-    found = {"data_hash": None, "code_hash": code_of(e)}
+    found = {"data_hash": None, "code_hash": code_of(e, given)}
     if dataset is not None and not (ours is not None and dataset.intact and dataset.name == ours):
         found["data_hash"] = dataset.fingerprint
         if e.data_hash is None and dataset._origin != e.dataset:
@@ -71,18 +120,21 @@ def identified(
         raise ValueError(f"this experiment is of data of somebody's own, with hash {e.data_hash}: {hint}.")
     if e.code_hash not in (None, found["code_hash"]):
         raise ValueError(
-            f"the code of this experiment is no longer what it was: its hash was {e.code_hash} and is "
-            f"{found['code_hash']}; start over with code_hash=None."
+            f"the code of this experiment is no longer what it was"
+            f"{', or the module has other parameters' if isinstance(given.model, nn.Module) else ''}: its hash was "
+            f"{e.code_hash} and is {found['code_hash']}; start over with code_hash=None."
         )
     return replace(e, **found), dataset
 
 
-def code_of(e: Experiment) -> str | None:
+def code_of(e: Experiment, given: Given = NOTHING) -> str | None:
     """The hash of the code of somebody's own that a run is made with, as it is now; None where all is the package's."""
     values: list[object] = []
     for setting, kind, text, table in e.specs():
         name, _ = parse(kind, text, table)
-        if name not in table and setting != "dataset":  # whose content counts, and not who opens it
+        if name.startswith(f"{references.GIVEN}:") and setting in ("model", "loss"):
+            values.append(_again(e, setting, given))
+        elif name not in table and setting != "dataset":  # whose content counts, and not who opens it
             values.append(references.find(kind, name))
         elif setting in ("model", "partition"):
             values.append(table[name])
@@ -90,6 +142,16 @@ def code_of(e: Experiment) -> str | None:
         if stage is not None:
             values += parts(stage)
     return code_hash(values)
+
+
+def _again(e: Experiment, setting: str, given: Given) -> Any:
+    value = getattr(given, setting)
+    if value is None:
+        raise ValueError(
+            f"{setting}: {getattr(e, setting)} was handed over in Python: hand it over again, as {setting}=..., or put "
+            "it into a file and name it my_file.py:Name."
+        )
+    return value
 
 
 def open_dataset(experiment: Experiment, folder: str | Path | None = None, download: bool = True) -> Dataset:
@@ -128,17 +190,17 @@ class Evaluators:
         return tuple(value for evaluator in splits for value in evaluator(gradients, parameters, step))
 
 
-def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluators]:
+def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> tuple[Simulation, Evaluators]:
     """The simulation of an experiment at step 0, and its evaluators."""
     e, dtype = experiment, getattr(torch, experiment.dtype)
     _usable(e.device)
-    if dataset.train.inputs.dtype == torch.int64 and is_ours(find("model", parse("model", e.model, MODELS)[0], MODELS)):
+    if dataset.train.inputs.dtype == torch.int64 and not _is_own(e):
         raise ValueError(
             f"model: {e.model} computes with numbers, and the inputs of {dataset.name} are tokens (integers): use a "
             "model that begins with an embedding, or hand over floats."
         )
-    model = make_model(e, dataset.shape, dataset.classes)
-    gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed)
+    model = make_model(e, dataset.shape, dataset.classes, given)
+    gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed, loss=make_loss(e, given))
     deal = e.make_partition() if e.partition != "iid" else "iid"
     attack = e.make_attack()
     learners = e.workers if attack is not None and attack.uses_flipped else e.honest
@@ -171,15 +233,71 @@ def build(experiment: Experiment, dataset: Dataset) -> tuple[Simulation, Evaluat
     return simulation, Evaluators(test, validation)
 
 
-def make_model(e: Experiment, shape: Shape, classes: int) -> nn.Module:
-    def factory(shape: Shape, classes: int) -> nn.Module:
-        model = make("model", e.model, MODELS, shape=shape, classes=classes)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model: {e.model} must make a torch.nn.Module, got a {type(model).__name__}.")
-        # Somebody's function may answer the same module each time, and training must not change it.
-        return model if is_ours(find("model", parse("model", e.model, MODELS)[0], MODELS)) else copy.deepcopy(model)
+def _is_own(e: Experiment) -> bool:
+    """Whether the model is somebody's own."""
+    name, _ = parse("model", e.model, MODELS)
+    return name not in MODELS or not is_ours(MODELS[name])
 
-    return build_model(factory, shape, classes, e.seed).to(e.device, getattr(torch, e.dtype))
+
+def make_loss(e: Experiment, given: Given = NOTHING) -> Loss:
+    if not e.loss.startswith(f"{references.GIVEN}:"):
+        return e.make_loss()
+    found = _again(e, "loss", given)
+    return found if isinstance(found, Loss) else OwnLoss(found)
+
+
+def make_model(
+    e: Experiment, shape: Shape, classes: int, given: Given = NOTHING, device: str | None = None
+) -> nn.Module:
+    """The model at the start, on the experiment's device or that one: a copy where it is not the package's own.
+
+    Raises:
+        ValueError: what was handed over or named makes no module, or one that cannot be trained as the experiment says.
+    """
+
+    def factory(shape: Shape, classes: int) -> nn.Module:
+        if e.model.startswith(f"{references.GIVEN}:"):
+            model = _again(e, "model", given)
+            model = model if isinstance(model, nn.Module) else _called(model, shape, classes)
+        else:
+            model = make("model", e.model, MODELS, shape=shape, classes=classes)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model: {e.model} must make a torch.nn.Module, got {kind_of(model)}.")
+        if _is_own(e):  # somebody's function may answer the same module each time, and training must not change it
+            model = copied(model)
+        _check_model(e, model)
+        return model
+
+    model = build_model(factory, shape, classes, e.seed).to(device or e.device)
+    return model.double() if e.dtype == "float64" else model.float()
+
+
+def _called(factory: Callable[..., Any], shape: Shape, classes: int) -> Any:
+    """With what it takes of shape and classes."""
+    given: dict[str, Any] = {"shape": shape, "classes": classes}
+    known = inspect.signature(factory).parameters
+    missing = [name for name, p in known.items() if p.default is p.empty and name not in given and p.kind not in (2, 4)]
+    if missing:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        raise ValueError(
+            f"model: {name} needs {', '.join(missing)}: hand over a module, or functools.partial({name}, "
+            f"{missing[0]}=...)."
+        )
+    return factory(**{name: value for name, value in given.items() if name in known})
+
+
+def _check_model(e: Experiment, model: nn.Module) -> None:
+    check_module(model)
+    name = type(model).__name__
+    for key, p in model.named_parameters():
+        if p.is_floating_point() and str(p.dtype) not in ("torch.float32", f"torch.{e.dtype}"):
+            kind = str(p.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"model: {name} has parameters of {kind} ({key}), and dtype is {e.dtype}; make them equal."
+            )
+    places = {str(t.device) for t in (*model.parameters(), *model.buffers())} - {"cpu", e.device}
+    if places:
+        raise ValueError(f"model: {name} is on {', '.join(sorted(places))}, and device is {e.device}; make them equal.")
 
 
 @lru_cache(maxsize=1)

@@ -26,11 +26,12 @@ from ..core.checks import cut, is_ours, shown, unknown
 from ..core.mixing import MIXINGS, Mixing
 from ..core.references import NotImported, importing
 from ..core.rules import RULES, Rule, published
-from ..core.specs import MAX_LENGTH, canonical, check, describe, find, make, parse, reason, shortest, split
+from ..core.specs import MAX_LENGTH, canonical, check, describe, find, function, make, parse, reason, shortest, split
 from ..core.stages import check_rows
 from ..core.transforms import Clip, Momentum, SharedMomentum, Transform
 from ..simulation.data import DATASETS, IID, PARTITIONS, Partition, name_of
 from ..simulation.identity import LENGTH
+from ..simulation.losses import LOSSES, Loss, OwnLoss
 from ..simulation.models import MODELS
 from .files import (
     check_depth,
@@ -51,6 +52,7 @@ SPECS: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "pre": ("mixing", MIXINGS),
     "attack": ("attack", ATTACKS),
     "partition": ("partition", PARTITIONS),
+    "loss": ("loss", LOSSES),
 }
 
 
@@ -122,6 +124,25 @@ def _partition(value: Any) -> Any:
     return describe(value, NAMED) if is_dataclass(value) and not isinstance(value, type) else value
 
 
+def name_of_code(value: Any) -> Any:
+    """A model's or a loss's class or function as its name or its reference; text, and what is none of these, as it is.
+
+    Raises:
+        ValueError: no text can name it.
+    """
+    if is_dataclass(value) and type(value) in LOSSES.values():
+        return describe(value, (LOSSES,))
+    if isinstance(value, str) or not callable(value):
+        return value
+    for name, known in (*MODELS.items(), *LOSSES.items()):
+        if known is value:
+            return name
+    with suppress(references.Fault):
+        if inspect.isclass(value) or inspect.isfunction(value):
+            return references.reference_of(value)
+    raise ValueError("must have a name in a file; hand what has none over to run(), as model= or loss=")
+
+
 def _list(value: Any) -> Any:
     if isinstance(value, str):
         if len(value) > MAX_PRE * MAX_LENGTH:
@@ -155,6 +176,9 @@ Natural = Annotated[int, Field(ge=0, le=10**9), WHOLE]
 
 
 Spec = Annotated[str, BeforeValidator(_spec)]
+
+
+Named = Annotated[str, BeforeValidator(name_of_code)]
 
 
 Hash = Annotated[Annotated[str, Field(pattern=rf"^[0-9a-f]{{{LENGTH}}}$")] | None, BeforeValidator(_nothing)]
@@ -216,7 +240,7 @@ class Experiment:
     dataset: str = field(
         default="digits", metadata={"help": "what to learn; synthetic(shape=(3,32,32),classes=10) is made up"}
     )
-    model: str = field(default="fully-connected", metadata={"help": "what learns it"})
+    model: Named = field(default="fully-connected", metadata={"help": "what learns it"})
     workers: Annotated[int, Field(ge=1, le=10_000), WHOLE] = field(
         default=15, metadata={"help": "n, honest and Byzantine"}
     )
@@ -273,6 +297,10 @@ class Experiment:
             "later": True,
         },
     )
+    loss: Named = field(
+        default="cross-entropy",
+        metadata={"help": "what is learned: cross-entropy of classes, mse or bce of real numbers", "later": True},
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -281,8 +309,8 @@ class Experiment:
     if TYPE_CHECKING:  # what settings may be given as; they are kept as said above
 
         def __init__(
-            self, *, dataset: str = ..., model: str = ..., workers: int = ..., byzantine: int = ...,
-            real_byzantine: int | None = ..., rule: str | Rule = ...,
+            self, *, dataset: str = ..., model: str | Callable[..., Any] = ...,
+            workers: int = ..., byzantine: int = ..., real_byzantine: int | None = ..., rule: str | Rule = ...,
             pre: str | Mixing | Sequence[str | Mixing] | None = ..., attack: str | Attack | None = ...,
             momentum: float = ..., dampening: float = ..., nesterov: bool = ...,
             momentum_at: Literal["worker", "server", "shared"] = ..., clip: float | None = ...,
@@ -290,7 +318,8 @@ class Experiment:
             learning_rate: float | str | Sequence[tuple[int, float]] = ..., l2: float = ..., evaluate_every: int = ...,
             seed: int = ..., device: str = ..., partition: str | Partition = ...,
             profile: Literal["described", "published"] = ..., dtype: Literal["float32", "float64"] = ...,
-            measure: bool = ..., validation: float = ..., data_hash: str | None = ..., code_hash: str | None = ...,
+            measure: bool = ..., validation: float = ..., loss: str | Callable[..., Any] = ...,
+            data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -311,6 +340,7 @@ class Experiment:
                 raise ConfigurationError(faults)
             if references.may_import():
                 self._shorten()
+        self._shorten_to("loss", canonical("loss", self.loss, LOSSES))
 
     def import_code(self, *settings: str) -> Experiment:
         """Imports the code of somebody's own that these settings, or all, name; the experiment itself.
@@ -353,7 +383,7 @@ class Experiment:
 
     def _shorten(self) -> None:
         """Settings that name code of somebody's own are kept in their shortest form, which is then known without it."""
-        for setting, kind, text, table in self.specs(("dataset", "model", "rule", "partition")):
+        for setting, kind, text, table in self.specs(("dataset", "model", "rule", "partition", "loss")):
             self._shorten_to(setting, self._short(kind, text, table))
         self._shorten_to("pre", tuple(self._short("mixing", text, MIXINGS) for text in self.pre))
         if self.attack is not None:
@@ -386,6 +416,7 @@ class Experiment:
             "pre": self.make_pre if "byzantine" in sound else lambda: [parse("mixing", p, MIXINGS) for p in self.pre],
             "attack": self.make_attack,
             "partition": self.make_partition,
+            "loss": self.make_loss,
             "device": lambda: device_of(self.device),
         }
         for name, maker in makers.items():
@@ -482,6 +513,15 @@ class Experiment:
             raise ValueError(f"{name} is no partition, which is called with labels, got {shown(made)}.")
         return made
 
+    def make_loss(self) -> Loss:
+        """The loss; of a function of somebody's own as of the package's."""
+        name, _ = parse("loss", self.loss, LOSSES)
+        if name in LOSSES or inspect.isclass(references.find("loss", name)):
+            made: Any = make("loss", self.loss, LOSSES)
+        else:
+            made = function("loss", self.loss, LOSSES)
+        return made if isinstance(made, Loss) else OwnLoss(made)
+
     def make_algorithm(self) -> Algorithm:
         """The four stages that these settings mean."""
         worker, server = self._transforms()
@@ -519,6 +559,8 @@ class Experiment:
             parts.append(references.label(said["partition"]))
         if self.profile != "described":
             parts.append(self.profile)
+        if self.loss != "cross-entropy":
+            parts.append(references.label(self.loss))
         return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]
 
     @property

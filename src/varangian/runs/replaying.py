@@ -11,9 +11,10 @@ from torch import Tensor
 from ..core import kernels
 from ..core.checks import Refused
 from ..core.explanation import Explanation, explain
+from ..core.references import importing
 from ..simulation.metrics import Measures
 from . import folders
-from .building import build, open_dataset
+from .building import build, handed, open_dataset
 from .experiment import Experiment
 from .results import settings_of
 from .running import Progress, same_data
@@ -60,6 +61,8 @@ def replay(
     step: int,
     dataset: Any = None,
     *,
+    model: Any = None,
+    loss: Any = None,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     trust: bool = False,
@@ -72,6 +75,7 @@ def replay(
         folder: of the run, complete or not.
         step: from 0.
         dataset: the data, if at hand; else it is opened.
+        model, loss: what was handed over to :func:`run`, and no text can name.
         data_folder: where its files are.
         progress: called after each step that is done again.
         trust: whether code of somebody's own that the folder names may be imported.
@@ -94,10 +98,12 @@ def replay(
     e = settings_of(folder, trust)
     if not 0 <= step < e.steps:
         raise ValueError(f"{folder}: step must lie between 0 and {e.steps - 1}, got {step}.")
-    dataset = same_data(folder, e, dataset, data_folder)
+    with importing(trust):
+        asked, given = handed(e, model, loss)
+    dataset = same_data(folder, e, dataset, data_folder, asked, given)
     dataset = open_dataset(e, data_folder) if dataset is None else dataset
     with kernels.exclusive_threads():
-        simulation, _ = build(e, dataset)
+        simulation, _ = build(e, dataset, given)
         folders.nearest(folder, e.digest, step, simulation)
         previous = refused = row = None
         while simulation.steps_done <= step and refused is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..core.references import importing
 from ..simulation.gradients import WorkerGradients
 from ..simulation.metrics import COLUMNS, Measures, Rows
 from . import folders
-from .building import make_model, open_dataset
+from .building import NOTHING, Given, code_of, handed, make_model, open_dataset
 from .experiment import Experiment
 from .files import (
     line_of_text,
@@ -96,6 +96,7 @@ class Result:
     began: int = 0
     from_disk: bool = False
     _trained: nn.Module | None = field(default=None, repr=False)
+    _given: Given = field(default=NOTHING, repr=False)
 
     @property
     def max_accuracy(self) -> float:
@@ -145,7 +146,7 @@ class Result:
         if self._trained is not None:
             return copy.deepcopy(self._trained).eval()
         assert self.folder is not None
-        return load_model(self.folder)
+        return load_model(self.folder, model=self._given.model)
 
     def __str__(self) -> str:
         ending = f", stopped: {self.stopped}" if self.stopped else ""
@@ -177,13 +178,17 @@ class Result:
         } | validated
 
 
-def load_model(folder: str | Path, data_folder: str | Path | None = None, trust: bool = False) -> nn.Module:
+def load_model(
+    folder: str | Path, data_folder: str | Path | None = None, trust: bool = False, model: Any = None
+) -> nn.Module:
     """The trained model of a complete run, in evaluation mode, on the CPU.
 
     Args:
         folder: of the run.
         data_folder: where data files are, for runs of a version that did not note the shape of images.
         trust: whether a model of somebody's own that the folder names may be imported.
+        model: what was handed over to :func:`run`, where no text can name it. Of a module, which is copied, only
+            parameters that are frozen need be those of then: the folder holds all others.
 
     Raises:
         ValueError: the folder holds no complete run, the model is not what it was, or it was not imported before in
@@ -206,8 +211,15 @@ def load_model(folder: str | Path, data_folder: str | Path | None = None, trust:
     if shape is None or classes is None:
         dataset = open_dataset(e, data_folder)
         shape, classes = dataset.shape, dataset.classes
-    model = make_model(replace(e, device="cpu"), shape, classes)
-    gradients = WorkerGradients(model)
+    with importing(trust):
+        asked, given = handed(e, model)
+    if asked.model != e.model:
+        raise ValueError(f"{folder} is of the model {e.model}, and {asked.model} was handed over.")
+    made = make_model(e, shape, classes, given, device="cpu")
+    frozen = isinstance(model, nn.Module) and not all(p.requires_grad for p in model.parameters())
+    if frozen and code_of(asked, given) != e.code_hash:
+        raise ValueError(f"{folder}: {e.model} is not what it was: its frozen parameters or its code are others.")
+    gradients = WorkerGradients(made)
     found = {name: _kind(buffer) for name, buffer in gradients.buffers().items()}
     if _kind(gradients.parameters()) != _kind(state.parameters) or found != {
         name: _kind(buffer) for name, buffer in state.buffers.items()

@@ -21,7 +21,7 @@ from ..simulation.data import Dataset
 from ..simulation.metrics import COLUMNS, Rows
 from ..simulation.simulate import Simulation
 from . import folders
-from .building import Evaluators, build, identified, open_dataset
+from .building import NOTHING, Evaluators, Given, build, handed, identified, open_dataset
 from .experiment import Experiment, differences
 from .folders import Journal
 from .interrupts import Interrupts
@@ -38,6 +38,8 @@ def run(
     out: str | Path | None = None,
     dataset: Any = None,
     *,
+    model: Any = None,
+    loss: Any = None,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     fresh: bool = False,
@@ -56,6 +58,13 @@ def run(
         dataset: the data, if at hand; else it is opened. A Dataset, or what :func:`varangian.dataset` takes: (x, y) or
             ((x, y), (x_test, y_test)) of tensors or arrays, or data sets of torch. Data that are not those of the
             experiment's name make another run, whose experiment calls them "given:NAME" and has their hash.
+        model: what learns, instead of the experiment's: a ``torch.nn.Module``, which is copied and whose parameters are
+            the start, whatever the seed; a class or function that makes one, called with what it takes of ``shape`` (of
+            one example) and ``classes`` (how many outputs) by name; or what Experiment takes. Where no text can name
+            it, the setting says "given:Name" and code_hash says which, parameters included; go on with such a run, and
+            load its model, by handing it over again.
+        loss: what is learned, instead of the experiment's: a function of outputs [B, ...] and labels [B, ...] that
+            answers the mean, a number; or what Experiment takes.
         data_folder: where its files are.
         progress: called after each step, and once more at the end, with the steps done and the newest evaluation: so
             it hears of all evaluations that this call makes.
@@ -79,7 +88,8 @@ def run(
     _check_interval(checkpoint_every)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"run takes an Experiment, got a {type(experiment).__name__}.")
-    experiment, dataset = identified(experiment, dataset, data_folder)
+    experiment, given = handed(experiment, model, loss)
+    experiment, dataset = identified(experiment, dataset, data_folder, given)
     _warn_of_nobody(experiment)
     if out is not None:
         folder = Path(out).expanduser() / f"{experiment.name}-{experiment.digest}"
@@ -87,11 +97,12 @@ def run(
             raise ValueError(f"{folder} is a symbolic link, and not written through.")
         return _run_in(
             folder, experiment, dataset, data_folder,
-            progress=progress, fresh=fresh, checkpoint_every=checkpoint_every,
+            given=given, progress=progress, fresh=fresh, checkpoint_every=checkpoint_every,
         )  # fmt: skip
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
     with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
-        return _train(experiment, *build(experiment, dataset), journal=None, interrupts=Interrupts(), progress=progress)
+        simulation, evaluator = build(experiment, dataset, given)
+        return _train(experiment, simulation, evaluator, journal=None, interrupts=Interrupts(), progress=progress)
 
 
 def _warn_of_nobody(e: Experiment) -> None:
@@ -107,6 +118,8 @@ def resume(
     folder: str | Path,
     dataset: Any = None,
     *,
+    model: Any = None,
+    loss: Any = None,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     checkpoint_every: float = CHECKPOINT_EVERY,
@@ -127,21 +140,27 @@ def resume(
     _check_interval(checkpoint_every)
     folder = Path(folder).expanduser()
     experiment = settings_of(folder, trust)
-    if dataset is not None or not (folder / folders.RESULT).exists():
-        dataset = same_data(folder, experiment, dataset, data_folder)
+    with importing(trust):
+        asked, given = handed(experiment, model, loss)
+    if dataset is not None or asked != experiment or given is not NOTHING or not (folder / folders.RESULT).exists():
+        dataset = same_data(folder, experiment, dataset, data_folder, asked, given)
     return _run_in(
-        folder, experiment, dataset, data_folder, progress=progress, fresh=False, checkpoint_every=checkpoint_every
-    )
+        folder, experiment, dataset, data_folder, given=given, progress=progress, fresh=False,
+        checkpoint_every=checkpoint_every,
+    )  # fmt: skip
 
 
-def same_data(folder: Path, experiment: Experiment, dataset: Any, data_folder: str | Path | None) -> Dataset | None:
+def same_data(
+    folder: Path, experiment: Experiment, dataset: Any, data_folder: str | Path | None,
+    asked: Experiment, given: Given,
+) -> Dataset | None:  # fmt: skip
     """The data, if they had to be looked at, for the run in a folder.
 
     Raises:
         ValueError: they, or code of somebody's own, are not what the run was made with.
     """
     try:
-        found, dataset = identified(experiment, dataset, data_folder)
+        found, dataset = identified(asked, dataset, data_folder, given)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     if found != experiment:
@@ -164,24 +183,24 @@ def _check_same(folder: Path, there: Experiment, asked: Experiment) -> None:
 
 
 def _run_in(
-    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None, *,
+    folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None, *, given: Given,
     progress: Progress | None, fresh: bool, checkpoint_every: float,
 ) -> Result:  # fmt: skip
     folders.check_folder(folder)
     if not fresh:
         found = _complete_run(folder, experiment)
         if found is not None:
-            return found
+            return replace(found, _given=given)
     check_writable(folder)
     with folders.held(folder):
         found = None if fresh else _complete_run(folder, experiment)  # another process may just have completed it
         if found is not None:
-            return found
+            return replace(found, _given=given)
         if fresh:
             folders.clear(folder)
         dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
         with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
-            simulation, evaluator = build(experiment, dataset)
+            simulation, evaluator = build(experiment, dataset, given)
             try:
                 journal = Journal(
                     folder, simulation, settings=experiment.to_json(), digest=experiment.digest, columns=COLUMNS,

@@ -467,13 +467,7 @@ class _Twin:
     def __init__(self, model: nn.Module, learned: Sequence[nn.Parameter]) -> None:
         memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         memo |= {id(p): nn.Parameter(p.detach()) for p in learned}
-        try:
-            self.module = copy.deepcopy(model, memo)
-        except (RuntimeError, TypeError) as error:  # of tensors that are computed, and of what cannot be pickled
-            raise ValueError(
-                f"{type(model).__name__} cannot be copied: {cut(str(error))}. Use torch.nn.utils.parametrizations "
-                "for what is computed from parameters."
-            ) from None
+        self.module = copied(model, memo)
         self.learned = [p for p in self.module.parameters() if p.requires_grad]
         names = {id(b): name for name, b in self.module.named_buffers()}
         self._places = [
@@ -541,6 +535,24 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.convolved |= "convolution" in func.name()
         return func(*args, **(kwargs or {}))
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of a module, without gradients; ``memo``: identity of a tensor -> what stands for it in the copy.
+
+    Raises:
+        ValueError: it holds what cannot be copied.
+    """
+    try:
+        module = copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:  # of tensors that are computed, and of what cannot be pickled
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied: {cut(str(error)).rstrip('.')}. What is computed from parameters "
+            "is for torch.nn.utils.parametrizations, or for forward."
+        ) from None
+    if memo is None:
+        module.zero_grad(set_to_none=True)
+    return module
 
 
 def check_module(model: nn.Module) -> None:

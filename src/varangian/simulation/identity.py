@@ -15,6 +15,7 @@ from types import CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..core.checks import is_ours
@@ -31,6 +32,8 @@ _NOISE = {
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__parameters__", "__orig_bases__"),
     *("__eq__", "__repr__", "__hash__", "__setattr__", "__delattr__", "__replace__"),
 }  # fmt: skip
+# Of a module: what is looked at by itself, and what its training changes.
+_OF_MODULES = {"_parameters", "_buffers", "_modules", "training"}
 
 
 def code_hash(values: Iterable[object]) -> str | None:
@@ -49,7 +52,7 @@ def code_hash(values: Iterable[object]) -> str | None:
         >>> len(code_hash([mine["model"]]))
         16
     """
-    strange = [value for value in values if not is_ours(value)]
+    strange = [value for value in values if isinstance(value, nn.Module) or not is_ours(value)]
     if not strange:
         return None
     found = _Content()
@@ -81,7 +84,7 @@ class _Content:
             for item in sorted(value, key=repr) if isinstance(value, frozenset) else value:
                 self.add(item)
         elif isinstance(value, (Tensor, np.ndarray)):
-            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            array = _array(value)
             self._note("array", array.dtype, array.shape)
             if not array.dtype.hasobject:
                 self.hash.update(np.ascontiguousarray(array).data)
@@ -104,11 +107,26 @@ class _Content:
                 _place(getattr(value, "__module__", "")), getattr(value, "__qualname__", type(value).__qualname__)
             )
             if isinstance(value, nn.Module):
-                self.add(type(value))
-                self.add(tuple(value.state_dict().items()))
+                self._module(value)
             elif asked:  # an object that is called
                 self.add(type(value), asked=True)
                 self.add(tuple(sorted(getattr(value, "__dict__", {}).items())))
+
+    def _module(self, module: nn.Module) -> None:
+        """Its layers and what each keeps, its parameters and buffers, which of them are one, and which are frozen."""
+        for name, layer in module.named_modules(remove_duplicate=False):
+            self._note(name)
+            self.add(type(layer))
+            for key, value in sorted(vars(layer).items()):
+                if key not in _OF_MODULES and value is not None:
+                    self._note(key)
+                    self.add(_frozen(value))
+        for name, p in module.named_parameters(remove_duplicate=False):
+            self._note(name, p.requires_grad)
+            self.add(p)
+        for name, b in module.named_buffers(remove_duplicate=False):
+            self._note(name)
+            self.add(b)
 
     def _function(self, function: FunctionType) -> None:
         names, stored = self._code(function.__code__)
@@ -157,6 +175,20 @@ class _Content:
                         self.add(value)
             else:
                 self._note(_place(base.__module__), base.__qualname__)
+
+
+def _array(value: Tensor | np.ndarray) -> np.ndarray:
+    if not isinstance(value, Tensor):
+        return value
+    held = value.detach().cpu()
+    return (held.view(torch.int16) if held.dtype == torch.bfloat16 else held).numpy()
+
+
+def _frozen(value: Any) -> Any:
+    """Lists and dictionaries as tuples, which are looked into."""
+    if isinstance(value, dict):
+        return tuple((str(key), _frozen(item)) for key, item in value.items())
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _assigned(code: CodeType) -> Iterator[str]:

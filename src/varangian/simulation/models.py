@@ -142,7 +142,7 @@ class ResidualBlock(nn.Module):
         return self.residual(activated) + (x if self.shortcut is None else self.shortcut(activated))
 
 
-Factory = Callable[[Shape, int], nn.Module]
+Factory = Callable[..., nn.Module]  # of what it takes of shape and classes
 
 MODELS: dict[str, Factory] = {
     "linear": linear,
