@@ -110,6 +110,18 @@ def test_a_run_that_fails_is_listed_and_the_status_is_1(varangian: Program, grid
     assert len(rows(tmp_path / "out" / "failed.csv")) == 2  # they are of another grid
 
 
+def test_errors_of_ones_own_code_keep_their_place(varangian: Program, grid: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nimport varangian as vg\n\n\n@dataclass(frozen=True)\n"
+        "class Mine(vg.General):\n    @property\n    def needs(self):\n        return 'n >= 1', 1\n\n"
+        "    def combine(self, x, previous):\n        return {}[len(x)]\n"
+    )
+    end = varangian("sweep", "small.toml", "--jobs", "1", "--set", "rule=mine.py:Mine", "--set", "attack=little")
+    assert end.status == 1
+    assert "-seed1: KeyError at mine.py, line 12: 11\n" in end.err
+    assert rows(tmp_path / "small" / "failed.csv")[0]["reason"] == "KeyError at mine.py, line 12: 11"
+
+
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
@@ -186,6 +198,13 @@ def interrupt_after(folder: Path, count: int, *options: str) -> str:
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     return errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_ctrl_c_says_how_far_it_came(grid: Path, tmp_path: Path) -> None:
+    grid.rename(tmp_path / "grid.toml")
+    errors = interrupt_after(tmp_path, 1, "--jobs", "1", "--set", "seeds=1-20")
+    assert re.search(r"varangian: interrupted; \d+ of 80 runs are complete; the same call goes on\.\n$", errors), errors
 
 
 @pytest.mark.slow

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-import sysconfig
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -125,8 +122,10 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
-        _say(f"interrupted; {stop}" if str(stop) else "interrupted; what runs and sweeps have done is kept, and the "
-             "same command goes on from there.")  # fmt: skip
+        said = str(stop.__cause__ or stop)  # click hands on an Abort in place of a sweep's own KeyboardInterrupt
+        _say(
+            f"interrupted; {said or 'what runs and sweeps have done is kept, and the same command goes on from there.'}"
+        )
         sys.exit(130)
     except click.ClickException as error:
         _say(_sentence(error))
@@ -137,7 +136,9 @@ def main() -> None:
     except Exception as error:
         if asked.debug:
             raise
-        place = _place_of_others(error)
+        from ..core.references import place_of  # which few commands need
+
+        place = place_of(error)
         if isinstance(error, MemoryError):
             _say(f"not enough memory: {error}")
         elif place is not None:
@@ -148,17 +149,6 @@ def main() -> None:
         else:
             raise
         sys.exit(2)
-
-
-def _place_of_others(error: BaseException) -> str | None:
-    """Where an error comes from, if from code of the user's own: neither this library nor anything installed."""
-    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
-    ours = [Path(__file__).resolve().parents[1], *installed]
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_file() and not any(path.resolve().is_relative_to(folder) for folder in ours):
-            return f"{path.name}, line {frame.lineno}"
-    return None
 
 
 def _sentence(error: click.ClickException) -> str:

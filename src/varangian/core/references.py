@@ -16,6 +16,7 @@ import re
 import sys
 import sysconfig
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -388,6 +389,24 @@ def reference_of(value: Any) -> str:
 
 def _installed(file: str) -> bool:
     return file.startswith(tuple(sysconfig.get_path(k) for k in ("stdlib", "platstdlib", "purelib", "platlib")))
+
+
+def place_of(error: BaseException) -> str | None:
+    """Where in somebody's own code an error was raised, "my_rule.py, line 12": not here, nor in what is installed."""
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    others = [os.path.realpath(sysconfig.get_path(kind)) for kind in kinds]
+    others.append(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = os.path.realpath(frame.filename)
+        if os.path.isfile(path) and not any(path.startswith(folder + os.sep) for folder in others):
+            return f"{os.path.basename(path)}, line {frame.lineno}"
+    return None
+
+
+def said_of(error: BaseException) -> str:
+    """An error in one line: its kind, the place in somebody's own code if it is from there, and what it says."""
+    place = place_of(error)
+    return f"{type(error).__name__}{f' at {place}' if place else ''}: {(str(error).splitlines() or [''])[0]}"
 
 
 def origin(kind: str, name: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...core.references import Luggage, packed, unpack
+from ...core.references import Luggage, packed, said_of, unpack
 from ...runs.building import open_dataset
 from ...runs.experiment import Experiment
 from ...runs.folders import FolderInUse
@@ -90,8 +90,7 @@ class _RayWorkers:
                 if isinstance(cause, FolderInUse):
                     found.append(Event(worker, "elsewhere", experiment, str(cause)))
                     continue
-                text = (str(cause).splitlines() or [""])[0]
-                found.append(Event(worker, "failed", experiment, f"{type(cause).__name__}: {text}"))
+                found.append(Event(worker, "failed", experiment, said_of(cause)))
             except self.ray.exceptions.RayError as error:
                 found.append(Event(worker, "died", experiment, type(error).__name__))
         return found

@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from ...core import kernels
-from ...core.references import Luggage, packed, unpack
+from ...core.references import Luggage, packed, said_of, unpack
 from ...runs.building import build, open_dataset
 from ...runs.experiment import Experiment
 from ...runs.folders import FolderInUse
@@ -176,7 +176,7 @@ def _work(pipe: Connection, out: str, threads: int, data_folder: str | None, lug
                 pipe.send(("elsewhere", str(error)))
         except Exception as error:
             with suppress(OSError):
-                pipe.send(("failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"))
+                pipe.send(("failed", said_of(error)))
 
 
 def _end_with_parent() -> None:
