@@ -178,6 +178,7 @@ CHANGES: dict[str, Any] = {
     "measure": False,
     "validation": 0.1,
     "loss": "mse",
+    "metrics": ("macro-f1",),
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }

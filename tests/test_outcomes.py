@@ -60,6 +60,7 @@ VALUES: dict[str, list[Any]] = {
     "profile": ["described", "published"],
     "dtype": ["float32", "float64"],
     "measure": [True, False],
+    "metrics": [(), ("macro-f1",), ("top(k=2)", "r2")],
     "validation": [0.0, 0.1, 1 / 3],
     "loss": ["cross-entropy", "mse", "cross-entropy(label_smoothing=0.1)"],
     "data_hash": [None, "0123456789abcdef", "1234567890123456", "00000000000000e1"],

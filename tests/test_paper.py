@@ -195,7 +195,8 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         **{"rule": "cge", "pre": ("nnm",), "attack": "mimic", "momentum": 0.5, "dampening": 0.5, "clip": None},
         **{"clip_mode": "unit" if profile == "described" else "norm", "batch_size": 7, "steps": 30},
         **{"learning_rate": 7.0, "l2": 0.0, "evaluate_every": 7, "partition": "extreme", "dtype": "float64"},
-        **{"validation": 0.1, "loss": "mse", "momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
+        **{"validation": 0.1, "loss": "mse", "metrics": ("top",)},
+        **{"momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
     }
     free = {"seed": 77, "device": "cpu", "measure": False}
     resolved = {"nesterov", "profile"}  # each value of these is in the grid, at other learning rates perhaps
@@ -232,6 +233,7 @@ CHANGES: dict[str, tuple[object, object]] = {
         "profile": ("described", "published"),
         "validation": (0.0, 0.1),
         "loss": ("cross-entropy", "cross-entropy(label_smoothing=0.1)"),
+        "metrics": ((), ("top",)),
         "data_hash": (None, "0" * 16),
         "code_hash": ("0" * 16, "1" * 16),
     },

@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     from .simulation.data.handed import dataset as dataset
     from .simulation.metrics import Measures as Measures
     from .simulation.models import MODELS as MODELS
+    from .simulation.scores import METRICS as METRICS
     from .study.grid import Grid as Grid
     from .study.report import report as report
     from .study.sweep import Sweep as Sweep
@@ -134,6 +135,7 @@ _HOMES = {
     "simulation.metrics": "Measures",
     "core.mixing": "AdaptiveClipping Bucketing MIXINGS Mixing NearestNeighborMixing StaticClipping",
     "simulation.models": "MODELS",
+    "simulation.scores": "METRICS",
     "core.randomness": "Draw",
     "runs.replaying": "Replay replay",
     "runs.results": "Evaluation Result load_model read",

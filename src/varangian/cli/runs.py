@@ -218,6 +218,8 @@ def _show(result: Result) -> None:
     elif result.chosen is not None:
         table.add_row("max validation", f"{result.max_validation:.2%}, on training data set aside")
         table.add_row("accuracy there", f"{result.chosen.accuracy:.2%} on the test set, step {result.chosen.step}")
+    for name, value in last.metrics.items():
+        table.add_row(name.replace("_", " ", 1), f"{value:.4g} at the end")
     if result.measures:
         each = 1e3 * result.seconds / len(result.measures)
         table.add_row("steps", f"{len(result.measures)} of {e.steps}, {result.seconds:.1f} s, {each:.1f} ms each")

@@ -24,6 +24,7 @@ from ..simulation.identity import code_hash, is_ours
 from ..simulation.losses import Loss, OwnLoss
 from ..simulation.models import MODELS, Shape
 from ..simulation.models import build as build_model
+from ..simulation.scores import Score
 from ..simulation.simulate import Evaluator, Profile, Sampler, Simulation
 from .experiment import Experiment, device_of, name_of_code
 
@@ -183,11 +184,12 @@ class Evaluators:
 
     test: Evaluator
     validation: Evaluator | None
+    metrics: tuple[Score, ...] = ()
 
     def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]:
         """The numbers of :func:`varangian.runs.results.columns_of` after the step."""
         splits = (self.test,) if self.validation is None else (self.test, self.validation)
-        return tuple(value for evaluator in splits for value in evaluator(gradients, parameters, step))
+        return tuple(value for evaluator in splits for value in evaluator(gradients, parameters, step, self.metrics))
 
 
 def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> tuple[Simulation, Evaluators]:
@@ -230,7 +232,7 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
     test = _evaluator(dataset, dataset.seal, e.seed if mirrors else 0, e.profile, e.device, dtype)
-    return simulation, Evaluators(test, validation)
+    return simulation, Evaluators(test, validation, e.make_metrics())
 
 
 def _is_own(e: Experiment) -> bool:

@@ -33,6 +33,7 @@ from ..simulation.data import DATASETS, IID, PARTITIONS, Partition, name_of
 from ..simulation.identity import LENGTH
 from ..simulation.losses import LOSSES, Loss, OwnLoss
 from ..simulation.models import MODELS
+from ..simulation.scores import METRICS, Score, number_of
 from .files import (
     check_depth,
     parse_json,
@@ -53,6 +54,7 @@ SPECS: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "attack": ("attack", ATTACKS),
     "partition": ("partition", PARTITIONS),
     "loss": ("loss", LOSSES),
+    "metrics": ("metric", METRICS),
 }
 
 
@@ -153,6 +155,33 @@ def _list(value: Any) -> Any:
     return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
+def _metrics(value: Any) -> Any:
+    if isinstance(value, str):
+        if len(value) > MAX_METRICS * MAX_LENGTH:
+            raise ValueError(f"at most {MAX_METRICS} metrics of {MAX_LENGTH:,} characters")
+        value = [] if _nothing(value) is None else split(value)
+    if value is None or callable(value):
+        value = [] if value is None else [value]
+    if not isinstance(value, (list, tuple)):
+        return value
+    names = {id(score): name for name, score in METRICS.items()}
+    return tuple(
+        names[id(item)] if id(item) in names else references.reference_of(item) if callable(item) else item
+        for item in value
+    )
+
+
+def column_of(metric: str) -> str:
+    """What a metric is called in tables: its name, without the file or module that it is in.
+
+    Example:
+        >>> column_of("scores/mine.py:recall(k=2)"), column_of("macro-f1")
+        ('recall_k=2', 'macro-f1')
+    """
+    name, opened, options = metric.partition("(")
+    return re.sub(r"[^\w.=+-]+", "_", name.rpartition(":")[2] + opened + options, flags=re.ASCII).strip("_")
+
+
 # Text is a number too, if it says one: tables and command lines hold nothing else.
 REAL, WHOLE = BeforeValidator(_real), BeforeValidator(_integer)
 
@@ -188,6 +217,12 @@ Schedule = Annotated[tuple[tuple[Natural, Rate], ...], Field(max_length=10_000)]
 
 
 MAX_PRE = 16
+
+
+MAX_METRICS = 16
+
+
+_EVALUATED = ("step", "accuracy", "loss")  # columns that there are anyway
 
 
 FORMS = {
@@ -301,6 +336,13 @@ class Experiment:
         default="cross-entropy",
         metadata={"help": "what is learned: cross-entropy of classes, mse or bce of real numbers", "later": True},
     )
+    metrics: Annotated[tuple[str, ...], BeforeValidator(_metrics), Field(max_length=MAX_METRICS)] = field(
+        default=(),
+        metadata={
+            "help": "what else evaluations measure: macro-f1, worst-class, ... or functions of all outputs and labels",
+            "later": True,
+        },
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -318,7 +360,9 @@ class Experiment:
             learning_rate: float | str | Sequence[tuple[int, float]] = ..., l2: float = ..., evaluate_every: int = ...,
             seed: int = ..., device: str = ..., partition: str | Partition = ...,
             profile: Literal["described", "published"] = ..., dtype: Literal["float32", "float64"] = ...,
-            measure: bool = ..., validation: float = ..., loss: str | Callable[..., Any] = ...,
+            measure: bool = ..., validation: float = ...,
+            loss: str | Callable[..., Any] = ...,
+            metrics: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = ...,
             data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
@@ -417,6 +461,7 @@ class Experiment:
             "attack": self.make_attack,
             "partition": self.make_partition,
             "loss": self.make_loss,
+            "metrics": self.make_metrics,
             "device": lambda: device_of(self.device),
         }
         for name, maker in makers.items():
@@ -521,6 +566,16 @@ class Experiment:
         else:
             made = function("loss", self.loss, LOSSES)
         return made if isinstance(made, Loss) else OwnLoss(made)
+
+    def make_metrics(self) -> tuple[Score, ...]:
+        """The functions of all outputs and labels that are evaluated beside accuracy and loss."""
+        columns = [*_EVALUATED, *(f"validation_{name}" for name in _EVALUATED)]
+        for spec in self.metrics:
+            column = column_of(spec)
+            if column in columns or not column:
+                raise ValueError(f"{shown(spec)} would be the column {column!r} of evaluations.csv, which there is.")
+            columns += [column, f"validation_{column}"]
+        return tuple(number_of(spec, function("metric", spec, METRICS)) for spec in self.metrics)
 
     def make_algorithm(self) -> Algorithm:
         """The four stages that these settings mean."""

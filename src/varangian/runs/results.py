@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..simulation.gradients import WorkerGradients
 from ..simulation.metrics import COLUMNS, Measures, Rows
 from . import folders
 from .building import NOTHING, Given, code_of, handed, make_model, open_dataset
-from .experiment import Experiment
+from .experiment import Experiment, column_of
 from .files import (
     line_of_text,
     number,
@@ -38,6 +38,8 @@ class Evaluation:
 
     The accuracy is over all tokens where each has a class, and NaN where numbers are predicted: there the loss counts.
     ``validation_accuracy`` and ``validation_loss`` are those on the training data set aside; None without any.
+    ``metrics`` are those that the experiment asks for by the names of their columns: "macro-f1" on the test set,
+    "validation_macro-f1" on what was set aside.
     """
 
     step: int
@@ -45,6 +47,7 @@ class Evaluation:
     loss: float
     validation_accuracy: float | None = None
     validation_loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, step: float, values: Sequence[float], columns: Sequence[str]) -> Evaluation:
@@ -56,19 +59,29 @@ class Evaluation:
             found["loss"],
             found.get("validation_accuracy"),
             found.get("validation_loss"),
+            {name: found[name] for name in columns if name.removeprefix("validation_") not in _ALWAYS},
         )
 
     @property
     def values(self) -> tuple[float, ...]:
         """All that was found, in the order of the columns of evaluations.csv after the step."""
-        held = (self.accuracy, self.loss, self.validation_accuracy, self.validation_loss)
+        measured, tested = list(self.metrics.values()), len(self.metrics)
+        held: list[float | None] = [self.accuracy, self.loss]
+        if self.validation_accuracy is None:
+            held += measured
+        else:
+            tested //= 2
+            held += [*measured[:tested], self.validation_accuracy, self.validation_loss, *measured[tested:]]
         return tuple(value for value in held if value is not None)
 
 
 def columns_of(experiment: Experiment) -> list[str]:
     """What evaluations.csv holds of each evaluation beside its step."""
-    found = ["accuracy", "loss"]
+    found = [*_ALWAYS, *map(column_of, experiment.metrics)]
     return found + [f"validation_{name}" for name in found] if experiment.validation else found
+
+
+_ALWAYS = ("accuracy", "loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,12 +172,12 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """What result.json holds."""
         chosen = self.chosen
-        validated = {}
+        asked: dict[str, Any] = {}
+        if self.experiment.metrics:
+            asked["final_metrics"] = {k: _finite(v) for k, v in self.evaluations[-1].metrics.items()}
         if chosen is not None:
-            validated = {
-                "max_validation": _finite(chosen.validation_accuracy),
-                "chosen_accuracy": _finite(chosen.accuracy),
-            }
+            asked["max_validation"] = _finite(chosen.validation_accuracy)
+            asked["chosen_accuracy"] = _finite(chosen.accuracy)
         return {
             "format": FORMAT,
             "name": self.experiment.name,
@@ -175,7 +188,7 @@ class Result:
             "steps": len(self.measures),
             "stopped": self.stopped,
             "seconds": round(self.seconds, 3),
-        } | validated
+        } | asked
 
 
 def load_model(
@@ -335,7 +348,7 @@ def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
 def _evaluation(row: dict[str, str], columns: Sequence[str]) -> Evaluation:
     values = [
         number_of(row[name], name, 0, 1)
-        if name.endswith("accuracy") and row[name] != "nan"
+        if name in ("accuracy", "validation_accuracy") and row[name] != "nan"
         else _any_number(row[name], name)
         for name in columns
     ]

@@ -6,7 +6,7 @@ the algorithm's momenta, the model's buffers and the meter's two vectors, and no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,6 +23,7 @@ from .data import Dataset, Partition, Split, partition, prepare
 from .gradients import Batch, WorkerGradients
 from .identity import is_ours
 from .metrics import Measures, Meter
+from .scores import Score
 
 Profile = Literal["described", "published"]
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
@@ -144,12 +145,14 @@ class Evaluator:
         self.chunks = np.array_split(np.arange(len(dataset.test)), -(-len(dataset.test) // CHUNK))
         self._prepared = None if self.mirrors else [self.examples(chunk) for chunk in self.chunks]
 
-    def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]:
+    def __call__(
+        self, gradients: WorkerGradients, parameters: Tensor, step: int, metrics: Sequence[Score] = ()
+    ) -> tuple[float, ...]:
         prepared = self._prepared
         if prepared is None:
             flip = randomness.indices(self.seed, "test-flips", step, 1, len(self.examples.split), 2)[0].astype(bool)
             prepared = [self.examples(chunk, flip[chunk]) for chunk in self.chunks]
-        return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared])
+        return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared], metrics)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
