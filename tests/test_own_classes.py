@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -193,11 +193,8 @@ class Transformed(vg.Transform):
     make: Any = None
     remembers = True
 
-    def __call__(self, x: Tensor, memory: Any = None, previous: Any = None, out: Any = None) -> Any:
+    def __call__(self, x: Tensor, memory: Any = None) -> Any:
         return self.make(x, memory)
-
-    def look_ahead(self, parameters: Tensor, memory: Any, previous: Any, lr: float) -> Tensor:
-        return parameters
 
 
 @pytest.mark.parametrize(
@@ -214,6 +211,107 @@ def test_a_transform_answers_vectors_like_those_that_came_and_its_memory(make: A
     bug(lambda: worker.send(X, worker.init(N, D)), "Transformed")
     bug(lambda: worker.send(X.clone(), worker.init(N, D), out=torch.empty_like(X)), "Transformed")
     bug(lambda: server.aggregate(X, server.init(N, D)), "Transformed")
+
+
+@dataclass(frozen=True)
+class OwnMomentum(vg.Transform):
+    """Momentum, as one would write it: what leaves is what is remembered."""
+
+    beta: float = 0.9
+    remembers = True
+    columnwise = True
+
+    def __call__(self, x: Tensor, memory: Tensor | None = None) -> Any:
+        assert memory is not None
+        moved = self.beta * memory + x
+        return moved, moved
+
+
+@dataclass(frozen=True)
+class OldMomentum(vg.Transform):
+    """The same, to the signature of before, which had ``out`` and rules on what may share memory."""
+
+    beta: float = 0.9
+    remembers = True
+
+    def __call__(self, x: Tensor, memory: Any = None, previous: Any = None, out: Any = None) -> Any:
+        moved = torch.add(x, memory, alpha=self.beta, out=out)
+        return moved, moved.clone() if out is None else moved
+
+    def look_ahead(self, parameters: Tensor, memory: Any, previous: Any, lr: float) -> Tensor:
+        return parameters
+
+
+@dataclass(frozen=True)
+class Passing(vg.Transform):
+    """What came leaves, and is remembered beside."""
+
+    remembers = True
+
+    def __call__(self, x: Tensor, memory: Tensor | None = None) -> Any:
+        return x, x
+
+
+@dataclass(frozen=True)
+class Delayed(vg.Transform):
+    """Sends what came a step before."""
+
+    remembers = True
+
+    def __call__(self, x: Tensor, memory: Tensor | None = None) -> Any:
+        return memory, x
+
+
+@dataclass(frozen=True)
+class Pulled(vg.Transform):
+    """Half the way from the last aggregate."""
+
+    uses_previous = True
+
+    def __call__(self, x: Tensor, memory: Any = None, previous: Any = None) -> Any:
+        return (x + previous) / 2, None
+
+
+CHAINS: list[list[Any]] = [
+    [OwnMomentum()], [OldMomentum()], [Passing()], [Delayed()], [vg.Clip(1.0), OwnMomentum()], [Pulled()],
+    [OwnMomentum(), vg.Clip(1.0)], [vg.Momentum(0.5), Passing()], [Passing(), vg.Momentum(0.5)],
+    [Delayed(), vg.Momentum(0.5), Passing()], [OwnMomentum(), Delayed(), vg.Clip(1.0)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_own_transforms_send_the_same_whatever_memory_is_used_again(chain: list[Any]) -> None:
+    """Beside a run in which nothing shares memory: with ``out``, with vectors that the caller writes into, in place."""
+    a = vg.Algorithm(worker=chain, rule=vg.Average(), server=[OwnMomentum(), Delayed()])
+    plain, reusing, writing = (a.init(4, D) for _ in range(3))
+    out = torch.empty(4, D)
+    reusing = replace(reusing, worker=(*reusing.worker[:-1], None if reusing.worker[-1] is None else out.zero_()))
+    for step in range(5):
+        g = torch.randn(4, D, generator=torch.Generator().manual_seed(step))
+        wanted, plain = a.send(g.clone(), plain)
+        update, plain = a.aggregate(wanted.clone(), plain)
+        sent, reusing = a.send(g.clone(), reusing, out=out)
+        assert torch.equal(sent, wanted)
+        there, reusing = a.finish(a.decide(sent, reusing), reusing, in_place=True)
+        assert torch.equal(there, update)
+        given = g.clone()
+        mine, writing = a.send(given, writing)
+        assert torch.equal(mine, wanted)
+        answer, writing = a.aggregate(mine.clone(), writing)
+        assert torch.equal(answer, update)
+        given.fill_(99.0)
+        mine.fill_(99.0)
+        answer.fill_(99.0)
+
+
+def test_own_momentum_is_momentum() -> None:
+    a, b = vg.Algorithm(worker=(OwnMomentum(0.5),)), vg.Algorithm(worker=(vg.Momentum(0.5),))
+    s, t = a.init(3, D), b.init(3, D)
+    for step in range(4):
+        g = torch.randn(3, D, generator=torch.Generator().manual_seed(step))
+        mine, s = a.send(g, s)
+        ours, t = b.send(g, t)
+        torch.testing.assert_close(mine, ours)
 
 
 def test_nothing_crashes_python() -> None:

@@ -31,7 +31,7 @@ from .mixing import Mixing
 from .randomness import Draw
 from .rules import Average, Rule
 from .stages import Decision, decide, required_rows
-from .transforms import Clip, Momentum, Transform, check_like
+from .transforms import Clip, Momentum, SharedMomentum, Transform, check_like
 
 
 @dataclass(frozen=True)
@@ -291,16 +291,33 @@ def _check_memories(
 def _applied(
     stage: Transform, x: Tensor, memory: Tensor | None, previous: Tensor | None, out: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """What a stage makes of x, held to its contract: anybody may have written it."""
-    came = stage(x, memory, previous, out)
+    """What a stage makes of x.
+
+    Ours take ``out``: without it nothing is overwritten, and what comes back shares no memory. With it nothing is
+    allocated: the result goes there, or into the memory where ``out`` is ``x`` itself and there is one, since what is
+    remembered must outlive the input; the new memory may be the result. Those of somebody's own know nothing of this,
+    and are held to their contract.
+    """
+    if type(stage) in (Clip, Momentum, SharedMomentum):
+        return stage(x, memory, previous, out)  # pyright: ignore[reportCallIssue]
+    came = stage(x, memory, previous) if stage.uses_previous else stage(x, memory)  # pyright: ignore[reportCallIssue]
     if not (isinstance(came, tuple) and len(came) == 2):
         raise ValueError(f"{type(stage).__name__} must return (vectors, memory), got {kind_of(came)}.")
-    check_like(stage, "to return vectors", came[0], x)
-    if stage.remembers:
-        check_like(stage, "to return its memory", came[1], x)
-    elif came[1] is not None:
+    moved, kept = came
+    check_like(stage, "to return vectors", moved, x)
+    if not stage.remembers and kept is not None:
         raise ValueError(f"{type(stage).__name__} must return None for a memory (remembers is False).")
-    return came
+    if stage.remembers:
+        check_like(stage, "to return its memory", kept, x)
+        assert kept is not None
+        if any(_shared(kept, other) for other in (x, moved, out)):
+            kept = kept.clone()
+    return (moved.clone() if _shared(moved, x) or _shared(moved, memory) else moved), kept
+
+
+def _shared(a: Tensor, b: Tensor | None) -> bool:
+    """Whether two tensors lie in one block of memory."""
+    return b is not None and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def unspoilt(

@@ -50,12 +50,6 @@ class NearestNeighborMixing(Mixing):
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
-    def rows(self, n: int) -> int:
-        return n
-
-    def rows_for(self, m: int) -> int:
-        return m
-
     def weights(self, geometry: Geometry) -> np.ndarray:
         refuse_faulty(self, self.f, geometry.faulty)
         n = geometry.n
@@ -171,12 +165,6 @@ class AdaptiveClipping(Mixing):
     def needs(self) -> tuple[str, int]:
         return "2f + 1", 2 * self.f + 1
 
-    def rows(self, n: int) -> int:
-        return n
-
-    def rows_for(self, m: int) -> int:
-        return m
-
     def weights(self, geometry: Geometry) -> np.ndarray:
         refuse_faulty(self, self.f, geometry.faulty)
         n = geometry.n
@@ -225,12 +213,6 @@ class StaticClipping(Mixing):
     @property
     def needs(self) -> tuple[str, int]:
         return "1", 1
-
-    def rows(self, n: int) -> int:
-        return n
-
-    def rows_for(self, m: int) -> int:
-        return m
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         return _clip(geometry, self.c / geometry.unit)

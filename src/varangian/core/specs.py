@@ -171,8 +171,6 @@ def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: A
     """
     factory = find(kind, parse(kind, text, table)[0], table)
     name, options = check(kind, text, table, *given)
-    if lacking := sorted(getattr(factory, "__abstractmethods__", ())):
-        raise ValueError(f"{name} cannot be made: it lacks {', '.join(lacking)}.")
     known = inspect.signature(factory).parameters
     given = {key: value for key, value in given.items() if key in known}
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in options and p.name not in given]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from torch import Tensor
 from . import kernels
 from .checks import UNSAID, Refused, brief, kind_of, require, set_whole, shown, whole
 from .claims import NEAR, Guarantee
+from .construction import Constructed
 from .geometry import Geometry, mean_weights, squared_from
 from .randomness import BARE, Draw
 
@@ -28,7 +29,7 @@ with a window > 0 the mean of as many values closest to that."""
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule(Constructed):
     """An aggregation rule F: n vectors, at most f of them arbitrary, to one vector.
 
     A rule is an immutable value. Subclass :class:`Selecting` (weights from distances), :class:`Coordinatewise` (ranks
@@ -88,7 +89,7 @@ class Rule(ABC):
     @property
     def min_n(self) -> int:
         """The least number of vectors that the rule accepts."""
-        return self.needs[1]
+        return needed(self)[1]
 
     def breakdown(self, n: int) -> int:
         """The greatest f that the rule, with its other settings, may declare among n vectors.
@@ -225,7 +226,8 @@ class Coordinatewise(Rule):
 
     @abstractmethod
     def statistic(self, n: int) -> Statistic:
-        """(low, high, window) of :func:`varangian.core.kernels.column_statistic` for columns of n values."""
+        """(low, high, window) for columns of n values: the mean of the values of ranks low to high - 1, or with a
+        window > 0 the mean of as many values closest to that."""
 
     def choose(self, n: int, geometry: Geometry | None) -> None:
         return None
@@ -254,7 +256,7 @@ class General(Rule):
 
 
 @dataclass(frozen=True)
-class Mixing(ABC):
+class Mixing(Constructed):
     """n vectors to m vectors, each a combination of those that came: m x n weights, found in n x n.
 
     Class attributes:
@@ -283,15 +285,15 @@ class Mixing(ABC):
     @property
     def min_n(self) -> int:
         """The least number of vectors that it accepts."""
-        return self.needs[1]
+        return needed(self)[1]
 
-    @abstractmethod
     def rows(self, n: int) -> int:
-        """How many vectors n become."""
+        """How many vectors n become: as many, unless a mixing says otherwise."""
+        return n
 
-    @abstractmethod
     def rows_for(self, m: int) -> int:
         """The least n that become m."""
+        return m
 
     @abstractmethod
     def weights(self, geometry: Geometry) -> np.ndarray:
@@ -324,7 +326,7 @@ class Mixing(ABC):
             step: as for a rule: what a mixing draws is a function of it.
         """
         matrix, restore = as_matrix(self, x)
-        formula, least = self.needs
+        formula, least = needed(self)
         if matrix.shape[0] < least:
             wanted = formula if formula == str(least) else f"{formula} = {least}"
             raise ValueError(f"{self} needs n >= {wanted} vectors, got {matrix.shape[0]}.")
@@ -398,6 +400,19 @@ def checked_answer(rule: Rule, answer: Any, x: Tensor) -> Tensor:
     return answer
 
 
+def needed(stage: Rule | Mixing) -> tuple[str, int]:
+    """How many vectors a stage needs, held to the contract: the formula, and its value."""
+    needs: Any = stage.needs
+    if not (
+        isinstance(needs, tuple) and len(needs) == 2 and isinstance(needs[0], str) and isinstance(needs[1], Integral)
+    ):
+        name = type(stage).__name__
+        raise ValueError(
+            f'{name}.needs must answer a formula and its value, such as ("2f + 1", 5), got {shown(needs)}.'
+        )
+    return needs
+
+
 def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int) -> None:
     """Fails closed: what declares f cannot vouch for anything when more than f vectors are not finite."""
     if faulty > f:
@@ -415,7 +430,7 @@ def required_rows(pre: Sequence[Mixing], rule: Rule) -> int:
 def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
     """Raises ValueError where n vectors are too few for a stage."""
     for stage in (*pre, rule):
-        formula, least = stage.needs
+        formula, least = needed(stage)
         if n < least:
             came = f"got {n}" if stage is (pre[0] if pre else rule) else f"got {n} after the mixings"
             wanted = formula if formula == str(least) else f"{formula} = {least}"

@@ -6,7 +6,7 @@ A transform maps vectors to vectors row by row and is a value: its memory is han
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import kernels
 from .checks import kind_of, require, set_real
+from .construction import Constructed
 
 
 def check_like(owner: object, what: str, value: object, x: Tensor, rows: bool = True) -> None:
@@ -35,14 +36,34 @@ def _check_call(stage: Transform, x: Tensor, out: Tensor | None) -> None:
         check_like(stage, "out", out, x)
 
 
-class Transform(ABC):
+class Transform(Constructed):
     """Row by row, [..., d] -> [..., d], with explicit memory.
 
+    Write ``__call__``, which answers the transformed vectors and the new memory. It also gets the last aggregate where
+    the class says ``uses_previous = True``.
+
     Class attributes:
-        remembers: it keeps one vector per row (its memory is a tensor shaped like its input, else None).
-        uses_previous: it looks at the last aggregate.
+        remembers: it keeps one vector per row: its memory is a tensor shaped like its input, zero at first; else None.
+        uses_previous: ``__call__(self, x, memory, previous)`` looks at the last aggregate, [d].
         worker_only: it has no meaning after F.
         columnwise: it looks at each coordinate alone, so pieces of vectors will do.
+
+    Example:
+        >>> import torch, varangian as vg
+        >>> @dataclass(frozen=True)
+        ... class Averaged(vg.Transform):
+        ...     '''The mean of all vectors so far, the older ones decaying.'''
+        ...
+        ...     decay: float = 0.9
+        ...     remembers = True
+        ...     columnwise = True
+        ...
+        ...     def __call__(self, x, memory=None):
+        ...         moved = self.decay * memory + (1 - self.decay) * x
+        ...         return moved, moved
+        >>> a = vg.Algorithm(worker=[Averaged(0.5)], rule=vg.Median(f=1))
+        >>> a.send(torch.ones(3, 2), a.init(h=3, d=2))[0][0]
+        tensor([0.5000, 0.5000])
     """
 
     remembers: ClassVar[bool] = False
@@ -51,19 +72,12 @@ class Transform(ABC):
     columnwise: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(
-        self, x: Tensor, memory: Tensor | None = None, previous: Tensor | None = None, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The transformed vectors and the new memory.
+    def __call__(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The transformed vectors and the new memory; x and the old memory are only read."""
 
-        Without ``out`` nothing is overwritten, and what comes back shares no memory. With it nothing is allocated: the
-        result goes there, or into the memory where ``out`` is ``x`` itself and there is one, since what is remembered
-        must outlive the input; the new memory may be the result.
-        """
-
-    @abstractmethod
     def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
-        """Where the gradient is to be taken: ``parameters`` itself unless this is Nesterov's momentum."""
+        """Where the gradient is to be taken: ``parameters`` themselves unless this is Nesterov's momentum."""
+        return parameters
 
 
 @dataclass(frozen=True)
@@ -114,9 +128,6 @@ class Clip(Transform):
         """What vectors of these norms are multiplied by."""
         target = self.max_norm if self.mode == "norm" else 1.0
         return torch.where(norm > self.max_norm, target / norm, torch.ones_like(norm))
-
-    def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
-        return parameters
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from ..core.attacks import Attack
 from ..core.checks import cut, shown, unknown
 from ..core.claims import FINITE, NEAR, NO_LONGER, WITHIN, Guarantee
+from ..core.construction import Misfit
 from ..core.mixing import Mixing
 from ..core.rules import Rule
 from .attacks import EXAMPLES_OF_ATTACKS, attacked
@@ -147,6 +148,8 @@ def check_attack(
             raise ValueError(f"{wrong}.")
         try:
             subject = attack()
+        except Misfit:
+            raise
         except Exception as error:
             raise ValueError(f"{wrong}, which raises {type(error).__name__}: {cut(str(error))}") from error
         if not isinstance(subject, Attack):

@@ -69,8 +69,8 @@ class Failure:
         n, d = self.x.shape
         text = f"{self.check.name} ({self.check.value}): n = {n}, f = {self.f}, d = {d}, {self.x.dtype}: {self.message}"
         if 0 < n * d <= 60:
-            rows = np.array2string(self.x.double().cpu().numpy(), precision=9, max_line_width=110)
-            text += f"\n    x = {rows}".replace("\n", "\n    ")
+            rows = np.array2string(self.x.double().cpu().numpy(), precision=9, max_line_width=110, prefix=" " * 8)
+            text += f"\n    x = {rows}"
         return text
 
 

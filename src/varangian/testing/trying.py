@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random as python_random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import FrozenInstanceError, fields, replace
+from inspect import isabstract
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.attacks import Attack
-from ..core.checks import cut, shown
+from ..core.checks import cut, is_ours, shown
 from ..core.kernels import columns
 from ..core.mixing import Mixing
 from ..core.rules import Rule
@@ -94,7 +95,8 @@ def family(who: str, stage: Any, kind: type[Rule] | type[Mixing]) -> Callable[[i
     if isinstance(stage, kind):
         known = [field.name for field in fields(stage)]
         return (lambda f: replace(stage, f=f)) if "f" in known else lambda f: stage
-    if not callable(stage) or (isinstance(stage, type) and not (issubclass(stage, kind) and is_dataclass(stage))):
+    derived = isinstance(stage, type) and issubclass(stage, kind) and not (is_ours(stage) and isabstract(stage))
+    if not callable(stage) or (isinstance(stage, type) and not derived):
         raise ValueError(f"{wrong}.")
     takes_f = not isinstance(stage, type) or "f" in [field.name for field in fields(stage)]
 
@@ -104,7 +106,9 @@ def family(who: str, stage: Any, kind: type[Rule] | type[Mixing]) -> Callable[[i
         except ValueError:
             raise
         except Exception as error:
-            raise _NoFamily(f"{wrong}, which raises {type(error).__name__}: {cut(str(error))}") from error
+            frozen = "; a rule is a value: its options are fields, and nothing is written to it"
+            hint = frozen if isinstance(error, FrozenInstanceError) else ""
+            raise _NoFamily(f"{wrong}, which raises {type(error).__name__}: {cut(str(error))}{hint}") from error
         if not isinstance(made, kind):
             raise _NoFamily(f"{wrong}, which makes {shown(made)} of f = {f}.")
         return made

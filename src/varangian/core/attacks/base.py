@@ -6,7 +6,7 @@ mean and std are those of the vectors that honest workers send (momentum include
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import kernels, randomness
 from ..algorithm import Algorithm
 from ..checks import brief, require, whole
+from ..construction import Constructed
 from ..geometry import power_below
 from ..mixing import Mixing
 from ..randomness import BARE, Draw
@@ -143,7 +144,7 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class Attack(ABC):
+class Attack(Constructed):
     """An attack: the honest vectors to f Byzantine ones. An immutable value; subclasses write :meth:`craft`, and
     :meth:`check` where they cannot do with any h, f and d.
 
