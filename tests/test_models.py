@@ -22,6 +22,10 @@ def count(module: nn.Module) -> int:
         ("cnn", (3, 32, 32), 10, 1_310_922),
         # The hidden layer is 256 wide: 8,193 x 128 more into it, and 257 x 100 instead of 129 x 10 out of it.
         ("cnn", (3, 32, 32), 100, 1_310_922 + 8_193 * 128 + 257 * 100 - 129 * 10),
+        ("cnn-small", (1, 28, 28), 10, 431_080),
+        ("resnet-18", (3, 32, 32), 10, 11_173_962),
+        ("resnet-18", (3, 32, 32), 100, 11_220_132),
+        ("resnet-20", (3, 32, 32), 10, 269_722),
         ("wide-resnet", (3, 32, 32), 10, 36_489_290),
         ("wide-resnet", (3, 32, 32), 100, 36_489_290 + 641 * 90),
     ],
@@ -29,6 +33,53 @@ def count(module: nn.Module) -> int:
 def test_parameter_counts_of_the_paper(name, shape, classes, parameters):
     with torch.device("meta"):
         assert count(models.MODELS[name](shape, classes)) == parameters
+
+
+def test_the_large_stem_of_resnet_18_is_that_of_imagenet() -> None:
+    with torch.device("meta"):
+        assert count(models.resnet_18((3, 224, 224), 1000, stem="large")) == 11_689_512
+        assert models.resnet_18((3, 224, 224), 1000, stem="large")(torch.zeros(2, 3, 224, 224)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20])
+def test_resnets_with_either_norm_have_as_many_parameters(depth: int) -> None:
+    """Per block of 2 convolutions with 2 norms: 18 c^2 + 4c, less where the channels double; n = (depth - 2) / 6."""
+    n = (depth - 2) // 6
+    expected = 3 * 16 * 9 + 2 * 16 + 64 * 10 + 10
+    for fan_in, c in ((16, 16), (16, 32), (32, 64)):
+        expected += 9 * fan_in * c + 9 * c * c + 4 * c + (n - 1) * (18 * c * c + 4 * c)
+    for norm in ("batch", "group"):
+        model = models.resnet_20((3, 32, 32), 10, norm, depth)
+        assert count(model) == expected
+        assert bool(dict(model.named_buffers())) == (norm == "batch")
+
+
+def test_the_shortcut_of_resnet_20_takes_every_other_pixel_and_adds_channels_of_zero() -> None:
+    block = models.BasicBlock(2, 4, 2, "group", projects=False)
+    for p in block.parameters():
+        nn.init.zeros_(p)
+    x = torch.rand(1, 2, 6, 6)
+    assert torch.equal(block(x), torch.cat([x[:, :, ::2, ::2], torch.zeros(1, 2, 3, 3)], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "message"),
+    [
+        ("cnn-small", (1, 8, 8), {}, "^cnn-small needs images of at least 16 x 16 pixels, got 8 x 8.$"),
+        (
+            "resnet-20",
+            (3, 32, 32),
+            {"depth": 21},
+            r"^resnet-20: depth must be 6n \+ 2 \(8, 14, 20, 32, ...\), got 21.$",
+        ),
+        ("resnet-20", (3, 32, 32), {"norm": "layer"}, "^resnet-20: norm must be batch or group, got 'layer'.$"),
+        ("resnet-18", (3, 32, 32), {"stem": "7x7"}, "^resnet-18: stem must be small or large, got '7x7'.$"),
+        ("resnet-18", (7,), {}, r"^resnet-18 needs images \[C, H, W\], got examples of shape \[7\].$"),
+    ],
+)
+def test_networks_say_what_they_need(name, shape, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.MODELS[name](shape, 10, **options)
 
 
 def small_wide_resnet(shape, classes):

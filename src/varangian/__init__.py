@@ -106,6 +106,8 @@ if TYPE_CHECKING:
     from .simulation.data import Dataset as Dataset
     from .simulation.data import Split as Split
     from .simulation.data.handed import dataset as dataset
+    from .simulation.gradients import WorkerGradients as WorkerGradients
+    from .simulation.losses import LOSSES as LOSSES
     from .simulation.metrics import Measures as Measures
     from .simulation.models import MODELS as MODELS
     from .simulation.scores import METRICS as METRICS
@@ -132,6 +134,8 @@ _HOMES = {
     "core.explanation": "Explanation explain",
     "runs.folders": "FolderInUse",
     "core.geometry": "Geometry mean_weights",
+    "simulation.gradients": "WorkerGradients",
+    "simulation.losses": "LOSSES",
     "simulation.metrics": "Measures",
     "core.mixing": "AdaptiveClipping Bucketing MIXINGS Mixing NearestNeighborMixing StaticClipping",
     "simulation.models": "MODELS",

@@ -164,6 +164,46 @@ class WorkerGradients:
         self._adopt_mean_buffers()
         return losses
 
+    def rows(
+        self, inputs: Tensor | Sequence[Tensor], labels: Tensor | Sequence[Tensor], step: int
+    ) -> tuple[Tensor, Tensor]:
+        """(the gradients [h, d], the losses [h]) of h workers at the model's own parameters: for a loop of one's own.
+
+        Args:
+            inputs: of each worker, [b, ...]; batches need not be of one size.
+            labels: of each worker.
+            step: names what the model draws, such as dropout masks: another one each time.
+
+        Example:
+            >>> model = nn.Linear(3, 2)
+            >>> workers = WorkerGradients(model)
+            >>> gradients, losses = workers.rows(torch.ones(5, 4, 3), torch.zeros(5, 4, dtype=torch.int64), step=0)
+            >>> gradients.shape, losses.shape
+            (torch.Size([5, 8]), torch.Size([5]))
+        """
+        if len(inputs) != len(labels) or len(inputs) == 0:
+            raise ValueError(f"rows needs inputs and labels of each worker, got {len(inputs)} and {len(labels)}.")
+        point = self.parameters()
+        out = point.new_empty(len(inputs), self.d)
+        if len({x.shape for x in inputs}) == 1:
+            batch = Batch(*(x if isinstance(x, Tensor) else torch.stack(list(x)) for x in (inputs, labels)))
+            return out, self(point, batch, out, step)
+        self.look(Batch(inputs[0].unsqueeze(0), labels[0].unsqueeze(0)))
+        self._seen.clear()
+        losses = [
+            self._by_loop(point, Batch(x.unsqueeze(0), y.unsqueeze(0)), out[i : i + 1], i, step)
+            for i, (x, y) in enumerate(zip(inputs, labels, strict=True))
+        ]
+        self._adopt_mean_buffers()
+        return out, torch.cat(losses)
+
+    def set_grad(self, update: Tensor) -> None:
+        """Puts an update, [d], where optimizers of torch look for gradients: into ``.grad`` of what is learned."""
+        if update.shape != (self.d,):
+            raise ValueError(f"set_grad needs an update of shape [{self.d}], got {kind_of(update)}.")
+        for p, value in zip(self._parameters, self._split(update), strict=True):
+            p.grad = value.detach().to(p.dtype).clone()
+
     # ------------------------------------------------------------------------------------------------- choosing
 
     def look(self, batch: Batch, classes: int | None = None) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..core import randomness
 from ..core.checks import unknown
@@ -80,6 +82,149 @@ def cnn(shape: Shape, classes: int, hidden: int | None = None) -> nn.Module:
         *(nn.Flatten(), nn.Linear(128 * (height // 4) * (width // 4), hidden), nn.ReLU(), nn.Dropout(0.25)),
         nn.Linear(hidden, classes),
     )
+
+
+def cnn_small(shape: Shape, classes: int) -> nn.Module:
+    """The field's network for images of 28 x 28: d = 431,080 on MNIST and Fashion-MNIST.
+
+    Twice a 5x5 convolution without padding, ReLU and 2x2 max pooling, with 20 then 50 channels; a hidden layer of 500
+    with ReLU; the output layer.
+
+    Raises:
+        ValueError: an image too small for both convolutions.
+
+    Example:
+        >>> sum(p.numel() for p in cnn_small((1, 28, 28), 10).parameters())
+        431080
+
+    Reference: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-Based Learning Applied to Document Recognition",
+    1998; the widths are those of papers on robust learning.
+    """
+    channels, height, width = _image("cnn-small", shape)
+    if min(height, width) < 16:
+        raise ValueError(f"cnn-small needs images of at least 16 x 16 pixels, got {height} x {width}.")
+    rows, columns = ((((side - 4) // 2) - 4) // 2 for side in (height, width))
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 20, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(50 * rows * columns, 500), nn.ReLU()),
+        nn.Linear(500, classes),
+    )
+
+
+Norm = Literal["batch", "group"]
+
+
+def resnet_18(shape: Shape, classes: int, norm: Norm = "batch", stem: Literal["small", "large"] = "small") -> nn.Module:
+    """ResNet-18: d = 11,173,962 on CIFAR-10; 11,689,512 for 1000 classes with the large stem.
+
+    A stem; four groups of two residual blocks with 64, 128, 256 and 512 channels, all but the first at half the
+    resolution of the one before, with 1x1 convolutions as shortcuts there; mean over the image, and a linear layer.
+
+    Args:
+        shape: (C, H, W).
+        classes: the number of outputs.
+        norm: "batch", or "group": one group for two channels and at most 32, with no statistics that are averaged over
+            workers.
+        stem: "small" is a 3x3 convolution, as papers on CIFAR have it; "large" that of ImageNet, a 7x7 convolution and
+            3x3 max pooling, both with stride 2.
+
+    Raises:
+        ValueError: examples that are no images, or an option that is none of these.
+
+    Example:
+        >>> sum(p.numel() for p in resnet_18((3, 32, 32), 10).parameters())
+        11173962
+
+    Reference: K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+    """
+    channels, _, _ = _image("resnet-18", shape)
+    _check_choice("resnet-18", "norm", norm, ("batch", "group"))
+    _check_choice("resnet-18", "stem", stem, ("small", "large"))
+    if stem == "small":
+        layers: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), _norm(norm, 64), nn.ReLU()]
+    else:
+        layers = [nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False), _norm(norm, 64), nn.ReLU()]
+        layers.append(nn.MaxPool2d(3, 2, padding=1))
+    fan_in = 64
+    for fan_out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        for block in range(2):
+            layers.append(BasicBlock(fan_in, fan_out, stride if block == 0 else 1, norm, projects=True))
+            fan_in = fan_out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+
+
+def resnet_20(shape: Shape, classes: int, norm: Norm = "batch", depth: int = 20) -> nn.Module:
+    """The ResNet of CIFAR, with 6n + 2 layers: d = 269,722 on CIFAR-10.
+
+    A 3x3 convolution to 16 channels; three groups of n residual blocks with 16, 32 and 64 channels, the second and
+    third at half the resolution of the one before; mean over the image, and a linear layer. Shortcuts have no
+    parameters (option A of the paper): where the resolution halves they take every other pixel, and new channels are 0.
+
+    Args:
+        shape: (C, H, W).
+        classes: the number of outputs.
+        norm: "batch", or "group": one group for two channels, with no statistics that are averaged over workers.
+        depth: 6n + 2: 8, 14, 20, 32, 44, 56, 110.
+
+    Raises:
+        ValueError: a depth that is not 6n + 2, examples that are no images, or another norm.
+
+    Example:
+        >>> [sum(p.numel() for p in resnet_20((3, 32, 32), 10, norm).parameters()) for norm in ("batch", "group")]
+        [269722, 269722]
+
+    Reference: K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+    """
+    channels, _, _ = _image("resnet-20", shape)
+    _check_choice("resnet-20", "norm", norm, ("batch", "group"))
+    blocks, remainder = divmod(depth - 2, 6)
+    if blocks < 1 or remainder:
+        raise ValueError(f"resnet-20: depth must be 6n + 2 (8, 14, 20, 32, ...), got {depth}.")
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False), _norm(norm, 16), nn.ReLU()]
+    fan_in = 16
+    for fan_out, stride in ((16, 1), (32, 2), (64, 2)):
+        for block in range(blocks):
+            layers.append(BasicBlock(fan_in, fan_out, stride if block == 0 else 1, norm, projects=False))
+            fan_in = fan_out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+class BasicBlock(nn.Module):
+    """Residual block of a ResNet: relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))).
+
+    Where the number of channels or the resolution changes, the shortcut is a 1x1 convolution with normalisation
+    (``projects``), or every ``stride``-th pixel with new channels of 0; else it is x.
+
+    Shape: [B, fan_in, H, W] -> [B, fan_out, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int, norm: Norm, projects: bool):
+        super().__init__()
+        self.residual = nn.Sequential(
+            *(nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False), _norm(norm, fan_out), nn.ReLU()),
+            *(nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False), _norm(norm, fan_out)),
+        )
+        self.stride, self.more = stride, fan_out - fan_in
+        self.shortcut = None
+        if projects and (stride > 1 or fan_in != fan_out):
+            self.shortcut = nn.Sequential(nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), _norm(norm, fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shortcut is not None:
+            same = self.shortcut(x)
+        else:
+            same = functional.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        return torch.relu(same + self.residual(x))
+
+
+def _norm(kind: Norm, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(min(32, channels // 2), channels)
+
+
+def _check_choice(model: str, option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{model}: {option} must be {' or '.join(known)}, got {value!r}.")
 
 
 def wide_resnet(shape: Shape, classes: int, depth: int = 28, width: int = 10, dropout: float = 0.3) -> nn.Module:
@@ -148,6 +293,9 @@ MODELS: dict[str, Factory] = {
     "linear": linear,
     "fully-connected": fully_connected,
     "cnn": cnn,
+    "cnn-small": cnn_small,
+    "resnet-18": resnet_18,
+    "resnet-20": resnet_20,
     "wide-resnet": wide_resnet,
 }
 
