@@ -46,7 +46,7 @@ def made(seeds: tuple[int, ...] = (1, 2, 3)) -> list[Outcome]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages and tables alone."""
     monkeypatch.setattr(figures, "draw", lambda group: iter(()))
-    monkeypatch.setattr(figures, "draw_grid", lambda grid, title: iter(()))
+    monkeypatch.setattr(figures, "draw_grid", lambda *asked: iter(()))
 
 
 def page_of(outcomes: list[Outcome], **more: object) -> str:
@@ -175,7 +175,11 @@ def test_runs_without_accuracy_show_their_loss(undrawn: None, tmp_path: Path) ->
     assert grid_of(runs).measures == (LOSS,)
     page = report(runs, tmp_path).read_text()
     assert "final loss, logarithmic" in page
-    assert "accuracy" not in re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
+    assert "accuracy, %" not in re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
+    losses = [replace(o, curve=tuple(Point(s, math.nan, None, 2.0 - s / 40) for s in (0, 20, 40))) for o in runs]
+    drawn = json.loads(maps.json_of(maps.data(grid_of(losses), maps.curves_of(grid_of(losses)))))
+    assert drawn["unit"] == "loss"
+    assert drawn["cells"][0][3] == [[0, 20, 40], *([[2.0, 1.5, 1.0]] * 3)]
     scale = maps.scale_of(grid_of(runs), LOSS)
     assert scale.level(scale.low) == maps.LEVELS - 1 > scale.level(scale.high) == 0  # less is better
 

@@ -112,7 +112,7 @@ def test_what_it_says(page: Path) -> None:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages alone: figures take most of the time, and have tests of their own."""
     monkeypatch.setattr(figures, "draw", lambda group: iter(()))
-    monkeypatch.setattr(figures, "draw_grid", lambda grid, title: iter(()))
+    monkeypatch.setattr(figures, "draw_grid", lambda *asked: iter(()))
 
 
 def test_settings_and_what_computed_them(undrawn: None, tmp_path: Path) -> None:

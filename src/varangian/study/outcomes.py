@@ -50,12 +50,13 @@ MAX_RUNS = 10**5  # in one table
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation: the accuracy in [0, 1] (NaN where numbers are predicted), and the variance-norm ratio of the step
-    that follows, if measured."""
+    """One evaluation: the accuracy in [0, 1] (NaN where numbers are predicted), the variance-norm ratio of the step
+    that follows, if measured, and the loss, where that is known and finite."""
 
     step: int
     accuracy: float
     ratio: float | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +229,7 @@ def least_n(experiment: Experiment) -> int | None:
 def from_result(result: Result) -> Outcome:
     """The outcome of a run that is at hand."""
     ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None and math.isfinite(m.ratio)]
-    evaluations = [(e.step, e.accuracy) for e in result.evaluations]
+    evaluations = [(e.step, e.accuracy, e.loss if math.isfinite(e.loss) else None) for e in result.evaluations]
     summary = result.summary()
     return _outcome(result.experiment, summary, evaluations, ratios)
 
@@ -236,7 +237,7 @@ def from_result(result: Result) -> Outcome:
 def _outcome(
     experiment: Experiment,
     summary: dict[str, Any],
-    evaluations: Sequence[tuple[int, float]],
+    evaluations: Sequence[tuple[int, float, float | None]],
     ratios: Sequence[tuple[int, float]],
     source: Source = "varangian",
     machine: str | None = None,
@@ -254,7 +255,7 @@ def _outcome(
         statistics.median(r for _, r in ratios) if ratios else None,
         within,
         None if seconds is None else float(seconds),
-        tuple(Point(step, accuracy, at.get(step)) for step, accuracy in evaluations),
+        tuple(Point(step, accuracy, at.get(step), loss) for step, accuracy, loss in evaluations),
         source,
         machine,
         *(_share(summary[name]) if experiment.validation else None for name in VALIDATED),
@@ -301,9 +302,14 @@ def machine_of(folder: Path) -> str | None:
         return None
 
 
-def _evaluations(path: Path) -> Iterator[tuple[int, float]]:
-    for step, accuracy in read_columns(path, ("step", "accuracy", "loss"), ("step", "accuracy")):
-        yield whole_of(step, "step"), _accuracy(accuracy, "accuracy")
+def _evaluations(path: Path) -> Iterator[tuple[int, float, float | None]]:
+    names = ("step", "accuracy", "loss")
+    for step, accuracy, loss in read_columns(path, names, names):
+        yield whole_of(step, "step"), _accuracy(accuracy, "accuracy"), _finite(loss)
+
+
+def _finite(text: str) -> float | None:
+    return None if text in ("", "nan", "inf", "-inf") else number_of(text, "loss")
 
 
 def _ratios(path: Path) -> Iterator[tuple[int, float]]:

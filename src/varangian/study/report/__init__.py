@@ -148,7 +148,7 @@ def _draw(found: Sequence[Group], grid: Cells, title: str, folder: Path, told: _
         parts = tuple(style.png(figures.by_noise(same, only, span), 2 * PAGE_DPI) for only in range(len(same)))
         title_of = f"{same[0].name}: accuracies at several batch sizes"
         pictures.append(Picture(title_of, style.png(figure, 2 * PAGE_DPI), always=True, narrow=parts))
-    for name, figure in save(figures.draw_grid(grid, title), "the grid"):
+    for name, figure in save(figures.draw_grid(grid, title, bool(found)), "the grid"):
         if name == "curves":
             pictures.append(Picture(f"{CURVES}{title}", style.png(figure, PAGE_DPI)))
     return pictures

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..outcomes import Outcome
 from ..paper import counted
-from .cells import NO_ATTACK, Axis, Cell, Cells, Measure, Spread, Worst, fixed
+from .cells import LOSS, NO_ATTACK, Axis, Cell, Cells, Measure, Spread, Worst, fixed
 
 LEVELS = 10  # of colour
 MAX_TILES, MAX_ROWS = 12_000, 2_000  # on a page: of maps, and of the table
@@ -341,12 +341,18 @@ class Curves:
     left_out: list[str] = field(default_factory=list)
 
 
-def curve(outcomes: Sequence[Outcome]) -> list[tuple[int, float, float, float]]:
-    """Step, mean, least and greatest accuracy in per cent, at the steps that all of these runs have."""
-    if not outcomes:
-        return []
-    tables = [{p.step: 100 * p.accuracy for p in o.curve if not math.isnan(p.accuracy)} for o in outcomes]
-    shared = set.intersection(*(set(t) for t in tables))
+def of_losses(grid: Cells) -> bool:
+    """Whether curves are of the loss, since no run has an accuracy."""
+    return grid.measures == (LOSS,)
+
+
+def curve(outcomes: Sequence[Outcome], losses: bool = False) -> list[tuple[int, float, float, float]]:
+    """Step, mean, least and greatest accuracy in per cent, or loss, at the steps that all of these runs have."""
+    tables: list[dict[int, float]] = []
+    for o in outcomes:
+        values = ((p.step, p.loss if losses else 100 * p.accuracy) for p in o.curve)
+        tables.append({step: v for step, v in values if v is not None and not math.isnan(v)})
+    shared = set.intersection(*map(set, tables)) if tables else set[int]()
     return [(s, sum(v) / len(v), min(v), max(v)) for s in sorted(shared) for v in [[t[s] for t in tables]]]
 
 
@@ -354,8 +360,9 @@ def curves_of(grid: Cells) -> Curves:
     """Of each cell, thinned so that all of them together fit on a page."""
     found = Curves()
     each = max(8, min(POINTS, MAX_POINTS // max(1, len(grid.cells))))
+    losses = of_losses(grid)
     for number, cell in enumerate(grid.cells.values()):
-        points = curve(cell.outcomes)
+        points = curve(cell.outcomes, losses)
         if len(points) < 2:
             continue
         if number * each > MAX_POINTS:
@@ -363,7 +370,8 @@ def curves_of(grid: Cells) -> Curves:
             break
         every = -(-len(points) // each)
         kept = [p for i, p in enumerate(points) if i % every == 0 or i == len(points) - 1]
-        found.lines[number] = [[p[0] for p in kept], *([round(p[k], 2) for p in kept] for k in (1, 2, 3))]
+        values = ([float(f"{p[k]:.4g}") for p in kept] for k in (1, 2, 3))
+        found.lines[number] = [[p[0] for p in kept], *values]
     return found
 
 
@@ -377,6 +385,7 @@ def data(grid: Cells, curves: Curves) -> dict[str, Any]:
     return {
         "measures": [[m.key, m.title, m.digits] for m in grid.measures],
         "axes": [[a.title, [a.titles[v] for v in a.values]] for a in grid.axes[2:]],
+        "unit": "loss" if of_losses(grid) else "accuracy, %",
         "cells": cells,
         "first": first_chosen(grid, curves),
     }

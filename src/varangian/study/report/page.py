@@ -150,6 +150,7 @@ def _grid(grid: Cells, pictures: Sequence[Picture]) -> dict[str, Any]:
         "notes": [*no_room, *no_line, *curves.left_out],
         "cards": _cards(grid),
         "curves": bool(curves.lines),
+        "curve_words": "Loss" if maps.of_losses(grid) else "Accuracy",
         "pictures": pictures,
         "data": maps.json_of(maps.data(grid, curves)),
         "script": _raw("grid.js"),

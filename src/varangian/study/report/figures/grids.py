@@ -34,20 +34,22 @@ MARKS = " 2/3: so many of the seeds or attacks; †: a run ended early."
 TALL = 9.0  # inches that the maps of one figure may need
 
 
-def draw_grid(grid: Cells, title: str) -> Iterator[tuple[str, Figure]]:
-    """All figures of a grid, each with a file name; none of what is a single cell, but for its curve."""
+def draw_grid(grid: Cells, title: str, maps_alone: bool = False) -> Iterator[tuple[str, Figure]]:
+    """All figures of a grid, each with a file name, or its maps alone; of a single cell its curve."""
     found, _ = maps.maps_of(grid)
     worst = maps.worst_maps(grid)
     for measure in grid.measures:
         scale = maps.scale_of(grid, measure)
-        for kind, some in (("heat", found), ("worst", worst)):
+        for kind, some in (("heat", found), ("worst", () if maps_alone else worst)):
             mine = [m for m in some if m.measure == measure.key]
             for number, together in enumerate(_together(mine)[:MAX_FIGURES], start=1):
                 more = f"-{number}" if number > 1 else ""
                 yield f"{kind}-{measure.key}{more}", heat(together, grid, measure, scale, title, kind == "worst")
+        if maps_alone:
+            continue
         if len(grid.cells) > 1 and found and _with_points(grid):
             yield f"seeds-{measure.key}", seeds(grid, measure, title)
-    if maps.curves_of(grid).lines:
+    if not maps_alone and maps.curves_of(grid).lines:
         yield "curves", curves(grid, title)
 
 
@@ -215,14 +217,14 @@ def _dot(colour: str) -> Line2D:
 def curves(grid: Cells, title: str) -> Figure:
     """The cells that the page shows first: mean over the seeds, and a band from the least to the greatest."""
     known = maps.curves_of(grid)
-    chosen = maps.first_chosen(grid, known)
+    chosen, losses = maps.first_chosen(grid, known), maps.of_losses(grid)
     cells = list(grid.cells.items())
     lines = [Line2D([], [], color=PALETTE[i], linewidth=1.2) for i in range(len(chosen))]
     found = sheet(
         1,
         1,
         2.4,
-        title=f"{title}: accuracy over the steps, %",
+        title=f"{title}: {'loss' if losses else 'accuracy, %'}, over the steps",
         detail="Under the attack in which rules differ most, from the best to the worst; the page shows any other."
         if len(chosen) > 1
         else "",
@@ -235,7 +237,7 @@ def curves(grid: Cells, title: str) -> Figure:
     panel = found.panels[0][0]
     last = 1.0
     for line, number in zip(lines, chosen, strict=True):
-        steps, means, least, most = zip(*maps.curve(cells[number][1].outcomes), strict=True)
+        steps, means, least, most = zip(*maps.curve(cells[number][1].outcomes, losses), strict=True)
         panel.plot(steps, means, color=line.get_color(), linewidth=1.2)
         panel.fill_between(steps, least, most, color=line.get_color(), alpha=0.15, linewidth=0)
         last = max(last, steps[-1])

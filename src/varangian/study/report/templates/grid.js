@@ -90,12 +90,13 @@
     const left = 38, right = W - 10, top = 18, bottom = H - 34;
     const curves = shown.map((i) => data.cells[i][CURVE]);
     const last = Math.max(1, ...curves.flatMap((c) => c[0])), values = curves.flatMap((c) => [...c[2], ...c[3]]);
-    const low = 10 * Math.floor(Math.min(...values) / 10), high = Math.max(low + 10, 10 * Math.ceil(Math.max(...values) / 10));
+    const marks = ticks(Math.min(...values), Math.max(...values), 5), unit = marks.length > 1 ? marks[1] - marks[0] : Math.abs(values[0]) || 1;
+    const low = unit * Math.floor(Math.min(...values) / unit + 1e-9), high = Math.max(low + unit, unit * Math.ceil(Math.max(...values) / unit - 1e-9));
     const x = (t) => (left + (right - left) * t / last).toFixed(1), y = (v) => (top + (bottom - top) * (high - v) / (high - low)).toFixed(1);
     let s = "";
     for (const t of ticks(low, high, 5)) s += `<line class="rule" x1="${left}" x2="${right}" y1="${y(t)}" y2="${y(t)}"/><text class="soft" x="${left - 5}" y="${+y(t) + 4}" text-anchor="end">${t}</text>`;
     for (const t of ticks(0, last, 5)) s += `<line class="rule" x1="${x(t)}" x2="${x(t)}" y1="${bottom}" y2="${bottom + 4}"/><text class="soft" x="${x(t)}" y="${bottom + 16}" text-anchor="${t ? (t === last ? "end" : "middle") : "start"}">${t}</text>`;
-    s += `<text class="soft" x="2" y="10">accuracy, %</text><text class="soft" x="${(left + right) / 2}" y="${H - 3}" text-anchor="middle">step</text>`;
+    s += `<text class="soft" x="2" y="10">${esc(data.unit)}</text><text class="soft" x="${(left + right) / 2}" y="${H - 3}" text-anchor="middle">step</text>`;
     shown.forEach((index, i) => {
       const [steps, means, least, most] = data.cells[index][CURVE], colour = `var(--p${i % 8})`;
       const line = (v) => steps.map((t, k) => `${x(t)} ${y(v[k])}`);
@@ -103,7 +104,7 @@
         + `<polyline fill="none" stroke="${colour}" stroke-width="2" stroke-dasharray="${DASHES[i % 8]}" points="${line(means).join(" ")}"><title>${esc(data.cells[index][0])}</title></polyline>`;
     });
     const legend = shown.map((index, i) => `<span><svg class="mark" viewBox="0 0 24 12"><path d="M0 6h24" stroke="var(--p${i % 8})" stroke-width="2.5" stroke-dasharray="${DASHES[i % 8]}"/></svg>${esc(data.cells[index][0] || "all runs")} <button type="button" data-drop="${index}" aria-label="${esc("leave out " + data.cells[index][0])}">×</button></span>`).join("");
-    place.innerHTML = `<svg viewBox="0 0 ${W} ${H}" style="max-width:${W}px" role="img" aria-label="accuracy over the steps, of the cells below">${s}</svg><div class="legend">${legend}</div>`;
+    place.innerHTML = `<svg viewBox="0 0 ${W} ${H}" style="max-width:${W}px" role="img" aria-label="${esc(data.unit)} over the steps, of the cells below">${s}</svg><div class="legend">${legend}</div>`;
     for (const button of all("[data-drop]", place)) button.onclick = () => toggle(+button.dataset.drop);
   }
   draw();
