@@ -44,6 +44,9 @@ _TITLES = {
 _PLACES = {"server": "the server", "worker": "the workers", "shared": "the workers, one for all"}
 
 
+_USUAL = {f.name: f.default for f in fields(Experiment)}
+
+
 @dataclass(frozen=True)
 class Measure:
     """What a cell is the mean of.
@@ -340,7 +343,7 @@ def _axis(name: str, values: Sequence[str]) -> Axis:
 
 
 def _rank(name: str, value: str) -> tuple[object, ...]:
-    """Own rules before ours, ours in the order of their table, no attack before all, numbers by size."""
+    """Own rules before ours, ours in the order of their table, no attack first; numbers by size, the usual first."""
     if name in ("rule", "attack"):
         known = list(RULES if name == "rule" else ATTACKS)
         last = value.rpartition(" + ")[2].partition("(")[0]
@@ -349,7 +352,7 @@ def _rank(name: str, value: str) -> tuple[object, ...]:
     try:
         return (0, float(value.partition(",")[0]), value)
     except ValueError:
-        return (1, 0.0, value)
+        return (1, float(value != str(_USUAL.get(name))), value)
 
 
 def _title(name: str, value: str) -> str:
@@ -381,12 +384,11 @@ def _value(o: Outcome, name: str) -> str:
 def fixed(e: Experiment) -> list[tuple[str, str, str]]:
     """Name, title and text of the settings of a run that a reader asks for, and of all that are not the default."""
     lost = _unrun(e)
-    usual = {f.name: f.default for f in fields(Experiment)}
     always = {"dataset", "model", "workers", "byzantine", "rule", "attack", "batch_size", "steps", "learning_rate"}
     always |= {"momentum", "momentum_at", "partition"}
     found = []
     for name in _settings():
-        own = getattr(e, name) != usual[name] if name in usual else False
+        own = name in _USUAL and getattr(e, name) != _USUAL[name]
         if name in always or own or (name == "attackers" and e.attackers not in (0, e.byzantine)):
             found.append((name, _TITLES.get(name, name.replace("_", " ")), _title(name, _value(lost, name))))
     return found

@@ -122,7 +122,6 @@ def _grid(grid: Cells, pictures: Sequence[Picture]) -> dict[str, Any]:
     lines, no_line = maps.lines_of(grid)
     curves = maps.curves_of(grid)
     worst = maps.worst_maps(grid)
-    first = grid.measures[0]
     scales = [(m, maps.scale_of(grid, m)) for m in grid.measures]
     partial = any(t.mark for m in shown for _, row in m.rows for t in row)
     others = [axis for axis in grid.axes[2:] if len(axis.values) > 1]
@@ -144,6 +143,7 @@ def _grid(grid: Cells, pictures: Sequence[Picture]) -> dict[str, Any]:
         "worst_words": "The last column is the worst of the attacks." if grid.attack_column else "",
         "range_words": _range_words(grid),
         "lines": lines,
+        "remarks": any(line.remarks for line in lines),
         "seeds": len(grid.seeds),
         "references": _references(grid),
         "absent": maps.absent(grid),
@@ -154,7 +154,6 @@ def _grid(grid: Cells, pictures: Sequence[Picture]) -> dict[str, Any]:
         "pictures": pictures,
         "data": maps.json_of(maps.data(grid, curves)),
         "script": _raw("grid.js"),
-        "first": first,
     }
 
 

@@ -23,7 +23,7 @@ const signed = (v) => (v > 0 ? "+" : v < 0 ? "−" : "±") + Math.abs(v).toFixed
 
 function choices() {
   const chosen = {};
-  for (const s of document.querySelectorAll(".filters select")) chosen[s.name] = s.value;
+  for (const s of document.querySelectorAll("#filters select")) chosen[s.name] = s.value;
   return chosen;
 }
 
@@ -35,7 +35,7 @@ function options(select, list, all) {
 }
 
 function refill() {
-  const form = document.querySelector(".filters");
+  const form = document.getElementById("filters");
   const g = +form.querySelector("[name=group]").value;
   const attacked = data.runs.filter((r) => r[G] === g && r[ATTACK]);
   options(form.querySelector("[name=rate]"), data.groups[g].rates.map((r) => [r, r]));
@@ -273,7 +273,7 @@ function redraw() {
 let wide = document.documentElement.clientWidth;
 addEventListener("resize", () => { if (document.documentElement.clientWidth !== wide) { wide = document.documentElement.clientWidth; redraw(); } });
 
-const form = document.querySelector(".filters");
+const form = document.getElementById("filters");
 options(form.querySelector("[name=group]"), data.groups.map((g, i) => [i, `${g.title} (${g.study})`]));
 refill();
 form.addEventListener("change", (event) => { if (event.target.name === "group") refill(); redraw(); });
