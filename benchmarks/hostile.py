@@ -120,7 +120,7 @@ def attempt(
     if rule is not None and rule.uses_previous:
         previous = (0.75 * honest.double().mean(0)).to(dtype)
     try:
-        out = pre[0](x) if rule is None else decide(x, pre, rule, previous).aggregate
+        out = pre[0](x) if rule is None else decide(x, pre, rule, previous=previous).aggregate
     except Exception as error:
         return f"{HOSTILE[kind]}: {type(error).__name__}: {error}", x, (pre, rule), f
     if not torch.equal(x.view(torch.uint8), kept.view(torch.uint8)):

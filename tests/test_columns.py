@@ -72,7 +72,7 @@ def test_the_lower_of_two_values_equally_close(dtype: torch.dtype, n: int) -> No
         expected = torch.tensor([float(value) for value in exact(columns, low, high, window)], dtype=torch.float64)
         found, _ = kernels.column_statistic(x, low, high, window)
         assert torch.equal(found, expected.to(dtype)), (low, high, window)
-        on_a_device = _torch_statistic(*_torch_mixed(x.double(), None, low, high, window))
+        on_a_device = _torch_statistic(*_torch_mixed(x.double(), None, low=low, high=high, window=window))
         assert torch.equal(on_a_device.to(dtype), expected.to(dtype)), (low, high, window)
 
 
@@ -105,9 +105,11 @@ def test_ties_of_mixtures_are_ties(dtype: torch.dtype, kind: str, monkeypatch: p
             tolerance = 1e-13 if dtype == torch.float64 else 1e-6
             for order in (np.arange(n), random.permutation(n)):
                 mixed = (x[torch.from_numpy(order)], low, high, window, table[:, order][random.permutation(n)])
-                found, _ = kernels.column_statistic(*mixed)
+                found, _ = kernels.column_statistic(*mixed[:4], mixing=mixed[4])
                 torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
-                on_a_device = _torch_statistic(*_torch_mixed(mixed[0].double(), mixed[4], low, high, window))
+                on_a_device = _torch_statistic(
+                    *_torch_mixed(mixed[0].double(), mixed[4], low=low, high=high, window=window)
+                )
                 torch.testing.assert_close(on_a_device, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -159,7 +161,7 @@ def test_neither_sums_nor_counts_leave_the_range(size: float) -> None:
     assert vg.MeaMed(f=2)(x).item() == size
     assert vg.Phocas(f=1)(x).item() == pytest.approx(0.875 * size, rel=1e-15)
     mixing = np.full((2, 5), 0.2)
-    assert kernels.column_statistic(x, 0, 2, 1, mixing)[0].item() == pytest.approx(0.75 * size, rel=1e-15)
+    assert kernels.column_statistic(x, 0, 2, 1, mixing=mixing)[0].item() == pytest.approx(0.75 * size, rel=1e-15)
 
 
 def test_weights_as_counts() -> None:
@@ -184,6 +186,6 @@ def test_who_is_not_finite_is_counted_behind_the_mixing_in_every_type() -> None:
         x = torch.ones(8, 300, dtype=dtype)
         x[2:4, ::7] = torch.nan
         for window in (0, 3):
-            found, faulty = kernels.column_statistic(x, 1, 3, window, table)
+            found, faulty = kernels.column_statistic(x, 1, 3, window, mixing=table)
             assert faulty == 1
             assert torch.equal(found, torch.ones(300, dtype=dtype))

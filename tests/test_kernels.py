@@ -287,7 +287,7 @@ def test_mixtures_are_sums_in_the_order_of_the_rows(dtype: torch.dtype, m: int, 
     assert m == 1 or np.isfinite(expected[m // 2 :]).all()
     np.testing.assert_array_equal(kernels.weighted_rows(x, table, extra).numpy(), expected)
     narrow = np.ascontiguousarray(table[:, :n])
-    found = kernels.weighted_panel(x, narrow, None, 100, 300).to(dtype)
+    found = kernels.weighted_panel(x, narrow, None, start=100, stop=300).to(dtype)
     assert torch.equal(found.nan_to_num(0.5), kernels.weighted_rows(x, narrow)[:, 100:].nan_to_num(0.5))
 
 
@@ -333,7 +333,7 @@ def test_blend(dtype: torch.dtype, kind: str, single: bool, vector: bool) -> Non
         a, b = x.clone(), y.clone()
         out = {"x": a, "y": b, "neither": torch.empty_like(x)}[name]
         if out.shape == shape:
-            assert kernels.blend(scale, a, -0.9, b, out) is out
+            assert kernels.blend(scale, a, -0.9, b, out=out) is out
             assert torch.equal(out, found)
 
 
@@ -414,10 +414,10 @@ def test_sorting_in_registers_gives_the_same_bits(dtype: torch.dtype, n: int, mo
     }:
         for table in (None, mixing, np.eye(n)[::-1]):
             for source in (x, spoiled):
-                plain, wrong = kernels.column_statistic(source, low, high, window, table)
+                plain, wrong = kernels.column_statistic(source, low, high, window, mixing=table)
                 with monkeypatch.context() as patch:
                     patch.setattr(kernels.columns, "WORTH", 0)
-                    fast, bad = kernels.column_statistic(source, low, high, window, table)
+                    fast, bad = kernels.column_statistic(source, low, high, window, mixing=table)
                 assert torch.equal(fast.nan_to_num(7.0), plain.nan_to_num(7.0))
                 assert bad == wrong
 
@@ -494,7 +494,7 @@ def test_a_mixing_is_applied_before(dtype: torch.dtype, window: int) -> None:
     table[1] = np.eye(8)[2] / 2
     table[2] = 0
     mixed = table @ x.double().numpy()
-    found, bad = kernels.column_statistic(x, 2, 3, window, table)
+    found, bad = kernels.column_statistic(x, 2, 3, window, mixing=table)
     eps = torch.finfo(dtype).eps
     assert bad == 0
     np.testing.assert_allclose(found.double(), statistic(mixed, 2, 3, window), rtol=4 * eps, atol=4 * eps)
@@ -504,12 +504,12 @@ def test_a_mixing_does_not_touch_rows_of_weight_zero() -> None:
     x = normal(5, 200, dtype=torch.float32)
     x[4] = float("nan")
     table = np.array([[0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5, 0]])
-    found, bad = kernels.column_statistic(x, 1, 2, 0, table)
+    found, bad = kernels.column_statistic(x, 1, 2, 0, mixing=table)
     assert bad == 0
     np.testing.assert_allclose(found, statistic(table[:, :4] @ x[:4].double().numpy(), 1, 2, 0), rtol=1e-6)
     spoiled = table.copy()
     spoiled[2, 4] = 0.1
-    assert kernels.column_statistic(x, 1, 2, 0, spoiled)[1] == 1  # of the mixed rows
+    assert kernels.column_statistic(x, 1, 2, 0, mixing=spoiled)[1] == 1  # of the mixed rows
 
 
 @pytest.mark.parametrize("layout", layouts(torch.zeros(2, 2)))
@@ -630,7 +630,9 @@ def passes() -> dict[str, Callable[[], list[np.ndarray]]]:
         "blend": lambda: [kernels.blend(0.5, x, 2.0, extra[0]).numpy()],
         "columns": lambda: [kernels.column_statistic(x, 2, 7, 5)[0].numpy()],
         "moments": lambda: [m.numpy() for m in kernels.mean_and_std(x)],
-        "images": lambda: [kernels.gather_images(images, index, flip, np.ones(1), np.zeros(1)).numpy()],
+        "images": lambda: [
+            kernels.gather_images(images, index, flip=flip, scale=np.ones(1), shift=np.zeros(1)).numpy()
+        ],
     }
 
 

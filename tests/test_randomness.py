@@ -27,8 +27,8 @@ from varangian.core import randomness
 def test_a_row_of_indices_does_not_depend_on_how_many_there_are(
     seed: int, step: int, rows: int, more: int, columns: int, size: int
 ) -> None:
-    few = randomness.indices(seed, "batches", step, rows, columns, size)
-    many = randomness.indices(seed, "batches", step, rows + more, columns, size)
+    few = randomness.indices(seed, "batches", step, rows=rows, columns=columns, size=size)
+    many = randomness.indices(seed, "batches", step, rows=rows + more, columns=columns, size=size)
     assert (few == many[:rows]).all()
     assert few.shape == (rows, columns)
     assert few.dtype == np.int64
@@ -38,9 +38,9 @@ def test_a_row_of_indices_does_not_depend_on_how_many_there_are(
 
 def test_a_row_of_indices_does_not_depend_on_the_sizes_of_others() -> None:
     sizes = np.array([[5], [70], [1]])
-    found = randomness.indices(1, "batches", 3, 3, 40, sizes)
+    found = randomness.indices(1, "batches", 3, rows=3, columns=40, size=sizes)
     assert (found < sizes).all()
-    assert (found[1] == randomness.indices(1, "batches", 3, 3, 40, 70)[1]).all()
+    assert (found[1] == randomness.indices(1, "batches", 3, rows=3, columns=40, size=70)[1]).all()
 
 
 def test_nothing_else_counts() -> None:
@@ -70,23 +70,25 @@ def test_streams_of_neighbouring_workers_and_steps_do_not_overlap() -> None:
 
 
 def test_batches_differ_between_workers_and_steps() -> None:
-    one = randomness.indices(1, "batches", 0, 3, 50, 10**6)
+    one = randomness.indices(1, "batches", 0, rows=3, columns=50, size=10**6)
     assert len({tuple(row) for row in one}) == 3
     for seed, purpose, step in ((2, "batches", 0), (1, "flips", 0), (1, "batches", 1)):
-        assert (one != randomness.indices(seed, purpose, step, 3, 50, 10**6)).mean() > 0.99
+        assert (one != randomness.indices(seed, purpose, step, rows=3, columns=50, size=10**6)).mean() > 0.99
 
 
 @pytest.mark.parametrize("size", [2, 3, 10, 97])
 def test_indices_are_uniform(size: int) -> None:
     """Chi-square over 100,000 draws; the bound is six standard deviations above its mean, and the draw is fixed."""
-    counts = np.bincount(randomness.indices(7, "batches", 5, 100, 1000, size).reshape(-1), minlength=size)
+    counts = np.bincount(
+        randomness.indices(7, "batches", 5, rows=100, columns=1000, size=size).reshape(-1), minlength=size
+    )
     expected = 100_000 / size
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < size - 1 + 6 * np.sqrt(2 * (size - 1))
 
 
 def test_indices_of_neighbouring_rows_are_independent() -> None:
-    drawn = randomness.indices(7, "batches", 5, 2, 20_000, 2**31) / 2**31
+    drawn = randomness.indices(7, "batches", 5, rows=2, columns=20_000, size=2**31) / 2**31
     assert abs(np.corrcoef(drawn)[0, 1]) < 0.04  # six standard deviations
 
 
@@ -101,7 +103,7 @@ def test_integer_fits_torch_and_is_stateless() -> None:
 def test_the_numbers_are_those_of_the_first_release() -> None:
     """A change of numbers is a change of everybody's results: it belongs in the CHANGELOG."""
     assert randomness.generator(1, "batches", step=3).integers(10, size=4).tolist() == [7, 9, 0, 8]
-    assert randomness.indices(1, "batches", 2, 2, 3, 1000).tolist() == GOLDEN_INDICES
+    assert randomness.indices(1, "batches", 2, rows=2, columns=3, size=1000).tolist() == GOLDEN_INDICES
     assert randomness.integer(1, "model") == GOLDEN_INTEGER
 
 
@@ -119,7 +121,7 @@ def test_different_seeds_different_numbers(purpose: str) -> None:
     """Up to 2^63, where a float64 no longer tells them apart."""
     for draw in (
         lambda seed: randomness.generator(seed, purpose).bytes(16),
-        lambda seed: randomness.indices(seed, purpose, 1, 2, 3, 2**31).tobytes(),
+        lambda seed: randomness.indices(seed, purpose, 1, rows=2, columns=3, size=2**31).tobytes(),
         lambda seed: randomness.integer(seed, purpose),
     ):
         assert len({draw(seed) for seed in SEEDS}) == len(SEEDS)

@@ -256,7 +256,7 @@ def test_what_workers_do_in_one_pass_is_what_they_do_one_by_one(scale: int) -> N
     clip, momentum = vg.Clip(4.0 * 2.0**scale), vg.Momentum(0.9)
     expected = momentum(clip(x + 0.5 * y)[0], memory)[0]
     out = torch.empty_like(x)
-    kernels.send_rows(x, 0.5, y, clip.scales, 1.0, 0.9, memory, out, False)
+    kernels.send_rows(x, 0.5, y, scale=clip.scales, keep=1.0, beta=0.9, memory=memory, out=out, moments=False)
     torch.testing.assert_close(out * 2.0**-scale, expected * 2.0**-scale, rtol=1e-12, atol=1e-12)
 
 

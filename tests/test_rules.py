@@ -405,7 +405,7 @@ def test_what_looks_from_one_point_reads_the_vectors_once(
     expected = rule.apply(x, table, previous)
     monkeypatch.setattr(kernels, "squared_distances", None)
     monkeypatch.setattr(Held, "measured", None)
-    actual = decide(x, pre, rule, previous).aggregate
+    actual = decide(x, pre, rule, previous=previous).aggregate
     limit = 1e-9 if dtype == torch.float64 else 2e-6
     np.testing.assert_allclose(actual, expected, rtol=0, atol=limit * float(expected.abs().max()))
 
@@ -668,7 +668,7 @@ def test_caf_behind_nnm_sees_equal_mixtures_as_equal(dtype: torch.dtype) -> None
     for _ in range(150):
         honest = torch.from_numpy(random.standard_normal((10, 3))).to(dtype)
         x = torch.cat([honest, attack.to(dtype)])
-        out = decide(x, (NearestNeighborMixing(2),), CAF(2), None).aggregate
+        out = decide(x, (NearestNeighborMixing(2),), CAF(2), previous=None).aggregate
         assert (out.double() - honest.double().mean(0)).abs().max() < 0.1
 
 

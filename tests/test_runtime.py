@@ -204,8 +204,8 @@ def test_images_of_any_layout_and_type(name: str) -> None:
     for index in (random.integers(0, 9, 20), np.zeros(0, np.int64)):
         flip = random.integers(0, 2, index.size).astype(bool)
         for flags in (None, flip):
-            found = kernels.gather_images(given, index, flags, scale, shift)
-            assert torch.equal(found, kernels.gather_images(plain, index, flags, scale, shift))
+            found = kernels.gather_images(given, index, flip=flags, scale=scale, shift=shift)
+            assert torch.equal(found, kernels.gather_images(plain, index, flip=flags, scale=scale, shift=shift))
             assert found.shape == (index.size, 3, 5, 7)
 
 
@@ -216,9 +216,13 @@ def test_states_of_another_shape_are_refused() -> None:
         with pytest.raises(ValueError, match="or with one of them"):
             kernels.blend(0.5, x, 2.0, y)
         with pytest.raises(ValueError, match="or with one of them"):
-            kernels.send_rows(x, 0.1, x[0], None, 0.1, 0.9, y, torch.empty_like(x), False)
+            kernels.send_rows(
+                x, 0.1, x[0], scale=None, keep=0.1, beta=0.9, memory=y, out=torch.empty_like(x), moments=False
+            )
         with pytest.raises(ValueError, match="or with one of them"):
-            kernels.send_rows(x, 0.1, y, None, 0.1, 0.9, None, torch.empty_like(x), False)
+            kernels.send_rows(
+                x, 0.1, y, scale=None, keep=0.1, beta=0.9, memory=None, out=torch.empty_like(x), moments=False
+            )
 
 
 def test_panels_are_small_enough_for_one_thread_of_torch() -> None:

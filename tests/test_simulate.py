@@ -128,8 +128,8 @@ def test_the_worker_half_in_one_go_gives_the_same_bits(
     if memory is not None:
         out = memory  # as in the simulator
     found = kernels.send_rows(
-        gradients, 1e-2, point, None if clip is None else clip.scales, 0.7 if stages[:1] == (momentum,) else 1.0,
-        0.9, memory, out, True,
+        gradients, 1e-2, point, scale=None if clip is None else clip.scales,
+        keep=0.7 if stages[:1] == (momentum,) else 1.0, beta=0.9, memory=memory, out=out, moments=True,
     )  # fmt: skip
     assert torch.equal(out, sent)
     for got, wanted in zip(found, (sampled, sent), strict=True):

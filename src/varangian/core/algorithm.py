@@ -111,7 +111,7 @@ class Algorithm:
         return self.rule.uses_previous or any(stage.uses_previous for stage in self.worker)
 
     def init(
-        self, h: int, d: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
+        self, h: int, d: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", *, seed: int = 0
     ) -> State:
         """Zero momenta: of h workers and of the server.
 
@@ -178,7 +178,7 @@ class Algorithm:
         for place, (stage, memory) in enumerate(zip(self.worker, state.worker, strict=True), 1):
             inside = memory if stage.remembers else gradients  # what is remembered must outlive the gradients
             target = out if out is None or place == len(self.worker) else inside
-            vectors, memory = _applied(stage, vectors, memory, state.previous, target)
+            vectors, memory = _applied(stage, vectors, memory, previous=state.previous, out=target)
             memories.append(memory)
         if out is not None and vectors is not out:
             vectors = out.copy_(vectors)
@@ -216,7 +216,7 @@ class Algorithm:
         _check_state(state)
         _check_memories(self.server, "server", state.server, vectors[0] if len(vectors) else None)
         self._check_previous(state, vectors)
-        return decide(vectors, self.pre, self.rule, state.previous, Draw(state.seed, state.step))
+        return decide(vectors, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step))
 
     @kernels.eager
     def finish(self, decision: Decision, state: State, in_place: bool = False) -> tuple[Tensor, State]:
@@ -229,7 +229,7 @@ class Algorithm:
         update, memories = decision.aggregate, []
         _check_memories(self.server, "server", state.server, update)
         for stage, memory in zip(self.server, state.server, strict=True):
-            update, memory = _applied(stage, update, memory, None, memory if in_place else None)
+            update, memory = _applied(stage, update, memory, previous=None, out=memory if in_place else None)
             memories.append(memory)
         previous = decision.aggregate.clone() if self.remembers_aggregate else None
         return update, State(state.worker, tuple(memories), previous, state.step + 1, state.seed)
@@ -289,7 +289,7 @@ def _check_memories(
 
 
 def _applied(
-    stage: Transform, x: Tensor, memory: Tensor | None, previous: Tensor | None, out: Tensor | None
+    stage: Transform, x: Tensor, memory: Tensor | None, *, previous: Tensor | None, out: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """What a stage makes of x.
 

@@ -39,7 +39,7 @@ UNSAID: Any = _Unsaid()
 MOST_SEED = 2**63 - 1  # what NumPy, torch and a signed 64-bit field of a table hold
 
 
-def whole(owner: object, name: str, value: Any, least: int = 0, optional: bool = False) -> int:
+def whole(owner: object, name: str, value: Any, *, least: int = 0, optional: bool = False) -> int:
     """The value as an int; ValueError("LASA needs an integer f >= 0, got 1.0.") for truth values, floats and text."""
     holds = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
     require(owner, holds, f"an integer {name} >= {least}{' (or None)' if optional else ''}", value)
@@ -55,10 +55,10 @@ def set_whole(owner: object, name: str, least: int = 0, optional: bool = False) 
         kind = type(owner).__name__
         raise ValueError(f"{kind} needs {name}, how many vectors may be Byzantine: {kind}({name}=...); 0 must be said.")
     if not (optional and value is None):
-        object.__setattr__(owner, name, whole(owner, name, value, least, optional))
+        object.__setattr__(owner, name, whole(owner, name, value, least=least, optional=optional))
 
 
-def set_real(owner: object, name: str, rule: str, holds: Callable[[Any], bool], optional: bool = False) -> None:
+def set_real(owner: object, name: str, rule: str, holds: Callable[[Any], bool], *, optional: bool = False) -> None:
     """Makes an option of a frozen dataclass a number of Python's own that keeps the rule, or raises ValueError."""
     value: Any = getattr(owner, name)
     if optional and value is None:

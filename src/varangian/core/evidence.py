@@ -98,7 +98,9 @@ def scores(pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None) -> np.n
     return np.where(good, found, np.inf)
 
 
-def scores_of(x: Tensor, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, draw: Draw) -> np.ndarray | None:
+def scores_of(
+    x: Tensor, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, *, draw: Draw
+) -> np.ndarray | None:
     """As :func:`scores`, where the vectors are at hand: for a rule that decides without distances and yet scores by
     them, they are measured."""
     if geometry is None and type(rule).score is not Rule.score:

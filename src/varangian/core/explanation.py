@@ -92,6 +92,7 @@ def explain(
     x: Any,
     algorithm: Algorithm | Rule,
     previous: Any = None,
+    *,
     coordinates: int = COORDINATES,
     step: int = 0,
     seed: int = 0,
@@ -130,7 +131,7 @@ def explain(
     matrix, restore = as_matrix(rule, x)
     previous = as_previous(rule, previous, matrix)
     draw = Draw(seed, step)
-    decision = decide(matrix, pre, rule, previous, draw)
+    decision = decide(matrix, pre, rule, previous=previous, draw=draw)
     n, looked_at, weight = matrix.shape[0], 0, None
     statistic = rule.statistic(n if decision.table is None else decision.table.shape[0])
     if statistic is not None:
@@ -143,7 +144,7 @@ def explain(
     norm = kernels.squared_norms(matrix).sqrt().cpu().numpy()
     finite = np.isfinite(norm)
     distance = np.sqrt(kernels.squared_distances_to(matrix, decision.aggregate))
-    score, score_name = scores_of(matrix, pre, rule, decision.geometry, draw), ""
+    score, score_name = scores_of(matrix, pre, rule, decision.geometry, draw=draw), ""
     if score is not None:
         score_name = (rule.score_name or f"score of {type(rule).__name__}") + (", after mixing" if pre else "")
     return Explanation(

@@ -91,7 +91,7 @@ class Held(Vectors):
         total = np.zeros((table.shape[0] + (self.e if extra else 0) + 1,) * 2)
         for start in range(0, self.d, PANEL):
             stop = min(start + PANEL, self.d)
-            mixed = kernels.weighted_panel(self.x, table, self.extra, start, stop)
+            mixed = kernels.weighted_panel(self.x, table, self.extra, start=start, stop=stop)
             others = self.extra[:, start:stop].double() if extra and self.extra is not None else None
             total += kernels.squared_distances(mixed, others)
         return total
@@ -490,7 +490,7 @@ class Geometry:
             if self.table is None:
                 block = panel[index.tolist()]
             else:  # sums in another order differ by rounding, which tells nobody apart
-                block = kernels.weighted_panel(panel, self.table[index], extra, 0, stop - start)
+                block = kernels.weighted_panel(panel, self.table[index], extra, start=0, stop=stop - start)
                 every = (panel if extra is None else torch.cat([panel, extra])).double().abs()
                 sizes = torch.where(every.isfinite(), every, 0).cpu().numpy()
                 slack = numerics.AGREED * (np.abs(self.table[index]) @ sizes)

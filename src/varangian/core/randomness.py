@@ -87,7 +87,7 @@ BARE = Draw()
 """What a bare call of a rule or a mixing draws, when nobody says the step."""
 
 
-def indices(seed: int, purpose: str, step: int, rows: int, columns: int, size: int | np.ndarray) -> np.ndarray:
+def indices(seed: int, purpose: str, step: int, *, rows: int, columns: int, size: int | np.ndarray) -> np.ndarray:
     """[rows, columns] uniform integers in [0, size): row i is the same whatever the number of rows.
 
     One multiplication per number and no rejection, so that row i always starts at word i * columns of the stream; the

@@ -169,7 +169,7 @@ class Rule(Constructed):
         """
         matrix, restore = as_matrix(self, x)
         previous = as_previous(self, previous, matrix)
-        return restore(decide(matrix, (), self, previous, Draw(0, whole(self, "step", step))).aggregate)
+        return restore(decide(matrix, (), self, previous=previous, draw=Draw(0, whole(self, "step", step))).aggregate)
 
     @abstractmethod
     def choose(self, n: int, geometry: Geometry | None) -> np.ndarray | None:
@@ -446,7 +446,9 @@ def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
         raise ValueError(f"{type(rule).__name__} must have a center that is {places}, got {shown(center)}.")
 
 
-def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None = None, draw: Draw = BARE) -> Decision:
+def decide(
+    x: Tensor, pre: Sequence[Mixing], rule: Rule, *, previous: Tensor | None = None, draw: Draw = BARE
+) -> Decision:
     """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result."""
     x, n = kernels.contiguous(x.detach()), x.shape[0]
     check_rows(pre, rule, n)
@@ -464,7 +466,7 @@ def decide(x: Tensor, pre: Sequence[Mixing], rule: Rule, previous: Tensor | None
     if sight != "nothing":
         geometry, seen = Geometry.seen(x, extra, partial(_measured, sight))
         x, unit, previous = seen.x, seen.unit, None if seen.extra is None else seen.extra[0]
-    table, geometry = weigh(n, pre, rule, geometry, draw)
+    table, geometry = weigh(n, pre, rule, geometry, draw=draw)
     answer = checked_answer(rule, rule.apply(x, table, previous, *([draw] if rule.draws else [])), x)
     return Decision(answer if unit == 1 else answer * unit, table, geometry)
 
@@ -499,7 +501,7 @@ def _measured(sight: Sight, x: Tensor, extra: Tensor | None) -> np.ndarray:
 
 
 def weigh(
-    n: int, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, draw: Draw = BARE
+    n: int, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, *, draw: Draw = BARE
 ) -> tuple[np.ndarray | None, Geometry | None]:
     """What is decided in n x n: the weights for :meth:`Rule.apply`, and the geometry that the rule saw."""
     table = None

@@ -18,7 +18,7 @@ from .stages import check_rows
 SUBSETS = 5000  # as many sets S are all looked at; among more, those that look worst
 
 
-def empirical_kappa(rule: Rule, n: int, d: int = 3, seed: int = 0, evaluations: int = 500) -> float:
+def empirical_kappa(rule: Rule, n: int, *, d: int = 3, seed: int = 0, evaluations: int = 500) -> float:
     """The greatest ||F(x) - mean_S||^2 / (mean over i in S of ||x_i - mean_S||^2) that a search over x finds.
 
     S is any set of n - f vectors. (f, kappa)-robustness says that no x exceeds kappa; what is found here is a *lower

@@ -18,7 +18,7 @@ from .checks import kind_of, require, set_real
 from .construction import Constructed
 
 
-def check_like(owner: object, what: str, value: object, x: Tensor, rows: bool = True) -> None:
+def check_like(owner: object, what: str, value: object, x: Tensor, *, rows: bool = True) -> None:
     """Raises ValueError unless the value is a tensor of x's shape (its last dimension alone without ``rows``), type and
     device. Kernels index what they are given: nothing of another shape may come near them."""
     shape = x.shape if rows else x.shape[-1:]
@@ -170,7 +170,7 @@ class Momentum(Transform):
         _check_call(self, x, out)
         check_like(self, "its memory, which Algorithm.init makes,", memory, x)
         assert memory is not None
-        moved = kernels.blend(1 - self.dampening, x, self.beta, memory, memory if out is x else out)
+        moved = kernels.blend(1 - self.dampening, x, self.beta, memory, out=memory if out is x else out)
         return moved, moved.clone() if out is None else moved
 
     def overflow(self, dtype: torch.dtype) -> float:
@@ -220,7 +220,7 @@ class SharedMomentum(Transform):
         _check_call(self, x, out)
         check_like(self, "the last aggregate", previous, x, rows=False)
         assert previous is not None
-        return kernels.blend(1 - self.dampening, x, self.beta, previous, out), None
+        return kernels.blend(1 - self.dampening, x, self.beta, previous, out=out), None
 
     def look_ahead(self, parameters: Tensor, memory: Tensor | None, previous: Tensor | None, lr: float) -> Tensor:
         if not self.nesterov:

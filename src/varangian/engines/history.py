@@ -267,7 +267,7 @@ class History:
     ) -> None:
         self.title, self.hosts = title, tuple(hosts)
         self.noun: Noun = noun
-        self.window = None if window is None else whole(self, "window", window, 1)
+        self.window = None if window is None else whole(self, "window", window, least=1)
         self.warn, self.first = warn if first else None, first
         self.workers = tuple(range(len(hosts)))
         self.steps = self.skipped = 0

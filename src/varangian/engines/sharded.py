@@ -487,7 +487,7 @@ class Step:
             vectors = Sharded(self._ranks, sent, self._of.watched)
             geometry = Geometry.measured_as(numbers[2 * size :].reshape(squared.shape), vectors)
             try:
-                table, geometry = weigh(size, pre, rule, geometry, self._draw)
+                table, geometry = weigh(size, pre, rule, geometry, draw=self._draw)
                 score = scores(pre, rule, geometry)
                 vectors.meet()
             except ElsewhereError:
@@ -560,7 +560,7 @@ class Step:
                 weight = weights_of_table(table, n)
             else:
                 weight = weights_in_columns(x, table, statistic, np.arange(0, x.shape[1], self._of.stride))
-            score = scores_of(x, algorithm.pre, algorithm.rule, decision.geometry, self._draw)
+            score = scores_of(x, algorithm.pre, algorithm.rule, decision.geometry, draw=self._draw)
             distance = np.sqrt(kernels.squared_distances_to(x, decision.aggregate))
             found = suspicion(distance if score is None else score, self.finite)
             self.evidence = Evidence(weight, found, self.finite, x.shape[1])

@@ -45,7 +45,7 @@ class Examples:
         """(inputs [B, ...], labels [B, ...]) of the given examples; those with ``flip`` mirrored."""
         chosen = torch.from_numpy(index)
         if self.image:
-            inputs = kernels.gather_images(self.split.inputs, index, flip, self.scale, self.shift)
+            inputs = kernels.gather_images(self.split.inputs, index, flip=flip, scale=self.scale, shift=self.shift)
         else:
             mirrored = None if flip is None else torch.from_numpy(flip)
             inputs = prepare(self.dataset, self.split.inputs[chosen], mirrored)
@@ -102,12 +102,13 @@ class Sampler:
         if self.profile == "published":
             index, weights = self._from_stream(step)
         elif self._parts is None:
-            index = randomness.indices(self.seed, "batches", step, h, b, self.size)
+            index = randomness.indices(self.seed, "batches", step, rows=h, columns=b, size=self.size)
         else:
-            index = self._parts[self._starts + randomness.indices(self.seed, "batches", step, h, b, self._sizes)]
+            places = randomness.indices(self.seed, "batches", step, rows=h, columns=b, size=self._sizes)
+            index = self._parts[self._starts + places]
         flip = None
         if self.flip:
-            flip = randomness.indices(self.seed, "flips", step, h, b, 2).astype(bool).reshape(-1)
+            flip = randomness.indices(self.seed, "flips", step, rows=h, columns=b, size=2).astype(bool).reshape(-1)
         inputs, labels = self.examples(index.reshape(-1), flip)
         return Batch(inputs.unflatten(0, (h, b)), labels.unflatten(0, (h, b)), weights)
 
@@ -150,7 +151,8 @@ class Evaluator:
     ) -> tuple[float, ...]:
         prepared = self._prepared
         if prepared is None:
-            flip = randomness.indices(self.seed, "test-flips", step, 1, len(self.examples.split), 2)[0].astype(bool)
+            count = len(self.examples.split)
+            flip = randomness.indices(self.seed, "test-flips", step, rows=1, columns=count, size=2)[0].astype(bool)
             prepared = [self.examples(chunk, flip[chunk]) for chunk in self.chunks]
         return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared], metrics)
 
@@ -391,15 +393,16 @@ class Simulation:
                 return torch.ones_like(norm) if clip is None else clip.scales(norm)
 
             sampled, sent = kernels.send_rows(
-                self.sampled, factor, direction, None if stages == () else scales,
-                1.0 if momentum is None else 1 - momentum.dampening, 0.0 if momentum is None else momentum.beta,
-                memory, out, self.meter is not None or self.attack is not None,
+                self.sampled, factor, direction, scale=None if stages == () else scales,
+                keep=1.0 if momentum is None else 1 - momentum.dampening,
+                beta=0.0 if momentum is None else momentum.beta,
+                memory=memory, out=out, moments=self.meter is not None or self.attack is not None,
             )  # fmt: skip
             remembered = unspoilt(out, [out], kept)[0] if kept else out
             memories = tuple(remembered if stage is momentum else None for stage in stages)
             return replace(state, worker=memories), sampled, sent
         if factor:
-            kernels.blend(1.0, self.sampled, factor, direction, self.sampled)
+            kernels.blend(1.0, self.sampled, factor, direction, out=self.sampled)
         _, state = self.algorithm.send(self.sampled, state, out=out)
         return state, None, None
 

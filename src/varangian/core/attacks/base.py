@@ -53,7 +53,7 @@ class ComposedDefence:
 
     @kernels.eager
     def __call__(self, x: Tensor) -> Tensor:
-        return decide(x, self.pre, self.rule, self.previous, self.draw).aggregate
+        return decide(x, self.pre, self.rule, previous=self.previous, draw=self.draw).aggregate
 
 
 def as_defence(defence: Any, previous: Tensor | None = None) -> Defence | None:
@@ -160,12 +160,12 @@ class Attack(Constructed):
 
     @overload
     def __call__(
-        self, honest: Tensor | Sequence[Tensor], f: int, defence: Defence | Algorithm | None = None,
+        self, honest: Tensor | Sequence[Tensor], f: int, defence: Defence | Algorithm | None = None, *,
         previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
     ) -> Tensor: ...  # fmt: skip
     @overload
     def __call__(
-        self, honest: np.ndarray | Sequence[np.ndarray], f: int, defence: Defence | Algorithm | None = None,
+        self, honest: np.ndarray | Sequence[np.ndarray], f: int, defence: Defence | Algorithm | None = None, *,
         previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
     ) -> np.ndarray: ...  # fmt: skip
     @kernels.eager
@@ -174,6 +174,7 @@ class Attack(Constructed):
         honest: Any,
         f: int,
         defence: Defence | Algorithm | None = None,
+        *,
         previous: Any = None,
         random: np.random.Generator | None = None,
         flipped: Any = None,

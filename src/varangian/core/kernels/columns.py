@@ -245,7 +245,7 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
         parts = []
         for s, t in panels(x):
             a, b = as_rows(x[:, s:t]), as_rows(x[:0, s:t] if extra is None else extra[:, s:t])
-            parts.append(torch.from_numpy(_weighted_sum(a, b, used, factors, divisor)).to(x.dtype))
+            parts.append(torch.from_numpy(_weighted_sum(a, b, used=used, factors=factors, divisor=divisor)).to(x.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
     out = x.new_empty(d)
     device_weights = torch.from_numpy(factors).to(x.device)
@@ -257,7 +257,7 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
 
 
 def _weighted_sum(
-    x: np.ndarray, extra: np.ndarray, used: np.ndarray, factors: np.ndarray, divisor: float
+    x: np.ndarray, extra: np.ndarray, *, used: np.ndarray, factors: np.ndarray, divisor: float
 ) -> np.ndarray:
     d = x.shape[1]
     result = np.empty(d, x.dtype)
@@ -276,7 +276,7 @@ def zeros_like_row(x: Tensor) -> Tensor:
     return torch.from_numpy(np.zeros(x.shape[1], as_rows(x[:, :1]).dtype)) if is_native(x) else x.new_zeros(x.shape[1])
 
 
-def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, start: int, stop: int) -> Tensor:
+def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, *, start: int, stop: int) -> Tensor:
     """Columns start..stop of weighted_rows for weights [m, n+e], not rounded: [m, stop - start] in float64."""
     panel = x[:, start:stop]
     others = panel[:0] if extra is None else extra[:, start:stop]
@@ -372,7 +372,7 @@ class _Statistic(NamedTuple):
     total: float  # what the sum of scaled values that is the answer is to be divided by
 
     @classmethod
-    def of(cls, m: int, low: int, high: int, window: int, wide: bool, terms: int, divisor: float) -> _Statistic:
+    def of(cls, m: int, *, low: int, high: int, window: int, wide: bool, terms: int, divisor: float) -> _Statistic:
         """Of m values, float64 ones or not, each a sum of so many terms."""
         scale = 2.0 ** -int(2 * m).bit_length() if wide else 1.0
         slack = 16 * terms * 2.0**-53
@@ -445,7 +445,7 @@ def _sort_lanes(typingctx, bases, plan, column, most, place, out, up, down, tota
             a, b = builder.fmul(value, over), builder.fmul(value, under)
             return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
-        scale = _Statistic.of(n, low, high, window, width == 64, 0, 1.0).scale
+        scale = _Statistic.of(n, low=low, high=high, window=window, wide=width == 64, terms=0, divisor=1.0).scale
         least, greatest, unsigned = operation("smin"), operation("smax"), operation("umax")
         shift, mask = constant(width - 1), constant((1 << (width - 1)) - 1)
         rows, largest = data(0), builder.bitcast(data(3), pointer)
@@ -666,7 +666,7 @@ def _sides(n: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _column_statistic(
-    x: np.ndarray, mixing: np.ndarray | None, low: int, high: int, window: int
+    x: np.ndarray, mixing: np.ndarray | None, *, low: int, high: int, window: int
 ) -> tuple[np.ndarray, np.ndarray]:
     n, d = x.shape
     m = n if mixing is None else mixing.shape[0]
@@ -679,7 +679,9 @@ def _column_statistic(
         mixture = _Mixture.of(table)
     elif mixes and mixing is not None:
         mixture = _Mixture.made_of(mixing, torch.float32)
-    statistic = _Statistic.of(m, low, high, window, kind == np.float64, n * mixes, divisor)
+    statistic = _Statistic.of(
+        m, low=low, high=high, window=window, wide=kind == np.float64, terms=n * mixes, divisor=divisor
+    )
     integer, shift, mask, infinity = _INTEGERS[kind]
     size, count = chunks(d, SORT_WIDTH, 8)
     bad, out = np.zeros((count, m), np.uint8), np.empty(d, x.dtype)
@@ -712,7 +714,7 @@ def _column_statistic(
 
 
 def column_statistic(
-    x: Tensor, low: int, high: int, window: int = 0, mixing: np.ndarray | None = None
+    x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None
 ) -> tuple[Tensor, int]:
     """Per column of [n, d], or of mixing @ x for a mixing [m, n]: the mean of the values of ranks low..high-1, and with
     a ``window`` the mean of the ``window`` values closest to that (ties to the lower value).
@@ -725,27 +727,31 @@ def column_statistic(
     for s, t in panels(x) if native else [(s, s + PANEL) for s in range(0, x.shape[1], PANEL)]:
         panel = x[:, s:t]
         if native:
-            part, faulty = _column_statistic(as_rows(panel), mixing, low, high, window)
+            part, faulty = _column_statistic(as_rows(panel), mixing, low=low, high=high, window=window)
             parts.append(torch.from_numpy(part).to(x.dtype))
         else:
-            wide, statistic = _torch_mixed(panel.double(), mixing, low, high, window)
+            wide, statistic = _torch_mixed(panel.double(), mixing, low=low, high=high, window=window)
             faulty = (~wide.isfinite().all(1)).cpu().numpy()
             parts.append(_torch_statistic(wide, statistic).to(x.dtype))
         bad |= faulty
     return parts[0] if len(parts) == 1 else torch.cat(parts), int(bad.sum())
 
 
-def _torch_mixed(x: Tensor, mixing: np.ndarray | None, low: int, high: int, window: int) -> tuple[Tensor, _Statistic]:
+def _torch_mixed(
+    x: Tensor, mixing: np.ndarray | None, *, low: int, high: int, window: int
+) -> tuple[Tensor, _Statistic]:
     """What is to be sorted, in float64, and what is asked of it."""
     n = x.shape[0]
     if mixing is None:
-        return x, _Statistic.of(n, low, high, window, True, 0, 1.0)
+        return x, _Statistic.of(n, low=low, high=high, window=window, wide=True, terms=0, divisor=1.0)
     table, divisor = as_counts(mixing, torch.float64)
     rows = []
     for row in table:
         used = np.flatnonzero(row)
         rows.append(torch.from_numpy(row[used]).to(x.device) @ x[torch.from_numpy(used).to(x.device)])
-    return torch.stack(rows), _Statistic.of(len(table), low, high, window, True, n, divisor)
+    return torch.stack(rows), _Statistic.of(
+        len(table), low=low, high=high, window=window, wide=True, terms=n, divisor=divisor
+    )
 
 
 def _torch_statistic(x: Tensor, statistic: _Statistic) -> Tensor:

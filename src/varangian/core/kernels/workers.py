@@ -33,7 +33,7 @@ def _beside(x: Tensor, y: Tensor) -> np.ndarray:
     return as_rows(rows)
 
 
-def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tensor | None = None) -> Tensor:
+def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Tensor | None = None) -> Tensor:
     """scale_i x_i + factor y_i for each row, [..., d]: scale may be one number a row, y may be a single row.
 
     ``out`` may be x or y. One pass.
@@ -115,7 +115,7 @@ def _send(x, factor, y, scales, keep, beta, memory, start, stop, held, sums, mom
 
 
 def send_rows(
-    x: Tensor, factor: float, y: Tensor, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
+    x: Tensor, factor: float, y: Tensor, *, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
     memory: Tensor | None, out: Tensor, moments: bool,
 ) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:  # fmt: skip
     """What workers do to their gradients, without writing anything in between: l2, clipping, momentum.
@@ -178,7 +178,7 @@ def _gather(images, index, flip, mirror, scale, shift, start, stop, plane, out):
 
 
 def gather_images(
-    images: Tensor, index: np.ndarray, flip: np.ndarray | None, scale: np.ndarray, shift: np.ndarray
+    images: Tensor, index: np.ndarray, *, flip: np.ndarray | None, scale: np.ndarray, shift: np.ndarray
 ) -> Tensor:
     """Picks images [N, C, H, W] by index [B], mirrors those with flip, and maps channel c to scale_c p + shift_c:
     [B, C, H, W] float32, in one pass; those that lie otherwise in memory, or are of half a type, are copied first."""

@@ -99,7 +99,7 @@ class Bulyan(Rule):
             return lambda points: krum_scores(points, f, distance=self.distance, among=among)
 
         if self.selection == "frozen":
-            geometry, scores = sure_scores(geometry, score(remaining), range(1, n), self.ties)
+            geometry, scores = sure_scores(geometry, score(remaining), range(1, n), ties=self.ties)
             ranking = geometry.smallest(scores, n, ties=self.ties)
         rows = []
         for _ in range(rounds):
@@ -111,7 +111,7 @@ class Bulyan(Rule):
             else:
                 count = max(left - f - 2, 1)
             if self.selection == "rescored":
-                geometry, scores = sure_scores(geometry, score(remaining), [1, count], self.ties, remaining)
+                geometry, scores = sure_scores(geometry, score(remaining), [1, count], ties=self.ties, among=remaining)
                 ranking = geometry.smallest(scores, left, remaining, self.ties)
             rows.append(mean_weights(ranking[:count], n))
             best, ranking = ranking[0], ranking[1:]

@@ -424,7 +424,7 @@ class LASA(General):
         super().__post_init__()
         listed = isinstance(self.layers, (tuple, list))
         require(self, listed, "layers as a tuple of the places where they end", self.layers)
-        object.__setattr__(self, "layers", tuple(whole(self, "end of a layer", end, 1) for end in self.layers))
+        object.__setattr__(self, "layers", tuple(whole(self, "end of a layer", end, least=1) for end in self.layers))
         ascending = all(a < b for a, b in pairwise(self.layers))
         require(self, ascending, "layers that end at ascending places", self.layers)
         set_real(self, "sparsity", "sparsity in [0, 1)", lambda sparsity: 0 <= sparsity < 1)

@@ -59,6 +59,7 @@ def krum_scores(
     f: int,
     neighbours: Literal["n-f-2", "n-f-1"] = "n-f-2",
     distance: Literal["squared", "plain"] = "squared",
+    *,
     among: np.ndarray | None = None,
 ) -> np.ndarray:
     """Krum's score of each point: the sum of the (squared) distances to its nearest others; lower is better.
@@ -77,6 +78,7 @@ def sure_scores(
     geometry: Geometry,
     score: Callable[[Geometry], np.ndarray],
     places: Sequence[int],
+    *,
     ties: Ties = "value",
     among: np.ndarray | None = None,
 ) -> tuple[Geometry, np.ndarray]:
@@ -152,7 +154,7 @@ class MultiKrum(Selecting):
 
     def weights(self, geometry: Geometry) -> np.ndarray:
         m = geometry.n - self.f - 2 if self.m is None else self.m
-        geometry, scores = sure_scores(geometry, self.score, [m], self.ties)
+        geometry, scores = sure_scores(geometry, self.score, [m], ties=self.ties)
         return mean_weights(geometry.smallest(scores, m, ties=self.ties), geometry.n)
 
 

@@ -296,7 +296,9 @@ class RobustStrategy(Strategy):
         try:
             f = self._given(f, len(nodes), len(dropped))
             algorithm = _tolerating(self.algorithm, f)
-            found = explain(vectors, algorithm, state.previous, COORDINATES, state.step, state.seed)
+            found = explain(
+                vectors, algorithm, state.previous, coordinates=COORDINATES, step=state.step, seed=state.seed
+            )
             update, state = algorithm.finish(Decision(found.aggregate, None, None), state)
             arrays = model.moved(self.learning_rate * update, [buffers[node] for node in nodes], f)
         except Refused as error:
