@@ -246,6 +246,16 @@ def test_a_script_without_guard_is_told_so_in_one_line(tmp_path: Path) -> None:
     assert end.stdout == "2\n"
 
 
+def test_a_program_that_is_no_file(tmp_path: Path) -> None:
+    program = (
+        "import varangian as vg\nvg.sweep(vg.Experiment(rule='median', workers=11, byzantine=2, steps=1), 'out')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    end = subprocess.run([sys.executable, "-"], input=program, **options)
+    assert end.stderr.strip().endswith("sweep(), and <stdin> is no file: write one.")
+
+
 def test_what_was_handed_over_in_python_has_no_name_in_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,7 +137,7 @@ def sweep(
                 display.say(note)
             manage(plan, workers, display, record)
     except KeyboardInterrupt:  # from here, not from whatever line it was waiting in
-        complete_now = plan.skipped + plan.done
+        complete_now = sum(complete(folder) for folder in folders.values())
         raise KeyboardInterrupt(f"{complete_now} of {len(mine)} runs are complete; the same call goes on.") from None
     finally:
         outcomes = tuple(_collect(out, everything, plan.failed))

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +62,11 @@ class LocalWorkers:
         self.stillborn = 0
 
     def __enter__(self) -> LocalWorkers:
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        if self.plan.todo and script is not None and not os.path.exists(script):
+            raise ValueError(
+                f"worker processes import the script that calls sweep(), and {script} is no file: write one."
+            )
         for _ in range(self.plan.jobs if self.plan.todo else 0):
             self.processes.append(self._start())
         return self
