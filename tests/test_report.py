@@ -570,7 +570,8 @@ def test_panels_without_data_say_how_to_get_it(tmp_path: Path, monkeypatch: pyte
 
     ran = []
     monkeypatch.setattr(cli_study, "open_dataset", lacks)
-    monkeypatch.setattr(cli_study, "sweep", lambda experiments, *rest: ran.extend(experiments) or _nothing())
+    taken = lambda grids, *_, **__: ran.extend(e for g in grids for e in g.experiments()) or _nothing()  # noqa: E731
+    monkeypatch.setattr(cli_study, "sweep", taken)
     result = CliRunner().invoke(reproduce, ["--seeds", "1", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert {e.dataset for e in ran} == {"mnist", "fashion-mnist"}
