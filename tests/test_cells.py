@@ -199,6 +199,10 @@ def test_own_rules_have_a_title_and_are_not_imported(undrawn: None, tmp_path: Pa
     assert list(grid.axes[0].titles.values()) == ["MyRule", "Multi-Krum", "Median"]  # it comes first
     assert [a.name for a in grid.axes] == ["rule", "partition"]  # and its code is no setting of its own
     assert [a.name for a in grid_of([ran(own, 0.9), ran(edited, 0.8)]).axes] == ["code_hash"]
+    with importing(False):
+        planned = [replace(own, code_hash=None, attack=attack, seed=seed) for attack in ATTACKS for seed in (1, 2)]
+    grid = grid_of([ran(own, 0.9), *made()], planned=[*planned, *(o.experiment for o in made())])
+    assert [a.name for a in grid.axes] == ["rule", "attack", "partition"]  # what was never begun has no code yet
     page = report([ran(own, 0.9), *made()], tmp_path / "out").read_text()
     assert "MyRule" in page
 

@@ -11,7 +11,7 @@ from itertools import product
 
 from ...core.attacks import ATTACKS
 from ...core.rules import RULES
-from ...runs.experiment import Experiment
+from ...runs.experiment import HASHES, Experiment
 from ..outcomes import Outcome, attack_name, rate_text, rule_name
 from .layout import attack_title, bare, rule_title
 
@@ -257,13 +257,14 @@ def grid_of(
     chosen: list[str] = []
     depend: list[str] = []
     said: dict[str, list[str]] = {name: [_value(o, name) for o in placed] for name in _settings()}
+    runs = {id(o) for o in outcomes}
+    _identify(said, [id(o) in runs for o in placed])
     for name in said:
         if len(set(said[name])) > 1:
             keys = zip(*(said[c] for c in chosen), strict=True) if chosen else iter([()] * len(placed))
             (depend if _follows(keys, said[name]) else chosen).append(name)
     axes = _in_order([_axis(name, said[name]) for name in chosen])
     places = list(zip(*(said[a.name] for a in axes), strict=True)) if axes else [()] * len(placed)
-    runs = {id(o) for o in outcomes}
     members: dict[tuple[str, ...], dict[int, Outcome]] = {}
     doubles = []
     for o, place in zip(placed, places, strict=True):
@@ -286,6 +287,17 @@ def grid_of(
     asked = frozenset(places) if planned else None
     calm = tuple(o for o in references if id(o) in runs)
     return Cells(axes, cells, seeds, by_place, calm, tuple(doubles), asked)
+
+
+def _identify(said: dict[str, list[str]], complete: Sequence[bool]) -> None:
+    """Gives runs that were never begun the code and data of those like them: what a plan names was not read for it."""
+    keys = list(zip(*(values for name, values in said.items() if name not in HASHES), strict=True))
+    for name in HASHES:
+        known = {key: value for key, value, ran in zip(keys, said[name], complete, strict=True) if ran}
+        said[name] = [
+            value if ran or value != "none" else known.get(key, value)
+            for key, value, ran in zip(keys, said[name], complete, strict=True)
+        ]
 
 
 def _unrun(e: Experiment) -> Outcome:

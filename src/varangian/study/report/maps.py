@@ -126,7 +126,7 @@ def _map(
         places = [(row, *rest)] if columns is None else [(row, column, *rest) for column in columns.values]
         tiles = [_tile(grid, place, measure, scale, numbers) for place in places]
         if grid.attack_column:
-            tiles.append(_worst_tile(grid, grid.worst(row, rest, measure), measure, scale))
+            tiles.append(_worst_tile(grid, row, rest, measure, scale))
         lines.append((rows.titles[row], tuple(tiles)))
     place = tuple(str(axis.values.index(value)) for axis, value in zip(grid.axes[2:], rest, strict=True))
     heads = (measure.title,) if columns is None else tuple(columns.titles[c] for c in columns.values)
@@ -159,8 +159,8 @@ def _worst_map(grid: Cells, measure: Measure, number: int, axis: Axis, others: t
     scale = scale_of(grid, measure)
     lines = []
     for row in grid.rows.values:
-        found = [grid.worst(row, (*others[:number], v, *others[number:]), measure) for v in axis.values]
-        lines.append((grid.rows.titles[row], tuple(_worst_tile(grid, w, measure, scale) for w in found)))
+        places = [(*others[:number], v, *others[number:]) for v in axis.values]
+        lines.append((grid.rows.titles[row], tuple(_worst_tile(grid, row, p, measure, scale) for p in places)))
     axes = [a for i, a in enumerate(grid.axes[2:]) if i != number]
     title = ", ".join(f"{a.title} {a.titles[v]}" for a, v in zip(axes, others, strict=True))
     heads = tuple(axis.titles[v] for v in axis.values)
@@ -183,9 +183,12 @@ def _tile(
     return Tile(measure.text(spread.mean), "run", scale.level(spread.mean), mark, tip if words else "", numbers[place])
 
 
-def _worst_tile(grid: Cells, worst: Worst | None, measure: Measure, scale: Scale) -> Tile:
+def _worst_tile(grid: Cells, row: str, rest: tuple[str, ...], measure: Measure, scale: Scale) -> Tile:
+    worst = grid.worst(row, rest, measure)
     if worst is None:
-        return Tile("not run", "none")
+        attacks = grid.columns.values if grid.columns is not None else ()
+        out = all(grid.left_out((row, attack, *rest)) for attack in attacks if attack != NO_ATTACK)
+        return Tile("", "out") if out else Tile("not run", "none")
     assert grid.columns is not None
     name = grid.columns.titles[worst.attack]
     lacks = f"; {worst.of - worst.over} of {worst.of} attacks were not run" if worst.over < worst.of else ""
