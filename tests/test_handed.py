@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from torch.utils import data as torch_data
 import varangian as vg
 from varangian.simulation.data import handed
 from varangian.simulation.data.handed import taken
+from varangian.study import outcomes
 
 SMALL = vg.Experiment(
     model="linear", workers=5, byzantine=1, rule="median", attack="little", steps=4, batch_size=3, evaluate_every=2
@@ -39,6 +42,16 @@ def pairs(make: Callable[[int, int], Tensor], classes: int = 3) -> Pairs:
     return (make(40, 1), torch.arange(40) % classes), (make(12, 2), torch.arange(12) % classes)
 
 
+def with_labels(make: Callable[[int, int], Tensor], label: Callable[[Tensor], Tensor]) -> Pairs:
+    return tuple((make(n, seed), label(make(n, seed))) for n, seed in ((40, 1), (12, 2)))  # type: ignore[return-value]
+
+
+def some_ignored(tokens: Tensor) -> Tensor:
+    labels = tokens % 3
+    labels[:, ::4] = -100
+    return labels
+
+
 KINDS: dict[str, Pairs] = {
     "images of two channels": pairs(lambda n, seed: integers((n, 2, 5, 7), 256, seed).to(torch.uint8)),
     "images without channels": pairs(lambda n, seed: integers((n, 5, 7), 256, seed).to(torch.uint8)),
@@ -48,6 +61,9 @@ KINDS: dict[str, Pairs] = {
     "volumes": pairs(lambda n, seed: numbers((n, 1, 3, 4, 5), seed)),
     "voxels": pairs(lambda n, seed: integers((n, 1, 3, 4, 5), 256, seed).to(torch.uint8)),
     "tokens": pairs(lambda n, seed: integers((n, 9), 11, seed)),
+    "a class for each token": with_labels(lambda n, seed: integers((n, 9), 11, seed), some_ignored),
+    "a number to predict": with_labels(lambda n, seed: numbers((n, 6), seed), lambda x: x.sum(1)),
+    "numbers to predict": with_labels(lambda n, seed: numbers((n, 6), seed), lambda x: x[:, :4].double()),
 }
 
 
@@ -61,7 +77,8 @@ class Items(torch_data.Dataset[Any]):
         return len(self.pair[0])
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.pair[0][index], int(self.pair[1][index])
+        label = self.pair[1][index]
+        return self.pair[0][index], label if label.ndim or label.is_floating_point() else int(label)
 
 
 def bunch(pair: tuple[Tensor, Tensor]) -> dict[str, Any]:
@@ -71,14 +88,20 @@ def bunch(pair: tuple[Tensor, Tensor]) -> dict[str, Any]:
 WAYS: dict[str, Callable[[Pairs], Any]] = {
     "tensors": lambda both: both,
     "arrays": lambda both: tuple((x.numpy(), y.numpy()) for x, y in both),
-    "arrays that lie otherwise": lambda both: tuple((np.asfortranarray(x.numpy()), y.int().numpy()) for x, y in both),
-    "arrays that may not be written": lambda both: tuple((read_only(x.numpy()), y.tolist()) for x, y in both),
+    "arrays that lie otherwise": lambda both: tuple((np.asfortranarray(x.numpy()), narrow(y).numpy()) for x, y in both),
+    "arrays that may not be written": lambda both: tuple(
+        (read_only(x.numpy()), y.tolist() if y.dtype == torch.int64 else read_only(y.numpy())) for x, y in both
+    ),
     "data sets of tensors": lambda both: tuple(torch_data.TensorDataset(*pair) for pair in both),
     "data sets of items": lambda both: tuple(Items(pair) for pair in both),
     "what loaders answer": lambda both: tuple(bunch(pair) for pair in both),
     "splits": lambda both: tuple(vg.Split(*pair) for pair in both),
     "a data set of ours": lambda both: vg.dataset(*both),
 }
+
+
+def narrow(labels: Tensor) -> Tensor:
+    return labels.int() if labels.dtype == torch.int64 else labels
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -90,17 +113,19 @@ def read_only(array: np.ndarray) -> np.ndarray:
 class Reader(nn.Module):
     """Of tokens."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, everywhere: bool) -> None:
         super().__init__()
+        self.everywhere = everywhere
         self.embed, self.answer = nn.Embedding(11, 4), nn.Linear(4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.answer(self.embed(x).mean(1))
+        seen = self.embed(x)
+        return self.answer(seen if self.everywhere else seen.mean(1))
 
 
 @pytest.fixture(autouse=True)
 def reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(vg.MODELS, "reader", lambda shape, classes: Reader(classes))
+    monkeypatch.setitem(vg.MODELS, "reader", lambda shape, classes, everywhere=False: Reader(classes, everywhere))
 
 
 def tables(result: vg.Result) -> list[bytes]:
@@ -123,10 +148,14 @@ WHOLE = vg.dataset(*DATA, name="whole")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_inputs_in_any_way_are_one_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    e = replace(SMALL, model="reader" if kind == "tokens" else "linear")
+    models = {"tokens": "reader", "a class for each token": "reader(everywhere=True)"}
+    loss = "mse" if kind.endswith("to predict") else "cross-entropy"
+    e = replace(SMALL, model=models.get(kind, "linear"), loss=loss)
     both = KINDS[kind]
     first = vg.run(e, tmp_path / "first", dataset=both)
     assert len(first.measures) == 4
+    assert math.isnan(first.max_accuracy) == kind.endswith("to predict")
+    assert all(math.isfinite(x.loss) for x in first.evaluations)
     assert first.experiment == replace(
         e, dataset="given:data", data_hash=first.experiment.data_hash, code_hash=first.experiment.code_hash
     )
@@ -208,6 +237,40 @@ def test_a_part_for_the_test_is_the_same_each_time_and_stratified() -> None:
     assert len(rows) == 100
 
 
+@pytest.mark.parametrize("kind", ["a number to predict", "numbers to predict"])
+def test_runs_that_predict_numbers_have_no_accuracy_anywhere(kind: str, tmp_path: Path) -> None:
+    e = replace(SMALL, loss="mse", validation=0.2)
+    result = vg.run(e, tmp_path / "runs", dataset=KINDS[kind])
+    assert result.folder is not None
+    least = min(x.validation_loss or math.inf for x in result.evaluations)
+    assert result.chosen is not None
+    assert result.chosen.validation_loss == least
+    assert "nan" not in str(result)
+    assert "final loss" in str(result)
+    summary = json.loads((result.folder / "result.json").read_text())
+    names = ("max_accuracy", "final_accuracy", "max_validation", "chosen_accuracy")
+    assert [summary[name] for name in names] == [None] * 4
+    assert "nan" in (result.folder / "evaluations.csv").read_text()
+    again = vg.read(result.folder)
+    assert math.isnan(again.max_accuracy)
+    assert again.evaluations[-1].loss == pytest.approx(result.evaluations[-1].loss)
+    (row,) = outcomes.gather(tmp_path / "runs")
+    outcomes.write_runs(tmp_path, [row])
+    (kept,) = outcomes.read_runs(tmp_path / "runs.csv")
+    assert math.isnan(row.max_accuracy)
+    assert math.isnan(kept.max_accuracy)
+    assert kept.final_loss == row.final_loss
+    assert "nan" not in (tmp_path / "runs.csv").read_text().replace("nan-", "")
+
+
+def test_a_row_that_lacks_one_of_its_accuracies_is_no_row(tmp_path: Path) -> None:
+    outcomes.write_runs(tmp_path, [outcomes.Outcome(SMALL, 0.5, 0.25)])
+    path = tmp_path / "runs.csv"
+    path.write_text(path.read_text().replace(",0.5,0.25,", ",0.5,,"))
+    with pytest.raises(ValueError, match="final_accuracy must be a number"):
+        outcomes.read_runs(path)
+
+
 def test_partitions_deal_rows_and_refuse_numbers_to_predict() -> None:
     pair = KINDS["rows of a table"][0]
     assert len(vg.run(replace(SMALL, partition="extreme"), dataset=pair).measures) == 4
@@ -267,6 +330,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "unlike items": (Unlike((X, Y)), "all items must be alike; that of index 0 has float32 [1], that of 1 float32 [2]"),
     "no items": (Items((X[:0], Y[:0])), "the Items is empty"),
     "a dictionary": ({"x": X, "y": Y}, "of what a loader answers, data and target are taken; there is no data"),
+    "numbers for cross-entropy": ((X, X[:, 0]), "cross-entropy needs labels that are whole numbers, got float32"),
     "tokens for a linear model": ((X.long(), Y), "linear computes with numbers, and the inputs of data are tokens"),
 }  # fmt: skip
 
@@ -277,7 +341,7 @@ def test_what_is_no_data_is_refused_in_one_line(fault: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         vg.run(SMALL, tmp_path, dataset=value)
     assert "\n" not in str(error.value)
-    assert str(error.value).startswith(("dataset: ", "model: "))
+    assert str(error.value).startswith(("dataset: ", "model: ", "Sequential and these data do not fit: "))
     assert list(tmp_path.iterdir()) == []
     assert len(vg.run(SMALL, tmp_path, dataset=(X, Y)).measures) == 4  # and the next call is none the worse
 

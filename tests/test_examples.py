@@ -1,0 +1,39 @@
+"""The example files, each run as a user would: from an empty folder, by the installed command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# What a user types beside the files, a line a command.
+COMMANDS = {
+    "table.py": [
+        "table.py",
+        "varangian run --dataset table.py:cancer --model linear --rule median --attack little --steps 20",
+        "varangian run --dataset table.py:diabetes --model linear --loss mse --metrics r2 --rule median --steps 20",
+    ],
+    "tokens.py": [
+        "tokens.py",
+        "varangian run --dataset tokens.py:marked --model tokens.py:Transformer --rule median --steps 5",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_example(name: str, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / name, tmp_path)
+    for line in COMMANDS[name]:
+        words = (
+            [sys.executable, "-m", *line.split()] if line.startswith("varangian") else [sys.executable, *line.split()]
+        )
+        end = subprocess.run(
+            words, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
+        )
+        assert end.returncode == 0, (line, end.stderr)
