@@ -63,7 +63,9 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
     try:
         if not (text.isascii() and text.isprintable()):  # specs become names of folders and words on a page
             raise ValueError("other characters")
-        call = ast.parse(f"f({inside or ''})", mode="eval").body
+        if not inside:
+            return name, {}
+        call = ast.parse(f"f({inside})", mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
             raise ValueError("not one pair of parentheses that holds options only")
         options = {k.arg: _value(k.value) for k in call.keywords if k.arg is not None}
@@ -134,7 +136,7 @@ def check(kind: str, text: str, table: Mapping[str, Callable[..., Any]], *given:
         factory = find(kind, name, table)
     except references.NotImported:
         return name, options
-    known = inspect.signature(factory).parameters
+    known = parameters(factory)
     free = [other for other in known if other not in given or other == "f"]
     for option, value in options.items():
         if option not in free:
@@ -144,6 +146,19 @@ def check(kind: str, text: str, table: Mapping[str, Callable[..., Any]], *given:
         except ValidationError as error:
             raise ValueError(f"{name}: {option} {reason(error)}, got {shown(value)}.") from None
     return name, options
+
+
+def parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Those that a factory takes, by name: asked for often, where there are many experiments."""
+    try:
+        return _parameters(factory)
+    except TypeError:  # of an object without a hash that is called
+        return inspect.signature(factory).parameters
+
+
+@lru_cache(maxsize=1000)
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(factory).parameters
 
 
 @lru_cache(maxsize=1000)
@@ -171,7 +186,7 @@ def make(kind: str, text: str, table: Mapping[str, Callable[..., T]], **given: A
     """
     factory = find(kind, parse(kind, text, table)[0], table)
     name, options = check(kind, text, table, *given)
-    known = inspect.signature(factory).parameters
+    known = parameters(factory)
     given = {key: value for key, value in given.items() if key in known}
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in options and p.name not in given]
     if missing:
@@ -217,7 +232,7 @@ def shortest(kind: str, text: str, table: Mapping[str, Callable[..., Any]], f: i
     """
     name, options = check(kind, text, table)
     factory = find(kind, name, table)
-    known = inspect.signature(factory).parameters
+    known = parameters(factory)
     if name not in table:
         made = references.find(kind, name)
         if kind in _DESCRIBED and is_dataclass(made) and not isinstance(made, type):
