@@ -708,16 +708,19 @@ def test_a_mistake_of_pythons_kind_is_told_once() -> None:
     [lambda: check_rule(vg.LASA), lambda: check_rule(vg.MultiKrum(f=1, m=2)), lambda: check_mixing(vg.AdaptiveClipping),
      lambda: check_attack(vg.Gaussian)],
 )  # fmt: skip
-def test_a_report_is_a_table(report: Callable[[], Any]) -> None:
+def test_a_report_is_a_table(report: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     made = report()
-    lines = str(made).splitlines()
-    assert lines[0] == f"{made.subject}: {len(made.passed)} points of the contract hold, {len(made.left_out)} not tried"
-    assert max(len(line) for line in lines) <= 120
-    assert len(lines) >= 1 + len(made.passed) + len(made.left_out)
-    for check in (*made.passed, *made.left_out):
-        assert sum(line.split()[:1] == [check.name] for line in lines) == 1
-    for why in made.left_out.values():
-        assert why in " ".join(" ".join(lines).split())
+    for columns, width in (("80", 80), ("120", 120), ("300", 120), ("20", 60)):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines = str(made).splitlines()
+        head = f"{made.subject}: {len(made.passed)} points of the contract hold, {len(made.left_out)} not tried"
+        assert lines[0] == head
+        assert max(len(line) for line in lines[1:]) <= width
+        assert len(lines) >= 1 + len(made.passed) + len(made.left_out)
+        for check in (*made.passed, *made.left_out):
+            assert sum(line.split()[:1] == [check.name] for line in lines) == 1
+        for why in made.left_out.values():
+            assert why in " ".join(" ".join(lines).split())
 
 
 # ------------------------------------------------------------------------------------------------------- mixings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from ..core.checks import cut
+
+WIDTH = 120  # of a table, at most: terminals may be narrower
 
 
 class Check(Enum):
@@ -67,10 +70,11 @@ class Failure:
 
     def __str__(self) -> str:
         n, d = self.x.shape
-        text = f"{self.check.name} ({self.check.value}): n = {n}, f = {self.f}, d = {d}, {self.x.dtype}: {self.message}"
+        text = f"{self.check.name}: {self.check.value}"
+        text += f"\n      n = {n}, f = {self.f}, d = {d}, {self.x.dtype}: {self.message}"
         if 0 < n * d <= 60:
-            rows = np.array2string(self.x.double().cpu().numpy(), precision=9, max_line_width=110, prefix=" " * 8)
-            text += f"\n    x = {rows}"
+            rows = np.array2string(self.x.double().cpu().numpy(), precision=9, max_line_width=110, prefix=" " * 10)
+            text += f"\n      x = {rows}"
         return text
 
 
@@ -80,7 +84,8 @@ class ContractError(AssertionError):
     def __init__(self, subject: object, failures: list[Failure]) -> None:
         self.failures = failures
         points = "".join(f"\n  {failure}" for failure in failures)
-        super().__init__(f"{subject} breaks the contract in {len(failures)} point(s):{points}")
+        count = f"{len(failures)} points" if len(failures) != 1 else "1 point"
+        super().__init__(f"{subject} breaks the contract in {count}:{points}")
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,13 @@ class Report:
         head = f"{self.subject}: {len(self.passed)} points of the contract hold, {len(self.left_out)} not tried"
         lines = [(check.name, self._promise(check)) for check in self.passed]
         lines += [(check.name, f"not tried: {why}") for check, why in self.left_out.items()]
-        width = max((len(name) for name, _ in lines), default=0) + 4
+        indent = max((len(name) for name, _ in lines), default=0) + 4
+        width = min(max(shutil.get_terminal_size((WIDTH, 24)).columns, 60), WIDTH)
         return "\n".join(
             [cut(head)]
             + [
                 textwrap.fill(
-                    text, 120, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width,
+                    text, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent,
                     break_on_hyphens=False,
                 )
                 for name, text in lines

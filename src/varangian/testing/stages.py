@@ -361,8 +361,9 @@ def _check_refusal(make: Make, promise: Guarantee) -> Found:
                     except Exception as error:
                         yield f"raised {type(error).__name__} ({error}) instead of ValueError", x, f
                     else:
+                        came = "vector is" if faulty == 1 else "vectors are"
                         yield (
-                            f"{faulty} vectors are not finite and the answer is {short(out)}; count them and call "
+                            f"{faulty} {came} not finite and the answer is {short(out)}; count them and call "
                             "vg.refuse_faulty(self, self.f, count)",
                             x,
                             f,
