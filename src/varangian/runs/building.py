@@ -56,7 +56,7 @@ def handed(experiment: Experiment, model: Any = None, loss: Any = None) -> tuple
             given[setting] = value
         settings[setting] = text
     if isinstance(model, nn.Module):
-        check_module(model)
+        _check_model(experiment, model)
     return replace(experiment, **settings) if settings else experiment, Given(**given) if given else NOTHING
 
 

@@ -159,6 +159,8 @@ def same_data(
     Raises:
         ValueError: they, or code of somebody's own, are not what the run was made with.
     """
+    if asked != experiment:
+        raise ValueError(f"{folder} is of something else: {'; '.join(differences(experiment, asked))}.")
     try:
         found, dataset = identified(asked, dataset, data_folder, given)
     except ValueError as error:

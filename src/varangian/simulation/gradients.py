@@ -255,6 +255,8 @@ class WorkerGradients:
                 raise ValueError(f"{name} and these data do not fit: {fault}.")
             _check_finite(f"the outputs of {name}", outputs)
             twin.check(name)
+            if not torch.equal(point, kept):
+                raise ValueError(f"{name} changes its parameters in forward, as max_norm of an embedding does.")
             moved = [key for key, value in numbers.items() if answers[0][2].get(key) != value]
             if moved or not _alike({"": outputs, **changed}, {"": answers[0][0], **answers[0][1]}):
                 raise ValueError(
@@ -262,8 +264,6 @@ class WorkerGradients:
                     f"{f' ({moved[0]} has changed)' if moved else ''}: what it keeps from call to call must be a "
                     "buffer, and what it draws must come from torch's own generators."
                 )
-            if not torch.equal(point, kept):
-                raise ValueError(f"{name} changes its parameters in forward, as max_norm of an embedding does.")
             with torch.enable_grad(), Drawn(seed):
                 loss = self._loss(outputs, labels, _weights(one, point)[0], one.weights is not None)
             if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.dtype == point.dtype):
