@@ -14,6 +14,13 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 # What a user types beside the files, a line a command.
 COMMANDS = {
+    "own_loop.py": ["own_loop.py"],
+    "resnet.py": [
+        "resnet.py",
+        "varangian run --model resnet.py:ResNet(blocks=1) --loss resnet.py:focal(gamma=2.0) --rule median "
+        "--dataset synthetic(shape=(3,16,16),classes=4) --attack empire --workers 5 --byzantine 1 --batch-size 16 "
+        "--steps 5 --evaluate-every 0",
+    ],
     "table.py": [
         "table.py",
         "varangian run --dataset table.py:cancer --model linear --rule median --attack little --steps 20",
