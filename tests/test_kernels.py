@@ -525,7 +525,7 @@ def test_column_statistic_whatever_the_layout(layout: str, window: int) -> None:
 
 
 def test_half_types_are_upcast_exactly_panel_by_panel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.columns, "PANEL", 128)
+    monkeypatch.setattr(kernels.columns, "HALF_WIDTH", 128)
     x = normal(6, 300, dtype=torch.bfloat16)
     x[1, 290] = float("nan")
     wide = x.float()
@@ -710,14 +710,14 @@ def test_an_error_in_a_shared_task_is_raised() -> None:
 
     for count in (1, 2):
         with threads(count), pytest.raises(RuntimeError, match="item 3"):
-            kernels.share(fail, 8, 10**9)
+            kernels.in_threads(fail, 8, 10**9)
 
 
 def test_share_runs_every_task_once() -> None:
     for count in (1, 2, 4):
         done: list[int] = []
         with threads(count):
-            kernels.share(done.append, 100, 10**9)
+            kernels.in_threads(done.append, 100, 10**9)
         assert sorted(done) == list(range(100))
 
 

@@ -46,7 +46,6 @@ from varangian.core.rules import (
     SignGuard,
     TrimmedMean,
 )
-from varangian.core.rules.federated import _order_statistic
 from varangian.core.stages import decide, weigh
 
 Array = np.ndarray
@@ -534,7 +533,7 @@ def test_order_statistics_by_counting(d: int, seed: int, dtype: type) -> None:
     k = int(rng.integers(d))
     value = np.sort(sizes)[k]
     expected = (value, (sizes < value).sum(), (sizes == value).sum())
-    assert _order_statistic(torch.from_numpy(sizes), k) == expected
+    assert kernels.order_statistic(torch.from_numpy(sizes), k) == expected
 
 
 def test_lasa_drops_the_last_of_equal_values() -> None:

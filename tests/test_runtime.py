@@ -26,7 +26,7 @@ import numpy as np, torch
 from varangian.core.kernels.distances import _wide_square
 from varangian.core.geometry import _distances
 from varangian.core.rules.search import _degrees
-from varangian.core.rules.federated import _select
+from varangian.core.kernels.sizes import _select
 assert _wide_square(np.ones(3)) == 3
 _distances(np.eye(2), np.eye(2)), _degrees(np.eye(2) > 0, np.zeros(2, np.int64), np.zeros(2, np.int64))
 assert _select(np.arange(3).astype(np.uint32), 1)[0] == 1
@@ -227,4 +227,4 @@ def test_states_of_another_shape_are_refused() -> None:
 
 def test_panels_are_small_enough_for_one_thread_of_torch() -> None:
     """Torch shares out what has more numbers than this, among threads that a forked child does not have."""
-    assert runtime.PANEL <= runtime.SMALL <= 1 << 15
+    assert runtime.HALF_WIDTH <= runtime.SMALL <= 1 << 15

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import kernels, numerics
 from .kernels.runtime import jit
 
-PANEL = 8192  # columns at a time where distances are measured anew
+ANEW_WIDTH = 8192  # columns at a time where distances are measured anew
 
 Ties = Literal["value", "position"]
 """Who wins among equals: the lexicographically smaller vector, or the one that stands first."""
@@ -89,8 +89,8 @@ class Held(Vectors):
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
         """From the mixtures themselves: one pass, in panels."""
         total = np.zeros((table.shape[0] + (self.e if extra else 0) + 1,) * 2)
-        for start in range(0, self.d, PANEL):
-            stop = min(start + PANEL, self.d)
+        for start in range(0, self.d, ANEW_WIDTH):
+            stop = min(start + ANEW_WIDTH, self.d)
             mixed = kernels.weighted_panel(self.x, table, self.extra, start=start, stop=stop)
             others = self.extra[:, start:stop].double() if extra and self.extra is not None else None
             total += kernels.squared_distances(mixed, others)
@@ -175,7 +175,7 @@ class Geometry:
     @cached_property
     def usual(self) -> np.ndarray:
         """Of each finite point the median squared distance to them all."""
-        return middle(self.distances if self.finite.all() else self.distances[np.ix_(self.finite, self.finite)])
+        return upper_medians(self.distances if self.finite.all() else self.distances[np.ix_(self.finite, self.finite)])
 
     @property
     def faulty(self) -> int:
@@ -283,11 +283,11 @@ class Geometry:
             squared, terms = squared[np.ix_(good, good)], terms[np.ix_(good, good)]
         # Mixing draws points together, all into one perhaps: what they were before tells what matters.
         count = int(finite.sum())
-        before = middle((middle(squared[:, :count]) if scaling else self.usual)[None])[0]
+        before = upper_medians((upper_medians(squared[:, :count]) if scaling else self.usual)[None])[0]
         errors = (numerics.MEASURED if self.exact else numerics.ROUNDING) * terms
         if not (errors > numerics.BLUR * before).any():
             return False
-        usual = middle(squared[:, :count])
+        usual = upper_medians(squared[:, :count])
         certain = np.maximum(squared, np.minimum(usual[:, None], usual[None, :]))
         far = numerics.BLUR_SCALED if scaling else numerics.BLUR_MIXED
         return bool((errors > np.maximum(numerics.BLUR * before, far * certain)).any())
@@ -307,7 +307,7 @@ class Geometry:
     @property
     def is_small(self) -> bool:
         """Whether to measure distances again costs little: one panel."""
-        return self.vectors.d <= PANEL
+        return self.vectors.d <= ANEW_WIDTH
 
     def measured(self) -> Geometry:
         """The same, its distances measured again, in float64: one more pass, which costs little for one panel."""
@@ -364,7 +364,7 @@ class Geometry:
             return result
         squared = points.distances[np.ix_(order, order)]
         same = squared == 0
-        radii = middle(squared)
+        radii = upper_medians(squared)
         center = int(np.argmin(radii))
         radius, lengths = np.sqrt(radii[center]), np.sqrt(squared[center])
         least = numerics.AGREED * np.sqrt(points.norms[order[center]])
@@ -484,7 +484,8 @@ class Geometry:
         ranks = np.zeros(index.size, int)
         start, d = 0, self.vectors.d
         while start < d and ranks.max() + 1 < index.size:
-            stop = min(2 * start + 256, start + 8 * PANEL, d)  # a few columns tell vectors apart, unless they are equal
+            # A few columns tell vectors apart, unless they are equal.
+            stop = min(2 * start + 256, start + 8 * ANEW_WIDTH, d)
             panel, extra = self.vectors.columns(start, stop)
             slack = None
             if self.table is None:
@@ -513,7 +514,7 @@ def unit_of(x: Tensor, squared: np.ndarray) -> float | None:
     if odd.any():
         lengths[odd] = kernels.norms(x[torch.from_numpy(odd).to(x.device)]).cpu().numpy()
     known = lengths[(lengths > 0) & (lengths < np.inf)]
-    usual = middle(known[None])[0] if known.size else 1.0
+    usual = upper_medians(known[None])[0] if known.size else 1.0
     if not 1 / numerics.ORDINARY < usual < numerics.ORDINARY:
         return power_below(usual)
     return 1.0 if (np.isfinite(lengths) & ~np.isfinite(squared)).any() else None
@@ -666,7 +667,7 @@ def _coordinates(inner, least):  # type: ignore[no-untyped-def]
     return result
 
 
-def middle(values: np.ndarray) -> np.ndarray:
+def upper_medians(values: np.ndarray) -> np.ndarray:
     """The (upper) median of each row."""
     half = values.shape[1] // 2
     return np.partition(values, half, axis=1)[:, half]

@@ -342,7 +342,7 @@ class WorkerGradients:
             shared = point if point.ndim == 1 else point[rows]
             losses[rows] = compute(shared, batch.rows(rows), out[rows], int(bounds[c]))
 
-        kernels.share(task, len(bounds) - 1, out.numel())
+        kernels.in_threads(task, len(bounds) - 1, out.numel())
         return losses
 
     def _by_chain(self, point: Tensor, batch: Batch, out: Tensor, first: int) -> Tensor:
@@ -471,7 +471,7 @@ class WorkerGradients:
                     answers[c] = outputs
 
         if kernels.own_threads() > 1:
-            kernels.share(task, len(inputs), sum(x.numel() for x in inputs))
+            kernels.in_threads(task, len(inputs), sum(x.numel() for x in inputs))
         else:
             for c in range(len(inputs)):
                 task(c)

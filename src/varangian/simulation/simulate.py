@@ -295,7 +295,7 @@ class Simulation:
             if self.own_attack and not shown.same_vectors(seen):
                 raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
-            kernels.share(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
+            kernels.in_threads(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
         try:
             decision = self.algorithm.decide(self.vectors, state)
         except Refused as error:

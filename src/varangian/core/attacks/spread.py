@@ -13,7 +13,7 @@ from .. import kernels
 from ..checks import require
 from .base import ALONE, Attack, Knowledge
 
-PANEL = 8192  # columns at a time where float64 copies are made
+AWAY_WIDTH = 8192  # columns at a time where float64 copies are made
 Direction = Literal["std", "sign", "unit"]
 DIRECTIONS_OF_SHIFT = ("std", "sign", "unit")
 
@@ -35,9 +35,9 @@ def check_direction(attack: MinMax | MinSum, h: int) -> None:
 def along(honest: Tensor, start: Tensor, p: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
     """(||start - x_i||^2, <start - x_i, p>, ||p||^2), in float64: all that the distances from start - t p depend on."""
     a, b, c = np.zeros(len(honest)), np.zeros(len(honest)), 0.0
-    for s in range(0, honest.shape[1], PANEL):
-        away = (start[s : s + PANEL].double() - honest[:, s : s + PANEL].double()).cpu()
-        part = p[s : s + PANEL].double().cpu()
+    for s in range(0, honest.shape[1], AWAY_WIDTH):
+        away = (start[s : s + AWAY_WIDTH].double() - honest[:, s : s + AWAY_WIDTH].double()).cpu()
+        part = p[s : s + AWAY_WIDTH].double().cpu()
         a += away.square().sum(1).numpy()
         b += (away @ part).numpy()
         c += float(part @ part)

@@ -1,4 +1,8 @@
-"""The only low-level code: passes over [n, d] at the speed of memory.
+"""Passes over [n, d] at the speed of memory: the only code that knows how numbers lie in it.
+
+Loops over n x n numbers (``core/geometry.py``, ``core/rules/search.py``, ``core/rules/central.py``) are compiled by the
+same ``runtime.jit``, with the same options, but stand beside the rule that they are a part of: they are its definition,
+and Numba's cache on disk looks at the file of a function only, so that one compiled function calls no other file's.
 
 Every function takes torch tensors and chooses by device and dtype: Numba kernels for float32 and float64 in main
 memory, the same kernels on exactly upcast panels of columns for the half types, plain torch operations elsewhere.
@@ -23,12 +27,13 @@ from .runtime import (
     contiguous,
     eager,
     exclusive_threads,
+    in_threads,
     is_native,
     own_threads,
-    share,
     threads,
     torch_threads,
 )
+from .sizes import kept_mean, kept_sums, order_statistic, panel_of
 from .workers import blend, gather_images, send_rows
 
 __all__ = [
@@ -38,14 +43,18 @@ __all__ = [
     "eager",
     "exclusive_threads",
     "gather_images",
+    "in_threads",
     "inner_products",
     "is_native",
+    "kept_mean",
+    "kept_sums",
     "mean_and_std",
     "network",
     "norms",
+    "order_statistic",
     "own_threads",
+    "panel_of",
     "send_rows",
-    "share",
     "squared_around",
     "squared_distances",
     "squared_distances_to",

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from .. import numerics
-from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, panels, share
+from .runtime import HALF_WIDTH, STREAM_WIDTH, as_rows, chunks, in_threads, is_half, is_native, jit, panels
 
 SORT_WIDTH = 128  # columns per block of a sorting network or a mixing: 51 rows of float32 are 26 KiB
 LANES = 64 if get_host_cpu_features().get("avx512f") else 32  # bytes of a vector register
@@ -209,13 +209,13 @@ def _mixed_rows(x: Tensor, extra: Tensor | None, mixture: _Mixture, out: np.ndar
             source = a[place, part] if place < a.shape[0] else b[place - a.shape[0], part]
             _scaled(source, mixture.factors[i], mixture.divisor, out[i, part])
 
-        share(scale, out.shape[0] * pieces, out.size)
+        in_threads(scale, out.shape[0] * pieces, out.size)
         return torch.from_numpy(out)
 
     def task(c: int) -> None:
         _mix_rows(a, b, mixture, c * size, min(d, (c + 1) * size), np.empty(5 * SORT_WIDTH), out)
 
-    share(task, count, out.size)
+    in_threads(task, count, out.size)
     return torch.from_numpy(out)
 
 
@@ -250,9 +250,10 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
     out = x.new_empty(d)
     device_weights = torch.from_numpy(factors).to(x.device)
     index = torch.from_numpy(used).to(x.device)
-    for s in range(0, d, PANEL):
-        panel = x[:, s : s + PANEL] if extra is None else torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
-        out[s : s + PANEL] = (device_weights @ panel[index].double() / divisor).to(x.dtype)
+    for s in range(0, d, HALF_WIDTH):
+        places = slice(s, s + HALF_WIDTH)
+        panel = x[:, places] if extra is None else torch.cat([x[:, places], extra[:, places]])
+        out[s : s + HALF_WIDTH] = (device_weights @ panel[index].double() / divisor).to(x.dtype)
     return out
 
 
@@ -267,7 +268,7 @@ def _weighted_sum(
         scratch = np.empty(min(STREAM_WIDTH, d))
         _weighted(x, extra, used, factors, divisor, c * size, min(d, (c + 1) * size), scratch, result)
 
-    share(task, count, used.size * d)
+    in_threads(task, count, used.size * d)
     return result
 
 
@@ -709,7 +710,7 @@ def _column_statistic(
                 start, stop, block, block.view(kind), scratch, bad[c], out,
             )  # fmt: skip
 
-    share(task, count, n * d)
+    in_threads(task, count, n * d)
     return out, np.logical_or.reduce(bad)
 
 
@@ -724,7 +725,7 @@ def column_statistic(
     """
     native = is_native(x) or is_half(x)
     parts, bad = [], np.zeros(x.shape[0] if mixing is None else mixing.shape[0], bool)
-    for s, t in panels(x) if native else [(s, s + PANEL) for s in range(0, x.shape[1], PANEL)]:
+    for s, t in panels(x) if native else [(s, s + HALF_WIDTH) for s in range(0, x.shape[1], HALF_WIDTH)]:
         panel = x[:, s:t]
         if native:
             part, faulty = _column_statistic(as_rows(panel), mixing, low=low, high=high, window=window)
@@ -828,7 +829,7 @@ def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
     The deviation of a single row (n = ddof) is 0 / 0 = NaN, as everywhere.
     """
     if not (is_native(x) or is_half(x)):
-        wide = [x[:, s : s + PANEL].double() for s in range(0, x.shape[1], PANEL)]
+        wide = [x[:, s : s + HALF_WIDTH].double() for s in range(0, x.shape[1], HALF_WIDTH)]
         mean, std = torch.cat([w.mean(0) for w in wide]), torch.cat([w.std(0, correction=ddof) for w in wide])
         return mean.to(x.dtype), std.to(x.dtype)
     moments = [_mean_and_std(as_rows(x[:, s:t]), ddof).to(x.dtype) for s, t in panels(x)]
@@ -845,5 +846,5 @@ def _mean_and_std(a: np.ndarray, ddof: int) -> Tensor:
     def task(c: int) -> None:
         _moments(a, ddof, least, c * size, min(d, (c + 1) * size), np.empty((2, SORT_WIDTH)), found[0], found[1])
 
-    share(task, count, n * d)
+    in_threads(task, count, n * d)
     return torch.from_numpy(found)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import numerics
-from .runtime import PANEL, STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, panels, share
+from .runtime import HALF_WIDTH, STREAM_WIDTH, as_rows, chunks, in_threads, is_half, is_native, jit, jit_sum, panels
 
 DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
 
@@ -127,7 +127,7 @@ def _sum_of_squares(rows: np.ndarray) -> np.ndarray:
     n, d = rows.shape
     size, count = chunks(d, STREAM_WIDTH, 8)
     parts = np.zeros((count, n))
-    share(lambda c: _squares(rows, c * size, min(d, (c + 1) * size), parts[c]), count, rows.size)
+    in_threads(lambda c: _squares(rows, c * size, min(d, (c + 1) * size), parts[c]), count, rows.size)
     return parts.sum(0)
 
 
@@ -160,7 +160,7 @@ def _sum_of_distances(x: np.ndarray, extra: np.ndarray) -> np.ndarray:
     def ends(c: int) -> tuple[int, int]:
         return c * size, min(d, (c + 1) * size)
 
-    share(lambda c: _distances(x, extra, zeros, *ends(c), parts[c]), count, points * d)
+    in_threads(lambda c: _distances(x, extra, zeros, *ends(c), parts[c]), count, points * d)
     squared = np.triu(parts.sum(0)[:points, :points], 1)
     squared += squared.T
     if x.dtype == np.float64:
@@ -170,7 +170,7 @@ def _sum_of_distances(x: np.ndarray, extra: np.ndarray) -> np.ndarray:
 
     def sum_again(left: np.ndarray, right: np.ndarray) -> None:
         wide = np.zeros((count, left.size))
-        share(lambda c: _wide_distances(x, extra, zeros, *ends(c), left, right, wide[c]), count, left.size * d)
+        in_threads(lambda c: _wide_distances(x, extra, zeros, *ends(c), left, right, wide[c]), count, left.size * d)
         squared[left, right] = squared[right, left] = wide.sum(0)
 
     overflowed = np.flatnonzero(~np.isfinite(squared[-1]))
@@ -197,8 +197,8 @@ def squared_distances(x: Tensor, extra: Tensor | None = None) -> np.ndarray:
         for s, t in panels(x):
             total += _sum_of_distances(as_rows(x[:, s:t]), as_rows(extra[:, s:t]))
         return total
-    for s in range(0, x.shape[1], PANEL):
-        panel = torch.cat([x[:, s : s + PANEL], extra[:, s : s + PANEL]])
+    for s in range(0, x.shape[1], HALF_WIDTH):
+        panel = torch.cat([x[:, s : s + HALF_WIDTH], extra[:, s : s + HALF_WIDTH]])
         points = torch.cat([panel, panel.new_zeros(1, panel.shape[1])]).double()
         total += torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
     return total
@@ -237,7 +237,7 @@ def _sum_of_products(arrays: list[np.ndarray]) -> np.ndarray:
                 for j in range(i + 1):
                     parts[c, i, j] += _wide_product(pieces[i], pieces[j])
 
-    share(task, count, k * d)
+    in_threads(task, count, k * d)
     return parts.sum(0)
 
 
@@ -248,8 +248,8 @@ def squared_distances_to(x: Tensor, point: Tensor) -> np.ndarray:
         for s, t in panels(x):
             total += _sum_of_distances_to(as_rows(x[:, s:t]), as_rows(point[s:t].unsqueeze(0)))
         return total
-    for s in range(0, x.shape[1], PANEL):
-        total += (x[:, s : s + PANEL].double() - point[s : s + PANEL].double()).square().sum(1).cpu().numpy()
+    for s in range(0, x.shape[1], HALF_WIDTH):
+        total += (x[:, s : s + HALF_WIDTH].double() - point[s : s + HALF_WIDTH].double()).square().sum(1).cpu().numpy()
     return total
 
 
@@ -259,7 +259,7 @@ def _sum_of_distances_to(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
     left, right = np.arange(n), np.full(n, n)
     size, count = chunks(d, STREAM_WIDTH, 8)
     parts = np.zeros((count, n))
-    share(
+    in_threads(
         lambda c: _wide_distances(rows, point, zeros, c * size, min(d, (c + 1) * size), left, right, parts[c]),
         count,
         rows.size,
@@ -332,13 +332,13 @@ def squared_around(
             first, last = c * size, min(d, (c + 1) * size)
             _around(rows, others, by, used, factors, first, last, np.empty(width), parts[c])
 
-        share(task, count, rows.size)
+        in_threads(task, count, rows.size)
         return parts.sum(0)
     total = np.zeros((2, n))
     mix, scaling = torch.from_numpy(factors).to(x.device), torch.from_numpy(by).to(x.device).unsqueeze(1)
-    for s in range(0, d, PANEL):
-        panel = x[:, s : s + PANEL].double()
-        sources = panel if extra is None else torch.cat([panel, extra[:, s : s + PANEL].double()])
+    for s in range(0, d, HALF_WIDTH):
+        panel = x[:, s : s + HALF_WIDTH].double()
+        sources = panel if extra is None else torch.cat([panel, extra[:, s : s + HALF_WIDTH].double()])
         point = mix @ sources[torch.from_numpy(used).to(x.device)]
         scaled = scaling * panel
         total[0] += scaled.square().sum(1).cpu().numpy()

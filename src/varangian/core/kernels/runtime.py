@@ -23,7 +23,7 @@ from torch import Tensor
 
 STREAM_WIDTH = 2048  # columns per block of a pass that streams
 SMALL = 1 << 15  # up to so many numbers a second thread costs more than it saves; torch starts none either
-PANEL = SMALL // 2  # columns upcast at a time for half types
+HALF_WIDTH = SMALL // 2  # columns upcast at a time for half types
 
 # -------------------------------------------------------------------------------------------------- compilation
 
@@ -145,7 +145,7 @@ event.register("numba:compile", _Patience())
 # ---------------------------------------------------------------------------------------------------- threads
 
 
-_own: ContextVar[int | None] = ContextVar("threads", default=None)  # what share() uses inside exclusive_threads()
+_own: ContextVar[int | None] = ContextVar("threads", default=None)  # what in_threads() uses inside exclusive_threads()
 
 
 def threads() -> int:
@@ -211,7 +211,7 @@ _guests = _Guests()
 
 @contextmanager
 def exclusive_threads() -> Iterator[None]:
-    """Inside, torch operations run on one thread each and ``share`` spreads whole tasks over torch's former number.
+    """Inside, torch operations run on one thread each; ``in_threads`` spreads tasks over torch's former number.
 
     One division of labour instead of two: no thread of torch's pool spins on a core that a kernel needs, and no barrier
     stands behind every small operation. At the end all numbers are as before, however many threads are inside at once
@@ -246,7 +246,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="varangian")
 
 
-def share(task: Callable[[int], object], count: int, numbers: int) -> None:
+def in_threads(task: Callable[[int], object], count: int, numbers: int) -> None:
     """Runs task(0), ..., task(count - 1), this thread taking part; alone when there are few numbers to work on."""
     workers = min(threads(), count) if numbers > SMALL else 1
     if workers == 1:
@@ -292,7 +292,7 @@ def is_half(x: Tensor) -> bool:
 def panels(x: Tensor) -> list[tuple[int, int]]:
     """The columns start..stop of [n, d] that are at hand at a time: all; of half types, which are copied, some."""
     d = x.shape[1]
-    return [(s, min(d, s + PANEL)) for s in range(0, d, PANEL)] if is_half(x) else [(0, d)]
+    return [(s, min(d, s + HALF_WIDTH)) for s in range(0, d, HALF_WIDTH)] if is_half(x) else [(0, d)]
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -320,5 +320,5 @@ def _copied(x: Tensor, dtype: torch.dtype) -> Tensor:
         piece = slice(c * width, min(d, (c + 1) * width))
         rows[:, piece].copy_(x[:, piece])
 
-    share(task, -(-d // width), n * d)
+    in_threads(task, -(-d // width), n * d)
     return rows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import numerics
 from .distances import norms as row_norms
-from .runtime import STREAM_WIDTH, as_rows, chunks, is_half, is_native, jit, jit_sum, share
+from .runtime import STREAM_WIDTH, as_rows, chunks, in_threads, is_half, is_native, jit, jit_sum
 
 SEND_WIDTH = 1024  # columns per block of what workers do: the rows it keeps stay in the second cache
 
@@ -49,7 +49,7 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Te
     n, d = a.shape
     scales = (scale.numpy() if isinstance(scale, Tensor) else np.full(n, scale)).astype(a.dtype)
     size, count = chunks(d, STREAM_WIDTH, 16)
-    share(lambda k: _blend(scales, a, a.dtype.type(factor), b, k * size, min(d, (k + 1) * size), c), count, n * d)
+    in_threads(lambda k: _blend(scales, a, a.dtype.type(factor), b, k * size, min(d, (k + 1) * size), c), count, n * d)
     return result
 
 
@@ -139,7 +139,7 @@ def send_rows(
                 a, kind(factor), b, k * size, min(d, (k + 1) * size), np.empty(size, a.dtype), parts[k]
             )  # fmt: skip
 
-        share(norms, count, n * d)
+        in_threads(norms, count, n * d)
         squared = parts.sum(0)
         lengths = np.sqrt(squared)
         odd = ~((squared > numerics.VANISHING) & (squared < np.inf))
@@ -157,7 +157,7 @@ def send_rows(
             np.empty((n + 1, SEND_WIDTH), a.dtype), np.empty((4, SEND_WIDTH)), found, c,
         )  # fmt: skip
 
-    share(task, blocks, n * d)
+    in_threads(task, blocks, n * d)
     if not moments:
         return None, None
     mean, std, *sent = torch.from_numpy(found)
@@ -198,5 +198,5 @@ def gather_images(
         plane = np.empty(height * width, np.float32)
         _gather(source, index, flags, mirror, a, b, c * size, min(index.size, (c + 1) * size), plane, out)
 
-    share(task, count, out.size)
+    in_threads(task, count, out.size)
     return torch.from_numpy(out)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import kernels, numerics
 from ..checks import require, set_real, set_whole
 from ..claims import Guarantee
-from ..geometry import Geometry, Held, in_unit, mean_weights, middle, unit_of
+from ..geometry import Geometry, Held, in_unit, mean_weights, unit_of, upper_medians
 from ..kernels.runtime import jit
 from ..stages import Bound, General, Nearest, Selecting, column_statistic
 from .coordinatewise import Even, median_ranks
@@ -173,7 +173,7 @@ def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np
     good = geometry.finite
     plain = np.sqrt(geometry.distances)
     known = plain[np.ix_(good, good)]
-    usual = middle(middle(known)[None])[0]
+    usual = upper_medians(upper_medians(known)[None])[0]
     if not (known > numerics.FAR * usual).any():
         return plain_sums(plain, good)
     at = (geometry.positions() if positions is None else positions)[: geometry.n]

@@ -20,11 +20,10 @@ from .. import kernels, numerics
 from ..checks import require, set_real, set_whole, whole
 from ..claims import BY_NORMS, FINITE, NO_LONGER, Guarantee
 from ..geometry import Geometry, in_unit, mean_weights, unit_of
-from ..kernels.runtime import jit, jit_sum
 from ..randomness import BARE, Draw
 from ..stages import General, Selecting, refuse_faulty
 
-PANEL = 1 << 14  # columns looked at together
+KEPT_WIDTH = 1 << 14  # columns looked at together
 
 
 @dataclass(frozen=True)
@@ -329,8 +328,8 @@ class SignGuard(General):
         passes = (self.lower * radius <= norms[good]) & (norms[good] / self.upper <= radius)
 
         columns, counts = self.coordinates(x.shape[1], draw), np.zeros((n, 2))
-        for start in range(0, columns.size, PANEL):
-            panel = x.index_select(1, torch.from_numpy(columns[start : start + PANEL]).to(x.device))
+        for start in range(0, columns.size, KEPT_WIDTH):
+            panel = x.index_select(1, torch.from_numpy(columns[start : start + KEPT_WIDTH]).to(x.device))
             counts += torch.stack([(panel > 0).sum(1), (panel < 0).sum(1)], 1).cpu().numpy()
         shares = counts[good] / columns.size
         usual = largest_cluster(np.column_stack([shares, 1 - shares.sum(1)]))
@@ -446,18 +445,18 @@ class LASA(General):
         bounds, rows = (0, *self.layers, d), good.tolist()
         least, cuts = self._thresholds(x, rows)
         panels = [
-            (layer, start, min(start + PANEL, last))
+            (layer, start, min(start + KEPT_WIDTH, last))
             for layer, (first, last) in enumerate(pairwise(bounds))
-            for start in range(first, last, PANEL)
+            for start in range(first, last, KEPT_WIDTH)
         ]
 
         sums = np.zeros((len(panels), 3, good.size))
 
         def measure(p: int) -> None:
             _, start, stop = panels[p]
-            _kept_sums(*_panel(x, start, stop), good, least, cuts - start, sums[p])
+            kernels.kept_sums(*kernels.panel_of(x, start, stop), good, least, cuts - start, sums[p])
 
-        kernels.share(measure, len(panels), x.numel())
+        kernels.in_threads(measure, len(panels), x.numel())
         squares, signs, counts = np.zeros((3, len(bounds) - 1, good.size))
         for (layer, _, _), found in zip(panels, sums, strict=True):
             squares[layer] += found[0]
@@ -473,91 +472,26 @@ class LASA(General):
         def combine(p: int) -> None:
             layer, start, stop = panels[p]
             total = np.zeros(stop - start)
-            _kept_mean(*_panel(x, start, stop), good, least, cuts - start, weights[layer], total)
+            kernels.kept_mean(*kernels.panel_of(x, start, stop), good, least, cuts - start, weights[layer], total)
             result[start:stop] = torch.from_numpy(total).to(x.device, x.dtype)
 
-        kernels.share(combine, len(panels), x.numel())
+        kernels.in_threads(combine, len(panels), x.numel())
         return result
 
     def _thresholds(self, x: Tensor, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """[k] the least size that each row keeps, and [k] from which column on it keeps no more of that very size."""
         dropped, d = floor(self.sparsity * x.shape[1]), x.shape[1]
-        least, cuts = np.zeros(len(rows), _panel(x, 0, 0)[0].dtype), np.full(len(rows), d)
+        least, cuts = np.zeros(len(rows), kernels.panel_of(x, 0, 0)[0].dtype), np.full(len(rows), d)
 
         def rank(i: int) -> None:
             row = x[rows[i]]
-            value, below, equal = _order_statistic(row, dropped)
+            value, below, equal = kernels.order_statistic(row, dropped)
             least[i] = value
             if below < dropped:
                 cuts[i] = int(((row == value) | (row == -value)).nonzero()[below + equal - dropped, 0])
 
-        kernels.share(rank, len(rows), len(rows) * d)
+        kernels.in_threads(rank, len(rows), len(rows) * d)
         return least, cuts
-
-
-def _panel(x: Tensor, start: int, stop: int) -> tuple[np.ndarray, int, int]:
-    """(a, s, t): columns s..t of an array, float64 or float32, that are columns start..stop of x."""
-    if kernels.is_native(x) and x.is_contiguous():
-        return x.numpy(), start, stop
-    panel = x[:, start:stop]
-    return (panel if x.dtype == torch.float64 else panel.float()).cpu().contiguous().numpy(), 0, stop - start
-
-
-@jit_sum
-def _kept_sums(x, start, stop, rows, least, cuts, out):  # type: ignore[no-untyped-def]
-    """Of the values that the rows keep the sum of squares, of signs, and how many are not zero: out [3, rows]."""
-    for i in range(rows.size):
-        row, limit, cut = x[rows[i], start:stop], least[i], cuts[i]
-        squares, signs, count = 0.0, 0.0, 0.0
-        for k in range(row.size):
-            value, size = np.float64(row[k]), abs(row[k])
-            value = value if size > limit or (size == limit and k < cut) else 0.0
-            squares += value * value
-            signs += (1.0 if value > 0 else 0.0) - (1.0 if value < 0 else 0.0)
-            count += 1.0 if value != 0 else 0.0
-        out[0, i], out[1, i], out[2, i] = squares, signs, count
-
-
-@jit
-def _kept_mean(x, start, stop, rows, least, cuts, weights, total):  # type: ignore[no-untyped-def]
-    """The weighted sum of the rows, of each the values that it keeps."""
-    for i in range(rows.size):
-        row, limit, cut, weight = x[rows[i], start:stop], least[i], cuts[i], weights[i]
-        if weight != 0:
-            for k in range(row.size):
-                size = abs(row[k])
-                total[k] += weight * (np.float64(row[k]) if size > limit or (size == limit and k < cut) else 0.0)
-
-
-def _order_statistic(values: Tensor, k: int) -> tuple[float, int, int]:
-    """Of the sizes of values the (k + 1)-th least, how many are less, and how many are equal."""
-    if values.device.type != "cpu":
-        sizes = values.abs()
-        value = sizes.kthvalue(k + 1).values
-        return float(value), int((sizes < value).sum()), int((sizes == value).sum())
-    wide = (values if values.dtype == torch.float64 else values.float()).contiguous().numpy()
-    bits, below, equal = _select(wide.view(np.uint64 if wide.itemsize == 8 else np.uint32), k)
-    return float(np.array([bits]).astype(f"u{wide.itemsize}").view(wide.dtype)[0]), below, equal
-
-
-@jit
-def _select(bits, k):  # type: ignore[no-untyped-def]
-    """The same for the floats' bits, which sort like the sizes without their sign: digit after digit, by counting."""
-    counts = np.zeros(1 << 16, np.int64)
-    mask = (np.uint64(1) << np.uint64(8 * bits.itemsize - 1)) - np.uint64(1)
-    prefix, below, equal = np.uint64(0), 0, bits.size
-    for shift in range(8 * bits.itemsize - 16, -1, -16):
-        counts[:] = 0
-        for i in range(bits.size):
-            digits = (np.uint64(bits[i]) & mask) >> np.uint64(shift)
-            if digits >> np.uint64(16) == prefix:
-                counts[digits & np.uint64(0xFFFF)] += 1
-        digit = 0
-        while below + counts[digit] <= k:
-            below += counts[digit]
-            digit += 1
-        prefix, equal = (prefix << np.uint64(16)) | np.uint64(digit), counts[digit]
-    return prefix, below, equal
 
 
 def _oddness(values: np.ndarray) -> np.ndarray:
