@@ -96,6 +96,8 @@ WAYS: dict[str, Callable[[Pairs], Any]] = {
     "data sets of items": lambda both: tuple(Items(pair) for pair in both),
     "what loaders answer": lambda both: tuple(bunch(pair) for pair in both),
     "splits": lambda both: tuple(vg.Split(*pair) for pair in both),
+    "a list, as random_split answers": lambda both: [torch_data.TensorDataset(*pair) for pair in both],
+    "pairs in lists": lambda both: tuple([x.numpy(), y] for x, y in both),
     "a data set of ours": lambda both: vg.dataset(*both),
 }
 
@@ -313,6 +315,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "times": ((np.zeros((20, 2), "M8[s]"), Y), "inputs: must be real numbers, got datetime64[s]"),
     "complex": ((X.to(torch.complex64), Y), "inputs: must be real numbers, got complex64 [20, 4]"),
     "NaN": ((X / 0, Y), "Split needs finite inputs, got some with NaN or infinity"),
+    "masked": ((np.ma.array(X.numpy(), mask=X.numpy() > 1), Y), "inputs: an array with masked values is not whole"),
+    "one example": ((X[:1], Y[:1]), "test: of 1 training examples 0.2 would be set aside, none left"),
     "nothing": ((X[:0], Y[:0]), "Split needs inputs"),
     "no pair": (X, "must be a pair (x, y)"),
     "four": ((X, Y, X, Y), "must be a pair (x, y), a torch Dataset of such pairs, or both for training and test in a"),

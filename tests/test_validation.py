@@ -56,7 +56,7 @@ def test_every_example_is_as_likely_as_another() -> None:
 
 
 def test_nothing_would_be_left() -> None:
-    with pytest.raises(ValueError, match=r"of 2 training examples, 0\.9 would be set aside and none be left"):
+    with pytest.raises(ValueError, match=r"^validation: of 2 training examples 0\.9 would be set aside, none left"):
         set_aside(Split(torch.zeros(2, 1, 1, 1), torch.arange(2)), 0.9, seed=1)
 
 

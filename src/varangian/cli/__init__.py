@@ -20,7 +20,11 @@ from ..core.checks import likely, printable, unknown
 COMMANDS = {
     "demo": (".runs", "demo_command", "The paper's comparison in small, in under a minute."),
     "import": (".study", "import_command", "Result folders of the paper's own code as runs, for the report."),
-    "list": (".catalogue", "list_command", "What there is: rules, mixings, attacks, datasets, models, partitions."),
+    "list": (
+        ".catalogue",
+        "list_command",
+        "What there is: rules, attacks, models, data sets, losses, metrics ...",
+    ),
     "replay": (".runs", "replay_command", "Rebuild all n vectors of one step of a run, and explain it."),
     "report": (".study", "report_command", "A page, figures and the claims table of runs."),
     "reproduce": (".study", "reproduce", "The paper's study: all its runs, figures and claims."),

@@ -24,6 +24,8 @@ KINDS = {
     "datasets": ("DATASETS", "simulation/data/*.py"),
     "models": ("MODELS", "simulation/models.py"),
     "partitions": ("PARTITIONS", "simulation/data/*.py"),
+    "losses": ("LOSSES", "simulation/losses.py"),
+    "metrics": ("METRICS", "simulation/scores.py"),
 }
 
 
@@ -85,7 +87,7 @@ def _entry(node: ast.ClassDef | ast.FunctionDef) -> Entry:
 @click.argument("what", required=False, metavar="[KIND|NAME]")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def list_command(what: str | None, as_json: bool) -> None:
-    """What there is: rules, mixings, attacks, datasets, models, partitions.
+    """What there is: rules, mixings, attacks, datasets, models, partitions, losses, metrics.
 
     \b
     Example: varangian list rules

@@ -93,13 +93,15 @@ def taken(value: Any, name: str = "data") -> Dataset:
     """
     if isinstance(value, Dataset):
         return value
-    if isinstance(value, tuple) and len(value) == 2 and all(_is_whole(part) for part in value):
-        return dataset(*value, name=name)
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_whole(part) for part in value):
+        return dataset(*value, name=name)  # torch's random_split answers a list
     return dataset(value, name=name)
 
 
 def _is_whole(value: Any) -> bool:
     """Whether a value holds inputs and labels, and is not one of them."""
+    if isinstance(value, list):
+        return len(value) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in value)
     return isinstance(value, (Split, Mapping, torch_data.Dataset, torch_data.DataLoader)) or (
         isinstance(value, tuple) and len(value) == 2
     )
@@ -119,6 +121,8 @@ def _split(value: Any, what: str) -> Split:
         if lacking:
             raise ValueError(f"{what}: of what a loader answers, data and target are taken; there is no {lacking[0]}.")
         value = value["data"], value["target"]
+    if isinstance(value, list) and all(isinstance(part, (Tensor, np.ndarray)) for part in value):
+        value = tuple(value)
     if not isinstance(value, tuple) or len(value) != 2:
         got = f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
         raise ValueError(
@@ -153,6 +157,8 @@ def _tensor(value: Any, what: str) -> Tensor:
         if value.layout != torch.strided:
             raise ValueError(f"{what}: must be a dense tensor, got {value.layout}; use to_dense().")
         return value.cpu()
+    if np.ma.is_masked(value):
+        raise ValueError(f"{what}: an array with masked values is not whole; fill them, or leave these examples out.")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:

@@ -183,7 +183,7 @@ def set_aside(split: Split, share: float, seed: int, purpose: str = "validation"
     """
     count = max(1, round(share * len(split)))
     if count >= len(split):
-        raise ValueError(f"of {len(split):,} training examples, {share:g} would be set aside and none be left.")
+        raise ValueError(f"{purpose}: of {len(split):,} training examples {share:g} would be set aside, none left.")
     generator = randomness.generator(seed, purpose)
     order = generator.permutation(len(split))
     if split.labels.ndim == 1:
