@@ -625,8 +625,11 @@ def test_a_page_full_of_hostile_names(reported: Path, tmp_path: Path) -> None:
     text = (reported / "report.html").read_text()
     opening, closing = '<script type="application/json" id="data">', "</script>\n<script>"
     before, rest = text.split(opening)
-    content, after = rest.split(closing)
+    content, after = rest.split(closing, 1)
     found = json.loads(content)
+    middle, rest = after.split(opening.replace("data", "cells"))
+    content, after = rest.split(closing, 1)
+    cells = json.loads(content)
     fresh = count()
     names: dict[str, str] = {}
 
@@ -646,10 +649,19 @@ def test_a_page_full_of_hostile_names(reported: Path, tmp_path: Path) -> None:
         "/".join([nasty(key.split("/")[0]), *key.split("/")[1:]]): value for key, value in found["conditions"].items()
     }
     assert len(names) >= 5
-    hostile = json.dumps(found, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    (tmp_path / "hostile.html").write_text(before + opening + hostile + closing + after, encoding="utf-8")
+    for number, cell in enumerate(cells["cells"]):
+        cell[0] = NASTY[number % len(NASTY)]
+    cells["unit"] = NASTY[0]
+    cells["measures"] = [[key, NASTY[1], digits] for key, _, digits in cells["measures"]]
+    hostile, others = (
+        json.dumps(content, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+        for content in (found, cells)
+    )
+    page = before + opening + hostile + closing + middle + opening.replace("data", "cells") + others + closing + after
+    (tmp_path / "hostile.html").write_text(page, encoding="utf-8")
     dom = chromium(tmp_path / "hostile.html", tmp_path, "--dump-dom")
     assert 'data-ready="yes"' in dom
+    assert 'data-cells="ready"' in dom
     assert "<title>Where should momentum stand? A report</title>" in dom
     drawn = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
     drawn = re.sub(r"<noscript>.*?</noscript>", "", drawn, flags=re.DOTALL)

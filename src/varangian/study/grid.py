@@ -229,9 +229,12 @@ def record_grid(folder: Path, grid: Grid) -> Path:
 
 @importing(False)
 def grids_of(folder: Path) -> list[Grid]:
-    """The grids that were swept into a folder; a file there that is none says nothing, and nothing is imported."""
-    found = []
+    """The grids that were swept into a folder, until they are of as many runs as one may be; a file there that is none
+    says nothing, and nothing is imported."""
+    found: list[Grid] = []
     for path in sorted((folder / "grids").glob("*.toml"))[:MOST_GRIDS]:
+        if sum(map(len, found)) >= MOST:
+            break
         with suppress(OSError, ValueError):
             found.append(Grid.from_toml(read_text(path)))
     return found

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ IDENTITY = ["name", "digest", "source", "format"]
 RESULTS = ["steps_done", "max_accuracy", "final_accuracy", "final_loss", "ratio", "ratio_within", "stopped"]
 VALIDATED = ["max_validation", "chosen_accuracy"]  # of runs with validation, and columns where there are any
 MAX_RUNS = 10**5  # in one table
+MAX_FAILED = 1000  # runs of which a report says why
 
 
 @dataclass(frozen=True)
@@ -537,10 +538,10 @@ def write_failed(folder: Path, failed: Iterable[tuple[Experiment, str]], tried: 
 
 @importing(False)
 def read_failed(folder: Path) -> list[tuple[Experiment, str]]:
-    """What failed.csv says; rows that cannot be read say nothing."""
+    """What failed.csv says of the first thousand runs; rows that cannot be read say nothing."""
     found = []
     with suppress(OSError, ValueError):
-        for row in read_rows(folder / "failed.csv", ["digest", "reason"], MAX_RUNS):
+        for row in islice(read_rows(folder / "failed.csv", ["digest", "reason"], MAX_RUNS), MAX_FAILED):
             settings = {k: v for k, v in row.items() if k not in ("name", "digest", "reason")}
             with suppress(ValueError):
                 found.append((Experiment.from_dict(settings), line_of_text(row["reason"], "reason")))
