@@ -18,6 +18,7 @@ from ..core.checks import likely, printable, unknown
 
 # name: (module, the command there, what it does)
 COMMANDS = {
+    "check": (".check", "check_command", "Whether a rule, a mixing or an attack of your own keeps its contract."),
     "demo": (".runs", "demo_command", "The paper's comparison in small, in under a minute."),
     "import": (".study", "import_command", "Result folders of the paper's own code as runs, for the report."),
     "list": (

@@ -1,10 +1,14 @@
-"""The command list: what there is, read from the source without importing it, which would take seconds."""
+"""The command list: what there is, read from the source without importing it, which would take seconds.
+
+Of what installed packages offer their own records tell; only what is asked for by name is imported.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import json
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core.checks import unknown
+from ..core import references
+from ..core.checks import UNSAID, unknown
 
 # kind: (where its table of names is written, where what it names is)
 KINDS = {
@@ -83,6 +88,29 @@ def _entry(node: ast.ClassDef | ast.FunctionDef) -> Entry:
     return Entry(text, tuple(options), in_runs)
 
 
+def offered(kind: str, ours: Container[str]) -> Iterator[tuple[str, str]]:
+    """What installed packages offer: each name, and what is said of it."""
+    for name, points in references.offered(kind.removesuffix("s")).items():
+        whence = " and ".join(f"{references.package_of(point)} ({point.value})" for point in points)
+        if name in ours:
+            yield f"{name} ", f"not used, since the name is taken: offered by {whence}"
+        else:
+            clash = "" if len(points) == 1 else "CANNOT BE USED until all but one package are removed: "
+            yield name, f"{clash}offered by {whence}"
+
+
+def imported(kind: str, name: str) -> Entry:
+    """Something of somebody's own, which is imported."""
+    with references.importing(True):
+        found = references.find(kind, name)
+    try:
+        given = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):  # an object, or what is built in
+        given = []
+    options = tuple(p.name + ("" if p.default in (p.empty, UNSAID) else f"={p.default!r}") for p in given)
+    return Entry(inspect.getdoc(found) or "", options)
+
+
 @click.command("list")
 @click.argument("what", required=False, metavar="[KIND|NAME]")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
@@ -91,14 +119,19 @@ def list_command(what: str | None, as_json: bool) -> None:
 
     \b
     Example: varangian list rules
-             varangian list multi-krum     its definition, options and source
+             varangian list multi-krum           its definition, options and source
+             varangian list my_rule.py:MyRule    those of a class of your own
     """
     found = catalogue()
     kinds = [what] if what in found else list(found)
     if what is not None and what not in found:
         named = {kind: entries[what] for kind, entries in found.items() if what in entries}
+        if not named and references.is_reference(what):
+            named = {"references": imported("reference", what)}
+        elif not named:
+            named = {k: imported(k[:-1], what) for k in found if what in references.offered(k[:-1])}
         if not named:
-            names = [*found, *dict.fromkeys(name for entries in found.values() for name in entries)]
+            names = [*found, *dict.fromkeys(name for k in found for name in (*found[k], *references.offered(k[:-1])))]
             raise click.UsageError(unknown("kind or name", what, names), click.get_current_context())
         if as_json:
             click.echo(json.dumps({k: {"text": e.text, "options": e.options} for k, e in named.items()}))
@@ -108,6 +141,8 @@ def list_command(what: str | None, as_json: bool) -> None:
             click.echo(f"{what}, of the {kind}: {entry.text}{options}\n")
         return
     shown = {k: {name: e.summary for name, e in found[k].items() if e.in_runs} for k in kinds}
+    for kind in kinds:
+        shown[kind] |= dict(offered(kind, found[kind]))
     if as_json:
         click.echo(json.dumps(shown))
         return

@@ -181,12 +181,13 @@ def _place(written: str) -> str:
 
 def _whence(kind: str, name: str) -> str:
     if not is_reference(name):
-        return " and ".join(f"{_package(point)} ({point.value})" for point in offered(kind)[name])
+        return " and ".join(f"{package_of(point)} ({point.value})" for point in offered(kind)[name])
     place = name.rpartition(":")[0]
     return _place(place) if place.endswith(".py") else f"the module {place}"
 
 
-def _package(point: importlib.metadata.EntryPoint) -> str:
+def package_of(point: importlib.metadata.EntryPoint) -> str:
+    """The package that offers something, with its version."""
     return "a package" if point.dist is None else f"{point.dist.name} {point.dist.version}"
 
 
