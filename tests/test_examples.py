@@ -30,6 +30,16 @@ COMMANDS = {
         "tokens.py",
         "varangian run --dataset tokens.py:marked --model tokens.py:Transformer --rule median --steps 5",
     ],
+    "my_rule.py": [
+        "varangian check my_rule.py:MyRule",
+        "varangian check my_rule.py:MyRule(m=3)",
+        "varangian list my_rule.py:MyRule",
+        "varangian run --rule my_rule.py:MyRule(m=3) --pre nnm --attack little --steps 5",
+    ],
+    "my_attack.py": [
+        "varangian check my_attack.py:MyAttack",
+        "varangian run --rule median --attack my_attack.py:MyAttack(factor=4.0) --steps 5",
+    ],
 }
 
 
@@ -44,3 +54,7 @@ def test_example(name: str, tmp_path: Path) -> None:
             words, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
         )
         assert end.returncode == 0, (line, end.stderr)
+
+
+def test_an_own_rule_takes_twenty_lines() -> None:
+    assert len((EXAMPLES / "my_rule.py").read_text().splitlines()) <= 20

@@ -55,6 +55,12 @@ class NotImported(Fault):
     """What a name stands for was not imported in this process, and may not be now."""
 
 
+class Read(str):
+    """Text from a folder of anybody's, whose code was not imported: settings that are made of it import it neither."""
+
+    __slots__ = ()
+
+
 @dataclass
 class _Known:
     """What was imported in this process."""

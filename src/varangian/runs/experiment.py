@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property, lru_cache, wraps
@@ -367,6 +367,7 @@ class Experiment:
         ) -> None: ...  # fmt: skip
 
     def __post_init__(self) -> None:
+        foreign = {name for name in SPECS if _is_read(getattr(self, name))}
         # Rules and mixings that tolerate what ``byzantine`` says need not repeat it.
         for name in ("rule", "pre"):
             object.__setattr__(self, name, _without_f(getattr(self, name), self.byzantine))
@@ -377,13 +378,13 @@ class Experiment:
                 sound.add(name)
             except ValidationError as error:
                 faults.append(f"{name}: {FORMS.get(name) or reason(error)}, got {shown(getattr(self, name))}.")
-        with importing(True):  # unless this is read from somebody's folder
-            self._import(sound)
-            faults += self._inconsistencies(sound)
+        with importing(True):  # unless this is read from somebody's folder, or made of what is
+            self._import(sound - foreign)
+            faults += self._inconsistencies(sound, foreign)
             if faults:
                 raise ConfigurationError(faults)
             if references.may_import():
-                self._shorten()
+                self._shorten(SPECS.keys() - foreign)
         self._shorten_to("loss", canonical("loss", self.loss, LOSSES))
 
     def import_code(self, *settings: str) -> Experiment:
@@ -395,7 +396,7 @@ class Experiment:
         wanted = set(settings or SPECS) | {"byzantine"}
         with importing(True):
             self._import(wanted)
-            faults = list(self._inconsistencies(wanted))
+            faults = list(self._inconsistencies(wanted, set()))
         if faults:
             raise ConfigurationError(faults)
         return self
@@ -425,12 +426,13 @@ class Experiment:
         own = dict.fromkeys((kind, name) for kind, name, table in named if name not in table)
         return [references.origin(kind, name) for kind, name in own if references.known(kind, name) is not None]
 
-    def _shorten(self) -> None:
+    def _shorten(self, settings: Set[str]) -> None:
         """Settings that name code of somebody's own are kept in their shortest form, which is then known without it."""
-        for setting, kind, text, table in self.specs(("dataset", "model", "rule", "partition", "loss")):
+        for setting, kind, text, table in self.specs(settings - {"pre", "attack"}):
             self._shorten_to(setting, self._short(kind, text, table))
-        self._shorten_to("pre", tuple(self._short("mixing", text, MIXINGS) for text in self.pre))
-        if self.attack is not None:
+        if "pre" in settings:
+            self._shorten_to("pre", tuple(self._short("mixing", text, MIXINGS) for text in self.pre))
+        if "attack" in settings and self.attack is not None:
             short = self._short("attack", self.attack, ATTACKS)
             if "(" in short and parse("attack", short, ATTACKS)[0] in ATTACKS and (made := self.make_attack()):
                 own = not all(is_ours(kind) for kind in parts(made))  # attacks that its options name
@@ -448,8 +450,15 @@ class Experiment:
         if value != getattr(self, setting):
             object.__setattr__(self, setting, value)
 
-    def _inconsistencies(self, sound: set[str]) -> Iterator[str]:
-        """What is wrong beyond the type and range of single fields; looks at sound fields only."""
+    def _mark(self, setting: str) -> None:
+        """What was not imported may not be either where another experiment is made of this one."""
+        value = getattr(self, setting)
+        marked = tuple(map(references.Read, value)) if isinstance(value, tuple) else references.Read(value)
+        object.__setattr__(self, setting, marked)
+
+    def _inconsistencies(self, sound: set[str], foreign: Container[str]) -> Iterator[str]:
+        """What is wrong beyond the type and range of single fields; looks at sound fields only, and imports nothing for
+        the foreign ones."""
         made: dict[str, Any] = {}
         makers: dict[str, Callable[[], Any]] = {
             "dataset": lambda: name_of(self.dataset),
@@ -467,9 +476,12 @@ class Experiment:
         for name, maker in makers.items():
             if name in sound:
                 try:
-                    made[name] = maker()
+                    with importing(name not in foreign):
+                        made[name] = maker()
+                        _check_known(self.specs((name,)))
                 except NotImported:  # nobody looks into it here
-                    continue
+                    made.pop(name, None)
+                    self._mark(name)
                 except ValueError as error:
                     yield f"{name}: {error}"
         if {"workers", "byzantine", "rule", "pre"} <= sound and {"rule", "pre"} <= made.keys():
@@ -774,6 +786,21 @@ Experiment.__doc__ = (Experiment.__doc__ or "").replace("    Raises:", _describe
 def _adapters() -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(Experiment, include_extras=True)
     return {f.name: TypeAdapter(hints[f.name]) for f in fields(Experiment)}
+
+
+def _is_read(value: object) -> bool:
+    return any(isinstance(text, references.Read) for text in (value if isinstance(value, (tuple, list)) else (value,)))
+
+
+def _check_known(specs: Iterable[tuple[str, str, str, Mapping[str, Any]]]) -> None:
+    """
+    Raises:
+        NotImported: one of them names what is neither in a table, nor was imported.
+    """
+    for _, kind, text, table in specs:
+        name, _ = parse(kind, text, table)
+        if name not in table:
+            references.find(kind, name)
 
 
 def _make(kind: str, text: str, table: Mapping[str, Callable[..., Any]], base: type[T], **given: Any) -> T:
