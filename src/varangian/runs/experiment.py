@@ -428,10 +428,11 @@ class Experiment:
 
     def _shorten(self, settings: Set[str]) -> None:
         """Settings that name code of somebody's own are kept in their shortest form, which is then known without it."""
-        for setting, kind, text, table in self.specs(settings - {"pre", "attack"}):
-            self._shorten_to(setting, self._short(kind, text, table))
-        if "pre" in settings:
-            self._shorten_to("pre", tuple(self._short("mixing", text, MIXINGS) for text in self.pre))
+        texts: dict[str, list[str]] = {}
+        for setting, kind, text, table in self.specs(settings - {"attack"}):
+            texts.setdefault(setting, []).append(self._short(kind, text, table))
+        for setting, each in texts.items():
+            self._shorten_to(setting, tuple(each) if isinstance(getattr(self, setting), tuple) else each[0])
         if "attack" in settings and self.attack is not None:
             short = self._short("attack", self.attack, ATTACKS)
             if "(" in short and parse("attack", short, ATTACKS)[0] in ATTACKS and (made := self.make_attack()):
