@@ -364,7 +364,8 @@ def test_what_vectors_may_be() -> None:
     rule = vg.Median(f=1)
     expected = rule(X)
     wrong: list[Any] = [
-        [[1.0, 2.0]] * 3, [1.0, 2.0], [None] * 3, ["a"] * 3, [X[0], X[1].numpy(), X[2]], [X[0], X[1].double(), X[2]],
+        [[1.0, True]] * 3, [[1.0], [1.0, 2.0]], [[None]] * 3,
+        [1.0, 2.0], [None] * 3, ["a"] * 3, [X[0], X[1].numpy(), X[2]], [X[0], X[1].double(), X[2]],
         [X[0].numpy(), X[1].double().numpy()], "abc", 3, None, {1: 2},
     ]  # fmt: skip
     for given in wrong:
@@ -372,6 +373,7 @@ def test_what_vectors_may_be() -> None:
         bug(lambda given=given: vg.NearestNeighborMixing(f=1)(given), "NearestNeighborMixing needs")
         bug(lambda given=given: vg.explain(given, rule), "Median needs")
     assert torch.equal(rule(list(X)), expected)
+    assert np.array_equal(rule(X.double().tolist()), rule(X.double().numpy()))
     assert np.array_equal(rule(list(X.numpy())), expected.numpy())
     for order in "<>":
         for size in (2, 4, 8):

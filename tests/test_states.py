@@ -129,8 +129,7 @@ def test_what_is_no_tensor_of_vectors_is_refused_in_one_line() -> None:
     a = made(("momentum",))
     state = a.init(H, D)
     wrong: list[Any] = [
-        np.ones((H, D), np.float32), [[1.0] * D] * H, torch.ones(D), torch.ones(H, D, dtype=torch.int64),
-        torch.ones(1, H, D), None,
+        torch.ones(D), torch.ones(H, D, dtype=torch.int64), torch.ones(1, H, D), None, "vectors",
     ]  # fmt: skip
     refused(lambda: a.aggregate(torch.ones(H, 0), made(()).init(H, 0)), "Algorithm needs vectors")
     for no_state in (None, {}, state.worker, "state"):
@@ -141,7 +140,7 @@ def test_what_is_no_tensor_of_vectors_is_refused_in_one_line() -> None:
     for x in wrong:
         refused(lambda x=x: a.send(x, state), "Algorithm needs gradients as a floating-point tensor [h, d]")
         refused(lambda x=x: a.aggregate(x, state), "Algorithm needs vectors as a floating-point tensor [n, d]")
-    wrong = [np.ones(D, np.float32), torch.ones(H, D)]
+    wrong = [np.ones((H, D), np.float32), torch.ones(H, D), None, torch.ones(D).long()]
     for x in wrong:
         refused(lambda x=x: a.point(x, state, 0.1), "Algorithm needs parameters")
     wrong = [torch.empty(H, D + 1), torch.empty(H, D, dtype=torch.float64), np.empty((H, D))]
@@ -377,3 +376,34 @@ def test_what_is_written_to_is_like_what_is_read(stage: Any, out: Any) -> None:
 def test_transforms_take_tensors_of_numbers(stage: Any, x: Any) -> None:
     with pytest.raises(ValueError, match=f"{type(stage).__name__} needs vectors as a floating-point tensor"):
         stage(x, torch.zeros(8, 3), torch.zeros(3))
+
+
+def test_arrays_and_lists_give_what_tensors_give() -> None:
+    """And in kind: arrays for arrays, and for lists of numbers, which have no type and get that of the momenta."""
+    stages: dict[str, Any] = {"worker": vg.Momentum(0.9, nesterov=True), "pre": [vg.NearestNeighborMixing(f=1)]}
+    a = vg.Algorithm(**stages, rule=vg.Median(f=np.int64(1)), server=[vg.Clip(1.0)])
+    x = torch.randn(H, D, generator=torch.Generator().manual_seed(3))
+    for given in (x.numpy(), list(x.numpy()), x.tolist(), [tuple(row) for row in x.tolist()], list(x)):
+        state, other = a.init(np.int64(H), np.int32(D)), a.init(H, D)
+        for _ in range(2):
+            wanted, state = a.send(x, state)
+            sent, other = a.send(given, other)
+            assert isinstance(sent, torch.Tensor if isinstance(given[0], torch.Tensor) else np.ndarray)
+            np.testing.assert_array_equal(sent, wanted)
+            assert torch.equal(a.decide(sent, other).aggregate, a.decide(wanted, state).aggregate)
+            update, state = a.aggregate(wanted, state)
+            answer, other = a.aggregate(sent, other)
+            assert type(answer) is type(sent)
+            np.testing.assert_array_equal(answer, update)
+        points = a.point(given[0], other, 0.1)
+        np.testing.assert_array_equal(points, a.point(x[0], state, 0.1))
+        np.testing.assert_allclose(vg.Median(f=1)(given), vg.Median(f=1)(x), rtol=1e-6)
+
+
+def test_an_array_of_another_type_than_the_momenta_is_told() -> None:
+    a = made(("momentum",))
+    refused(lambda: a.send(np.ones((H, D)), a.init(H, D)), "Algorithm needs the memory of Momentum")
+    ragged: Any = [[1.0] * D, [1.0]]
+    refused(lambda: a.send(ragged, a.init(H, D)), f"Algorithm needs vectors of one length, got 1, {D}.")
+    words: Any = [["a"] * D] * H
+    refused(lambda: a.aggregate(words, a.init(H, D)), "Algorithm needs vectors of numbers, got 'a' among them.")

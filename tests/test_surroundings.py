@@ -103,7 +103,8 @@ def masked(x: np.ndarray) -> Any:
         (lambda x: torch.from_numpy(x).to(torch.float8_e4m3fn), "float64), got torch.float8_e4m3fn."),
         (lambda x: torch.from_numpy(x).to_sparse(), "needs a dense tensor, got torch.sparse_coo."),
         (lambda x: torch.empty(N, 3, device="meta"), "needs a dense tensor, got one without numbers (meta)."),
-        (lambda x: x.tolist(), "needs vectors that are all tensors or all arrays"),
+        (lambda x: [*x.tolist()[:-1], [1.0]], "needs vectors of one length, got 1, 40."),
+        (lambda x: [[str(v) for v in row] for row in x.tolist()], "needs vectors of numbers, got "),
         (lambda x: [torch.from_numpy(x[0]), x[1]], "needs vectors that are all tensors or all arrays"),
     ],
 )

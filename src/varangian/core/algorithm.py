@@ -18,8 +18,9 @@ d coordinates, m are selected or result from a mixing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from .checks import kind_of, shown, whole
 from .mixing import Mixing
 from .randomness import Draw
 from .rules import Average, Rule
-from .stages import Decision, decide, required_rows
+from .stages import Decision, as_matrix, decide, required_rows
 from .transforms import Clip, Momentum, SharedMomentum, Transform, check_like
 
 
@@ -132,14 +133,21 @@ class Algorithm:
             seed=whole(self, "seed", seed),
         )
 
+    @overload
+    def point(self, parameters: Tensor, state: State, lr: float) -> Tensor: ...
+    @overload
+    def point(self, parameters: np.ndarray | Sequence[float], state: State, lr: float) -> np.ndarray: ...
     @kernels.eager
-    def point(self, parameters: Tensor, state: State, lr: float) -> Tensor:
+    def point(self, parameters: Any, state: State, lr: float) -> Any:
         """Where to take the gradients: [d] parameters, or the look-ahead points of Nesterov's momentum.
 
         At the server theta - mu lr m, [d]; at the workers theta - mu lr m_i, [h, d], one point a worker.
         """
-        _check_vectors("parameters", parameters, 1)
         _check_state(state)
+        if not isinstance(parameters, Tensor) and np.ndim(parameters) == 1:
+            rows, restore = _vectors(self, [parameters], state)
+            return restore(self.point(rows[0], state, lr))
+        _check_vectors("parameters", parameters, 1)
         _check_memories(self.worker, "worker", state.worker)
         _check_memories(self.server, "server", state.server)
         for memory in (*state.worker, *state.server):
@@ -150,8 +158,16 @@ class Algorithm:
             parameters = stage.look_ahead(parameters, memory, state.previous, lr)
         return parameters
 
+    @overload
+    def send(
+        self, gradients: Tensor | Sequence[Tensor], state: State, out: Tensor | None = None
+    ) -> tuple[Tensor, State]: ...
+    @overload
+    def send(
+        self, gradients: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], state: State
+    ) -> tuple[np.ndarray, State]: ...
     @kernels.eager
-    def send(self, gradients: Tensor, state: State, out: Tensor | None = None) -> tuple[Tensor, State]:
+    def send(self, gradients: Any, state: State, out: Tensor | None = None) -> Any:
         """The worker half, row by row: what each worker sends for the gradient it sampled, [h, d] -> [h, d].
 
         A worker that would send NaN or infinity does send it, for the server to see, and remembers nothing of that
@@ -159,13 +175,18 @@ class Algorithm:
 
         With ``out`` nothing is allocated but where a gradient is not finite: the vectors are written there,
         ``gradients`` is overwritten by what precedes the last stage, and the new state may live in ``out``, which must
-        then stay untouched until the next call. Without it what comes back is the caller's own.
+        then stay untouched until the next call. Without it what comes back is the caller's own, of the kind that came:
+        a tensor, or an array; lists of numbers are an array.
 
         Raises:
             ValueError: a state of other workers, other coordinates, or another algorithm.
         """
-        _check_vectors("gradients", gradients, 2)
         _check_state(state)
+        if isinstance(gradients, (np.ndarray, list, tuple)):
+            matrix, restore = _vectors(self, gradients, state)
+            vectors, state = self.send(matrix.clone() if out is not None else matrix, state, out)
+            return restore(vectors), state
+        _check_vectors("gradients", gradients, 2)
         _check_memories(self.worker, "worker", state.worker, gradients)
         self._check_previous(state, gradients)
         if out is not None:
@@ -196,27 +217,39 @@ class Algorithm:
         assert isinstance(momenta[0], Momentum)
         return not bool((kernels.squared_norms(gradients).sqrt_() < momenta[0].overflow(gradients.dtype)).all())
 
+    @overload
+    def aggregate(self, vectors: Tensor | Sequence[Tensor], state: State) -> tuple[Tensor, State]: ...
+    @overload
+    def aggregate(
+        self, vectors: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], state: State
+    ) -> tuple[np.ndarray, State]: ...
     @kernels.eager
-    def aggregate(self, vectors: Tensor, state: State) -> tuple[Tensor, State]:
+    def aggregate(self, vectors: Any, state: State) -> Any:
         """The server half: mixings, the rule, then the server's transforms, [n, d] -> [d].
 
         The parameters then become ``parameters - lr * update``. ``vectors`` is only read; the update is the caller's
-        own, to be written into at will.
+        own, to be written into at will, and of the kind that came.
 
         Raises:
             Refused: more than f vectors are not finite.
             ValueError: too few vectors for f, or a state of other coordinates or of another algorithm.
         """
+        _check_state(state)
+        if isinstance(vectors, (np.ndarray, list, tuple)):
+            matrix, restore = _vectors(self, vectors, state)
+            update, state = self.finish(self.decide(matrix, state), state)
+            return restore(update), state
         return self.finish(self.decide(vectors, state), state)
 
     @kernels.eager
-    def decide(self, vectors: Tensor, state: State) -> Decision:
+    def decide(self, vectors: Tensor | np.ndarray | Sequence[Any], state: State) -> Decision:
         """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered."""
-        _check_vectors("vectors", vectors, 2)
         _check_state(state)
-        _check_memories(self.server, "server", state.server, vectors[0] if len(vectors) else None)
-        self._check_previous(state, vectors)
-        return decide(vectors, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step))
+        x: Any = _vectors(self, vectors, state)[0] if isinstance(vectors, (np.ndarray, list, tuple)) else vectors
+        _check_vectors("vectors", x, 2)
+        _check_memories(self.server, "server", state.server, x[0] if len(x) else None)
+        self._check_previous(state, x)
+        return decide(x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step))
 
     @kernels.eager
     def finish(self, decision: Decision, state: State, in_place: bool = False) -> tuple[Tensor, State]:
@@ -262,12 +295,23 @@ def _check_stage(place: str, stage: object, kind: type) -> None:
     raise ValueError(f"Algorithm needs {what} in {place}=, got {came}{advice}.")
 
 
+def _vectors(
+    algorithm: Algorithm, x: np.ndarray | Sequence[Any], state: State
+) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """[n, d] of arrays and lists, and the way back to the kind that came. Numbers alone have no type: they get that of
+    what is remembered."""
+    matrix, restore = as_matrix(algorithm, x)
+    memory = next((m for m in (*state.worker, *state.server, state.previous) if m is not None), None)
+    if memory is not None and not isinstance(x, np.ndarray) and isinstance(x[0], (list, tuple)):
+        return matrix.to(memory.dtype), lambda y: y.numpy()
+    return matrix, restore
+
+
 def _check_vectors(name: str, x: Tensor, ndim: int) -> None:
     held = isinstance(x, Tensor) and x.ndim == ndim and x.is_floating_point()
     if not held or (name == "vectors" and x.shape[1] < 1):
         wanted = "[h, d]" if name == "gradients" else "[n, d]" if name == "vectors" else "[d]"
-        advice = "; torch.as_tensor makes one" if not isinstance(x, Tensor) else ""
-        raise ValueError(f"Algorithm needs {name} as a floating-point tensor {wanted}, got {kind_of(x)}{advice}.")
+        raise ValueError(f"Algorithm needs {name} as a floating-point tensor {wanted}, got {kind_of(x)}.")
 
 
 def _check_state(state: State) -> None:

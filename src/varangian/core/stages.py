@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
@@ -150,10 +150,13 @@ class Rule(Constructed):
     @overload
     def __call__(self, x: Tensor | Sequence[Tensor], previous: Any = None, step: int = 0) -> Tensor: ...
     @overload
-    def __call__(self, x: np.ndarray | Sequence[np.ndarray], previous: Any = None, step: int = 0) -> np.ndarray: ...
+    def __call__(
+        self, x: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], previous: Any = None, step: int = 0
+    ) -> np.ndarray: ...
     @kernels.eager
     def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
-        """Aggregates [n, d] (a tensor, an array, or n vectors [d]) to [d] of the same kind, dtype and device.
+        """Aggregates [n, d] (a tensor, an array, or n vectors [d]) to [d] of the same kind, dtype and device. Lists of
+        numbers are an array of float64.
 
         Args:
             x: the vectors; only read.
@@ -314,7 +317,9 @@ class Mixing(Constructed):
     @overload
     def __call__(self, x: Tensor | Sequence[Tensor], step: int = 0) -> Tensor: ...
     @overload
-    def __call__(self, x: np.ndarray | Sequence[np.ndarray], step: int = 0) -> np.ndarray: ...
+    def __call__(
+        self, x: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], step: int = 0
+    ) -> np.ndarray: ...
     @kernels.eager
     def __call__(self, x: Any, step: int = 0) -> Any:
         """[n, d] -> [m, d], of the same kind, dtype and device; the input is only read.
@@ -537,12 +542,25 @@ def as_previous(owner: object, previous: Any, matrix: Tensor) -> Tensor | None:
     return vector
 
 
+def _numbers(name: str, rows: Sequence[Any]) -> np.ndarray:
+    """[n, d] float64 of lists of numbers."""
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise ValueError(f"{name} needs vectors of one length, got {', '.join(map(str, lengths))}.")
+    for value in (value for row in rows for value in row):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{name} needs vectors of numbers, got {shown(value)} among them.")
+    return np.array(rows, np.float64)
+
+
 def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """[n, d] as a tensor, row after row (sharing memory where it can), and the way back to the kind that came."""
     name = type(owner).__name__
     if isinstance(x, (list, tuple)):
         if not x:
             raise ValueError(f"{name} needs n >= 1 vectors, got an empty {type(x).__name__}.")
+        if all(isinstance(v, (list, tuple)) for v in x):
+            return as_matrix(owner, _numbers(name, x))
         kinds = {Tensor if isinstance(v, Tensor) else type(v) for v in x}
         if kinds not in ({Tensor}, {np.ndarray}) or len({(v.dtype, str(getattr(v, "device", ""))) for v in x}) > 1:
             names = sorted({kind_of(v) for v in x})

@@ -165,7 +165,8 @@ class Attack(Constructed):
     ) -> Tensor: ...  # fmt: skip
     @overload
     def __call__(
-        self, honest: np.ndarray | Sequence[np.ndarray], f: int, defence: Defence | Algorithm | None = None, *,
+        self, honest: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], f: int,
+        defence: Defence | Algorithm | None = None, *,
         previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
     ) -> np.ndarray: ...  # fmt: skip
     @kernels.eager
