@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -341,7 +342,9 @@ def _show_plan(grids: Sequence[Grid], result: Sweep) -> None:
     names = [e.name for grid in grids for e in grid.experiments()]
     for grid in grids:
         axes = [f"{name} ({len(values)})" for name, values in grid.axes.items()]
-        output.print(f"{counted(len(grid), 'run')}{': ' if axes else ''}{' x '.join(axes)}", **PLAIN)
+        whole = len(grid) == math.prod(map(len, grid.axes.values()))  # not in several cases, or with exclusions
+        said = (" x " if whole else ", ").join(axes)
+        output.print(f"{counted(len(grid), 'run')}{': ' if axes else ''}{said}", **PLAIN)
         for note in grid.notes:
             _say(note)
     output.print("\n".join(f"  {name}" for name in names[:5]), **PLAIN)
