@@ -126,6 +126,7 @@ def _title(grid: Cells) -> str:
     return cut(", ".join(shared)) or "All runs"
 
 
+@style.house()
 def _draw(found: Sequence[Group], grid: Cells, title: str, folder: Path, told: _Told) -> list[Picture]:
     """Saves all figures, and answers those that the page holds."""
     pictures, names = [], set[str]()

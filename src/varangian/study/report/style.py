@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -73,11 +74,21 @@ STYLE: dict[Any, Any] = {  # matplotlib 3.11 has a type of its own for the names
 }
 
 
+_within: ContextVar[bool] = ContextVar("whether the style is set", default=False)
+
+
 @contextmanager
 def house() -> Iterator[None]:
     """Inside, figures are made and saved in this style, whatever the user's own settings of matplotlib are."""
-    with matplotlib.rc_context(STYLE):
+    if _within.get():  # to set hundreds of settings anew for each text that is measured takes seconds
         yield
+        return
+    token = _within.set(True)
+    try:
+        with matplotlib.rc_context(STYLE):
+            yield
+    finally:
+        _within.reset(token)
 
 
 def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
