@@ -74,6 +74,19 @@ def test_a_grid_is_the_same_from_every_kind_of_text(tmp_path: Path) -> None:
     assert grids_of(tmp_path) == [grid]
 
 
+def test_grids_of_a_stranger_import_nothing(tmp_path: Path) -> None:
+    (tmp_path / "grids").mkdir()
+    code = tmp_path / "theirs.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "grids" / "a.toml").write_text(f'rule = ["median", "{code}:Theirs"]\nworkers = 11\nbyzantine = 2\n')
+    [grid] = grids_of(tmp_path)
+    assert [e.rule for e in grid.experiments()] == ["median", f"{code}:Theirs"]
+    assert not (tmp_path / "ran").exists()
+    for i in range(9):
+        (tmp_path / "grids" / f"{i}.toml").write_text("rul = 1")
+    assert grids_of(tmp_path) == []  # no more of it is read
+
+
 def test_an_experiment_is_a_grid_of_one() -> None:
     for e in (Experiment(), Experiment(learning_rate="0.1,20:0.01", pre="nnm", clip=None, seed=7, attack="little")):
         assert Grid.from_toml(e.to_toml()).experiments() == [e]

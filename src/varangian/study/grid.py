@@ -6,7 +6,6 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..runs.files import MAX_TEXT, make_folder, read_text, write_whole
 
 MOST = 100_000  # runs of one grid: what a table of runs holds
 MOST_FAULTS = 20  # that are listed
-MOST_GRIDS = 1000  # of a study
+MOST_GRIDS, MOST_STRANGE = 1000, 3  # files of grids in a folder, and those among them that are none
 PARTS = ("seeds", "exclude", "case")  # of a text, beside the settings
 SETTINGS = {f.name: f.default for f in fields(Experiment)}
 
@@ -229,14 +228,19 @@ def record_grid(folder: Path, grid: Grid) -> Path:
 
 @importing(False)
 def grids_of(folder: Path) -> list[Grid]:
-    """The grids that were swept into a folder, until they are of as many runs as one may be; a file there that is none
-    says nothing, and nothing is imported."""
+    """The grids that were swept into a folder; a file there that is none says nothing, and nothing is imported.
+
+    Files of anybody: no more are read once there are too many runs, or files that are no grids.
+    """
     found: list[Grid] = []
+    strange = 0
     for path in sorted((folder / "grids").glob("*.toml"))[:MOST_GRIDS]:
-        if sum(map(len, found)) >= MOST:
+        if sum(map(len, found)) > MOST or strange > MOST_STRANGE:
             break
-        with suppress(OSError, ValueError):
+        try:
             found.append(Grid.from_toml(read_text(path)))
+        except (OSError, ValueError):
+            strange += 1
     return found
 
 
