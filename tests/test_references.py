@@ -313,7 +313,7 @@ def test_what_this_process_imported_is_known(here: Path) -> None:
         ("my_rule.py:plain", "my_rule.py:plain is no rule, which is a class derived from"),
         ("my_rule.py:vg", "my_rule.py:vg is no rule, which is a class derived from"),
         ("my_attack.py:Mine", "my_attack.py:Mine is no rule"),
-        ("my_rule.py:Unfinished", "my_rule.py:Unfinished cannot be made: it lacks combine, needs"),
+        ("my_rule.py:Unfinished", "Unfinished cannot be made: it lacks combine"),
         ("my_rule.py:MyRule(n=3)", "my_rule.py:MyRule: unknown option 'n'. Known: f, m, share"),
         ("my_rule.py:MyRule(m=x)", "my_rule.py:MyRule: m must be a valid integer, got 'x'"),
         ("my_rule.py:MyRule(3)", "options are written my_rule.py:MyRule(option=value, ...), values as in Python"),

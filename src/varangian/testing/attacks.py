@@ -35,7 +35,8 @@ def attacked(attack: Attack, given: Any, f: int, x: Tensor) -> Any:
     defence = Median(f=min(f, (h + f - 1) // 2))
     flipped = -x[torch.arange(f) % h]
     try:
-        return attack(given, f, defence, x.double().mean(0).to(x.dtype), generator(h * d, "attack"), flipped)
+        previous, random = x.double().mean(0).to(x.dtype), generator(h * d, "attack")
+        return attack(given, f, defence, previous=previous, random=random, flipped=flipped)
     except Exception as error:
         raise Raised(error, x, f) from error
 
