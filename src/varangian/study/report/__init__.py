@@ -59,8 +59,9 @@ def report(
 
     Example:
         >>> import tempfile
+        >>> import varangian as vg
         >>> with tempfile.TemporaryDirectory() as out:
-        ...     kept = run(Experiment(model="linear", steps=2), out)
+        ...     kept = vg.run(vg.Experiment(model="linear", steps=2), out)
         ...     page = report(out)
         ...     page.name, page.read_text()[:15]
         ('report.html', '<!doctype html>')
