@@ -552,6 +552,13 @@ def test_losses_and_labels_that_do_not_fit() -> None:
             WorkerGradients(model, loss=loss).look(Batch(inputs, labels), CLASSES)
 
 
+def test_a_loss_takes_outputs_and_labels() -> None:
+    with pytest.raises(ValueError, match=r"^<lambda> must take outputs and labels: missing a required argument"):
+        WorkerGradients(nn.Linear(5, CLASSES), loss=lambda a, b, c: a.mean())
+    with pytest.raises(ValueError, match=r"^OwnLoss needs a function of outputs and labels, got 3\.$"):
+        WorkerGradients(nn.Linear(5, CLASSES), loss=3)  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------------------------------------- in runs and folders
 
 SMALL = vg.Experiment(steps=4, workers=5, byzantine=1, rule="median", attack="little", batch_size=8, evaluate_every=2)

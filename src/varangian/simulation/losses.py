@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,6 +164,13 @@ class OwnLoss(Loss):
 
     def __post_init__(self) -> None:
         require(self, callable(self.function), "a function of outputs and labels", self.function)
+        try:
+            inspect.signature(self.function).bind(None, None)
+        except TypeError as error:
+            name = getattr(self.function, "__name__", type(self.function).__name__)
+            raise ValueError(f"{name} must take outputs and labels: {error}.") from None
+        except ValueError:  # what is built in need not say what it takes
+            pass
 
     def mean(self, outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         return self.function(outputs, labels)
