@@ -189,7 +189,25 @@ def _bound(rule: Rule, bound: Bound | None, n: int) -> float | None:
 
 
 class Selecting(Rule):
-    """A rule that looks at distances alone and answers weights: it lives in n x n."""
+    """A rule that looks at distances alone and answers weights: it lives in n x n.
+
+    Write ``needs`` and ``weights(self, geometry)``.
+
+    Example:
+        >>> import varangian as vg
+        >>> class Outmost(vg.Selecting):
+        ...     '''The mean without the f vectors that are furthest from the others.'''
+        ...
+        ...     @property
+        ...     def needs(self):
+        ...         return "2f + 1", 2 * self.f + 1
+        ...
+        ...     def weights(self, geometry):  # distances are squared
+        ...         sums = np.sort(geometry.distances, axis=1)[:, : geometry.n - self.f].sum(1)
+        ...         return vg.mean_weights(geometry.smallest(sums, geometry.n - self.f), geometry.n)
+        >>> len(vg.testing.check_rule(Outmost).passed)
+        17
+    """
 
     needs_geometry: ClassVar[bool] = True
     columnwise: ClassVar[bool] = True
@@ -223,7 +241,24 @@ class Nearest(Selecting):
 
 
 class Coordinatewise(Rule):
-    """A rule that looks at each column alone: the mean of some ranks, or of the values closest to that mean."""
+    """A rule that looks at each column alone: the mean of some ranks, or of the values closest to that mean.
+
+    Write ``needs`` and ``statistic(self, n)``.
+
+    Example:
+        >>> import varangian as vg
+        >>> class Quartiles(vg.Coordinatewise):
+        ...     '''The mean of the middle half of the values of each coordinate.'''
+        ...
+        ...     @property
+        ...     def needs(self):
+        ...         return "4f + 1", 4 * self.f + 1
+        ...
+        ...     def statistic(self, n):
+        ...         return n // 4, n - n // 4, 0
+        >>> len(vg.testing.check_rule(Quartiles).passed)
+        17
+    """
 
     columnwise: ClassVar[bool] = True
 
@@ -241,7 +276,26 @@ class Coordinatewise(Rule):
 
 
 class General(Rule):
-    """A rule that is neither: it sees the vectors themselves."""
+    """A rule that is neither: it sees the vectors themselves.
+
+    Write ``needs`` and ``combine(self, x, previous)``. It counts itself what is not finite (see :func:`refuse_faulty`).
+
+    Example:
+        >>> import varangian as vg
+        >>> class Middle(vg.General):
+        ...     '''The middle of what is left of each coordinate without the f least and the f greatest values.'''
+        ...
+        ...     @property
+        ...     def needs(self):
+        ...         return "2f + 1", 2 * self.f + 1
+        ...
+        ...     def combine(self, x, previous):
+        ...         vg.refuse_faulty(self, self.f, int((~x.isfinite().all(1)).sum()))
+        ...         ranked = x.double().sort(0).values
+        ...         return (ranked[self.f] / 2 + ranked[-1 - self.f] / 2).to(x.dtype)
+        >>> len(vg.testing.check_rule(Middle).passed)
+        17
+    """
 
     @abstractmethod
     def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
@@ -268,6 +322,30 @@ class Mixing(Constructed):
         norms_only: it looks at norms, and at no other distances, which are then not measured for its sake.
         scales: its weights are [n] scales.
         guarantee, exempt: as of a rule; a mixing that has no f claims to be finite, where it says nothing else.
+
+    Example:
+        >>> import varangian as vg
+        >>> @dataclass(frozen=True)
+        ... class Gathered(vg.Mixing):
+        ...     '''Each vector becomes the mean of itself and the one nearest to it.'''
+        ...
+        ...     f: int = 0
+        ...     aligned = True
+        ...
+        ...     @property
+        ...     def needs(self):
+        ...         return "2f + 1", 2 * self.f + 1
+        ...
+        ...     def weights(self, geometry):
+        ...         vg.refuse_faulty(self, self.f, geometry.faulty)
+        ...         table = np.eye(geometry.n)
+        ...         for i in np.flatnonzero(geometry.finite):
+        ...             others = np.delete(np.arange(geometry.n), i)
+        ...             nearest = geometry.smallest(geometry.distances[i, others], 1, among=others)
+        ...             table[i] = vg.mean_weights([i, *nearest], geometry.n)
+        ...         return table
+        >>> len(vg.testing.check_mixing(Gathered).passed)
+        18
     """
 
     aligned: ClassVar[bool] = False
@@ -399,7 +477,9 @@ def checked_answer(rule: Rule, answer: Any, x: Tensor) -> Tensor:
     """The aggregate, held to the contract."""
     good = isinstance(answer, Tensor) and answer.shape == x.shape[1:]
     if not (good and answer.dtype == x.dtype and answer.device == x.device):
-        raise ValueError(f"{type(rule).__name__} must answer {kind_of(x[0])}, got {kind_of(answer)}.")
+        array = isinstance(answer, np.ndarray)
+        came = f"an array; torch.from_numpy makes a tensor of {kind_of(answer)}" if array else kind_of(answer)
+        raise ValueError(f"{type(rule).__name__} must answer {kind_of(x[0])}, got {came}.")
     if answer.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
         raise ValueError(f"{type(rule).__name__} must answer a vector of its own, got a view of the vectors; clone it.")
     return answer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.attacks import Attack
-from ..core.checks import cut, is_ours, shown
+from ..core.checks import Refused, cut, is_ours, shown
 from ..core.kernels import columns
 from ..core.mixing import Mixing
 from ..core.rules import Rule
@@ -29,21 +29,26 @@ def name_of(subject: Any) -> str:
     return getattr(subject, "__name__", None) or str(subject)
 
 
+FROZEN = "a stage is a value: its options are fields of a dataclass, and nothing is written to it"
 BUGS = (TypeError, AttributeError, NameError, NotImplementedError)
 
 
 def try_once(subject: str, make: Make) -> None:
-    """Raises where plain vectors are answered by a mistake of Python's kind: every check would say the same again."""
-    for stage, n, f in members(make):
-        x = vectors(n, 3)
-        try:
-            answer(stage, x, f, previous_of(stage, x))
-        except Raised as error:
-            if not isinstance(error.cause, BUGS):
-                return
-            text = f"raised {type(error.cause).__name__}: {error.cause}; nothing else was tried"
-            raise ContractError(subject, [Failure(Check.NEEDS, text, x, f)]) from error.cause
-        return
+    """Raises where plain vectors are answered by an error, or by what is no answer: every check would say the same."""
+    for dtype in SETTING.get().dtypes:
+        for stage, n, f in members(make):
+            x = vectors(n, 3, dtype=dtype)
+            try:
+                answer(stage, x, f, previous_of(stage, x))
+            except Raised as error:
+                if isinstance(error.cause, Refused) or not isinstance(error.cause, (*BUGS, ValueError)):
+                    return
+                hint = f" ({FROZEN})" if isinstance(error.cause, FrozenInstanceError) else ""
+                text = f"raised {type(error.cause).__name__}: {error.cause}{hint}; nothing else was tried"
+                rows = isinstance(stage, Mixing) and not isinstance(error.cause, BUGS)  # weights of another shape
+                failure = Failure(Check.ROWS if rows else Check.KIND, text, x, f)
+                raise ContractError(subject, [failure]) from error.cause
+            break
 
 
 def run_checks(
@@ -106,8 +111,7 @@ def family(who: str, stage: Any, kind: type[Rule] | type[Mixing]) -> Callable[[i
         except ValueError:
             raise
         except Exception as error:
-            frozen = "; a rule is a value: its options are fields, and nothing is written to it"
-            hint = frozen if isinstance(error, FrozenInstanceError) else ""
+            hint = f"; {FROZEN}" if isinstance(error, FrozenInstanceError) else ""
             raise _NoFamily(f"{wrong}, which raises {type(error).__name__}: {cut(str(error))}{hint}") from error
         if not isinstance(made, kind):
             raise _NoFamily(f"{wrong}, which makes {shown(made)} of f = {f}.")

@@ -150,6 +150,20 @@ class Attack(Constructed):
 
     Attacks remember nothing: what their papers carry from step to step is taken from what an omniscient adversary sees
     anyway (the last aggregate, the momenta inside honest vectors), under "Convention" in each docstring.
+
+    Example:
+        >>> import varangian as vg
+        >>> @dataclass(frozen=True)
+        ... class Against(vg.Attack):
+        ...     '''Against what honest vectors agree on, within their spread.'''
+        ...
+        ...     factor: float = 2.0
+        ...
+        ...     def craft(self, seen):
+        ...         mean, deviation = seen.moments
+        ...         return mean - self.factor * deviation * mean.sign()
+        >>> len(vg.testing.check_attack(Against).passed)
+        9
     """
 
     title: ClassVar[str] = ""  # what figures call it; its name if empty
