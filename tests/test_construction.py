@@ -170,3 +170,33 @@ def test_needs_says_a_formula_and_its_value() -> None:
     for call in (lambda: Counts(f=1)(torch.ones(3, 2)), lambda: check_rule(Counts)):
         with pytest.raises(ValueError, match=r'^Counts.needs must answer a formula and its value, such as \("2f \+ 1"'):
             call()
+
+
+class AnswersArray(Needing):
+    def combine(self, x: Any, previous: Any) -> Any:
+        return x.numpy().mean(0)
+
+
+@dataclass(frozen=True)
+class Counting(Needing):
+    def combine(self, x: Any, previous: Any) -> Any:
+        self.count = 1  # type: ignore[misc]
+        return x.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            AnswersArray,
+            "AnswersArray must answer float64 [3], got an array; torch.from_numpy makes a tensor of float64",
+        ),
+        (Counting, "cannot assign to field 'count' (a stage is a value: its options are fields of a dataclass"),
+    ],
+)
+def test_what_answers_no_plain_vectors_is_told_once(kind: Any, message: str) -> None:
+    with pytest.raises(vg.testing.ContractError) as error:
+        check_rule(kind)
+    assert len(error.value.failures) == 1
+    assert message in str(error.value)
+    assert "nothing else was tried" in str(error.value)
