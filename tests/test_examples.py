@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import varangian as vg
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -54,6 +57,23 @@ def test_example(name: str, tmp_path: Path) -> None:
             words, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
         )
         assert end.returncode == 0, (line, end.stderr)
+
+
+@pytest.mark.slow
+def test_an_own_rule_against_all_others(tmp_path: Path) -> None:
+    """Swept under four attacks with three seeds, and in the report's heat map."""
+    for name in ("my_rule.py", "my_rule.toml"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    assert set(re.findall(r'"([\w-]+)"', (EXAMPLES / "my_rule.toml").read_text())) >= {
+        name for name, kind in vg.RULES.items() if not kind.needs_root
+    }
+    for line in ("sweep my_rule.toml --out study --jobs 2", "report study"):
+        words = [sys.executable, "-m", "varangian", *line.split()]
+        end = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        assert end.returncode == 0, (line, end.stderr)
+    assert len(list((tmp_path / "study" / "runs").iterdir())) == 24 * 4 * 3
+    assert (tmp_path / "study" / "figures" / "heat-max.png").exists()
+    assert "my_rule.py:MyRule" in (tmp_path / "study" / "cells.csv").read_text()
 
 
 def test_an_own_rule_takes_twenty_lines() -> None:

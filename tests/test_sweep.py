@@ -374,6 +374,15 @@ def test_on_ray(local_ray: None, swept: tuple[Path, Sweep, str], tmp_path: Path)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
+def test_the_text_of_a_file_travels_to_ray(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "examples" / "my_rule.py", tmp_path)
+    grid = [replace(BASE, rule="my_rule.py:MyRule", steps=2, seed=seed) for seed in (1, 2)]
+    (tmp_path / "my_rule.py").unlink()
+    result = sweep(grid, tmp_path / "study", ray="auto")
+    assert (result.done, result.failed) == (2, ())
+
+
 def test_a_killed_worker_on_ray(local_ray: None, tmp_path: Path) -> None:
     slow, killed = replace(BASE, rule="median", steps=1500, measure=False), []
 
