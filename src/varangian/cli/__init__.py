@@ -31,7 +31,7 @@ COMMANDS = {
     "reproduce": (".study", "reproduce", "The paper's study: all its runs, figures and claims."),
     "run": (".runs", "run_command", "Train once: n workers, some Byzantine, one rule."),
     "sweep": (".study", "sweep_command", "All runs of a grid: settings whose values are lists multiply."),
-    "tune": (".study", "tune_command", "The best settings in the worst case, chosen on data set aside."),
+    "tune": (".study", "tune_command", "The learning rate, momentum, clip ... that are best under the worst attack."),
 }
 
 # What others call a command, and what it is called here.
