@@ -136,7 +136,8 @@ class Result:
         ``validation``.
 
         Example:
-            >>> result = run(Experiment(model="linear", steps=20, validation=0.1))
+            >>> import varangian as vg
+            >>> result = vg.run(vg.Experiment(model="linear", steps=20, validation=0.1))
             >>> result.chosen.validation_accuracy == result.max_validation >= result.evaluations[0].validation_accuracy
             True
         """
@@ -152,7 +153,8 @@ class Result:
             ValueError: this result is of a folder that does not hold it any more.
 
         Example:
-            >>> result = run(Experiment(model="linear", steps=2))
+            >>> import varangian as vg
+            >>> result = vg.run(vg.Experiment(model="linear", steps=2))
             >>> result.model()(torch.zeros(5, 1, 8, 8)).shape
             torch.Size([5, 10])
         """
@@ -209,8 +211,9 @@ def load_model(
 
     Example:
         >>> import tempfile
+        >>> import varangian as vg
         >>> with tempfile.TemporaryDirectory() as out:
-        ...     kept = run(Experiment(model="linear", steps=2), out)
+        ...     kept = vg.run(vg.Experiment(model="linear", steps=2), out)
         ...     model = load_model(kept.folder)
         >>> torch.equal(model[1].weight, kept.model()[1].weight), model.training
         (True, False)

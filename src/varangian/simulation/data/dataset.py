@@ -166,7 +166,8 @@ class Dataset:
         """A hash of all that a model gets to see: images, labels, and how they are normalised and mirrored.
 
         Example:
-            >>> digits().fingerprint
+            >>> import varangian as vg
+            >>> vg.DATASETS["digits"]().fingerprint
             '954b9b1a6bced3e7'
         """
         found = hashlib.sha256()
@@ -247,8 +248,9 @@ def prepare(dataset: Dataset, images: Tensor, flip: Tensor | None = None) -> Ten
     Shape: [B, ...] -> [B, ...], on the device of `images`; float32 of pixels and float32, else of the same type.
 
     Example:
-        >>> data = digits()
-        >>> x = prepare(data, data.train.images[:2], flip=torch.tensor([False, True]))
+        >>> import varangian as vg
+        >>> data = vg.DATASETS["digits"]()
+        >>> x = prepare(data, data.train.inputs[:2], flip=torch.tensor([False, True]))
         >>> x.dtype, x.shape, x[0, 0, 0].tolist()
         (torch.float32, torch.Size([2, 1, 8, 8]), [0.0, 0.0, 0.3125, 0.8125, 0.5625, 0.0625, 0.0, 0.0])
     """
