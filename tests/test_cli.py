@@ -261,7 +261,7 @@ def test_version(varangian) -> None:  # type: ignore[no-untyped-def]
         (["--pre", "NNM"], "varangian: pre: unknown mixing 'NNM'. Did you mean 'nnm'?"),
         (["--rule", "multi_krum"], "varangian: rule: unknown rule 'multi_krum'. Did you mean 'multi-krum'?"),
         (["--rule", "median,krum"], "varangian: rule: 'median,krum' is not of the form name"),
-        (["--rule", "my.py:Mine"], "varangian: rule: 'my.py:Mine' is not of the form name"),
+        (["--rule", "my.py:Mine"], "varangian: rule: rule 'my.py:Mine': there is no file "),
         (["--partition", "dirichlet(0.1)"], "varangian: partition: 'dirichlet(0.1)': options are written dirichlet("),
         (["--seed", "one"], "varangian: seed: must be a valid integer"),
         (["--device", "cup"], "varangian: device: 'cup' is no device, such as cpu, cuda or cuda:1."),

@@ -49,6 +49,11 @@ ROOT = Path(__file__).parents[1]
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml",
                      "xml", "tarfile"}  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "input", "breakpoint"}
+FORBIDDEN_METHODS = (".extract", ".extractall", ".unpack_archive", ".exec_module", ".load_module", ".run_path")
+# A file that somebody names is a program of theirs, and executed where references.importing says that they handed it
+# over; from its bytes, whose hash is the run's, and which may have come from another machine. tests/test_references.py
+# holds what reads folders to that.
+ARGUED = {"core/references.py": ["exec", "compile"]}
 
 
 def dangers(source: str) -> list[str]:
@@ -65,7 +70,7 @@ def dangers(source: str) -> list[str]:
             continue
         called = ast.unparse(node.func)
         options = {k.arg: ast.unparse(k.value) for k in node.keywords}
-        if called in FORBIDDEN_CALLS or called.endswith((".extract", ".extractall", ".unpack_archive")):
+        if called in FORBIDDEN_CALLS or called.endswith(FORBIDDEN_METHODS):
             found.append(called)
         if called.endswith("torch.load") or (called == "load" and "map_location" in options):
             found += [] if options.get("weights_only") == "True" else [f"{called} without weights_only=True"]
@@ -86,14 +91,15 @@ _UNSAFE = {("allow_pickle", "True"), ("weights_only", "False"), ("shell", "True"
 
 @pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda p: p.stem)
 def test_nothing_is_unpickled_or_executed(path: Path) -> None:
-    assert dangers(path.read_text()) == []
+    place = path.relative_to(ROOT / "src" / "varangian").as_posix()
+    assert dangers(path.read_text()) == ARGUED.get(place, [])
 
 
 @pytest.mark.parametrize(
     "source",
     ["import pickle", "from pickle import loads", "import torch\ntorch.load(p)", "torch.load(p, weights_only=False)",
      "np.load(p)", "np.load(p, allow_pickle=True)", "eval(text)", "exec(text)", "import yaml", "run(c, shell=True)",
-     "os.system(c)", "from xml.etree import ElementTree", "import tarfile"],
+     "os.system(c)", "from xml.etree import ElementTree", "import tarfile", "spec.loader.exec_module(m)"],
 )  # fmt: skip
 def test_that_test_can_fail(source: str) -> None:
     assert dangers(source)
@@ -737,7 +743,7 @@ def test_downloads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(readers, "_LARGEST", 2**20)
+        monkeypatch.setattr(files, "_LARGEST", 2**20)
         monkeypatch.setattr(files, "_URLS", dict.fromkeys(files._URLS, f"http://127.0.0.1:{server.server_port}/"))
         with pytest.raises(data.DataError, match="does not have the known SHA-256, so it was thrown away"):
             data.load("cifar-10", tmp_path / "new", download=True)

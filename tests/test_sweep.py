@@ -23,8 +23,9 @@ from rich.console import Console
 
 from cluster import only_ray
 from varangian import Experiment
+from varangian.runs.running import run
 from varangian.study.outcomes import gather, read_runs, write_runs
-from varangian.study.sweep import Sweep, sweep
+from varangian.study.sweep import Sweep, local, sweep
 
 BASE = Experiment(workers=11, byzantine=2, attack="little", batch_size=2, steps=25, clip=2.0, evaluate_every=10)
 GRID = [
@@ -196,6 +197,17 @@ def test_runs_that_were_under_way_go_on_from_where_they_were(name: str, tmp_path
     assert all(
         (folder / table).read_bytes() == (again / table).read_bytes() for table in ("metrics.csv", "evaluations.csv")
     )
+
+
+def test_a_run_whose_sweep_is_gone_writes_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe closes a moment before the signal: a report in between, as of long steps, must not cost the run."""
+    monkeypatch.setattr(local, "HEARTBEAT", 0.0)
+    theirs, ours = multiprocessing.Pipe()
+    ours.close()
+    e = replace(BASE, rule="median", steps=5)
+    with pytest.raises(KeyboardInterrupt):
+        run(e, tmp_path, progress=local._reporter(theirs))
+    assert (tmp_path / f"{e.name}-{e.digest}" / "checkpoint.pt").exists()
 
 
 def alive_in(group: int) -> bool:

@@ -201,7 +201,10 @@ def _reporter(pipe: Connection) -> Callable[[int, Evaluation | None], None]:
         if time.monotonic() - last >= HEARTBEAT:
             last = time.monotonic()
             accuracy = None if newest is None or math.isnan(newest.accuracy) else newest.accuracy
-            pipe.send(("step", (step, accuracy)))
+            try:
+                pipe.send(("step", (step, accuracy)))
+            except OSError:  # the sweep is being ended, and its signal comes only now: a checkpoint first
+                raise KeyboardInterrupt from None
 
     return report
 
