@@ -401,3 +401,28 @@ def test_from_an_empty_folder_on_the_command_line(tmp_path: Path) -> None:
         assert failed.returncode == 2, failed
         assert message in failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+def test_single_numbers_of_items_are_one_number_an_example_whoever_makes_them() -> None:
+    class Curve(torch.utils.data.Dataset[Any]):
+        def __init__(self, make: Any) -> None:
+            self.make = make
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> Any:
+            return self.make(index / 20), self.make(index * 0.5)
+
+    made = [vg.dataset(Curve(make)) for make in (float, np.float64, lambda v: torch.tensor(v, dtype=torch.float64))]
+    assert {(data.shape, data.train.labels.ndim, data.fingerprint) for data in made} == {((1,), 1, made[0].fingerprint)}
+
+
+def test_what_numpy_writes_into_large_data_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varangian.simulation.data.dataset._SMALL", 0)
+    x, y = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32), np.arange(40) % 2
+    data, settings = vg.dataset((x, y), (x, y)), vg.Experiment(steps=0)
+    before = vg.run(settings, dataset=data).evaluations[-1].loss
+    x *= 5
+    after = vg.run(settings, dataset=data).evaluations[-1].loss
+    assert before != after == vg.run(settings, dataset=vg.dataset((x, y), (x, y))).evaluations[-1].loss

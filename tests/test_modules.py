@@ -738,3 +738,73 @@ def test_rows_of_equal_batches_are_those_of_the_simulator_and_mistakes_are_said(
     workers.set_grad(update)
     nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     assert torch.equal(update, torch.ones_like(update))  # what is done to .grad reaches no momentum of the server
+
+
+@pytest.mark.parametrize(
+    "first", [nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True)], ids=lambda layer: type(layer).__name__
+)
+def test_a_module_that_writes_into_its_inputs_spoils_nobodys(first: nn.Module) -> None:
+    torch.manual_seed(0)
+    data, other = vg.dataset((torch.randn(60, 5), torch.arange(60) % CLASSES)), nn.Linear(5, CLASSES)
+    settings = vg.Experiment(rule="median", workers=3, byzantine=1, steps=3, batch_size=4)
+
+    def evaluated(model: nn.Module) -> list[tuple[float, ...]]:
+        return [found.values for found in vg.run(settings, dataset=data, model=model).evaluations]
+
+    alone = evaluated(other)
+    writing, plain = nn.Sequential(first, other), nn.Sequential(copy.deepcopy(first), other)
+    plain[0].inplace = False
+    assert evaluated(writing) == evaluated(plain)
+    assert evaluated(other) == alone
+
+
+def test_a_loss_and_metrics_that_write_where_they_measure_spoil_nothing() -> None:
+    def spoils(outputs: Tensor, labels: Tensor) -> Tensor:
+        loss = functional.cross_entropy(outputs, labels)
+        if not torch.is_grad_enabled():
+            outputs.zero_()
+            labels.zero_()
+        return loss
+
+    torch.manual_seed(0)
+    model = nn.Linear(5, CLASSES)
+    x, y = [torch.randn(B, 5)], [torch.arange(B) % CLASSES]
+    workers, plain = WorkerGradients(model, loss=spoils), WorkerGradients(model)
+    metric = [lambda outputs, labels: spoils(outputs, labels), functional.cross_entropy]
+    for _ in range(2):
+        found = workers.evaluate(workers.parameters(), x, y, metric)
+        expected = plain.evaluate(plain.parameters(), x, y, [functional.cross_entropy])
+        assert np.allclose(found, [*expected, expected[-1]])
+    assert torch.equal(y[0], torch.arange(B) % CLASSES)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_what_is_drawn_in_a_branch_that_comes_later_is_of_the_seed_too(training: bool) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        outputs = self.layer(x)
+        late = bool(x[0, 0] > 0) if training else not self.training
+        return outputs + torch.randn_like(outputs) if late else outputs
+
+    torch.manual_seed(0)
+    model = Made(forward, layer=nn.Linear(5, CLASSES))
+    x, y = torch.randn(H, B, 5), torch.arange(H * B).reshape(H, B) % CLASSES
+    x[0, 0, 0], x[1, 0, 0] = -1, 1  # the look sees the first worker's batch
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        workers = WorkerGradients(copy.deepcopy(model), seed=SEED)
+        out = torch.empty(H, workers.d)
+        losses = workers(workers.parameters(), Batch(x, y), out, 7)
+        found.append((out, losses, torch.tensor(workers.evaluate(workers.parameters(), [x[0]], [y[0]]))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    if training:
+        with randomness.Drawn(randomness.integer(SEED, "dropout", 7, 1)):
+            assert torch.equal(found[0][1][1], functional.cross_entropy(model(x[1]), y[1]))
+
+
+def test_labels_that_are_classes_in_another_form_are_said_to_be() -> None:
+    loss, outputs = CrossEntropy(), torch.zeros(3, 3)
+    assert "integers" in str(loss.fault(outputs, torch.tensor([0.0, 2.0, 1.0]), 3))
+    assert str(loss.fault(outputs, torch.tensor([0.5, 2.0, 1.0]), 3)).endswith("say loss=mse")
+    for one_hot in (torch.eye(3), torch.eye(3, dtype=torch.int64)):
+        assert str(loss.fault(outputs, one_hot, 3)).endswith("one-hot: hand over labels.argmax(1)")

@@ -231,7 +231,7 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         classes=dataset.classes,
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
-    test = _evaluator(dataset, dataset.seal, e.seed if mirrors else 0, e.profile, e.device, dtype)
+    test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, e.device, dtype)
     return simulation, Evaluators(test, validation, e.make_metrics())
 
 

@@ -117,6 +117,7 @@ class WorkerGradients:
         self.method: Method = method
         self._looked = False
         self._stochastic = False
+        self._writes = False  # whether forward writes into its inputs, as a first layer with inplace=True does
         self._changing: set[str] = set()  # buffers that forward changes
         self._seen: dict[int, dict[str, Tensor]] = {}  # worker -> buffers that its batch changed, within one call
         # Twins of the model, for each thread that has needed one; functional_call may leave its own tensors in them.
@@ -243,9 +244,11 @@ class WorkerGradients:
             twin.hold(self._split(point))
             for _ in range(2):
                 twin.take(buffers)
+                given = inputs.clone()
                 with torch.enable_grad(), Drawn(seed) as drawn, _explained(self.model, inputs):
-                    outputs = twin.module(inputs)
+                    outputs = twin.module(given)
                 self._stochastic |= drawn.counts
+                self._writes |= given._version > 0
                 self._changing |= twin.changing(buffers)
                 answers.append((outputs, twin.values(self._changing), twin.numbers()))
             outputs, changed, numbers = answers[1]
@@ -327,7 +330,11 @@ class WorkerGradients:
         if self.method == "vmap" and (batch.weights is None or self.loss.weighs):
             return self._in_groups(self._by_vmap, point, batch, out)
         if not self._stochastic:
-            return self._in_groups(self._by_loop, point, batch, out)
+            before = _generator_state(out.device)
+            losses = self._in_groups(self._by_loop, point, batch, out)
+            if torch.equal(_generator_state(out.device), before):
+                return losses
+            self._stochastic = True  # in a branch that the first batch did not take: once more, from the seed
         with kernels.torch_threads():  # one worker at a time, on all threads
             return self._by_loop(point, batch, out, 0, step)
 
@@ -464,23 +471,31 @@ class WorkerGradients:
                     with self._twin() as twin, self._drawn("evaluation", 0, c):
                         twin.hold(values)
                         twin.take(buffers)
-                        outputs = twin.module(inputs[c])
+                        # What was prepared serves other evaluations too, also those of other models.
+                        outputs = twin.module(inputs[c].clone() if self._writes else inputs[c])
                 found[c, :2] = self._correct(outputs, labels[c])
                 found[c, 2:] = self.loss.total(outputs, labels[c])
                 if metrics:
                     answers[c] = outputs
 
-        if kernels.own_threads() > 1:
-            kernels.in_threads(task, len(inputs), sum(x.numel() for x in inputs))
-        else:
-            for c in range(len(inputs)):
-                task(c)
+        def all_tasks() -> None:
+            if kernels.own_threads() > 1:
+                kernels.in_threads(task, len(inputs), sum(x.numel() for x in inputs))
+            else:
+                for c in range(len(inputs)):
+                    task(c)
+
+        before = _generator_state(parameters.device)
+        all_tasks()
+        if not self._stochastic and not torch.equal(_generator_state(parameters.device), before):
+            self._stochastic = True  # in evaluation alone: once more, from the seed
+            all_tasks()
         self.model.train(was_training)
         correct, counted, loss, weight = found.sum(0)
         measured = []
         if metrics:
             every, truth = torch.cat([x for x in answers if x is not None]), torch.cat(list(labels))
-            measured = [float(metric(every, truth)) for metric in metrics]
+            measured = [float(metric(every.clone(), truth.clone())) for metric in metrics]  # which may write there
         return float(correct / counted) if counted else nan, float(loss / weight) if weight else nan, *measured
 
     def _correct(self, outputs: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -669,6 +684,11 @@ def _explained(model: nn.Module, inputs: Tensor) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise
         raise ValueError(f"{what}: {cut(str(error)).rstrip('.')}.") from None
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    """Of what a module draws from that says no generator."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _type(x: Tensor) -> str:

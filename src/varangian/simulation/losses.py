@@ -85,10 +85,12 @@ class CrossEntropy(Loss):
 
     def fault(self, outputs: Tensor, labels: Tensor, classes: int | None) -> str | None:
         if labels.is_floating_point():
-            return f"cross-entropy needs labels that are whole numbers, got {kind_of(labels)}; say loss=mse"
+            return f"cross-entropy needs labels that are whole numbers, got {kind_of(labels)}; {_classes_of(labels)}"
         shape = [*labels.shape, "classes" if classes is None else classes]
         if outputs.ndim == labels.ndim + 1 and list(outputs.shape) == [*labels.shape, classes or outputs.shape[-1]]:
             return None
+        if labels.ndim == 2 and outputs.ndim == 2 and _one_hot(labels):
+            return f"labels {kind_of(labels)} are one-hot: hand over labels.argmax(1)"
         turned = outputs.ndim == 3 and labels.ndim == 2 and outputs.shape[2] == labels.shape[1]
         hint = "; transpose(1, 2) puts the classes last" if turned and outputs.shape[1] == classes else ""
         return f"{_shown(labels)} need outputs [{', '.join(map(str, shape))}], got {kind_of(outputs)}{hint}"
@@ -115,7 +117,7 @@ class _OfNumbers(Loss):
     def fault(self, outputs: Tensor, labels: Tensor, classes: int | None) -> str | None:
         name = _NAMES[type(self)]
         if not labels.is_floating_point():
-            return f"{name} needs labels that are real numbers, got {kind_of(labels)}"
+            return f"{name} needs labels that are real numbers, got {kind_of(labels)}; hand them over as floats"
         shapes = [list(labels.shape)] + ([[len(labels), 1]] if labels.ndim == 1 else [])
         if list(outputs.shape) in shapes:
             return None
@@ -176,7 +178,8 @@ class OwnLoss(Loss):
         return self.function(outputs, labels)
 
     def total(self, outputs: Tensor, labels: Tensor) -> tuple[float, float]:
-        return float(self.function(outputs, labels)) * len(labels), len(labels)
+        # Copies: it may write there, and others go on with both.
+        return float(self.function(outputs.clone(), labels.clone())) * len(labels), len(labels)
 
     def fault(self, outputs: Tensor, labels: Tensor, classes: int | None) -> str | None:
         if outputs.ndim == 0 or len(outputs) != len(labels):
@@ -193,6 +196,19 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "bce": BinaryCrossEntropy,
 }
 _NAMES = {kind: name for name, kind in LOSSES.items()}
+
+
+def _one_hot(labels: Tensor) -> bool:
+    return bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(-1) == 1).all())
+
+
+def _classes_of(labels: Tensor) -> str:
+    """What to do with labels that are real numbers, by what they seem to be."""
+    if labels.ndim == 2 and labels.shape[1] > 1 and _one_hot(labels):
+        return "they are one-hot: hand over labels.argmax(1)"
+    if bool((labels == labels.round()).all()):
+        return "hand classes over as integers, or say loss=mse (or bce) if they are numbers"
+    return "say loss=mse"
 
 
 def _shown(labels: Tensor) -> str:

@@ -171,7 +171,7 @@ def _tensor(value: Any, what: str) -> Tensor:
         if array.size and array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
             raise ValueError(f"{what}: integers must be less than 2^63.")
         array = array.astype(np.int64)
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")  # a single number stays one
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
@@ -228,7 +228,8 @@ def _item(items: Any, index: int, what: str) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"{what}: items are pictures of PIL; give the data set transform=torchvision.transforms.PILToTensor()."
         )
-    return _tensor(item[0], f"{what}: inputs"), _tensor(item[1], f"{what}: labels")
+    inputs, label = _tensor(item[0], f"{what}: inputs"), _tensor(item[1], f"{what}: labels")
+    return inputs if inputs.ndim else inputs.reshape(1), label
 
 
 def _kind(value: Tensor) -> str:
