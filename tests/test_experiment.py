@@ -957,3 +957,37 @@ def test_a_plain_function_in_a_table_is_refused(
     monkeypatch.setitem(table, "mine", lambda x: x.mean(0))
     with pytest.raises(vg.ConfigurationError, match=rf"^{setting}: mine is no {words}, got <function .*>\.$"):
         vg.Experiment.from_dict({setting: "mine"})
+
+
+def test_classes_and_types_of_torch_are_names_too() -> None:
+    said = vg.Experiment(
+        rule=vg.Median,
+        pre=[vg.NearestNeighborMixing],
+        attack=vg.Empire,
+        partition=vg.PARTITIONS["dirichlet"],  # type: ignore[arg-type]
+        dtype=torch.float64,
+        device=torch.device("cpu"),
+        workers=11,
+    )
+    assert said == vg.Experiment(
+        rule="median", pre="nnm", attack="empire", partition="dirichlet", dtype="float64", device="cpu", workers=11
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rule": lambda x: x.mean(0)}, "rule: must be a name or an object whose class derives from General"),
+        ({"pre": lambda x: x}, "pre: must be a name or an object whose class derives from"),
+        ({"attack": lambda x: x}, "attack: must be a name or an object whose class derives from"),
+        ({"partition": lambda *given: []}, "partition: .* put it into a file"),
+        ({"dataset": (torch.zeros(3, 2), [0, 1, 1])}, r"dataset: must be a name; hand data over to run\(\), as data"),
+        ({"metrics": lambda outputs, labels: 0}, r"metrics: .* hand what has none over to run\(\), as metrics="),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_handed_to_the_wrong_place_is_told_where_to_go(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(vg.ConfigurationError, match=rf"^{words}") as error:
+        vg.Experiment(**settings)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+    assert ".," not in str(error.value)

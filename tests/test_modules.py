@@ -808,3 +808,46 @@ def test_labels_that_are_classes_in_another_form_are_said_to_be() -> None:
     assert str(loss.fault(outputs, torch.tensor([0.5, 2.0, 1.0]), 3)).endswith("say loss=mse")
     for one_hot in (torch.eye(3), torch.eye(3, dtype=torch.int64)):
         assert str(loss.fault(outputs, one_hot, 3)).endswith("one-hot: hand over labels.argmax(1)")
+
+
+def test_metrics_that_no_text_can_name_are_handed_over_and_part_of_what_a_run_is(tmp_path: Path) -> None:
+    def wins(outputs: Tensor, labels: Tensor) -> Tensor:
+        return (outputs.argmax(1) == labels).double().mean()
+
+    settings = vg.Experiment(rule="median", workers=3, byzantine=1, steps=2, validation=0.1)
+    result = vg.run(settings, tmp_path, metrics=[wins, "macro-f1"])
+    last, folder = result.evaluations[-1], result.folder
+    assert result.experiment.metrics == ("given:wins", "macro-f1")
+    assert result.experiment.code_hash is not None
+    assert last.metrics["wins"] == last.accuracy
+    assert last.metrics["validation_wins"] == last.validation_accuracy
+    assert folder is not None
+    assert vg.run(settings, tmp_path, metrics=[wins, "macro-f1"]).from_disk
+    assert vg.read(folder).evaluations[-1].metrics == pytest.approx(last.metrics)
+    assert vg.replay(folder, 1, metrics=[wins, "macro-f1"]).agrees
+    with pytest.raises(ValueError, match=r"given:wins was handed over in Python: hand it over again, as metrics="):
+        vg.replay(folder, 1)
+    with pytest.raises(ValueError, match=r"is of something else: .*given:wins.*given:lambda"):
+        vg.replay(folder, 1, metrics=[lambda outputs, labels: 0.0, "macro-f1"])
+
+    def stop(step: int, newest: Any) -> None:
+        raise KeyboardInterrupt
+
+    again = tmp_path / "again"
+    with pytest.raises(KeyboardInterrupt):
+        vg.run(settings, again, metrics=[wins, "macro-f1"], progress=stop)
+    (left,) = again.iterdir()
+    resumed = vg.resume(left, metrics=[wins, "macro-f1"])
+    assert resumed.evaluations[-1].values == pytest.approx(last.values)
+    assert vg.run(settings, metrics=lambda outputs, labels: 1).evaluations[-1].metrics["lambda"] == 1
+
+
+def test_the_model_of_a_complete_run_with_a_frozen_part_and_a_loss_that_were_handed_over(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model[1].bias.requires_grad_(False)
+    settings, loss = vg.Experiment(rule="median", workers=3, byzantine=1, steps=2), functional.nll_loss
+    own = lambda outputs, labels: loss(outputs.log_softmax(1), labels)  # noqa: E731
+    first = vg.run(settings, tmp_path, model=model, loss=own).model()
+    second = vg.run(settings, tmp_path, model=model, loss=own)
+    assert second.from_disk
+    assert torch.equal(second.model().get_parameter("1.weight"), first.get_parameter("1.weight"))

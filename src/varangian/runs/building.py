@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..simulation.models import MODELS, Shape
 from ..simulation.models import build as build_model
 from ..simulation.scores import Score
 from ..simulation.simulate import Evaluator, Profile, Sampler, Simulation
-from .experiment import Experiment, device_of, name_of_code
+from .experiment import Experiment, device_of, name_of_code, name_of_metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,18 +36,23 @@ class Given:
     Attributes:
         model: a module, whose parameters are the start, or a class or function that makes one.
         loss: a function of outputs and labels.
+        metrics: functions of all outputs and labels, by what the settings call them.
     """
 
     model: Any = None
     loss: Any = None
+    metrics: Mapping[str, Score] = field(default_factory=dict)
 
 
 NOTHING = Given()
 
 
-def handed(experiment: Experiment, model: Any = None, loss: Any = None) -> tuple[Experiment, Given]:
+def handed(
+    experiment: Experiment, model: Any = None, loss: Any = None, metrics: Any = None
+) -> tuple[Experiment, Given]:
     """The experiment whose settings say what was handed over, and what of that they cannot say."""
-    settings, given = {}, {}
+    settings: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for setting, value in (("model", model), ("loss", loss)):
         if value is None:
             continue
@@ -57,6 +62,12 @@ def handed(experiment: Experiment, model: Any = None, loss: Any = None) -> tuple
         settings[setting] = text
     if isinstance(model, nn.Module):
         _check_model(experiment, model)
+    if metrics is not None:
+        scores = [metrics] if callable(metrics) or isinstance(metrics, str) else list(metrics)
+        texts = [_text_of_metric(score) if callable(score) else score for score in scores]
+        settings["metrics"] = metrics if isinstance(metrics, str) else tuple(texts)
+        nameless = {text: s for text, s in zip(texts, scores, strict=True) if callable(s) and _is_given(text)}
+        given |= {"metrics": nameless} if nameless else {}
     return replace(experiment, **settings) if settings else experiment, Given(**given) if given else NOTHING
 
 
@@ -71,8 +82,23 @@ def _text_of(experiment: Experiment, setting: str, value: Any) -> str:
     if not isinstance(value, nn.Module):
         with suppress(ValueError):  # it has no name
             return name_of_code(value)
+    return _given_name(value, setting)
+
+
+def _text_of_metric(score: Any) -> str:
+    try:
+        return name_of_metric(score)
+    except ValueError:  # it has no name
+        return _given_name(score, "metric")
+
+
+def _given_name(value: Any, otherwise: str) -> str:
     name = getattr(value, "__name__", type(value).__name__)
-    return f"{references.GIVEN}:{re.sub(r'[^A-Za-z0-9_]', '_', name).strip('_') or setting}"
+    return f"{references.GIVEN}:{re.sub(r'[^A-Za-z0-9_]', '_', name).strip('_') or otherwise}"
+
+
+def _is_given(text: str) -> bool:
+    return text.startswith(f"{references.GIVEN}:")
 
 
 def _usable(name: str) -> torch.device:
@@ -133,8 +159,8 @@ def code_of(e: Experiment, given: Given = NOTHING) -> str | None:
     values: list[object] = []
     for setting, kind, text, table in e.specs():
         name, _ = parse(kind, text, table)
-        if name.startswith(f"{references.GIVEN}:") and setting in ("model", "loss"):
-            values.append(_again(e, setting, given))
+        if _is_given(name) and setting in ("model", "loss", "metrics"):
+            values.append(_again(e, setting, given, name))
         elif name not in table and setting != "dataset":  # whose content counts, and not who opens it
             values.append(references.find(kind, name))
         elif setting in ("model", "partition"):
@@ -145,12 +171,12 @@ def code_of(e: Experiment, given: Given = NOTHING) -> str | None:
     return code_hash(values)
 
 
-def _again(e: Experiment, setting: str, given: Given) -> Any:
-    value = getattr(given, setting)
+def _again(e: Experiment, setting: str, given: Given, text: str = "") -> Any:
+    value = given.metrics.get(text) if setting == "metrics" else getattr(given, setting)
     if value is None:
         raise ValueError(
-            f"{setting}: {getattr(e, setting)} was handed over in Python: hand it over again, as {setting}=..., or put "
-            "it into a file and name it my_file.py:Name."
+            f"{setting}: {text or getattr(e, setting)} was handed over in Python: hand it over again, as "
+            f"{setting}=..., or put it into a file and name it my_file.py:Name."
         )
     return value
 
@@ -232,7 +258,7 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
     test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, e.device, dtype)
-    return simulation, Evaluators(test, validation, e.make_metrics())
+    return simulation, Evaluators(test, validation, e.make_metrics(given.metrics))
 
 
 def _is_own(e: Experiment) -> bool:

@@ -115,6 +115,14 @@ def _without_f(value: Any, f: Any) -> Any:
 
 
 def _spec(value: Any) -> Any:
+    if isinstance(value, type) and issubclass(value, (Rule, Mixing, Attack)):
+        names = {id(known): name for table in NAMED for name, known in table.items()}
+        return names.get(id(value)) or references.reference_of(value)
+    if inspect.isroutine(value):
+        raise ValueError(
+            "must be a name or an object whose class derives from General, Selecting or Coordinatewise (rules), Mixing "
+            "or Attack, and no function"
+        )
     return describe(value, NAMED) if isinstance(value, (Rule, Mixing, Attack)) else value
 
 
@@ -123,6 +131,9 @@ def _optional_spec(value: Any) -> Any:
 
 
 def _partition(value: Any) -> Any:
+    if isinstance(value, type) or inspect.isroutine(value):
+        names = {id(known): name for name, known in PARTITIONS.items()}
+        return names.get(id(value)) or references.reference_of(value)
     return describe(value, NAMED) if is_dataclass(value) and not isinstance(value, type) else value
 
 
@@ -150,7 +161,7 @@ def _list(value: Any) -> Any:
         if len(value) > MAX_PRE * MAX_LENGTH:
             raise ValueError(f"at most {MAX_PRE} mixings of {MAX_LENGTH:,} characters")
         value = [] if _nothing(value) is None else split(value)
-    if value is None or isinstance(value, Mixing):
+    if value is None or isinstance(value, Mixing) or callable(value):
         value = [] if value is None else [value]
     return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
 
@@ -164,11 +175,35 @@ def _metrics(value: Any) -> Any:
         value = [] if value is None else [value]
     if not isinstance(value, (list, tuple)):
         return value
-    names = {id(score): name for name, score in METRICS.items()}
-    return tuple(
-        names[id(item)] if id(item) in names else references.reference_of(item) if callable(item) else item
-        for item in value
-    )
+    return tuple(name_of_metric(item) if callable(item) else item for item in value)
+
+
+def name_of_metric(score: Callable[..., Any]) -> str:
+    """A metric as its name or its reference.
+
+    Raises:
+        ValueError: no text can name it.
+    """
+    for name, known in METRICS.items():
+        if known is score:
+            return name
+    with suppress(references.Fault):
+        return references.reference_of(score)
+    raise ValueError("must have a name in a file; hand what has none over to run(), as metrics=")
+
+
+def _dataset(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("must be a name; hand data over to run(), as dataset=")
+    return value
+
+
+def _device(value: Any) -> Any:
+    return str(value) if isinstance(value, torch.device) else value
+
+
+def _type(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
 def column_of(metric: str) -> str:
@@ -272,7 +307,7 @@ class Experiment:
         True
     """
 
-    dataset: str = field(
+    dataset: Annotated[str, BeforeValidator(_dataset)] = field(
         default="digits", metadata={"help": "what to learn; synthetic(shape=(3,32,32),classes=10) is made up"}
     )
     model: Named = field(default="fully-connected", metadata={"help": "what learns it"})
@@ -314,14 +349,18 @@ class Experiment:
         default=5, metadata={"help": "steps between evaluations on the test set; 0 for the last only"}
     )
     seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] = field(default=1, metadata={"help": "of everything random"})
-    device: str = field(default="cpu", metadata={"help": "of tensors: cpu, cuda, cuda:1 ..."})
+    device: Annotated[str, BeforeValidator(_device)] = field(
+        default="cpu", metadata={"help": "of tensors: cpu, cuda, cuda:1 ..."}
+    )
     partition: Annotated[str, BeforeValidator(_partition)] = field(
         default="iid", metadata={"help": "how data is dealt to honest workers"}
     )
     profile: Literal["described", "published"] = field(
         default="described", metadata={"help": "as the paper says, or as its code computed"}
     )
-    dtype: Literal["float32", "float64"] = field(default="float32", metadata={"help": "of vectors"})
+    dtype: Annotated[Literal["float32", "float64"], BeforeValidator(_type)] = field(
+        default="float32", metadata={"help": "of vectors"}
+    )
     measure: Truth = field(
         default=True, metadata={"help": "measure norms, cosines, ... at each step; changes no result"}
     )
@@ -352,14 +391,17 @@ class Experiment:
 
         def __init__(
             self, *, dataset: str = ..., model: str | Callable[..., Any] = ...,
-            workers: int = ..., byzantine: int = ..., real_byzantine: int | None = ..., rule: str | Rule = ...,
-            pre: str | Mixing | Sequence[str | Mixing] | None = ..., attack: str | Attack | None = ...,
+            workers: int = ..., byzantine: int = ..., real_byzantine: int | None = ...,
+            rule: str | Rule | type[Rule] = ...,
+            pre: str | Mixing | type[Mixing] | Sequence[str | Mixing | type[Mixing]] | None = ...,
+            attack: str | Attack | type[Attack] | None = ...,
             momentum: float = ..., dampening: float = ..., nesterov: bool = ...,
             momentum_at: Literal["worker", "server", "shared"] = ..., clip: float | None = ...,
             clip_mode: Literal["norm", "unit"] | None = ..., batch_size: int = ..., steps: int = ...,
             learning_rate: float | str | Sequence[tuple[int, float]] = ..., l2: float = ..., evaluate_every: int = ...,
-            seed: int = ..., device: str = ..., partition: str | Partition = ...,
-            profile: Literal["described", "published"] = ..., dtype: Literal["float32", "float64"] = ...,
+            seed: int = ..., device: str | torch.device = ..., partition: str | Partition | type[Partition] = ...,
+            profile: Literal["described", "published"] = ...,
+            dtype: Literal["float32", "float64"] | torch.dtype = ...,
             measure: bool = ..., validation: float = ...,
             loss: str | Callable[..., Any] = ...,
             metrics: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = ...,
@@ -377,7 +419,8 @@ class Experiment:
                 object.__setattr__(self, name, adapter.validate_python(getattr(self, name)))
                 sound.add(name)
             except ValidationError as error:
-                faults.append(f"{name}: {FORMS.get(name) or reason(error)}, got {shown(getattr(self, name))}.")
+                rule = (FORMS.get(name) or reason(error)).rstrip(".")
+                faults.append(f"{name}: {rule}, got {shown(getattr(self, name))}.")
         with importing(True):  # unless this is read from somebody's folder, or made of what is
             self._import(sound - foreign)
             faults += self._inconsistencies(sound, foreign)
@@ -580,15 +623,20 @@ class Experiment:
             made = function("loss", self.loss, LOSSES)
         return made if isinstance(made, Loss) else OwnLoss(made)
 
-    def make_metrics(self) -> tuple[Score, ...]:
-        """The functions of all outputs and labels that are evaluated beside accuracy and loss."""
+    def make_metrics(self, given: Mapping[str, Score] | None = None) -> tuple[Score, ...]:
+        """The functions of all outputs and labels that are evaluated beside accuracy and loss; ``given``: those that
+        were handed over, by what the settings call them."""
         columns = [*_EVALUATED, *(f"validation_{name}" for name in _EVALUATED)]
         for spec in self.metrics:
             column = column_of(spec)
             if column in columns or not column:
                 raise ValueError(f"{shown(spec)} would be the column {column!r} of evaluations.csv, which there is.")
             columns += [column, f"validation_{column}"]
-        return tuple(number_of(spec, function("metric", spec, METRICS)) for spec in self.metrics)
+        handed = given or {}
+        return tuple(
+            number_of(spec, handed[spec] if spec in handed else function("metric", spec, METRICS))
+            for spec in self.metrics
+        )
 
     def make_algorithm(self) -> Algorithm:
         """The four stages that these settings mean."""

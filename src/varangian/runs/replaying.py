@@ -63,6 +63,7 @@ def replay(
     *,
     model: Any = None,
     loss: Any = None,
+    metrics: Any = None,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     trust: bool = False,
@@ -75,7 +76,7 @@ def replay(
         folder: of the run, complete or not.
         step: from 0.
         dataset: the data, if at hand; else it is opened.
-        model, loss: what was handed over to :func:`run`, and no text can name.
+        model, loss, metrics: what was handed over to :func:`run`, and no text can name.
         data_folder: where its files are.
         progress: called after each step that is done again.
         trust: whether code of somebody's own that the folder names may be imported.
@@ -99,7 +100,7 @@ def replay(
     if not 0 <= step < e.steps:
         raise ValueError(f"{folder}: step must lie between 0 and {e.steps - 1}, got {step}.")
     with importing(trust):
-        asked, given = handed(e, model, loss)
+        asked, given = handed(e, model, loss, metrics)
     dataset = same_data(folder, e, dataset, data_folder, asked, given)
     dataset = open_dataset(e, data_folder) if dataset is None else dataset
     with kernels.exclusive_threads():

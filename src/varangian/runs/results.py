@@ -161,7 +161,9 @@ class Result:
         if self._trained is not None:
             return copy.deepcopy(self._trained).eval()
         assert self.folder is not None
-        return load_model(self.folder, model=self._given.model)
+        given = self._given
+        metrics = [given.metrics.get(text, text) for text in self.experiment.metrics] if given.metrics else None
+        return load_model(self.folder, model=given.model, loss=given.loss, metrics=metrics)
 
     def __str__(self) -> str:
         ending = f", stopped: {self.stopped}" if self.stopped else ""
@@ -194,8 +196,9 @@ class Result:
 
 
 def load_model(
-    folder: str | Path, data_folder: str | Path | None = None, trust: bool = False, model: Any = None
-) -> nn.Module:
+    folder: str | Path, data_folder: str | Path | None = None, trust: bool = False, model: Any = None, *,
+    loss: Any = None, metrics: Any = None,
+) -> nn.Module:  # fmt: skip
     """The trained model of a complete run, in evaluation mode, on the CPU.
 
     Args:
@@ -204,6 +207,7 @@ def load_model(
         trust: whether a model of somebody's own that the folder names may be imported.
         model: what was handed over to :func:`run`, where no text can name it. Of a module, which is copied, only
             parameters that are frozen need be those of then: the folder holds all others.
+        loss, metrics: what else was handed over, needed where parameters of a module are frozen.
 
     Raises:
         ValueError: the folder holds no complete run, the model is not what it was, or it was not imported before in
@@ -228,7 +232,7 @@ def load_model(
         dataset = open_dataset(e, data_folder)
         shape, classes = dataset.shape, dataset.classes
     with importing(trust):
-        asked, given = handed(e, model)
+        asked, given = handed(e, model, loss, metrics)
     if asked.model != e.model:
         raise ValueError(f"{folder} is of the model {e.model}, and {asked.model} was handed over.")
     made = make_model(e, shape, classes, given, device="cpu")

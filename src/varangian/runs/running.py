@@ -40,6 +40,7 @@ def run(
     *,
     model: Any = None,
     loss: Any = None,
+    metrics: Any = None,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     fresh: bool = False,
@@ -65,6 +66,8 @@ def run(
             load its model, by handing it over again.
         loss: what is learned, instead of the experiment's: a function of outputs [B, ...] and labels [B, ...] that
             answers the mean, a number; or what Experiment takes.
+        metrics: what else is measured, instead of the experiment's: a function of all outputs [N, ...] and labels
+            [N, ...] that answers a number, or a list of functions and of what Experiment takes.
         data_folder: where its files are.
         progress: called after each step, and once more at the end, with the steps done and the newest evaluation: so
             it hears of all evaluations that this call makes.
@@ -88,7 +91,7 @@ def run(
     _check_interval(checkpoint_every)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"run takes an Experiment, got a {type(experiment).__name__}.")
-    experiment, given = handed(experiment, model, loss)
+    experiment, given = handed(experiment, model, loss, metrics)
     experiment, dataset = identified(experiment, dataset, data_folder, given)
     _warn_of_nobody(experiment)
     if out is not None:
@@ -120,6 +123,7 @@ def resume(
     *,
     model: Any = None,
     loss: Any = None,
+    metrics: Any = None,
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     checkpoint_every: float = CHECKPOINT_EVERY,
@@ -141,7 +145,7 @@ def resume(
     folder = Path(folder).expanduser()
     experiment = settings_of(folder, trust)
     with importing(trust):
-        asked, given = handed(experiment, model, loss)
+        asked, given = handed(experiment, model, loss, metrics)
     if dataset is not None or asked != experiment or given is not NOTHING or not (folder / folders.RESULT).exists():
         dataset = same_data(folder, experiment, dataset, data_folder, asked, given)
     return _run_in(
