@@ -990,4 +990,4 @@ def test_what_is_handed_to_the_wrong_place_is_told_where_to_go(settings: dict[st
     with pytest.raises(vg.ConfigurationError, match=rf"^{words}") as error:
         vg.Experiment(**settings)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
-    assert ".," not in str(error.value)
+    assert "., got" not in str(error.value)
