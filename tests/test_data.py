@@ -455,12 +455,16 @@ def test_only_what_is_missing_is_downloaded(server, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.rglob("*.gz")] == [IDX[3] + ".gz"]
 
 
-def test_download_cifar(server, tmp_path, monkeypatch):
+def test_download_cifar(server, tmp_path, monkeypatch, caplog, capfd):
     files = {f"cifar-10-batches-bin/{name}": content for name, content in cifar_10_files().items()}
     tar(server / "cifar-10-binary.tar.gz", files)
     trust(monkeypatch, "cifar-10", server)
     assert len(data.load("cifar-10", tmp_path).train) == 15
     assert [file.name for file in tmp_path.iterdir()] == ["cifar-10-binary.tar.gz"]
+    assert [r.getMessage().split(" (")[0][-22:] for r in caplog.records if r.name == "varangian.simulation.data"] == [
+        "cifar-10-binary.tar.gz"
+    ]
+    assert "varangian" not in capfd.readouterr().out
 
 
 def test_what_has_another_checksum_is_thrown_away(server, tmp_path):

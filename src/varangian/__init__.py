@@ -89,6 +89,8 @@ if TYPE_CHECKING:
     from .core.vectors import ModelShape as ModelShape
     from .core.vectors import flatten as flatten
     from .core.vectors import unflatten as unflatten
+    from .runs.doctor import Diagnosis as Diagnosis
+    from .runs.doctor import doctor as doctor
     from .runs.experiment import ConfigurationError as ConfigurationError
     from .runs.experiment import Experiment as Experiment
     from .runs.folders import FolderInUse as FolderInUse
@@ -130,6 +132,7 @@ _HOMES = {
     "core.checks": "Refused",
     "simulation.data": "DATASETS DataError Dataset PARTITIONS Split",
     "simulation.data.handed": "dataset",
+    "runs.doctor": "Diagnosis doctor",
     "runs.experiment": "ConfigurationError Experiment",
     "core.explanation": "Explanation explain",
     "runs.folders": "FolderInUse",

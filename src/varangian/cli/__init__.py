@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from ..core.checks import likely, printable, unknown
 COMMANDS = {
     "check": (".check", "check_command", "Whether a rule, a mixing or an attack of your own keeps its contract."),
     "demo": (".runs", "demo_command", "The paper's comparison in small, in under a minute."),
+    "doctor": (".doctor", "doctor_command", "What a bug report should hold: versions, machine, data, a self-test."),
     "import": (".study", "import_command", "Result folders of the paper's own code as runs, for the report."),
     "list": (
         ".catalogue",
@@ -121,7 +123,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     asked = _Asked()
     try:
-        with _plain_warnings():
+        with _plain_warnings(), _notices():
             status = commands.main(standalone_mode=False, prog_name="varangian", obj=asked)
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as stop:
@@ -201,6 +203,22 @@ def _plain_warnings() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield
+
+
+class _Notices(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Inside, what the library notes is a line like any other message."""
+    logger, handler = logging.getLogger("varangian"), _Notices(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _say(message: str) -> None:

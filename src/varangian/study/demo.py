@@ -76,7 +76,8 @@ def demo(out: str | Path, output: Console, notices: Console, as_json: bool = Fal
         outcomes, out, record=SweepRecord("varangian demo", began, versions=versions(), processor=processor())
     )
     if as_json:
-        print(json.dumps(content(outcomes) | {"seconds": round(seconds, 1), "report": str(page)}))
+        text = json.dumps(content(outcomes) | {"seconds": round(seconds, 1), "report": str(page)})
+        output.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
         return page
     output.print(table(outcomes), highlight=False, markup=False, soft_wrap=True)
     output.print(f"\n{len(outcomes)} runs in {seconds:.0f} s.", highlight=False)

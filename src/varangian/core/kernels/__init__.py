@@ -24,6 +24,7 @@ them.
 from .columns import column_statistic, mean_and_std, network, weighted_panel, weighted_rows, zeros_like_row
 from .distances import inner_products, norms, squared_around, squared_distances, squared_distances_to, squared_norms
 from .runtime import (
+    cache_folders,
     contiguous,
     eager,
     exclusive_threads,
@@ -38,6 +39,7 @@ from .workers import blend, gather_images, send_rows
 
 __all__ = [
     "blend",
+    "cache_folders",
     "column_statistic",
     "contiguous",
     "eager",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from numba.core import event
 from numba.core.caching import FunctionCache
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
+
+logger = logging.getLogger("varangian.core.kernels")
 
 STREAM_WIDTH = 2048  # columns per block of a pass that streams
 SMALL = 1 << 15  # up to so many numbers a second thread costs more than it saves; torch starts none either
@@ -52,8 +54,10 @@ class _Cache:
     """
 
     said = False
+    made: ClassVar[list[_Cache]] = []
 
     def __init__(self, function: Callable[..., object]) -> None:
+        _Cache.made.append(self)
         try:
             self._kept: FunctionCache | None = FunctionCache(function)
         except (RuntimeError, OSError):
@@ -86,7 +90,7 @@ class _Cache:
     def _say(self, why: str) -> None:
         if not _Cache.said:
             _Cache.said = True
-            print(f"varangian: compiling kernels that are not kept on disk: {why}.", file=sys.stderr)
+            logger.warning("compiling kernels that are not kept on disk: %s.", why)
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -106,6 +110,11 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 jit = compiled()
 # Sums may be reordered to fill vector lanes, but NaN and infinity keep their meaning.
 jit_sum = compiled(fastmath={"reassoc", "contract", "nsz"})
+
+
+def cache_folders() -> list[str | None]:
+    """Where compiled functions are kept on disk, each folder once; None for those that no folder could be found for."""
+    return list(dict.fromkeys(cache.cache_path for cache in _Cache.made))
 
 
 class _Patience(event.Listener):
@@ -135,9 +144,7 @@ class _Patience(event.Listener):
     def _say(self) -> None:
         self.said = True
         if not _Cache.said:
-            print(
-                "varangian: compiling kernels for this processor, once; later runs find them on disk.", file=sys.stderr
-            )
+            logger.warning("compiling kernels for this processor, once; later runs find them on disk.")
 
 
 event.register("numba:compile", _Patience())

@@ -7,10 +7,12 @@ wrong with a file comes out as one `DataError` of one line.
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import os
 import re
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +23,8 @@ import numpy as np
 import torch
 
 from .dataset import DataError, Split
+
+logger = logging.getLogger("varangian.simulation.data")
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -94,27 +98,23 @@ def _download(name: str, file: str, target: Path, searched: str, allowed: bool) 
         raise _MissingError(searched)
     import pooch  # who downloads nothing does not pay for these
     import requests
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     url = _URLS[name] + file
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
 
     def fetch(url: str, output: str, _: object) -> None:
-        with (
-            requests.get(url, stream=True, timeout=20) as response,
-            open(output, "wb") as copy,
-            Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-        ):
+        with requests.get(url, stream=True, timeout=20) as response, open(output, "wb") as copy:
             response.raise_for_status()
             length = response.headers.get("content-length", "")
-            task = progress.add_task(file, total=int(length) if re.fullmatch("[0-9]{1,12}", length) else None)
-            left = _LARGEST
+            size = f"{int(length) / 1e6:.1f} MB" if re.fullmatch("[0-9]{1,12}", length) else "unknown size"
+            logger.warning("downloading %s (%s) into %s.", url, size, target)
+            came, said = 0, time.monotonic()
             for chunk in response.iter_content(2**16):
-                if (left := left - len(chunk)) < 0:
+                if (came := came + len(chunk)) > _LARGEST:
                     raise ValueError(f"more than {_LARGEST:,} bytes")  # it cannot have the right checksum
-                progress.advance(task, copy.write(chunk))
+                copy.write(chunk)
+                if time.monotonic() > said + 5:
+                    said = time.monotonic()
+                    logger.info("%s: %.1f of %s", file, came / 1e6, size)
 
     missing = [place for place in (target, *target.parents) if not os.path.exists(place)]
     done = False

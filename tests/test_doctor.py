@@ -1,0 +1,123 @@
+"""What doctor finds, what it calls broken, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import varangian as vg
+from varangian.runs import doctor
+from varangian.simulation.data.readers import _SHA256
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "WIDTH", 60_000)
+    monkeypatch.setenv("VARANGIAN_DATA", str(tmp_path / "data"))
+
+
+def test_a_sound_installation() -> None:
+    found = vg.doctor()
+    assert found.sound, str(found)
+    assert list(found.facts) == [
+        "versions", "machine", "threads", "compiled kernels", "data", "GPU", "extras", "plug-ins", "terminal",
+        "self-test",
+    ]  # fmt: skip
+    assert found.facts["versions"]["torch"] == torch.__version__
+    assert found.facts["self-test"]["rules"] == "as their definitions"
+    assert found.facts["self-test"]["a run, twice"] == "the same bytes"
+    assert found.facts["data"]["mnist"] == found.facts["data"]["cifar-100"] == "not found"
+    assert str(found).splitlines()[-1] == "sound"
+    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+
+
+def test_the_home_folder_is_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = tmp_path / "home" / "somebody"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.setenv("VARANGIAN_DATA", str(home / "data"))
+    found = vg.doctor()
+    assert found.facts["data"]["folder"] == f"~{os.sep}data (VARANGIAN_DATA)"
+    assert "somebody" not in json.dumps(found.as_dict())
+    assert doctor._without_home(f"{home}-else/x and {home}") == f"{home}-else/x and ~"
+
+
+def test_data_that_cannot_be_read_are_broken(tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in _SHA256["mnist"]:
+        (raw / name).write_bytes(gzip.compress(b"no images"))
+    found = vg.doctor()
+    assert not found.sound
+    assert found.facts["data"]["mnist"] == "CANNOT BE READ"
+    [fault] = found.broken
+    assert "Delete it to get a good one" in fault
+    assert str(found).splitlines()[-2:] == [f"BROKEN: {fault}", "1 broken"]
+
+
+def test_a_rule_that_computes_something_else_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vg.TrimmedMean, "__call__", lambda rule, x: np.asarray(x).mean(0))
+    found = vg.doctor()
+    assert "TrimmedMean (float64, case 0)" in found.facts["self-test"]["rules"]
+    assert any(fault.startswith("TrimmedMean (float64, case 0)") for fault in found.broken)
+
+
+def test_a_run_of_other_bytes_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = iter((1, 2))
+
+    def run(experiment: vg.Experiment, out: Path) -> vg.Result:
+        return vg.run(vg.Experiment(steps=2, seed=next(seeds)), out)
+
+    monkeypatch.setattr(doctor, "run", run)
+    assert vg.doctor().broken == ("a short run gave other bytes the second time: report it, with all of this",)
+
+
+def test_versions_that_are_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["torch>=99.1", "nothing-of-that-name>=1", "flwr>=9999; extra == 'flower'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: needs)
+    case = doctor._Case([], [])
+    assert doctor._versions(case)["nothing-of-that-name"] == "not installed"
+    assert case.broken == [
+        f"torch {importlib.metadata.version('torch')} is older than 99.1: pip install --upgrade torch",
+        "nothing-of-that-name is needed and not installed: pip install nothing-of-that-name",
+    ]
+    assert [doctor._release(v) for v in ("2.13.0+cpu", "1.26.4rc1", "3")] == [(2, 13, 0), (1, 26, 4), (3,)]
+
+
+def test_kernels_that_cannot_be_kept_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor.kernels, "cache_folders", lambda: [None, str(tmp_path / "new" / "folder")])
+    case = doctor._Case([], [])
+    assert doctor._kernels(case) == {"kept": "nowhere", str(tmp_path / "new" / "folder"): "cold, 0 kernels, writable"}
+    assert "set NUMBA_CACHE_DIR" in case.notes[0]
+    assert not case.broken
+
+
+def test_what_fails_is_told_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(doctor, "threadpool_info", fails)
+    found = vg.doctor()
+    assert found.broken == ("threads cannot be told: OSError: no such thing",)
+    assert "self-test" in found.facts
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_command(varangian, monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:  # type: ignore[no-untyped-def]
+    told = vg.Diagnosis({"versions": {"python": "3"}}, ("slow",), ("wrong",) if broken else ())
+    monkeypatch.setattr("varangian.cli.doctor.doctor", lambda: told)
+    ended = varangian("doctor")
+    assert ended.status == int(broken)
+    assert ended.out.startswith("versions\n  python: 3\nnote: slow\n")
+    ended = varangian("doctor", "--json")
+    assert ended.status == int(broken)
+    assert json.loads(ended.out) == {
+        "sound": not broken, "broken": ["wrong"] * broken, "notes": ["slow"], "facts": {"versions": {"python": "3"}}
+    }  # fmt: skip
