@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 import varangian as vg
 from varangian import ConfigurationError, Experiment, Grid
@@ -147,7 +150,7 @@ def test_seeds(seeds: Any, expected: tuple[int, ...]) -> None:
         ({"rule": []}, "rule: a list without values leaves nothing to run."),
         ({"rule": {"a": 1}}, "rule: must be a value or a list of values, got {'a': 1}."),
         ({"rule": {"median"}}, "rule: must be a value or a list of values, got {'median'}."),
-        ({"rule": [object]}, "rule: <class 'object'> cannot be described"),
+        ({"rule": [object]}, "rule: must be a value or a list of values, got <class 'object'>."),
         ({"seeds": []}, "seeds: a list without seeds leaves nothing to run."),
         ({"seeds": 3}, "seeds: 3 may be so many seeds, or one: write \"1-3\" or [3]."),
         ({"seeds": "3-1"}, "seeds: '3-1' goes down, or holds more than 10,000 seeds."),
@@ -212,6 +215,38 @@ def test_exclusions_say_the_same_in_other_words() -> None:
         assert len(Grid(settings, exclude=[partial])) == left, partial
     grid = Grid(settings, exclude=[{"rule": "krum"}])
     assert (len(grid), grid.notes) == (8, ("exclude 1 (rule = 'krum') leaves out nothing.",))
+
+
+def small(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+
+
+def test_models_of_ones_own_are_values_too() -> None:
+    grid = Grid({"rule": "median", "model": [small, "cnn"]})
+    first, second = (e.model for e in grid.experiments())
+    assert first.endswith("test_grid.py:small")
+    assert second == "cnn"
+    with pytest.raises(ConfigurationError, match="^model: must have a name in a file; hand what has none over to run"):
+        Grid({"rule": "median", "model": lambda: None})
+
+
+def test_thousands_of_exclusions_take_no_longer_than_the_runs() -> None:
+    start = time.monotonic()
+    grid = Grid({"rule": "median", "nesterov": [True, False]}, seeds="1-3000",
+                exclude=[{"seed": seed, "nesterov": [1, "false"]} for seed in range(4, 3004)])  # fmt: skip
+    assert [(e.seed, e.nesterov) for e in grid.experiments()] == [(s, n) for s in (1, 2, 3) for n in (True, False)]
+    assert grid.notes == tuple(
+        f"exclude {i} (seed = {i + 3}, nesterov = 1 or 'false') leaves out nothing." for i in (2998, 2999, 3000)
+    )
+    assert time.monotonic() - start < 10  # 18 million comparisons are minutes
+
+
+def test_a_grid_longer_than_a_toml_text_is_kept_and_read(tmp_path: Path) -> None:
+    cases = [{"l2": i / 1e6, "learning_rate": f"0.{i:0300}1"} for i in range(1, 500)]
+    grid = Grid({"rule": "median", "clip": [None, 2.0]}, cases=cases, seeds=[1])
+    assert record_grid(tmp_path, grid).suffix == ".json"
+    [found] = grids_of(tmp_path)
+    assert found.experiments() == grid.experiments()
 
 
 def test_combinations_that_are_one_run_are_run_once_and_said() -> None:

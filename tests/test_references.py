@@ -317,6 +317,10 @@ def test_what_this_process_imported_is_known(here: Path) -> None:
         ("my_rule.py:MyRule(n=3)", "my_rule.py:MyRule: unknown option 'n'. Known: f, m, share"),
         ("my_rule.py:MyRule(m=x)", "my_rule.py:MyRule: m must be a valid integer, got 'x'"),
         ("my_rule.py:MyRule(3)", "options are written my_rule.py:MyRule(option=value, ...), values as in Python"),
+        ("rulé.py:MyRule", "rule 'rulé.py:MyRule': names and options are written in ASCII, without line breaks"),
+        ("pipe.py:MyRule", r"rule 'pipe.py:MyRule': .*/pipe.py is no file\.$"),  # and it is not waited for
+        ("loop.py:MyRule", r"rule 'loop.py:MyRule': .*/loop.py: Too many levels of symbolic links\.$"),
+        ("huge.py:MyRule", r"rule 'huge.py:MyRule': .*/huge.py is no program: it has over 16,777,216 bytes\.$"),
         ("torn.py:MyRule", r"rule 'torn.py:MyRule': .*/torn.py, line 2: "),
         ("ends.py:MyRule", "its file is a program that ends as it is imported"),
         ("needs_f.py:NeedsF", "needs_f.py:NeedsF needs size: write needs_f.py:NeedsF"),
@@ -325,6 +329,10 @@ def test_what_this_process_imported_is_known(here: Path) -> None:
 def test_what_cannot_be_found(here: Path, name: str, message: str) -> None:
     (here / "torn.py").write_text("import os\ndef f(:\n")
     (here / "ends.py").write_text("raise SystemExit(3)\n")
+    os.mkfifo(here / "pipe.py")
+    (here / "loop.py").symlink_to("loop.py")
+    with (here / "huge.py").open("wb") as file:
+        file.truncate(2**24 + 1)
     (here / "needs_f.py").write_text(
         f"from dataclasses import dataclass, field\nimport varangian as vg\n{RULE.split('tuned')[0]}\n"
         "@dataclass(frozen=True, kw_only=True)\nclass NeedsF(MyRule):\n    size: int\n"

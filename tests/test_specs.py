@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import varangian as vg
-from varangian.core.specs import describe, make, parse
+from varangian.core.specs import canonical, describe, make, parse
 from varangian.runs.experiment import NAMED
 
 
@@ -70,7 +70,7 @@ OPTIONS = "{!r}: options are written thing(f=0, name='plain'), values as in Pyth
         ("thing(size=1)(x=2)", OPTIONS),
         ("thing(**{})", OPTIONS),
         ("thing(size=1, size=2)", OPTIONS),
-        ("thing(size=\x00)", OPTIONS),
+        ("thing(size=\x00)", "kind 'thing(size=\\x00)': names and options are written in ASCII, without line breaks."),
         ("thing(size=print(1))", OPTIONS),  # literals only: nothing is run
         ("thing(size=[x for x in y])", OPTIONS),
         ("thing(size=a.b)", OPTIONS),
@@ -80,6 +80,16 @@ def test_parse_refuses(text: str, message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
         parse("kind", text, TABLE)
     assert str(error.value) == message.format(text)
+
+
+def test_sets_are_written_in_one_order_in_every_process() -> None:
+    """Python's own order of text in a set is drawn anew in each process, and the text is what a run is known by."""
+    names = {"h", "g", "f", "e", "d", "c", "b", "a"}
+    written = "{'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}"
+    assert describe(Thing(1, name=frozenset(names)), [TABLE], 0) == f"thing(size=1, name={written})"  # type: ignore[arg-type]
+    text = f"options(a=[{names}, 1.5, (2,)], b={{'x': {names}}})"
+    expected = f"options(a=[{written}, 1.5, (2,)], b={{'x': {written}}})"
+    assert canonical("kind", text, {"options": lambda a=None, b=None: None}) == expected
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ GROUPS = {
 }
 """Of entry points, by what a name is of."""
 
+MAX_SOURCE = 2**24  # bytes of a file with code
 GIVEN = "given"  # given:Name is an object that was handed over in Python, and that no text can name
 NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 FORM = rf"""(?:(?:[A-Za-z]:)?[^:()\[\]{{}},;=|*?<>"'`]+\.py|{NAME}):{NAME}"""
@@ -256,13 +257,17 @@ def _module_of_file(what: str, file: str) -> ModuleType:
 
 def _read(what: str, file: str) -> bytes:
     try:
+        if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for
+            raise Fault(f"{what}: {file} is no file.")
+        if os.path.exists(file) and os.path.getsize(file) > MAX_SOURCE:
+            raise Fault(f"{what}: {file} is no program: it has over {MAX_SOURCE:,} bytes.")
         with open(file, "rb") as opened:
             return opened.read()
     except OSError as error:
         folder = os.path.dirname(file)
         beside = [n for n in os.listdir(folder) if n.endswith(".py")] if os.path.isdir(folder) else []
         near = likely(os.path.basename(file), beside)
-        hint = f" Did you mean {near!r}?" if near and not os.path.exists(file) else ""
+        hint = f" Did you mean {near!r}?" if near and not os.path.lexists(file) else ""
         reason = f"there is no file {file}" if isinstance(error, FileNotFoundError) else f"{file}: {error.strerror}"
         raise Fault(f"{what}: {reason}.{hint}") from None
 

@@ -60,9 +60,9 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
         # A rule that needs a root vector is for other servers than that of a run.
         offered = [other for other, made in table.items() if not getattr(made, "needs_root", False)]
         raise ValueError(unknown(kind, name, [*offered, *references.offered(kind)]))
+    if not (text.isascii() and text.isprintable()):  # specs become names of folders and words on a page
+        raise ValueError(f"{kind} {shown(text)}: names and options are written in ASCII, without line breaks.")
     try:
-        if not (text.isascii() and text.isprintable()):  # specs become names of folders and words on a page
-            raise ValueError("other characters")
         if not inside:
             return name, {}
         call = ast.parse(f"f({inside})", mode="eval").body
@@ -240,7 +240,20 @@ def shortest(kind: str, text: str, table: Mapping[str, Callable[..., Any]], f: i
         name = references.tidy(name) if references.is_reference(name) else name
     defaults = {option: parameter.default for option, parameter in known.items()} | ({} if f is None else {"f": f})
     said = {option: options[option] for option in known if option in options and options[option] != defaults[option]}
-    return name + (f"({', '.join(f'{option}={value!r}' for option, value in said.items())})" if said else "")
+    return name + (f"({', '.join(f'{option}={_literal(value)}' for option, value in said.items())})" if said else "")
+
+
+def _literal(value: Any) -> str:
+    """A value as it would be written, sets in an order that is the same in every process."""
+    if isinstance(value, (set, frozenset)) and value:
+        return "{" + ", ".join(sorted(map(_literal, value))) + "}"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    if type(value) is list:
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if type(value) is tuple:
+        return "(" + ", ".join(map(_literal, value)) + (",)" if len(value) == 1 else ")")
+    return repr(value)
 
 
 _DESCRIBED = ("rule", "mixing", "attack", "partition")  # whose values are frozen dataclasses
@@ -265,5 +278,7 @@ def describe(value: Any, tables: Iterable[Mapping[str, Any]], f: int | None = No
     values = {option.name: (getattr(value, option.name), option.default) for option in fields(value)}
     if "f" in values:
         values["f"] = (values["f"][0], MISSING if f is None else f)
-    options = [f"{name}={now!r}" for name, (now, default) in values.items() if default is MISSING or now != default]
+    options = [
+        f"{name}={_literal(now)}" for name, (now, default) in values.items() if default is MISSING or now != default
+    ]
     return names[type(value)] + (f"({', '.join(options)})" if options else "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import product
+from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import tomlkit
 from ..core.checks import MOST_SEED, shown, unknown
 from ..core.references import importing
 from ..core.specs import describe, split
-from ..runs.experiment import ELSEWHERE, HASHES, NAMED, ConfigurationError, Experiment
+from ..runs.experiment import ELSEWHERE, HASHES, MAX_TOML, NAMED, ConfigurationError, Experiment, name_of_code
 from ..runs.files import MAX_TEXT, make_folder, read_text, write_whole
 
 MOST = 100_000  # runs of one grid: what a table of runs holds
@@ -219,10 +221,16 @@ def replaced(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 
 
 def record_grid(folder: Path, grid: Grid) -> Path:
-    """Keeps the grid among those of a study: ``<folder>/grids/<digest>.toml``, the same bytes for the same grid."""
-    path = make_folder(folder, "grids") / f"{grid.digest}.toml"
+    """Keeps the grid among those of a study: ``<folder>/grids/<digest>.toml``, the same bytes for the same grid.
+
+    One that is longer than a TOML text that is read, as of a search of thousands, is kept as JSON.
+    """
+    text, ending = grid.to_toml(), "toml"
+    if len(text) > MAX_TOML:
+        text, ending = json.dumps(grid.to_dict(), indent=2) + "\n", "json"
+    path = make_folder(folder, "grids") / f"{grid.digest}.{ending}"
     if not path.exists():
-        write_whole(path, lambda file: file.write(grid.to_toml().encode()))
+        write_whole(path, lambda file: file.write(text.encode()))
     return path
 
 
@@ -234,11 +242,13 @@ def grids_of(folder: Path) -> list[Grid]:
     """
     found: list[Grid] = []
     strange = 0
-    for path in sorted((folder / "grids").glob("*.toml"))[:MOST_GRIDS]:
+    paths = [path for path in sorted((folder / "grids").glob("*")) if path.suffix in (".toml", ".json")]
+    for path in paths[:MOST_GRIDS]:
         if sum(map(len, found)) > MOST or strange > MOST_STRANGE:
             break
         try:
-            found.append(Grid.from_toml(read_text(path)))
+            text = read_text(path)
+            found.append(Grid.from_toml(text) if path.suffix == ".toml" else Grid.from_json(text))
         except (OSError, ValueError):
             strange += 1
     return found
@@ -308,21 +318,23 @@ def _settings(where: str, given: Any, faults: list[str]) -> dict[str, Any]:
             faults.append(where + unknown("setting", str(name), [*known, *([] if where else PARTS)], ELSEWHERE))
             continue
         try:
-            found[name] = _plain(value)
+            found[name] = _plain(value, name in ("model", "loss"))
         except ValueError as error:
             faults.append(f"{where}{name}: {error}")
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, code: bool = False) -> Any:
     """Arrays and tuples as lists, and besides only what a file can hold, or what has a name there."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple, range)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (set, frozenset, Mapping, Iterator)):
+        return [_plain(item, code) for item in value]
+    if code and callable(value):
+        return name_of_code(value)
+    if not is_dataclass(value) or isinstance(value, type):
         raise ValueError(f"must be a value or a list of values, got {shown(value)}.")
     describe(value, NAMED)
     return value
@@ -360,12 +372,13 @@ def _make(
 ) -> tuple[list[Experiment], list[str]]:
     """The runs, each once, and what is to be said about them."""
     needless = set(range(len(exclude)))
+    excluded = _Exclusions(exclude)
     made: dict[str, Experiment] = {}
     again: list[tuple[Experiment, Experiment]] = []
     faults: dict[str, list[dict[str, Any]]] = {}
     count = 0
     for cell in _cells(axes):
-        matching = {i for i, partial in enumerate(exclude) if _matches(cell, partial)}
+        matching = excluded.of(cell)
         needless -= matching
         if matching:
             continue
@@ -407,25 +420,35 @@ def _hashable(value: Any) -> Any:
     return repr(value) if isinstance(value, list) else value
 
 
-def _matches(cell: Mapping[str, Any], partial: Mapping[str, Any]) -> bool:
-    return all(
-        any(_same(name, cell.get(name, SETTINGS[name]), value) for value in values_of(name, values))
-        for name, values in partial.items()
-    )
+class _Exclusions:
+    """Finds those that leave out a run by its values: many runs times many exclusions are never gone through."""
 
+    def __init__(self, exclude: Sequence[Mapping[str, Any]]) -> None:
+        self.naming = [len(partial) for partial in exclude]
+        self.by_value: dict[str, dict[Any, set[int]]] = {}  # name: value: the exclusions that it agrees with
+        for i, partial in enumerate(exclude):
+            for name, values in partial.items():
+                for value in values_of(name, values):
+                    self.by_value.setdefault(name, {}).setdefault(_key(name, _written(value)), set()).add(i)
 
-def _same(name: str, a: Any, b: Any) -> bool:
-    """Whether two values say the same: text may stand for a number, for nothing and for a list of mixings."""
-    return a == b or _key(name, _written(a)) == _key(name, _written(b))
+    def of(self, cell: Mapping[str, Any]) -> set[int]:
+        """Those all of whose settings agree. Text may stand for a number, for nothing and for a list of mixings."""
+        agreeing = Counter(
+            chain.from_iterable(
+                found.get(_key(name, _written(cell.get(name, SETTINGS[name]))), ())
+                for name, found in self.by_value.items()
+            )
+        )
+        return {i for i, count in agreeing.items() if count == self.naming[i]}
 
 
 def _key(name: str, value: Any) -> Any:
     if name == "pre":
         listed = split(value) if isinstance(value, str) else value or ()
-        return [str(item).replace(" ", "") for item in listed if str(item).strip().lower() not in ("", "none")]
+        return tuple(str(item).replace(" ", "") for item in listed if str(item).strip().lower() not in ("", "none"))
     text = str(value).replace(" ", "").lower()
     try:
-        return float(text)
+        return float({"true": 1, "false": 0}.get(text, text))
     except ValueError:
         return None if text in ("none", "") else text
 
