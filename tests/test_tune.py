@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import varangian as vg
@@ -166,6 +167,11 @@ def test_draws() -> None:
         ({"search": {"momentum": [0.1]}, "draw_seed": "x"}, "draw_seed: must be a whole number"),
         ({"search": {"momentum": [0.1]}, "rule": ["median", "krum"]}, "rule: a tuning is of one of them"),
         ({"search": {"momentum": [0.1]}, "validation": 0}, "validation: a choice needs training data set aside, got 0"),
+        ({"search": {"momentum": [0.1]}, "validation": "0"}, "validation: a choice needs training data set aside"),
+        ({"search": {"momentum": [0.1]}, "validation": [0.0, 0.1]}, "validation: a choice needs training data set"),
+        ({"search": {"momentum": [0.1]}, "exclude": [{"steps": 1}]}, "exclude is no setting"),
+        ({"search": {"l2": {"uniform": [1, 2**70]}}, "trials": 3}, "search: l2 needs two numbers that go up"),
+        ({"search": {"l2": {"log": [1, 10**400]}}, "trials": 3}, "search: l2 needs two numbers that go up"),
         ({"search": {"momentum": [0.1]}, "ruls": "krum"}, "unknown setting 'ruls'. Did you mean 'rule'?"),
         (
             {"search": {"momentum": [0.1, 1.5]}},
@@ -178,6 +184,12 @@ def test_mistakes(content: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Search.from_dict(QUESTION | content)
     assert any(said in fault for fault in caught.value.faults), caught.value.faults
+
+
+def test_numbers_of_numpy_search_as_those_of_python() -> None:
+    arrays = {"learning_rate": {"log": np.array([0.01, 1.0])}, "l2": np.array([0.0, 0.1]), "clip": range(1, 3)}
+    lists = {"learning_rate": {"log": [0.01, 1.0]}, "l2": [0.0, 0.1], "clip": [1, 2]}
+    assert Search(QUESTION, arrays, trials=np.int64(3)) == Search(QUESTION, lists, trials=3)  # type: ignore[arg-type]
 
 
 def test_attacks_are_named() -> None:

@@ -313,25 +313,28 @@ def _settings(where: str, given: Any, faults: list[str]) -> dict[str, Any]:
         return {}
     found = {}
     for name, value in given.items():
+        if name in PARTS and not where:
+            faults.append(f"{name} is no setting, and is handed over beside them.")
+            continue
         if name not in SETTINGS:
             known = [known for known in SETTINGS if known not in HASHES]
             faults.append(where + unknown("setting", str(name), [*known, *([] if where else PARTS)], ELSEWHERE))
             continue
         try:
-            found[name] = _plain(value, name in ("model", "loss"))
+            found[name] = plain(value, name in ("model", "loss"))
         except ValueError as error:
             faults.append(f"{where}{name}: {error}")
     return found
 
 
-def _plain(value: Any, code: bool = False) -> Any:
+def plain(value: Any, code: bool = False) -> Any:
     """Arrays and tuples as lists, and besides only what a file can hold, or what has a name there."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple, range)):
-        return [_plain(item, code) for item in value]
+        return [plain(item, code) for item in value]
     if code and callable(value):
         return name_of_code(value)
     if not is_dataclass(value) or isinstance(value, type):
@@ -446,11 +449,12 @@ def _key(name: str, value: Any) -> Any:
     if name == "pre":
         listed = split(value) if isinstance(value, str) else value or ()
         return tuple(str(item).replace(" ", "") for item in listed if str(item).strip().lower() not in ("", "none"))
-    text = str(value).replace(" ", "").lower()
+    text = str(value).replace(" ", "")
+    small = text.lower()
     try:
-        return float({"true": 1, "false": 0}.get(text, text))
+        return float({"true": 1, "false": 0}.get(small, small))
     except ValueError:
-        return None if text in ("none", "") else text
+        return None if small in ("none", "") else text  # whose case counts: names of classes differ by it
 
 
 def _located(faults: Mapping[str, list[dict[str, Any]]], axes: Sequence[dict[str, list[Any]]], count: int) -> list[str]:

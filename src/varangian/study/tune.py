@@ -18,12 +18,14 @@ from ..core.specs import describe
 from ..runs.building import open_dataset
 from ..runs.experiment import HASHES, NAMED, ConfigurationError, Experiment
 from ..runs.files import write_whole
-from .grid import SETTINGS, Grid, read_content, replaced, values_of
+from .grid import SETTINGS, Grid, plain, read_content, replaced, values_of
 from .outcomes import Outcome, write_csv
 from .sweep import Sweep, sweep
 
 SHARE = 0.1  # of the training data that is set aside where nobody says
 MOST_TRIALS = 10_000
+MOST_WHOLE = 2**53  # to which whole numbers are drawn
+NOTHING_ASIDE = "validation: a choice needs training data set aside, got 0; the test set is not for choosing."
 PARTS = ("search", "seeds", "trials", "draw_seed")  # of a file, beside the settings
 # What somebody asks about; searching it would answer another question.
 QUESTION = ("dataset", "workers", "byzantine", "real_byzantine", "attack", "partition", "seed", "device", "measure",
@@ -57,6 +59,12 @@ class Search:
     grid: Grid = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.search, Mapping):
+            object.__setattr__(self, "search", {name: _listed(value) for name, value in self.search.items()})
+        for name in ("trials", "draw_seed"):
+            value = getattr(self, name)
+            if isinstance(value, np.integer):
+                object.__setattr__(self, name, int(value))
         faults = list(self._faults())
         if faults:
             raise ConfigurationError(faults)
@@ -64,6 +72,8 @@ class Search:
         tried = tuple(self._drawn() if self.trials is not None else self._all())
         object.__setattr__(self, "tried", tried)
         object.__setattr__(self, "grid", Grid(self.settings, self.seeds, cases=tried))
+        if not all(e.validation for e in self.grid.experiments()):
+            raise ConfigurationError([NOTHING_ASIDE])
 
     def _faults(self) -> Iterator[str]:
         for part, table in (("settings", self.settings), ("search", self.search)):
@@ -91,7 +101,7 @@ class Search:
         if "attack" not in self.settings:
             yield 'attack: name those whose worst case counts, such as ["little", "empire"], or "none".'
         if not self.settings.get("validation", SHARE):
-            yield "validation: a choice needs training data set aside, got 0; the test set is not for choosing."
+            yield NOTHING_ASIDE
         if self.trials is None:
             ranges = [name for name, value in self.search.items() if isinstance(value, Mapping)]
             if ranges:
@@ -151,6 +161,13 @@ class Search:
             raise ConfigurationError([f"{path}: {fault}" for fault in error.faults]) from None
 
 
+def _listed(value: Any) -> Any:
+    """Arrays and ranges as lists, as grids take them."""
+    if isinstance(value, Mapping):
+        return {scale: _listed(bounds) for scale, bounds in value.items()}
+    return plain(value) if isinstance(value, (np.generic, np.ndarray, range)) else value
+
+
 def _drawer(name: str, value: Any) -> Any:
     """A function of a generator that draws one value.
 
@@ -166,7 +183,7 @@ def _drawer(name: str, value: Any) -> Any:
         [(scale, bounds)] = value.items()
         numbers = isinstance(bounds, (list, tuple)) and len(bounds) == 2
         numbers = numbers and all(isinstance(b, (int, float)) and not isinstance(b, bool) for b in bounds)
-        if not numbers or not (bounds[0] < bounds[1] and math.isfinite(bounds[1] - bounds[0])):
+        if not numbers or not -MOST_WHOLE <= bounds[0] < bounds[1] <= MOST_WHOLE:
             raise ValueError(f"needs two numbers that go up, such as [0.01, 1.0], got {shown(bounds)}.")
         low, high = bounds
         whole = isinstance(low, int) and isinstance(high, int)
