@@ -91,6 +91,16 @@ def test_versions_that_are_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -
     assert [doctor._release(v) for v in ("2.13.0+cpu", "1.26.4rc1", "3")] == [(2, 13, 0), (1, 26, 4), (3,)]
 
 
+def test_a_package_that_only_lies_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    case = doctor._Case([], [])
+    assert "python" in doctor._versions(case)
+    assert (len(case.notes), case.broken) == (1, [])
+
+
 def test_kernels_that_cannot_be_kept_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor.kernels, "cache_folders", lambda: [None, str(tmp_path / "new" / "folder")])
     case = doctor._Case([], [])

@@ -121,7 +121,12 @@ def _versions(case: _Case) -> dict[str, str]:
     known = environment.environment("cpu")
     found = {"python": f"{platform.python_version()} ({platform.python_implementation()})"}
     found["varangian"] = f"{known['varangian']}, {'commit ' + str(known['commit']) if known['commit'] else 'installed'}"
-    for line in importlib.metadata.requires("varangian") or ():
+    try:
+        needs = importlib.metadata.requires("varangian") or []
+    except importlib.metadata.PackageNotFoundError:
+        case.notes.append("varangian is not installed but runs from its source, so nobody saw to what it needs")
+        needs = []
+    for line in needs:
         needed = re.match(r"([\w.-]+)(?:>=([\d.]+))?[^;]*$", line)
         if needed is None:  # an extra's, or of other systems
             continue
