@@ -227,6 +227,23 @@ def test_an_exclusion_leaves_out_what_it_names_and_no_namesake(tmp_path: Path) -
         Grid({"rule": "median", "exclude": [{"steps": 1}]})
 
 
+def test_code_is_written_as_its_runs_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report imports nothing, and would take another spelling for runs that are missing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nimport varangian as vg\n\n\n"
+        "@dataclass(frozen=True)\nclass Mine(vg.Median):\n"
+        "    size: int = 5\n\n\n@dataclass(frozen=True)\nclass Mix(vg.NearestNeighborMixing):\n    size: int = 5\n"
+    )
+    rules = ["median", "./mine.py:Mine(size=5)", "mine.py:Mine( size = 7 )"]
+    grid = Grid({"rule": rules, "byzantine": 3}, exclude=[{"rule": rules[1], "pre": rules[0]}],
+                cases=[{"pre": "./mine.py:Mix,nnm"}, {"pre": ["none", ["./mine.py:Mix(size=4)"]]}])  # fmt: skip
+    assert grid.settings["rule"] == ["median", "mine.py:Mine", "mine.py:Mine(size=7)"]
+    assert grid.exclude[0]["rule"] == "mine.py:Mine"
+    assert [case["pre"] for case in grid.cases] == ["mine.py:Mix,nnm", ["none", ["mine.py:Mix(size=4)"]]]
+    assert Grid.from_toml(grid.to_toml()) == grid
+
+
 def small(shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 

@@ -19,7 +19,7 @@ import tomlkit
 from ..core.checks import MOST_SEED, shown, unknown
 from ..core.references import importing
 from ..core.specs import describe, split
-from ..runs.experiment import ELSEWHERE, HASHES, MAX_TOML, NAMED, ConfigurationError, Experiment, name_of_code
+from ..runs.experiment import ELSEWHERE, HASHES, MAX_TOML, NAMED, SPECS, ConfigurationError, Experiment, name_of_code
 from ..runs.files import MAX_TEXT, make_folder, read_text, write_whole
 
 MOST = 100_000  # runs of one grid: what a table of runs holds
@@ -102,7 +102,11 @@ class Grid:
             )
         if faults:
             raise ConfigurationError(_first(faults))
-        made, notes = _make(axes, exclude)
+        short: dict[str, dict[str, set[str]]] = {}
+        made, notes = _make(axes, exclude, short)
+        # Whoever reads the grid later, and imports nothing, is to see the texts that its runs are known by.
+        settings, *exclude = (_shortened(table, short) for table in (settings, *exclude))
+        cases = [_shortened(table, short) for table in cases]
         values = {"settings": settings, "seeds": seeds, "exclude": tuple(exclude), "cases": tuple(cases)}
         for name, value in (values | {"_axes": tuple(axes), "_made": tuple(made), "_notes": tuple(notes)}).items():
             object.__setattr__(self, name, value)
@@ -371,9 +375,9 @@ def _written(value: Any, nothing: str | None = None) -> Any:
 
 
 def _make(
-    axes: Sequence[dict[str, list[Any]]], exclude: Sequence[dict[str, Any]]
+    axes: Sequence[dict[str, list[Any]]], exclude: Sequence[dict[str, Any]], short: dict[str, dict[str, set[str]]]
 ) -> tuple[list[Experiment], list[str]]:
-    """The runs, each once, and what is to be said about them."""
+    """The runs, each once, and what is to be said about them; ``short`` gets what became of texts that name code."""
     needless = set(range(len(exclude)))
     excluded = _Exclusions(exclude)
     made: dict[str, Experiment] = {}
@@ -392,6 +396,14 @@ def _make(
             for fault in error.faults:
                 faults.setdefault(fault, []).append(cell)
             continue
+        for name in SPECS.keys() & cell.keys():
+            asked, kept = cell[name], getattr(e, name)
+            if isinstance(asked, str):
+                asked, kept = [asked], [",".join(kept) if isinstance(kept, tuple) else kept]
+            if isinstance(asked, list) and len(asked) == len(kept):
+                for text, now in zip(asked, kept, strict=True):
+                    if isinstance(text, str) and ":" in text:
+                        short.setdefault(name, {}).setdefault(text, set()).add(now)
         there = made.setdefault(e.digest, e)
         if there is not e:
             again.append((there, e))
@@ -408,6 +420,18 @@ def _make(
         but = f", but for {names}, which changes nothing there" if names else ""
         notes.append(f"{len(again):,} {what} run once: the first is {there.name} again{but}.")
     return list(made.values()), notes
+
+
+def _shortened(table: dict[str, Any], short: Mapping[str, Mapping[str, set[str]]]) -> dict[str, Any]:
+    """Texts that name code as all runs that have them keep them."""
+
+    def of(value: Any, kept: Mapping[str, set[str]]) -> Any:
+        if isinstance(value, list):
+            return [of(item, kept) for item in value]
+        found = kept.get(value, ()) if isinstance(value, str) else ()
+        return next(iter(found)) if len(found) == 1 else value
+
+    return {name: of(value, short.get(name, {})) for name, value in table.items()}
 
 
 def _cells(axes: Sequence[dict[str, list[Any]]]) -> Iterator[dict[str, Any]]:
