@@ -902,3 +902,36 @@ def test_no_input_found_breaks_a_proved_bound(name: str) -> None:
         assert bound is not None
         if f:
             assert oracles.kappa_of(rule(x), x, f) <= bound * (1 + 1e-9), trial
+
+
+@pytest.mark.parametrize("written", ["vectors", "previous"])
+def test_a_rule_that_writes_into_what_it_is_shown_ends_the_run(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writing(vg.General):
+        uses_previous = True
+
+        @property
+        def needs(self) -> tuple[str, int]:
+            return "1", 1
+
+        def combine(self, x: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+            (x if written == "vectors" else previous).mul_(2)  # type: ignore[union-attr]
+            return x.mean(0)
+
+    monkeypatch.setitem(vg.RULES, "writing", Writing)
+    for momentum in (0.0, 0.9):
+        with pytest.raises(ValueError, match=r"^Writing\(f=1\) wrote into the vectors that it was shown"):
+            vg.run(vg.Experiment(rule="writing", workers=3, byzantine=1, steps=2, momentum=momentum))
+
+
+def test_what_a_rule_of_parameters_answers_is_cut_from_their_graph() -> None:
+    scale = torch.nn.Parameter(torch.ones(()))
+
+    class Learned(vg.General):
+        @property
+        def needs(self) -> tuple[str, int]:
+            return "1", 1
+
+        def combine(self, x: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+            return x.mean(0) * scale
+
+    assert not Learned(f=1)(torch.randn(5, 3)).requires_grad

@@ -482,7 +482,7 @@ def checked_answer(rule: Rule, answer: Any, x: Tensor) -> Tensor:
         raise ValueError(f"{type(rule).__name__} must answer {kind_of(x[0])}, got {came}.")
     if answer.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
         raise ValueError(f"{type(rule).__name__} must answer a vector of its own, got a view of the vectors; clone it.")
-    return answer
+    return answer.detach()
 
 
 def needed(stage: Rule | Mixing) -> tuple[str, int]:

@@ -296,11 +296,16 @@ class Simulation:
                 raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
             kernels.in_threads(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
+        held = [self.vectors] if state.previous is None else [self.vectors, state.previous]
+        before = [x._version for x in held]
         try:
             decision = self.algorithm.decide(self.vectors, state)
         except Refused as error:
             self.refused = error
             raise
+        if [x._version for x in held] != before:  # what workers remember lives there
+            rule = self.algorithm.rule
+            raise ValueError(f"{rule} wrote into the vectors that it was shown; it must clone what it changes.")
         update, self.state = self.algorithm.finish(decision, state, in_place=True)
         if self.attack is not None and self.attack.uses_previous:
             self.previous = decision.aggregate.clone()
