@@ -851,3 +851,12 @@ def test_the_model_of_a_complete_run_with_a_frozen_part_and_a_loss_that_were_han
     second = vg.run(settings, tmp_path, model=model, loss=own)
     assert second.from_disk
     assert torch.equal(second.model().get_parameter("1.weight"), first.get_parameter("1.weight"))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_run_and_its_replay_do_not_hang_on_the_mode_that_their_caller_is_in(mode: Any, tmp_path: Path) -> None:
+    settings = vg.Experiment(rule="median", workers=3, byzantine=1, steps=2)
+    with mode():
+        folder = vg.run(settings, tmp_path).folder
+        assert folder is not None
+        assert vg.replay(folder, 1).agrees

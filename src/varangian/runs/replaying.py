@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core import kernels
@@ -103,7 +104,7 @@ def replay(
         asked, given = handed(e, model, loss, metrics)
     dataset = same_data(folder, e, dataset, data_folder, asked, given)
     dataset = open_dataset(e, data_folder) if dataset is None else dataset
-    with kernels.exclusive_threads():
+    with kernels.exclusive_threads(), torch.inference_mode(False):
         simulation, _ = build(e, dataset, given)
         folders.nearest(folder, e.digest, step, simulation)
         previous = refused = row = None
