@@ -308,7 +308,8 @@ def test_what_this_process_imported_is_known(here: Path) -> None:
         ("no_such.module:MyRule", r"rule 'no_such.module:MyRule': there is no module no_such here, nor among what is"),
         (
             "my_rule.py:NoRule",
-            "my_rule.py:NoRule is no rule, which is a class derived from General, Selecting or Coord",
+            "my_rule.py:NoRule is no rule, which is a class derived from General, Selecting or Coordinatewise, "
+            "got the class NoRule.",
         ),
         ("my_rule.py:plain", "my_rule.py:plain is no rule, which is a class derived from"),
         ("my_rule.py:vg", "my_rule.py:vg is no rule, which is a class derived from"),

@@ -875,7 +875,8 @@ def _check_class(kind: str, name: str, maker: object, base: type) -> None:
 
 def _no_class(kind: str, name: str, found: object, base: type) -> str:
     bases = "General, Selecting or Coordinatewise" if base is Rule else base.__name__
-    return f"{name} is no {kind}, which is a class derived from {bases}, got {shown(found)}."
+    came = f"the class {found.__qualname__}" if isinstance(found, type) else shown(found)
+    return f"{name} is no {kind}, which is a class derived from {bases}, got {came}."
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
