@@ -908,7 +908,7 @@ def test_neither_torchs_globals_nor_pythons_count_or_move(digits: data.Dataset) 
 
 def test_runs_in_threads_are_runs_one_after_the_other(digits: data.Dataset) -> None:
     """While others draw from torch's generator; data of one's own in some of them."""
-    other = replace(digits, train=replace(digits.train, inputs=digits.train.images.flip(-1)))
+    other = replace(digits, train=replace(digits.train, images=digits.train.images.flip(-1)))
     tasks = [(replace(SMALL, seed=s, model=model), data) for s in (1, 2) for data in (digits, other, None)
              for model in ("fully-connected", "cnn(hidden=2)")]  # fmt: skip
     alone = [vg.run(e, dataset=dataset) for e, dataset in tasks]

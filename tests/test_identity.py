@@ -47,9 +47,9 @@ def other_label(labels: Tensor) -> Tensor:
 
 
 CHANGES: dict[str, Any] = {
-    "train.inputs": other_pixel,
+    "train.images": other_pixel,
     "train.labels": other_label,
-    "test.inputs": other_pixel,
+    "test.images": other_pixel,
     "test.labels": other_label,
     "flip": True,
     "scale": 15,
@@ -76,8 +76,8 @@ def test_another_data_set_is_another_run(tmp_path: Path, place: str) -> None:
 
 
 def test_equal_data_are_one_run_whoever_made_them(tmp_path: Path) -> None:
-    one = changed(data.digits(), "train.inputs", other_pixel)
-    other = changed(data.digits(), "train.inputs", other_pixel)
+    one = changed(data.digits(), "train.images", other_pixel)
+    other = changed(data.digits(), "train.images", other_pixel)
     assert vg.run(SMALL, tmp_path, dataset=one).folder == vg.run(SMALL, tmp_path, dataset=other).folder
 
 
@@ -94,8 +94,8 @@ def test_data_that_were_written_into_are_others(tmp_path: Path, through: str) ->
     after = vg.run(SMALL, tmp_path, dataset=dataset)
     black = replace(
         dataset,
-        train=replace(dataset.train, inputs=dataset.train.images * 0),
-        test=replace(dataset.test, inputs=dataset.test.images * 0),
+        train=replace(dataset.train, images=dataset.train.images * 0),
+        test=replace(dataset.test, images=dataset.test.images * 0),
     )
     assert after.folder != before.folder
     assert not after.from_disk
@@ -117,7 +117,7 @@ def interrupted(experiment: vg.Experiment, out: Path, dataset: Dataset | None = 
 
 
 def test_folders_of_ones_own_data_are_read_resumed_replayed_and_tabled(tmp_path: Path) -> None:
-    mine = changed(data.digits(), "train.inputs", other_pixel)
+    mine = changed(data.digits(), "train.images", other_pixel)
     whole = vg.run(SMALL, dataset=mine)
     folder = interrupted(SMALL, tmp_path / "runs", mine)
     for refused in (None, data.digits(), changed(data.digits(), "test.labels", other_label)):
@@ -144,7 +144,7 @@ def test_folders_of_ones_own_data_are_read_resumed_replayed_and_tabled(tmp_path:
 
 def test_named_data_with_a_folder_of_others(tmp_path: Path) -> None:
     folder = interrupted(SMALL, tmp_path)
-    mine = changed(data.digits(), "test.inputs", other_pixel)
+    mine = changed(data.digits(), "test.images", other_pixel)
     with pytest.raises(ValueError, match="other data"):
         vg.resume(folder, dataset=mine)
     assert vg.resume(folder, dataset=data.digits()).began == 2
@@ -158,7 +158,7 @@ def test_a_registered_data_set_that_changes(tmp_path: Path, monkeypatch: pytest.
     one = vg.run(e, tmp_path)
     assert one.experiment.data_hash == now.fingerprint
     assert vg.run(e, tmp_path).from_disk
-    now = changed(now, "train.inputs", other_pixel)
+    now = changed(now, "train.images", other_pixel)
     other = vg.run(e, tmp_path)
     assert not other.from_disk
     assert other.folder != one.folder
@@ -168,7 +168,7 @@ def test_a_registered_data_set_that_changes(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_name_of_the_package_that_somebody_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = changed(data.digits(), "train.inputs", other_pixel)
+    mine = changed(data.digits(), "train.images", other_pixel)
     monkeypatch.setitem(vg.DATASETS, "digits", lambda: mine)
     assert vg.run(SMALL).experiment.data_hash == mine.fingerprint
 

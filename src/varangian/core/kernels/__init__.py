@@ -34,7 +34,7 @@ from .runtime import (
     threads,
     torch_threads,
 )
-from .sizes import kept_mean, kept_sums, order_statistic, panel_of
+from .sizes import kept_mean, kept_sums, order_statistic, stretch_of
 from .workers import blend, gather_images, send_rows
 
 __all__ = [
@@ -55,12 +55,12 @@ __all__ = [
     "norms",
     "order_statistic",
     "own_threads",
-    "panel_of",
     "send_rows",
     "squared_around",
     "squared_distances",
     "squared_distances_to",
     "squared_norms",
+    "stretch_of",
     "threads",
     "torch_threads",
     "weighted_panel",

@@ -9,7 +9,7 @@ from torch import Tensor
 from .runtime import is_native, jit, jit_sum
 
 
-def panel_of(x: Tensor, start: int, stop: int) -> tuple[np.ndarray, int, int]:
+def stretch_of(x: Tensor, start: int, stop: int) -> tuple[np.ndarray, int, int]:
     """(a, s, t): columns s..t of an array, float64 or float32, that are columns start..stop of x."""
     if is_native(x) and x.is_contiguous():
         return x.numpy(), start, stop

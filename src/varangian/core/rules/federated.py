@@ -454,7 +454,7 @@ class LASA(General):
 
         def measure(p: int) -> None:
             _, start, stop = panels[p]
-            kernels.kept_sums(*kernels.panel_of(x, start, stop), good, least, cuts - start, sums[p])
+            kernels.kept_sums(*kernels.stretch_of(x, start, stop), good, least, cuts - start, sums[p])
 
         kernels.in_threads(measure, len(panels), x.numel())
         squares, signs, counts = np.zeros((3, len(bounds) - 1, good.size))
@@ -472,7 +472,7 @@ class LASA(General):
         def combine(p: int) -> None:
             layer, start, stop = panels[p]
             total = np.zeros(stop - start)
-            kernels.kept_mean(*kernels.panel_of(x, start, stop), good, least, cuts - start, weights[layer], total)
+            kernels.kept_mean(*kernels.stretch_of(x, start, stop), good, least, cuts - start, weights[layer], total)
             result[start:stop] = torch.from_numpy(total).to(x.device, x.dtype)
 
         kernels.in_threads(combine, len(panels), x.numel())
@@ -481,7 +481,7 @@ class LASA(General):
     def _thresholds(self, x: Tensor, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """[k] the least size that each row keeps, and [k] from which column on it keeps no more of that very size."""
         dropped, d = floor(self.sparsity * x.shape[1]), x.shape[1]
-        least, cuts = np.zeros(len(rows), kernels.panel_of(x, 0, 0)[0].dtype), np.full(len(rows), d)
+        least, cuts = np.zeros(len(rows), kernels.stretch_of(x, 0, 0)[0].dtype), np.full(len(rows), d)
 
         def rank(i: int) -> None:
             row = x[rows[i]]

@@ -26,15 +26,15 @@ class DataError(ValueError):
 class Split:
     """Examples and their labels.
 
-    Shape: inputs [N, ...]: pixels in uint8, [N, C, H, W] where they are images; or numbers in float32 or float64; or
-        tokens in int64. labels: classes in int64 [N]; or in int64 [N, ...] a class for each token; or in float32 or
-        float64, [N] or [N, k], numbers to predict. N at least 1, all finite and in main memory.
+    Shape: images [N, ...], also read as ``inputs``: pixels in uint8, [N, C, H, W] where they are images; or numbers in
+        float32 or float64; or tokens in int64. labels: classes in int64 [N]; or in int64 [N, ...] a class for each
+        token; or in float32 or float64, [N] or [N, k], numbers to predict. N at least 1, all finite and in main memory.
 
     Raises:
         ValueError: they are something else, or not as many.
     """
 
-    inputs: Tensor
+    images: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
@@ -58,9 +58,9 @@ class Split:
         return len(self.labels)
 
     @property
-    def images(self) -> Tensor:
-        """The inputs, by the name that fits pictures."""
-        return self.inputs
+    def inputs(self) -> Tensor:
+        """The images, by the name that fits whatever they are."""
+        return self.images
 
 
 # The types of values, and how many dimensions they have at least. Text in bytes and pixels in rows look alike.
