@@ -849,5 +849,21 @@ def test_broken_attacks_are_caught(fault: str, check: Check) -> None:
     assert check in caught(check_attack, BadAttack(fault))
 
 
+@dataclass(frozen=True)
+class Follows(Attack):
+    uses_previous = True
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        return seen.mean - seen.previous  # pyright: ignore[reportOperatorIssue]
+
+
+def test_an_attack_that_forgets_the_first_step_is_told() -> None:
+    """It would fail at step 0 of every run."""
+    with pytest.raises(ContractError) as raised:
+        check_attack(Follows)
+    assert [failure.check for failure in raised.value.failures] == [Check.SIZES]
+    assert "seen.previous is None, as in the first step of a run: raised TypeError" in str(raised.value)
+
+
 def test_an_attack_that_sends_the_mean_is_sound() -> None:
     assert check_attack(BadAttack).passed == ATTACK_CHECKS

@@ -29,13 +29,17 @@ from .report import Check
 from .trying import Found, Raised, difference, global_state, seeded, short
 
 
-def attacked(attack: Attack, given: Any, f: int, x: Tensor) -> Any:
-    """What an attack sends, given all that it may know; the f in the defence is another than the one that attack."""
+def attacked(attack: Attack, given: Any, f: int, x: Tensor, *, first: bool = False) -> Any:
+    """What an attack sends, given all that it may know; the f in the defence is another than the one that attack.
+
+    In the first step of a run there is no last aggregate.
+    """
     h, d = x.shape
     defence = Median(f=min(f, (h + f - 1) // 2))
     flipped = -x[torch.arange(f) % h]
     try:
-        previous, random = x.double().mean(0).to(x.dtype), generator(h * d, "attack")
+        previous = None if first else x.double().mean(0).to(x.dtype)
+        random = generator(h * d, "attack")
         return attack(given, f, defence, previous=previous, random=random, flipped=flipped)
     except Exception as error:
         raise Raised(error, x, f) from error
@@ -137,6 +141,16 @@ def _attack_sizes(attack: Attack) -> Found:
         out = _sent(attack, x, f)
         if list(out.shape) != [f, d]:
             yield f"shape {list(out.shape)} came out instead of {[f, d]}", x, f
+        if not attack.uses_previous:
+            continue
+        try:
+            first = torch.as_tensor(attacked(attack, there(x), f, x, first=True))
+        except Raised as error:
+            raised = f"{type(error.cause).__name__}: {error.cause}"
+            yield f"seen.previous is None, as in the first step of a run: raised {raised}", x, f
+            continue
+        if list(first.shape) != [f, d]:
+            yield f"seen.previous is None, as in the first step of a run: shape {list(first.shape)} came out", x, f
 
 
 def _attack_precision(attack: Attack) -> Found:

@@ -73,7 +73,7 @@ class Knowledge:
         honest: [h, d] what honest workers send; only read.
         f: how many vectors the adversary controls.
         defence: the composed defence, [n, d] -> [d], its state forked; or None.
-        previous: [d], the last aggregate; or None.
+        previous: [d], the last aggregate, for attacks that say so (``uses_previous``); None in the first step.
         random: the random numbers of this step.
         flipped: [f, d] what the f workers would send if they followed the protocol on data whose labels c are turned
             into C - 1 - c; or None. Only for attacks that say so (``uses_flipped``).
