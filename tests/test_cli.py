@@ -93,6 +93,15 @@ def test_a_progress_bar_goes_to_stderr_alone(varangian) -> None:  # type: ignore
     assert json.loads(varangian(*loud, "--json").out)["steps"] == 2
 
 
+def test_without_a_terminal_there_is_no_bar_and_no_empty_line(varangian) -> None:  # type: ignore[no-untyped-def]
+    loud = [argument for argument in SMALL if argument != "--quiet"]
+    assert varangian(*loud, "--out", "one").err == ""
+    refused = varangian(*loud, "--loss", "mse", "--out", "two")
+    assert refused.status == 2
+    assert refused.err.startswith("varangian: ")
+    assert refused.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("suffix", ["json", "toml"])
 def test_configuration_files_and_what_overrides_them(varangian, tmp_path: Path, suffix: str) -> None:  # type: ignore[no-untyped-def]
     e = vg.Experiment(workers=11, byzantine=2, steps=2, batch_size=2, rule="median", attack="empire", clip=2.0)

@@ -433,6 +433,10 @@ def test_a_name_is_offered_once_and_shadows_nothing(here: Path, sentinel: Path) 
     ):
         experiment(rule="evil-offer")
     assert type(experiment(rule="median").make_rule()) is vg.Median
+    with pytest.raises(ValueError, match="unknown rule 'medain'") as raised:
+        experiment(rule="medain")
+    names = str(raised.value).partition(" Known: ")[2].rstrip(".").split(", ")
+    assert len(names) == len(set(names))
     listed = python("-m", "varangian", "list", "rules").stdout
     assert "not used, since the name is taken: offered by other 2.0" in " ".join(listed.split())
     assert not sentinel.exists()

@@ -174,7 +174,7 @@ def _unchanged(folder: Path, settings: dict[str, Any], trust: bool) -> Experimen
 
 @contextmanager
 def _progress(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, Evaluation | None], None] | None]:
-    if quiet:
+    if quiet or not notices.is_terminal:  # elsewhere a bar would leave an empty line, and nothing else
         yield None
         return
     columns = (
@@ -254,7 +254,7 @@ def replay_command(
     Steps are done again from the nearest checkpoint, or from the start. Byzantine rows are the last ones.
     """
     _set_threads(threads)
-    with _progress(settings_of(folder), quiet=not notices.is_terminal) as progress:
+    with _progress(settings_of(folder), quiet=False) as progress:
         found = replay(folder, step, data_folder=data, progress=progress, trust=trust)
     click.echo(str(found))
     if save is not None:

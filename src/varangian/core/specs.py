@@ -59,7 +59,7 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
     if name not in table and not references.is_reference(name) and name not in references.offered(kind):
         # A rule that needs a root vector is for other servers than that of a run.
         offered = [other for other, made in table.items() if not getattr(made, "needs_root", False)]
-        raise ValueError(unknown(kind, name, [*offered, *references.offered(kind)]))
+        raise ValueError(unknown(kind, name, dict.fromkeys([*offered, *references.offered(kind)])))
     if not (text.isascii() and text.isprintable()):  # specs become names of folders and words on a page
         raise ValueError(f"{kind} {shown(text)}: names and options are written in ASCII, without line breaks.")
     try:
