@@ -14,12 +14,12 @@ README = Path(__file__).parents[1] / "README.md"
 WHOLE = [code for code in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL) if "vg.run(" in code]
 
 
-def test_there_are_two_whole_programs() -> None:
-    assert len(WHOLE) == 2
+def test_there_are_three_whole_programs() -> None:
+    assert len(WHOLE) == 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", WHOLE, ids=["a-run", "a-rule-of-ones-own"])
+@pytest.mark.parametrize("code", WHOLE, ids=["a-run", "a-rule-of-ones-own", "a-model-of-ones-own"])
 def test_readme_runs(code: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(code, "utf-8")
     done = subprocess.run(
