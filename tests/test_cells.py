@@ -54,6 +54,17 @@ def page_of(outcomes: list[Outcome], **more: object) -> str:
     return re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
 
 
+def test_a_map_of_many_columns_says_that_it_may_go_on_to_the_right() -> None:
+    hint = "swipe the map"
+    assert hint not in page_of(made())
+    wide = [
+        ran(replace(BASE, rule=rule, attack=attack), 0.5)
+        for rule in RULES
+        for attack in ("little", "empire", "mimic", "zero", "sign-flip")
+    ]
+    assert hint in page_of(wide)
+
+
 def test_rules_go_down_attacks_across_and_the_rest_beside() -> None:
     grid = grid_of(made())
     assert [a.name for a in grid.axes] == ["rule", "attack", "partition"]

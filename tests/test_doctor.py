@@ -6,6 +6,8 @@ import gzip
 import importlib.metadata
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 import varangian as vg
+from varangian.core import kernels
 from varangian.runs import doctor
 from varangian.simulation.data.readers import _SHA256
 
@@ -35,6 +38,7 @@ def test_a_sound_installation() -> None:
     assert found.facts["self-test"]["a run, twice"] == "the same bytes"
     assert found.facts["data"]["mnist"] == found.facts["data"]["cifar-100"] == "not found"
     assert str(found).splitlines()[-1] == "sound"
+    assert all(len(line) <= 80 or " " not in line.strip() for line in str(found).splitlines())
     assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
 
 
@@ -49,6 +53,40 @@ def test_the_home_folder_is_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert doctor._without_home(f"{home}-else/x and {home}") == f"{home}-else/x and ~"
 
 
+def test_the_text_is_folded_between_words_and_paths_stay_whole() -> None:
+    path = "/data/" + "long" * 25
+    told = vg.Diagnosis({"data": {"folder": f"{path} (VARANGIAN_DATA)"}}, ("word " * 40,), ())
+    lines = str(told).splitlines()
+    assert f"    {path}" in lines
+    assert any(line.startswith("note: word") for line in lines)
+    assert all(len(line) <= 80 for line in lines if path not in line)
+
+
+def test_the_user_is_not_told_in_paths_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "somebody")
+    assert doctor._without_home("/scratch/somebody/cache and /scratch/somebody-else") == (
+        "/scratch/USER/cache and /scratch/somebody-else"
+    )
+
+
+@pytest.mark.parametrize(("package", "error"), [("torch", "OSError"), ("numba", "ImportError")])
+def test_what_cannot_be_imported_is_a_line_and_not_the_end(tmp_path: Path, package: str, error: str) -> None:
+    (tmp_path / "stub" / package).mkdir(parents=True)
+    (tmp_path / "stub" / package / "__init__.py").write_text(f"raise {error}('no library of that name')")
+    path = os.pathsep.join([str(tmp_path / "stub"), str(Path(vg.__file__).parents[1])])
+    ended = subprocess.run(
+        [sys.executable, "-m", "varangian", "doctor", "--json"],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    found = json.loads(ended.stdout)
+    fault = f"{package} cannot be imported ({error}: no library of that name): pip install --force-reinstall {package}"
+    assert fault in found["broken"]
+    assert {"versions", "machine", "extras", "plug-ins", "terminal", "self-test"} <= set(found["facts"])
+    assert found["facts"]["self-test"]["rules"] == "FAILED"
+
+
 def test_data_that_cannot_be_read_are_broken(tmp_path: Path) -> None:
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -59,7 +97,7 @@ def test_data_that_cannot_be_read_are_broken(tmp_path: Path) -> None:
     assert found.facts["data"]["mnist"] == "CANNOT BE READ"
     [fault] = found.broken
     assert "Delete it to get a good one" in fault
-    assert str(found).splitlines()[-2:] == [f"BROKEN: {fault}", "1 broken"]
+    assert " ".join(str(found).split()).endswith(f"BROKEN: {fault} 1 broken")
 
 
 def test_a_rule_that_computes_something_else_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,12 +108,12 @@ def test_a_rule_that_computes_something_else_is_broken(monkeypatch: pytest.Monke
 
 
 def test_a_run_of_other_bytes_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds = iter((1, 2))
+    seeds, runs = iter((1, 2)), vg.run
 
     def run(experiment: vg.Experiment, out: Path) -> vg.Result:
-        return vg.run(vg.Experiment(steps=2, seed=next(seeds)), out)
+        return runs(vg.Experiment(steps=2, seed=next(seeds)), out)
 
-    monkeypatch.setattr(doctor, "run", run)
+    monkeypatch.setattr("varangian.runs.running.run", run)
     assert vg.doctor().broken == ("a short run gave other bytes the second time: report it, with all of this",)
 
 
@@ -102,7 +140,7 @@ def test_a_package_that_only_lies_there(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_kernels_that_cannot_be_kept_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor.kernels, "cache_folders", lambda: [None, str(tmp_path / "new" / "folder")])
+    monkeypatch.setattr(kernels, "cache_folders", lambda: [None, str(tmp_path / "new" / "folder")])
     case = doctor._Case([], [])
     assert doctor._kernels(case) == {"kept": "nowhere", str(tmp_path / "new" / "folder"): "cold, 0 kernels, writable"}
     assert "set NUMBA_CACHE_DIR" in case.notes[0]
@@ -113,7 +151,7 @@ def test_what_fails_is_told_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) ->
     def fails(*_: object) -> None:
         raise OSError("no such thing")
 
-    monkeypatch.setattr(doctor, "threadpool_info", fails)
+    monkeypatch.setattr("threadpoolctl.threadpool_info", fails)
     found = vg.doctor()
     assert found.broken == ("threads cannot be told: OSError: no such thing",)
     assert "self-test" in found.facts

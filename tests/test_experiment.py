@@ -447,7 +447,9 @@ def test_unknown_settings_are_faults_like_any_other() -> None:
     [
         ("{", False, "^not JSON: "),
         ("[1]", False, "^an experiment is a JSON object, got list.$"),
-        ("steps = ", True, "^not TOML: "),
+        ("steps = ", True, "^not TOML: it ends within a value"),
+        ('pre = ["nnm"', True, "^not TOML: it ends within a value"),
+        ('rule = "median', True, "^not TOML: it ends within a value"),
         ("steps = 1\nsteps = 2", True, "^not TOML: "),
     ],
 )

@@ -87,3 +87,32 @@ def test_the_core_knows_no_module_of_torch_and_no_file() -> None:
                 if path.name != "references.py":  # a name may be of a file, which is then imported as any module is
                     assert not (isinstance(node, ast.Name) and node.id == "open"), path
                     assert not {"os", "importlib"} & {module, *names}, path
+
+
+def printing(tree: ast.AST) -> list[int]:
+    """Lines that write to the terminal by themselves: print, echo of click, sys.stdout or sys.stderr written to."""
+    found = []
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        called = ast.unparse(node.func)
+        streams = {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}
+        writes = called.rpartition(".")[0] in streams and called.rpartition(".")[2] in ("write", "writelines")
+        makes = called.rpartition(".")[2] == "Console" and not node.args  # consoles are handed in
+        if writes or makes or called in ("print", "builtins.print", "click.echo", "click.secho", "rich.print"):
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] != "cli"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_only_the_command_line_prints(path: Path) -> None:
+    assert printing(ast.parse(path.read_text("utf-8"))) == []
+
+
+def test_what_prints_is_seen() -> None:
+    for text in ("print(1)", "sys.stderr.write('x')", "click.echo('x')", "Console(stderr=True)"):
+        assert printing(ast.parse(text)) == [1]
+    for text in ("output.print(1)", "file.write('x')", "logger.info('x')", "sys.stdout.isatty()"):
+        assert printing(ast.parse(text)) == []

@@ -674,6 +674,23 @@ def test_wrong_settings(options: dict[str, Any], message: str) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, IndexError, AssertionError, KeyError])
+def test_whatever_plain_vectors_are_answered_by_is_told_once(error: type[Exception]) -> None:
+    @dataclass(frozen=True)
+    class Breaks(vg.General):
+        @property
+        def needs(self) -> tuple[str, int]:
+            return "2f + 1", 2 * self.f + 1
+
+        def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
+            raise error("of its own")
+
+    with pytest.raises(ContractError, match=r"of its own.*; nothing else was tried") as raised:
+        check_rule(Breaks)
+    assert len(raised.value.failures) == 1
+    assert isinstance(raised.value.__cause__, error)
+
+
 def test_a_mistake_of_pythons_kind_is_told_once() -> None:
     @dataclass(frozen=True)
     class Forgot(vg.General):

@@ -160,6 +160,13 @@ def test_shares_that_are_none(share: Any) -> None:
         vg.Experiment(validation=share)
 
 
+def test_a_share_of_next_to_nothing_is_warned_of() -> None:
+    with pytest.warns(
+        UserWarning, match=r"^validation: 0.001 of 1,500 examples is 2, fewer than there are classes \(10\)"
+    ):
+        vg.run(replace(E, validation=0.001, dataset="digits", steps=1))
+
+
 def test_on_the_command_line(tmp_path: Path) -> None:
     options = [sys.executable, "-m", "varangian", "run", "--quiet", "--model", "linear", "--steps", "4"]
     options += ["--validation", "0.25", "--out", str(tmp_path)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -235,6 +236,12 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
     learned, validation = dataset, None
     if e.validation:
         kept, aside = set_aside(dataset.train, e.validation, e.seed)
+        if len(aside) < dataset.classes:
+            warnings.warn(
+                f"validation: {e.validation:g} of {len(dataset.train):,} examples is {len(aside)}, fewer than there "
+                f"are classes ({dataset.classes}): accuracy on them says next to nothing.",
+                stacklevel=2,
+            )
         learned = replace(dataset, train=kept)
         validation = Evaluator(replace(dataset, test=aside), e.seed, profile=e.profile, device=e.device, dtype=dtype)
     sampler = Sampler(

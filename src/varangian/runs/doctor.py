@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import importlib
 import importlib.metadata
 import math
 import os
@@ -9,31 +11,24 @@ import platform
 import re
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from threadpoolctl import threadpool_info
-
-from ..core import kernels
-from ..core.algorithm import Algorithm
-from ..core.mixing import NearestNeighborMixing
 from ..core.references import GROUPS, offered, package_of
-from ..core.rules import Krum, Median, MultiKrum, Rule, TrimmedMean
-from ..simulation.data import DATASETS, DataError
-from ..simulation.data.readers import data_root
 from . import environment
-from .experiment import Experiment
-from .folders import EVALUATIONS, METRICS
-from .running import run
+
+# Each part imports what it looks at: what cannot be imported here is then a line of the report, and not its end.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..core.rules import Rule
 
 FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")  # data sets that are files of somebody's
 EXTRAS = {"flower": "flwr", "ray": "ray"}  # of this package: what each brings
-SHORT = Experiment(rule="multi-krum", attack="little", workers=11, byzantine=3, steps=20, evaluate_every=10)
 WIDTH = 200_000  # columns that medians are timed on
 
 
@@ -66,7 +61,8 @@ class Diagnosis:
             lines.append(subject)
             lines += [f"  {name}: {value}" for name, value in facts.items()]
         lines += [f"note: {note}" for note in self.notes] + [f"BROKEN: {fault}" for fault in self.broken]
-        return "\n".join([*lines, "sound" if self.sound else f"{len(self.broken)} broken"])
+        lines.append("sound" if self.sound else f"{len(self.broken)} broken")
+        return "\n".join(_folded(line) for line in lines)
 
 
 def doctor() -> Diagnosis:
@@ -108,9 +104,21 @@ class _Case:
     broken: list[str]
 
 
+def _folded(line: str) -> str:
+    """In 80 columns; only what has no space in it, such as a path, may be longer, so that it can be copied."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def _without_home(text: str) -> str:
     home = os.path.expanduser("~").rstrip("/\\")
-    return re.sub(re.escape(home) + r"(?![\w.-])", "~", text) if home else text
+    for place in sorted({home, os.path.realpath(home).rstrip("/\\")} - {"", "~"}, key=len, reverse=True):
+        text = re.sub(re.escape(place) + r"(?![\w.-])", "~", text)
+    try:
+        user = getpass.getuser()
+    except Exception:  # of the system's own table of users, whatever it is
+        return text
+    return re.sub(rf"(?<=[/\\]){re.escape(user)}(?![\w.-])", "USER", text)  # in paths elsewhere
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -118,13 +126,15 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _versions(case: _Case) -> dict[str, str]:
-    known = environment.environment("cpu")
     found = {"python": f"{platform.python_version()} ({platform.python_implementation()})"}
-    found["varangian"] = f"{known['varangian']}, {'commit ' + str(known['commit']) if known['commit'] else 'installed'}"
+    commit = environment.commit()
     try:
+        version = importlib.metadata.version("varangian")
+        found["varangian"] = f"{version}, {f'commit {commit}' if commit else 'installed'}"
         needs = importlib.metadata.requires("varangian") or []
     except importlib.metadata.PackageNotFoundError:
         case.notes.append("varangian is not installed but runs from its source, so nobody saw to what it needs")
+        found["varangian"] = f"not installed, {f'commit {commit}' if commit else 'from its source'}"
         needs = []
     for line in needs:
         needed = re.match(r"([\w.-]+)(?:>=([\d.]+))?[^;]*$", line)
@@ -139,6 +149,13 @@ def _versions(case: _Case) -> dict[str, str]:
             continue
         if least and _release(found[name]) < _release(least):
             case.broken.append(f"{name} {found[name]} is older than {least}: pip install --upgrade {name}")
+        try:
+            importlib.import_module(name.lower().replace("-", "_"))
+        except Exception as error:  # of its own code or of libraries that it loads, whatever it is
+            found[name] += ", CANNOT BE IMPORTED"
+            case.broken.append(
+                f"{name} cannot be imported ({type(error).__name__}: {error}): pip install --force-reinstall {name}"
+            )
     return found
 
 
@@ -147,8 +164,7 @@ def _machine(case: _Case) -> dict[str, str]:
     found = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": environment.processor(),
-        "instruction sets": f"{torch.backends.cpu.get_cpu_capability()} in torch, "
-        f"{', '.join(_vector_sets()) or 'none of AVX, AVX2, AVX512, NEON'} in kernels",
+        "instruction sets": f"{_tried(_torch_set)} in torch, {_tried(_vector_sets)} in kernels",
         "cores": f"{os.cpu_count()}, of which {cores} usable here",
     }
     try:
@@ -167,16 +183,34 @@ def _machine(case: _Case) -> dict[str, str]:
     return found
 
 
-def _vector_sets() -> list[str]:
+def _tried(look: Callable[[], str]) -> str:
+    try:
+        return look()
+    except Exception:  # versions say why
+        return "unknown"
+
+
+def _torch_set() -> str:
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _vector_sets() -> str:
     from llvmlite import binding  # what Numba compiles with
 
     features = binding.get_host_cpu_features()
     names = {"avx": "AVX", "avx2": "AVX2", "avx512f": "AVX512", "neon": "NEON"}
-    return [name for key, name in names.items() if features.get(key)]
+    found = [name for key, name in names.items() if features.get(key)]
+    return ", ".join(found) or "none of AVX, AVX2, AVX512, NEON"
 
 
 def _threads(case: _Case) -> dict[str, str]:
     import numba
+    import torch
+    from threadpoolctl import threadpool_info
+
+    from ..core import kernels
 
     pools = [f"{pool['internal_api']} {pool['num_threads']}" for pool in threadpool_info()]
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -191,6 +225,8 @@ def _threads(case: _Case) -> dict[str, str]:
 
 
 def _kernels(case: _Case) -> dict[str, str]:
+    from ..core import algorithm, kernels  # noqa: F401  # what has kernels is known once it is imported
+
     found = {}
     for place in kernels.cache_folders():
         if place is None:
@@ -211,6 +247,9 @@ def _kernels(case: _Case) -> dict[str, str]:
 
 
 def _data(case: _Case) -> dict[str, str]:
+    from ..simulation.data import DATASETS, DataError
+    from ..simulation.data.readers import data_root
+
     given = os.environ.get("VARANGIAN_DATA")
     found = {"folder": f"{data_root(None)} ({'VARANGIAN_DATA' if given else 'as by default'})"}
     for name in FILES:
@@ -222,10 +261,17 @@ def _data(case: _Case) -> dict[str, str]:
             found[name] = "not found" if missing else "CANNOT BE READ"
             if not missing:
                 case.broken.append(str(error))
+        except Exception as error:  # the others are looked at all the same
+            found[name] = "CANNOT BE READ"
+            case.broken.append(f"{name} cannot be read: {type(error).__name__}: {error}")
     return found
 
 
 def _gpu(case: _Case) -> dict[str, str]:
+    import torch
+
+    from ..core.rules import Median
+
     if torch.version.cuda is None and torch.version.hip is None:
         return {"none": "torch is built for processors only"}
     if not torch.cuda.is_available():
@@ -281,32 +327,39 @@ def _terminal(case: _Case) -> dict[str, str]:
 
 
 def _self_test(case: _Case) -> dict[str, str]:
+    found = {}
+    for name, check in {"rules": _rules, "a run, twice": _run_twice, "median": _medians}.items():
+        try:
+            found[name] = check(case)
+        except Exception as error:  # the others are tried all the same
+            found[name] = "FAILED"
+            case.broken.append(f"self-test, {name}: {type(error).__name__}: {error}")
+    return found
+
+
+def _rules(case: _Case) -> str:
     wrong = _wrong_rules()
-    if wrong:
-        case.broken.append(
-            f"{', '.join(wrong)} differ from their definitions on this machine: remove the compiled kernels' folder, "
-            "and if that does not help report it"
-        )
-    equal = _same_bytes()
-    if not equal:
-        case.broken.append("a short run gave other bytes the second time: report it, with all of this")
-    ours, theirs, same = _medians()
-    if not same:
-        case.broken.append(
-            "Median differs from torch.median: remove the compiled kernels' folder, and if that does not help report it"
-        )
-    return {
-        "rules": "WRONG: " + ", ".join(wrong) if wrong else "as their definitions",
-        "a run, twice": "the same bytes" if equal else "OTHER BYTES",
-        "median": f"{theirs / ours:.3g} times as fast as torch.median, (25, {WIDTH:,}) in {1000 * ours:.1f} ms",
-    }
+    if not wrong:
+        return "as their definitions"
+    case.broken.append(
+        f"{', '.join(wrong)} differ from their definitions on this machine: remove the compiled kernels' folder, "
+        "and if that does not help report it"
+    )
+    return "WRONG: " + ", ".join(wrong)
 
 
 def _wrong_rules() -> list[str]:
     """Rules that answer something else than their definition, in plain float64, where 3 of 11 vectors are hostile."""
+    import numpy as np
+    import torch
+
+    from ..core.algorithm import Algorithm
+    from ..core.mixing import NearestNeighborMixing
+    from ..core.rules import Krum, Median, MultiKrum, TrimmedMean
+
     x = np.random.default_rng(7).standard_normal((11, 301))
     wrong = []
-    for k, bad in enumerate(([np.nan, np.inf, 1e30], [-np.inf, -1e30, np.nan], [0.0, 0.0, 0.0], [3.0, -1e-310, 5.0])):
+    for k, bad in enumerate(([np.nan, np.inf, 1e38], [-np.inf, -1e38, np.nan], [0.0, 0.0, 0.0], [3.0, -1e-310, 5.0])):
         y = x.copy()
         y[[2, 5, 9]] = np.array(bad)[:, None]
         for rule in (Median(f=3), TrimmedMean(f=3), Krum(f=3), MultiKrum(f=3)):
@@ -326,6 +379,10 @@ def _wrong_rules() -> list[str]:
 
 
 def _defined(rule: Rule, x: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    from ..core.rules import Krum, Median, TrimmedMean
+
     n, f = x.shape[0], rule.f
     ordered = np.sort(np.where(np.isnan(x), np.inf, x), axis=0)
     if isinstance(rule, Median):
@@ -340,28 +397,44 @@ def _defined(rule: Rule, x: np.ndarray) -> np.ndarray:
     return x[np.argsort(scores, kind="stable")[:m]].mean(0)
 
 
-def _same_bytes() -> bool:
+def _run_twice(case: _Case) -> str:
+    from .experiment import Experiment
+    from .folders import EVALUATIONS, METRICS
+    from .running import run
+
+    short = Experiment(rule="multi-krum", attack="little", workers=11, byzantine=3, steps=20, evaluate_every=10)
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for number in ("1", "2"):
-            made = run(SHORT, Path(folder) / number).folder
+            made = run(short, Path(folder) / number).folder
             assert made is not None
             found.append([(made / name).read_bytes() for name in (METRICS, EVALUATIONS)])
-    return found[0] == found[1]
+    if found[0] == found[1]:
+        return "the same bytes"
+    case.broken.append("a short run gave other bytes the second time: report it, with all of this")
+    return "OTHER BYTES"
 
 
-def _medians() -> tuple[float, float, bool]:
-    """Seconds of ours and of torch's, the best of three each, and whether they answer the same."""
+def _medians(case: _Case) -> str:
+    """How ours and torch's compare: the best of three each, and whether they answer the same."""
+    import torch
+
+    from ..core.rules import Median
+
     x = torch.randn(25, WIDTH, generator=torch.Generator().manual_seed(0))
     rule = Median(f=5)
-    same = torch.equal(rule(x), x.median(0).values)
+    if not torch.equal(rule(x), x.median(0).values):
+        case.broken.append(
+            "Median differs from torch.median: remove the compiled kernels' folder, and if that does not help report it"
+        )
     best = [math.inf, math.inf]
     for _ in range(3):
         for k, compute in enumerate((lambda: rule(x), lambda: x.median(0))):
             start = time.perf_counter()
             compute()
             best[k] = min(best[k], time.perf_counter() - start)
-    return best[0], best[1], same
+    ours, theirs = best
+    return f"{theirs / ours:.3g} times as fast as torch.median, (25, {WIDTH:,}) in {1000 * ours:.1f} ms"
 
 
 __all__ = ["Diagnosis", "doctor"]

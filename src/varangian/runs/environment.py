@@ -8,10 +8,6 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
-from ..core import kernels
-
 
 def versions() -> dict[str, str]:
     """Of what computes the numbers.
@@ -40,8 +36,12 @@ def environment(device: str) -> dict[str, str | int | None]:
         >>> environment("cpu")["device"]
         'cpu'
     """
+    import torch  # only here: doctor asks for the rest also where these cannot be imported
+
+    from ..core import kernels
+
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    return {**versions(), "threads": kernels.threads(), "processor": processor(), "device": name, "commit": _commit()}
+    return {**versions(), "threads": kernels.threads(), "processor": processor(), "device": name, "commit": commit()}
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +55,7 @@ def processor() -> str:
 
 
 @lru_cache(maxsize=1)
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of the checkout that this package runs from, "-dirty" where files differ from it; None where it is installed."""
     root = Path(__file__).parents[3]
     if Path(__file__).parents[2].name != "src" or not (root / ".git").exists():

@@ -887,6 +887,10 @@ def _parse_toml(text: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("nested too deeply.") from None
     except TOMLKitError as error:  # some of which are no ValueError
+        if ("\\x00" in str(error) and "\0" not in text) or "end of file" in str(error):
+            raise ValueError(
+                "it ends within a value: a quote or a bracket is not closed, or a value is missing."
+            ) from None
         raise ValueError(str(error)) from None
 
 

@@ -41,7 +41,7 @@ def try_once(subject: str, make: Make) -> None:
             try:
                 answer(stage, x, f, previous_of(stage, x))
             except Raised as error:
-                if isinstance(error.cause, Refused) or not isinstance(error.cause, (*BUGS, ValueError)):
+                if isinstance(error.cause, Refused):
                     return
                 hint = f" ({FROZEN})" if isinstance(error.cause, FrozenInstanceError) else ""
                 text = f"raised {type(error.cause).__name__}: {error.cause}{hint}; nothing else was tried"
