@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from varangian.core import specs
 from varangian.simulation import models
 
 
@@ -22,6 +23,8 @@ def count(module: nn.Module) -> int:
         ("cnn", (3, 32, 32), 10, 1_310_922),
         # The hidden layer is 256 wide: 8,193 x 128 more into it, and 257 x 100 instead of 129 x 10 out of it.
         ("cnn", (3, 32, 32), 100, 1_310_922 + 8_193 * 128 + 257 * 100 - 129 * 10),
+        # Two input channels fewer, in 64 filters of 3 x 3.
+        ("cnn(pad=2)", (1, 28, 28), 10, 1_310_922 - 2 * 9 * 64),
         ("cnn-small", (1, 28, 28), 10, 431_080),
         ("resnet-18", (3, 32, 32), 10, 11_173_962),
         ("resnet-18", (3, 32, 32), 100, 11_220_132),
@@ -32,7 +35,17 @@ def count(module: nn.Module) -> int:
 )
 def test_parameter_counts_of_the_paper(name, shape, classes, parameters):
     with torch.device("meta"):
-        assert count(models.MODELS[name](shape, classes)) == parameters
+        assert count(specs.make("model", name, models.MODELS, shape=shape, classes=classes)) == parameters
+
+
+def test_a_padded_cnn_is_the_cnn_on_a_padded_image() -> None:
+    padded, plain = (
+        models.build(lambda *a, p=p: models.cnn(*a, pad=p), s, 10, 3) for p, s in ((2, (1, 8, 8)), (0, (1, 12, 12)))
+    )
+    assert [type(layer) for layer in list(padded.children())[1:]] == [type(layer) for layer in plain.children()]
+    x = torch.rand(5, 1, 8, 8)
+    padded.eval(), plain.eval()
+    assert torch.equal(padded(x), plain(nn.functional.pad(x, (2, 2, 2, 2))))
 
 
 def test_the_large_stem_of_resnet_18_is_that_of_imagenet() -> None:
@@ -183,6 +196,7 @@ def test_build_is_pytorchs_default_initialisation():
     [
         (lambda: models.build("fuly-connected", (1, 8, 8), 10, 1), r"'fully-connected'.* linear.* cnn.* wide-resnet"),
         (lambda: models.cnn((3, 3, 32), 10), "at least 4 x 4 pixels, got 3 x 32"),
+        (lambda: models.cnn((3, 32, 32), 10, pad=-1), "^cnn: pad must be at least 0, got -1.$"),
         (lambda: models.wide_resnet((3, 32, 32), 10, depth=27), "depth must be 6k.*got 27"),
         (lambda: models.wide_resnet((3, 32, 32), 10, depth=4), "depth must be 6k.*got 4"),
         (lambda: models.wide_resnet((3, 32, 32), 10, width=0), "width must be at least 1, got 0"),

@@ -12,10 +12,10 @@ from varangian import Experiment, Median
 from varangian.runs.building import code_of
 from varangian.study import paper
 from varangian.study.outcomes import Outcome, command, condition, rule_name
-from varangian.study.paper import PANELS, account, grids, missing, pairs, panel_of, unattacked, verdicts
+from varangian.study.paper import OF_THE_PAPER, PANELS, account, grids, missing, pairs, panel_of, unattacked, verdicts
 
 
-def grid(panels=tuple(PANELS), seeds=paper.SEEDS, profile="described", quick=False) -> list[Experiment]:
+def grid(panels=OF_THE_PAPER, seeds=paper.SEEDS, profile="described", quick=False) -> list[Experiment]:
     return [e for found in grids(panels, seeds, profile, quick) for e in found.experiments()]
 
 
@@ -36,12 +36,29 @@ def word(found, claim: str) -> str:
 def test_counts_of_the_study() -> None:
     main = [name for name, panel in PANELS.items() if panel.main]
     assert len(main) == 4
-    assert {name: len(grid([name], [1])) for name in PANELS} == dict.fromkeys(main, 184) | {"wide-resnet": 22}
+    counts = {name: len(grid([name], [1])) for name in OF_THE_PAPER}
+    assert counts == dict.fromkeys(main, 184) | {"wide-resnet": 22}
     assert len(grid(main)) == 736 * 5 == 3680
     assert len(grid(["wide-resnet"])) == 22 * 5
     everything = grid(seeds=[1])
     assert len({e.digest for e in everything}) == len(set(everything)) == 736 + 22
     assert len(pairs(outcomes(main, paper.SEEDS))) == 1760
+
+
+def test_the_panel_of_our_own_is_the_papers_network_on_other_data_and_no_part_of_its_study() -> None:
+    ours, theirs = PANELS["cnn-fashion-mnist"], PANELS["cifar-10"]
+    assert set(PANELS) - set(OF_THE_PAPER) == {ours.name}
+    for profile in ("described", "published"):
+        same = [replace(e, dataset="cifar-10", model="cnn") for e in ours.experiments(profile=profile)]
+        assert same == theirs.experiments(profile=profile)
+    assert len(grids()) == len(OF_THE_PAPER)
+    assert not any(panel_of(e) is ours for found in grids(seeds=[1]) for e in found.experiments())
+    found = outcomes([ours.name], [1])
+    assert not paper.of_the_paper(pairs(found))
+    assert missing(found, [1]) == {"cnn-fashion-mnist, described": (184, 184)}
+    beside = verdicts(pairs([*found, *outcomes(["fashion-mnist"], [1])]))
+    assert next(v for v in beside if v.claim.id == "C3").pairs == 88  # those of the paper's panel alone
+    assert [v.finding for v in beside if v.claim.text.startswith("Convolutional")] == [None] * 3
 
 
 @pytest.mark.parametrize("profile", ["described", "published"])

@@ -567,7 +567,13 @@ def test_panels_without_data_say_how_to_get_it(tmp_path: Path, monkeypatch: pyte
     result = CliRunner().invoke(reproduce, ["--seeds", "1", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert {e.dataset for e in ran} == {"mnist", "fashion-mnist"}
+    assert {e.model for e in ran} == {"fully-connected"}  # a panel of our own is run where it is asked for
     assert "left out: cifar-10: cifar-10: get it there" in result.output
+    ran.clear()
+    asked = CliRunner().invoke(reproduce, ["--panel", "cnn-fashion-mnist", "--seeds", "1", "--out", str(tmp_path)])
+    assert asked.exit_code == 0, asked.output
+    assert {(e.dataset, e.model) for e in ran} == {("fashion-mnist", "cnn(pad=2)")}
+    assert len(ran) == 184
     nothing = CliRunner().invoke(reproduce, ["--panel", "cifar-10", "--out", str(tmp_path)])
     assert nothing.exit_code != 0
     assert "none of the chosen panels has its data" in nothing.output

@@ -23,7 +23,7 @@ from ..runs.experiment import Experiment
 from ..simulation.data import DataError
 from ..study import paper
 from ..study.grid import Grid, numbers
-from ..study.paper import PANELS, Verdict, counted
+from ..study.paper import OF_THE_PAPER, PANELS, Verdict, counted
 from ..study.report import judge, report
 from ..study.report.layout import groups
 from ..study.report.legacy import import_runs
@@ -287,7 +287,8 @@ def _folder_of(file: Path) -> Path:
     "panels",
     multiple=True,
     type=click.Choice(list(PANELS)),
-    help="which part of the study; may be given several times  [all; with --quick fashion-mnist]",
+    help="which part of the study; may be given several times; cnn-fashion-mnist is none of the paper's  "
+    "[all of the paper's; with --quick fashion-mnist]",
 )
 @click.option(
     "--profile",
@@ -315,7 +316,7 @@ def reproduce(
              varangian reproduce --panel fashion-mnist --seeds 1-5
     What is complete is not run again: the same command resumes. Exit status 1 where a run failed.
     """
-    chosen = panels or (("fashion-mnist",) if quick else tuple(PANELS))
+    chosen = panels or (("fashion-mnist",) if quick else OF_THE_PAPER)
     present = _with_data(chosen, asked.data)
     if not present:
         raise click.ClickException("none of the chosen panels has its data.")

@@ -50,6 +50,7 @@ class Panel:
         kinds: whether momentum is Nesterov's.
         rules: for both f; Bulyan joins them for a quarter.
         main: whether it belongs to the main study.
+        ours: whether the paper has no such panel: it is run only where it is asked for by name.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Panel:
     kinds: tuple[bool, ...] = (False, True)
     rules: tuple[str, ...] = RULES
     main: bool = True
+    ours: bool = False
 
     def grid(self, seeds: Sequence[int] = SEEDS, profile: Profile = "described", quick: bool = False) -> Grid:
         """Its runs, one seed after the other, the references before those that are compared with them.
@@ -150,17 +152,23 @@ PANELS: dict[str, Panel] = {
               11, 5, _CIFAR_RATES, _CIFAR_PUBLISHED),
         Panel("wide-resnet", "Wide-ResNet-28-10, CIFAR-10", "wide-resnet", _WIDE,
               4, 2, _WIDE_RATES, _WIDE_RATES, (True,), ("multi-krum", "median"), main=False),
+        Panel("cnn-fashion-mnist", "Convolutional, Fashion-MNIST padded to 32 x 32", "convolutional",
+              replace(_CIFAR, dataset="fashion-mnist", model="cnn(pad=2)"),
+              11, 5, _CIFAR_RATES, _CIFAR_PUBLISHED, main=False, ours=True),
     )
 }  # fmt: skip
+OF_THE_PAPER = tuple(name for name, panel in PANELS.items() if not panel.ours)
 
 
 def grids(
-    panels: Iterable[str] = tuple(PANELS),
+    panels: Iterable[str] = OF_THE_PAPER,
     seeds: Sequence[int] = SEEDS,
     profile: Profile = "described",
     quick: bool = False,
 ) -> list[Grid]:
-    """All runs of some panels; quick: every cell of the poster once, with the first learning rate and the first seed.
+    """All runs of some panels, by default the paper's.
+
+    quick: every cell of the poster once, with the first learning rate and the first seed.
 
     Example:
         >>> [len(grid) for grid in grids(["fashion-mnist", "wide-resnet"], seeds=[1])]
