@@ -171,7 +171,7 @@ CHANGES: dict[str, Any] = {
     "l2": 0.1,
     "evaluate_every": 9,
     "seed": 2,
-    "device": "cpu:0",
+    "device": "cuda:1",
     "partition": "extreme",
     "profile": "published",
     "dtype": "float64",
@@ -179,6 +179,8 @@ CHANGES: dict[str, Any] = {
     "validation": 0.1,
     "loss": "mse",
     "metrics": ("macro-f1",),
+    "precision": "tf32",
+    "autotune": True,
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }
@@ -186,8 +188,9 @@ CHANGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", [field.name for field in fields(vg.Experiment)])
 def test_every_setting_changes_the_digest(name: str) -> None:
-    changed = replace(BASE, **{name: CHANGES[name]})
-    assert changed.digest != BASE.digest
+    base = replace(BASE, device="cuda") if name in ("precision", "autotune") else BASE
+    changed = replace(base, **{name: CHANGES[name]})
+    assert changed.digest != base.digest
     assert (changed.name, changed.digest) != (BASE.name, changed.digest) or name not in ("data_hash", "seed", "model")
 
 
@@ -346,7 +349,7 @@ def test_each_fault_in_one_line(settings: dict[str, Any], start: str) -> None:
 
 WHOLE = ("workers", "byzantine", "real_byzantine", "batch_size", "steps", "evaluate_every", "seed")
 REAL = ("momentum", "dampening", "clip", "learning_rate", "l2", "validation")
-TRUTHS = ("nesterov", "measure")
+TRUTHS = ("nesterov", "measure", "autotune")
 
 
 def test_every_number_and_truth_value_is_among_them() -> None:

@@ -63,6 +63,8 @@ VALUES: dict[str, list[Any]] = {
     "metrics": [(), ("macro-f1",), ("top(k=2)", "r2")],
     "validation": [0.0, 0.1, 1 / 3],
     "loss": ["cross-entropy", "mse", "cross-entropy(label_smoothing=0.1)"],
+    "precision": ["float32", "tf32"],
+    "autotune": [False, True],
     "data_hash": [None, "0123456789abcdef", "1234567890123456", "00000000000000e1"],
     "code_hash": [None, "fedcba9876543210"],
 }
@@ -72,6 +74,7 @@ ORDER = [f.name for f in fields(Experiment)]
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in ORDER for value in VALUES[name]])
 def test_every_value_of_every_setting_comes_back_from_a_table(name: str, value: Any, tmp_path: Path) -> None:
     base = SMALL if name != "real_byzantine" else replace(SMALL, attack="little", byzantine=2)
+    base = replace(base, device="cuda") if name in ("precision", "autotune") else base
     changed: dict[str, Any] = {"workers": 15}
     changed[name] = value
     e = replace(base, **changed)

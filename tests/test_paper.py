@@ -215,13 +215,14 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         **{"validation": 0.1, "loss": "mse", "metrics": ("top",)},
         **{"momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
     }
-    free = {"seed": 77, "device": "cpu", "measure": False}
+    free = {"seed": 77, "device": "cuda", "measure": False, "precision": "tf32", "autotune": True}
     resolved = {"nesterov", "profile"}  # each value of these is in the grid, at other learning rates perhaps
     assert other.keys() | free.keys() | resolved == {f.name for f in fields(Experiment)}
     e = next(e for e in grid([name], [1], profile) if e.attack and e.rule == "median")
     assert panel_of(e) is PANELS[name]
     for setting, value in free.items():
-        assert panel_of(replace(e, **{setting: value})) is PANELS[name]
+        device = "cuda" if setting in ("precision", "autotune") else e.device
+        assert panel_of(replace(e, **({"device": device} | {setting: value}))) is PANELS[name]
     assert panel_of(replace(e, real_byzantine=e.byzantine)) is PANELS[name]  # the same run, in other words
     if profile == "published":
         del other["partition"]  # which that profile refuses
@@ -251,6 +252,8 @@ CHANGES: dict[str, tuple[object, object]] = {
         "validation": (0.0, 0.1),
         "loss": ("cross-entropy", "cross-entropy(label_smoothing=0.1)"),
         "metrics": ((), ("top",)),
+        "precision": ("float32", "tf32"),
+        "autotune": (False, True),
         "data_hash": (None, "0" * 16),
         "code_hash": ("0" * 16, "1" * 16),
     },
@@ -261,7 +264,10 @@ CHANGES: dict[str, tuple[object, object]] = {
 def test_no_pair_overwrites_another(name: str) -> None:
     """Two pairs and their references that differ in one setting, whichever it is, are two pairs."""
     assert CHANGES.keys() | {"momentum_at", "device", "measure"} == {f.name for f in fields(Experiment)}
-    base = replace(Experiment(attack="little", real_byzantine=2, rule="median"), clip_mode="norm", steps=3)
+    device = "cuda" if name in ("precision", "autotune") else "cpu"
+    base = replace(
+        Experiment(attack="little", real_byzantine=2, rule="median"), clip_mode="norm", steps=3, device=device
+    )
     made = []
     for number, value in enumerate(CHANGES[name]):
         e = replace(base, **{name: value})

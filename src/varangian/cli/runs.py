@@ -148,8 +148,9 @@ def run_command(
     with termination_interrupts(), _progress(experiment, quiet) as step:
         if resume is not None:
             result = resume_experiment(
-                resume, data_folder=data, progress=step, checkpoint_every=checkpoint_every, trust=trust
-            )
+                resume, data_folder=data, progress=step, checkpoint_every=checkpoint_every, trust=trust,
+                device=settings["device"],
+            )  # fmt: skip
         else:
             result = run_experiment(
                 experiment, out, data_folder=data, progress=step, fresh=fresh, checkpoint_every=checkpoint_every
@@ -161,9 +162,9 @@ def run_command(
 
 
 def _unchanged(folder: Path, settings: dict[str, Any], trust: bool) -> Experiment:
-    """The experiment of a folder, which settings may repeat and not change."""
+    """The experiment of a folder, which settings may repeat and not change; where it goes on, is free."""
     there = settings_of(folder, trust)
-    repeated = {key: value for key, value in settings.items() if value is not None}
+    repeated = {key: value for key, value in settings.items() if value is not None and key != "device"}
     with importing(trust):
         asked = Experiment.from_dict(there.to_dict() | repeated)
     if asked.digest != there.digest:
@@ -241,12 +242,14 @@ def _show(result: Result) -> None:
     "--data", type=click.Path(path_type=Path), help="folder of data files  [$VARANGIAN_DATA or the user's data folder]"
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads  [all cores]")
+@click.option("--device", help="where to compute: cpu, cuda, cuda:1 ...  [where the run was]")
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="keep the vectors, as .npy"
 )
 def replay_command(
-    folder: Path, step: int, trust: bool, data: Path | None, threads: int | None, save: Path | None
-) -> None:
+    folder: Path, step: int, trust: bool, data: Path | None, threads: int | None, device: str | None,
+    save: Path | None,
+) -> None:  # fmt: skip
     """Rebuild all n vectors of one step of a run, and explain what the server made of them.
 
     \b
@@ -255,7 +258,7 @@ def replay_command(
     """
     _set_threads(threads)
     with _progress(settings_of(folder), quiet=False) as progress:
-        found = replay(folder, step, data_folder=data, progress=progress, trust=trust)
+        found = replay(folder, step, data_folder=data, progress=progress, trust=trust, device=device)
     click.echo(str(found))
     if save is not None:
         with open(save, "wb") as file:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import references
+from ..core import kernels, references
 from ..core.attacks import parts
-from ..core.checks import cut, kind_of, shown
+from ..core.checks import kind_of, shown
 from ..core.specs import make, parse
 from ..simulation.data import DATASETS, Dataset, name_of, set_aside, taken
 from ..simulation.gradients import WorkerGradients, check_module, copied
@@ -27,7 +27,8 @@ from ..simulation.models import MODELS, Shape
 from ..simulation.models import build as build_model
 from ..simulation.scores import Score
 from ..simulation.simulate import Evaluator, Profile, Sampler, Simulation
-from .experiment import Experiment, device_of, name_of_code, name_of_metric
+from .cards import device_of, numerics, usable
+from .experiment import Experiment, name_of_code, name_of_metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,22 +101,6 @@ def _given_name(value: Any, otherwise: str) -> str:
 
 def _is_given(text: str) -> bool:
     return text.startswith(f"{references.GIVEN}:")
-
-
-def _usable(name: str) -> torch.device:
-    """The device of that name, if this machine can compute on it.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    device = device_of(name)
-    if device.type == "mps":
-        raise ValueError("device: 'mps' cannot be used: it has no float64, in which distances are computed; use cpu.")
-    try:
-        float(torch.zeros(1, device=device))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device: {shown(name)} cannot be used here: {cut(str(error))}") from None
-    return device
 
 
 def identified(
@@ -219,10 +204,18 @@ class Evaluators:
         return tuple(value for evaluator in splits for value in evaluator(gradients, parameters, step, self.metrics))
 
 
+@contextmanager
+def computing(experiment: Experiment) -> Iterator[None]:
+    """What a run computes in: threads of its own, tensors that learn, and cards as its settings say."""
+    e = experiment
+    with kernels.exclusive_threads(), torch.inference_mode(False), numerics(e.device, e.precision, e.autotune):
+        yield
+
+
 def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> tuple[Simulation, Evaluators]:
     """The simulation of an experiment at step 0, and its evaluators."""
     e, dtype = experiment, getattr(torch, experiment.dtype)
-    _usable(e.device)
+    usable(e.device)
     if dataset.train.inputs.dtype == torch.int64 and not _is_own(e):
         raise ValueError(
             f"model: {e.model} computes with numbers, and the inputs of {dataset.name} are tokens (integers): use a "
@@ -330,9 +323,15 @@ def _check_model(e: Experiment, model: nn.Module) -> None:
             raise ValueError(
                 f"model: {name} has parameters of {kind} ({key}), and dtype is {e.dtype}; make them equal."
             )
-    places = {str(t.device) for t in (*model.parameters(), *model.buffers())} - {"cpu", e.device}
+    asked = device_of(e.device)
+    places = {str(t.device) for t in (*model.parameters(), *model.buffers()) if not _is_at(t.device, asked)} - {"cpu"}
     if places:
         raise ValueError(f"model: {name} is on {', '.join(sorted(places))}, and device is {e.device}; make them equal.")
+
+
+def _is_at(place: torch.device, asked: torch.device) -> bool:
+    """Whether it is that device; "cuda" may be any one."""
+    return place.type == asked.type and asked.index in (None, place.index)
 
 
 @lru_cache(maxsize=1)

@@ -30,18 +30,18 @@ def _versions() -> dict[str, str]:
 
 
 def environment(device: str) -> dict[str, str | int | None]:
-    """What the numbers of a run may depend on beside its settings, flat: versions, threads, processor, device.
+    """What the numbers of a run may depend on beside its settings, flat: versions, threads, processor, device; of a
+    card also :func:`varangian.runs.cards.facts`, as they are at this moment.
 
     Example:
         >>> environment("cpu")["device"]
         'cpu'
     """
-    import torch  # only here: doctor asks for the rest also where these cannot be imported
+    from ..core import kernels  # only here: doctor asks for the rest also where these cannot be imported
+    from . import cards
 
-    from ..core import kernels
-
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-    return {**versions(), "threads": kernels.threads(), "processor": processor(), "device": name, "commit": commit()}
+    found = {**versions(), "threads": kernels.threads(), "processor": processor(), "device": device, "commit": commit()}
+    return found | (cards.facts(device) if device.startswith("cuda") else {})
 
 
 @lru_cache(maxsize=1)

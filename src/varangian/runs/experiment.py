@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, lru_cache, wraps
 from numbers import Integral
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
@@ -34,6 +34,7 @@ from ..simulation.identity import LENGTH
 from ..simulation.losses import LOSSES, Loss, OwnLoss
 from ..simulation.models import MODELS
 from ..simulation.scores import METRICS, Score, number_of
+from .cards import device_of
 from .files import (
     check_depth,
     parse_json,
@@ -382,6 +383,20 @@ class Experiment:
             "later": True,
         },
     )
+    precision: Literal["float32", "tf32"] = field(
+        default="float32",
+        metadata={
+            "help": "of products and convolutions on a card: tf32 has 10 binary digits of float32's 23, and is faster",
+            "later": True,
+        },
+    )
+    autotune: Truth = field(
+        default=False,
+        metadata={
+            "help": "cuDNN tries its algorithms on a card and takes the fastest, not always the same one",
+            "later": True,
+        },
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -405,6 +420,7 @@ class Experiment:
             measure: bool = ..., validation: float = ...,
             loss: str | Callable[..., Any] = ...,
             metrics: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = ...,
+            precision: Literal["float32", "tf32"] = ..., autotune: bool = ...,
             data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
@@ -564,6 +580,14 @@ class Experiment:
             )
         if {"real_byzantine", "attack"} <= sound and self.real_byzantine and self.attack is None:
             yield f"attack: {self.real_byzantine} workers are to attack (real_byzantine) and no attack is named."
+        card = "device" in made and made["device"].type == "cuda"
+        if "precision" in sound and self.precision == "tf32":
+            if "device" in made and not card:
+                yield f"precision: tf32 is of cards (device cuda), and device is {self.device}; use float32."
+            if "dtype" in sound and self.dtype != "float32":
+                yield f"precision: tf32 is of numbers of float32, and dtype is {self.dtype}; use precision float32."
+        if "autotune" in sound and self.autotune and "device" in made and not card:
+            yield f"autotune: it is of cards (device cuda), and device is {self.device}; leave it out."
         if "learning_rate" in sound and isinstance(self.learning_rate, tuple):
             starts = [start for start, _ in self.learning_rate]
             if not starts or starts[0] != 0 or starts != sorted(set(starts)):
@@ -701,6 +725,7 @@ class Experiment:
             asdict(self)
             | self._canonical
             | {
+                "device": device_of(self.device).type,  # which one of several alike, is no matter
                 "learning_rate": self._rate,
                 "stages": [
                     repr(worker),
@@ -894,16 +919,15 @@ def _parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(str(error)) from None
 
 
-def device_of(name: str) -> torch.device:
-    """The device of that name, which this machine need not have: runs of others are read here too."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    # Names of devices that nobody computes on, such as meta, are known to torch too; it takes indices modulo 256.
-    if device is None or device.type not in ("cpu", "cuda", "mps", "xpu") or str(device) != name:
-        raise ValueError(f"{shown(name)} is no device, such as cpu, cuda or cuda:1.")
-    return device
+def moved(experiment: Experiment, device: str) -> Experiment:
+    """The experiment on another device, without what is said of cards where that is none.
+
+    Example:
+        >>> moved(Experiment(device="cuda:1", precision="tf32"), "cpu") == Experiment()
+        True
+    """
+    cards = {} if device_of(device).type == "cuda" else {"precision": "float32", "autotune": False}
+    return replace(experiment, device=device, **cards)
 
 
 def differences(there: Experiment, asked: Experiment) -> list[str]:

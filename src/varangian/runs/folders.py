@@ -22,7 +22,7 @@ import os
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -411,6 +411,19 @@ def _check_length(past: Past, metrics: bytes, evaluations: bytes) -> None:
         raise _Unusable(f"the tables have {rows[0]} and {rows[1]} rows, it has others")
 
 
+def sessions_of(folder: Path) -> list[dict[str, Any]]:
+    """Where a run was computed, from which step on: environment.json; nothing where that is missing or damaged."""
+    try:
+        return [dict(session) for session in read_json(folder / ENVIRONMENT, MAX_JSON)["sessions"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what two environments differ, as far as both say it."""
+    return [f"{k} {before[k]} then, {v} now" for k, v in now.items() if k in before and before[k] != v]
+
+
 def nearest(folder: Path, digest: str, step: int, simulation: Simulation) -> None:
     """Brings the simulation to the last usable checkpoint at or before a step, if there is one."""
     for name in (CHECKPOINT, FORMER):
@@ -528,12 +541,10 @@ class Journal:
         warnings.warn(f"{self.folder}: {text}", stacklevel=2)
 
     def _note_environment(self, now: dict[str, str | int | None], origins: Sequence[dict[str, str]]) -> None:
-        path, sessions = self.folder / ENVIRONMENT, []
-        if not self._fresh:
-            with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: nothing to compare with
-                sessions = [dict(session) for session in read_json(path, MAX_JSON)["sessions"]]
-            before = sessions[-1] if sessions else {}
-            changed = [f"{k} {before[k]} then, {v} now" for k, v in now.items() if k in before and before[k] != v]
+        path = self.folder / ENVIRONMENT
+        sessions = [] if self._fresh else sessions_of(self.folder)
+        if sessions:
+            changed = changes(sessions[-1], now)
             if changed:
                 self._warn(
                     f"going on from step {self.began} in another environment, where numbers may differ from those of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import kernels
-from ..core.checks import Refused
+from ..core.checks import Refused, cut, printable
 from ..core.explanation import Explanation, explain
 from ..core.references import importing
 from ..simulation.metrics import Measures
 from . import folders
-from .building import build, handed, open_dataset
-from .experiment import Experiment
+from .building import build, computing, handed, open_dataset
+from .environment import environment
+from .experiment import Experiment, moved
 from .results import settings_of
-from .running import Progress, same_data
+from .running import Progress, check_place, same_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Replay:
         refused: why it refused them, or None.
         measures: the row of metrics.csv, computed again; None where there is none.
         agrees: whether that row is the one in the folder, to the last digit; None where the folder has none.
+        elsewhere: in what this machine differs from the one where the step was made, as far as the folder says it.
     """
 
     experiment: Experiment
@@ -42,6 +44,7 @@ class Replay:
     refused: str | None
     measures: Measures | None
     agrees: bool | None
+    elsewhere: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         e = self.experiment
@@ -53,6 +56,8 @@ class Replay:
             record = (
                 "its measures are those of the folder" if self.agrees else "its measures ARE NOT those of the folder"
             )
+            if not self.agrees and self.elsewhere:
+                record += f", which was made elsewhere ({'; '.join(self.elsewhere)})"
         what = str(self.explanation) if self.refused is None else f"refused: {self.refused}"
         return f"step {self.step}: {who}; {record}\n{what}"
 
@@ -68,6 +73,7 @@ def replay(
     data_folder: str | Path | None = None,
     progress: Progress | None = None,
     trust: bool = False,
+    device: str | torch.device | None = None,
 ) -> Replay:
     """Rebuilds all n vectors of one step of a kept run and explains the decision.
 
@@ -81,10 +87,12 @@ def replay(
         data_folder: where its files are.
         progress: called after each step that is done again.
         trust: whether code of somebody's own that the folder names may be imported.
+        device: where to compute, if not where the settings say.
 
     Raises:
         ValueError: the folder holds no run, the run never came to that step, or it was made with other data or other
-            code of somebody's own, or with such that may not be imported.
+            code of somebody's own, or with such that may not be imported; or its device is not here and no other is
+            named.
         DataError: a data file is missing or corrupt.
 
     Example:
@@ -100,12 +108,15 @@ def replay(
     e = settings_of(folder, trust)
     if not 0 <= step < e.steps:
         raise ValueError(f"{folder}: step must lie between 0 and {e.steps - 1}, got {step}.")
+    place = None if device is None else str(device)
+    check_place(folder, e, place)
     with importing(trust):
         asked, given = handed(e, model, loss, metrics)
     dataset = same_data(folder, e, dataset, data_folder, asked, given)
     dataset = open_dataset(e, data_folder) if dataset is None else dataset
-    with kernels.exclusive_threads(), torch.inference_mode(False):
-        simulation, _ = build(e, dataset, given)
+    here = e if place is None else moved(e, place)
+    with computing(here):
+        simulation, _ = build(here, dataset, given)
         folders.nearest(folder, e.digest, step, simulation)
         previous = refused = row = None
         while simulation.steps_done <= step and refused is None:
@@ -128,9 +139,19 @@ def replay(
         explanation = None
         if refused is None:
             explanation = explain(vectors, simulation.algorithm, previous, step=step, seed=simulation.state.seed)
+        elsewhere = _elsewhere(folder, step, environment(here.device))
     recorded = _recorded(folder / folders.METRICS, step)
     agrees = None if recorded is None or row is None else recorded == row.row()
-    return Replay(e, step, vectors, explanation, refused, row, agrees)
+    return Replay(e, step, vectors, explanation, refused, row, agrees, elsewhere)
+
+
+def _elsewhere(folder: Path, step: int, now: Mapping[str, object]) -> tuple[str, ...]:
+    """In what this machine differs from the one where the step was made."""
+    made: dict[str, object] = {}
+    for session in folders.sessions_of(folder):
+        began = session.get("from_step")
+        made = session if isinstance(began, int) and began <= step else made
+    return tuple(cut(printable(line)) for line in folders.changes(made, now))
 
 
 def _recorded(path: Path, step: int) -> list[str] | None:

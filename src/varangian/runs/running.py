@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from ..core import kernels
 from ..core.checks import Refused, cut, printable
 from ..core.references import importing
 from ..simulation.data import Dataset
 from ..simulation.metrics import COLUMNS, Rows
 from ..simulation.simulate import Simulation
 from . import folders
-from .building import NOTHING, Evaluators, Given, build, handed, identified, open_dataset
-from .experiment import Experiment, differences
+from .building import NOTHING, Evaluators, Given, build, computing, handed, identified, open_dataset
+from .cards import usable
+from .experiment import Experiment, differences, moved
 from .folders import Journal
 from .interrupts import Interrupts
 from .results import Evaluation, Result, columns_of, read, read_measures, settings_of
@@ -103,7 +103,7 @@ def run(
             given=given, progress=progress, fresh=fresh, checkpoint_every=checkpoint_every,
         )  # fmt: skip
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
-    with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
+    with computing(experiment), _memory():
         simulation, evaluator = build(experiment, dataset, given)
         return _train(experiment, simulation, evaluator, journal=None, interrupts=Interrupts(), progress=progress)
 
@@ -128,6 +128,7 @@ def resume(
     progress: Progress | None = None,
     checkpoint_every: float = CHECKPOINT_EVERY,
     trust: bool = False,
+    device: str | torch.device | None = None,
 ) -> Result:
     """Goes on with the run in a folder, whatever the folder is called now; one that is complete is read.
 
@@ -135,23 +136,45 @@ def resume(
 
         trust: whether code of somebody's own that the folder names may be imported. What this process has imported
             before is known.
+        device: where to go on, if not where the settings say: what was begun on a card is so completed without one, or
+            on another. The run keeps its settings and its name; its numbers are then not quite those of an
+            uninterrupted run, which a warning says and environment.json keeps.
 
     Raises:
         ValueError: the folder holds no run, or its settings were changed, or the data or code of somebody's own that it
-            was made with, or that code may not be imported.
+            was made with, or that code may not be imported; or its device is not here and no other is named.
         DataError, FolderInUse, OSError: as for :func:`run`.
     """
     _check_interval(checkpoint_every)
     folder = Path(folder).expanduser()
     experiment = settings_of(folder, trust)
+    place = None if device is None else str(device)
+    if not (folder / folders.RESULT).exists():
+        check_place(folder, experiment, place)
     with importing(trust):
         asked, given = handed(experiment, model, loss, metrics)
     if dataset is not None or asked != experiment or given is not NOTHING or not (folder / folders.RESULT).exists():
         dataset = same_data(folder, experiment, dataset, data_folder, asked, given)
     return _run_in(
         folder, experiment, dataset, data_folder, given=given, progress=progress, fresh=False,
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=checkpoint_every, device=place,
     )  # fmt: skip
+
+
+def check_place(folder: Path, experiment: Experiment, device: str | None) -> None:
+    """
+    Raises:
+        ValueError: the device of the run, or the one that is named in its place, is not here.
+    """
+    try:
+        usable(experiment.device if device is None else device)
+    except ValueError as error:
+        if device is not None:
+            raise
+        raise ValueError(
+            f"{folder}: {error} Elsewhere than where it began it goes on with --device cpu, or whatever is here (in "
+            'Python device="cpu"), and its numbers are then not quite the same.'
+        ) from None
 
 
 def same_data(
@@ -190,13 +213,15 @@ def _check_same(folder: Path, there: Experiment, asked: Experiment) -> None:
 
 def _run_in(
     folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None, *, given: Given,
-    progress: Progress | None, fresh: bool, checkpoint_every: float,
+    progress: Progress | None, fresh: bool, checkpoint_every: float, device: str | None = None,
 ) -> Result:  # fmt: skip
+    """The run in its folder; on another device than its own where one is named, which changes no setting of it."""
     folders.check_folder(folder)
     if not fresh:
         found = _complete_run(folder, experiment)
         if found is not None:
             return replace(found, _given=given)
+    here = experiment if device is None else moved(experiment, device)
     check_writable(folder)
     with folders.held(folder):
         found = None if fresh else _complete_run(folder, experiment)  # another process may just have completed it
@@ -205,12 +230,12 @@ def _run_in(
         if fresh:
             folders.clear(folder)
         dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
-        with kernels.exclusive_threads(), torch.inference_mode(False), _memory():
-            simulation, evaluator = build(experiment, dataset, given)
+        with computing(here), _memory():
+            simulation, evaluator = build(here, dataset, given)
             try:
                 journal = Journal(
                     folder, simulation, settings=experiment.to_json(), digest=experiment.digest, columns=COLUMNS,
-                    evaluated=("step", *columns_of(experiment)), device=experiment.device, every=checkpoint_every,
+                    evaluated=("step", *columns_of(experiment)), device=here.device, every=checkpoint_every,
                     origins=experiment.origins(),
                 )  # fmt: skip
             except folders.OtherSettings as other:

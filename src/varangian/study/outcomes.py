@@ -10,7 +10,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -273,6 +273,8 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
     try:
         summary = read_json(folder / "result.json")
         experiment = Experiment.from_json(read_text(folder / "experiment.json"))
+        if experiment.device.startswith("cuda:"):  # on which of several cards, tells no runs apart
+            experiment = replace(experiment, device="cuda")
         check_format(folder / "result.json", summary)
         check_summary(summary, experiment)
         if summary["seconds"] is not None:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ..runs.building import code_of
-from ..runs.experiment import HASHES, Experiment
+from ..runs.experiment import HASHES, Experiment, moved
 from .grid import Grid
 from .outcomes import Outcome, rule_name
 
@@ -181,14 +181,14 @@ def grids(
 
 @lru_cache(maxsize=2**14)
 def panel_of(experiment: Experiment) -> Panel | None:
-    """The panel that a run belongs to: of which it is one of the experiments, whatever seed, device and place."""
+    """The panel that a run belongs to: of which it is one of the experiments, whatever seed, place and device."""
     members = _members(experiment.dataset)
     return members.get(_cell(experiment).digest) if members and experiment.momentum_at in PLACES else None
 
 
 def _cell(experiment: Experiment) -> Experiment:
     """All runs of one box of the poster, at either place, as one."""
-    return replace(experiment, momentum_at="server", seed=0, device="cpu", measure=True)
+    return replace(moved(experiment, "cpu"), momentum_at="server", seed=0, measure=True)
 
 
 @lru_cache
@@ -561,7 +561,7 @@ def missing(outcomes: Iterable[Outcome], seeds: Sequence[int] = SEEDS) -> dict[s
         panel = panel_of(e)
         if panel is not None and e.seed in seeds:
             place = "server" if e.attack is None else e.momentum_at
-            cell = replace(e, device="cpu", measure=True, momentum_at=place)
+            cell = replace(moved(e, "cpu"), measure=True, momentum_at=place)
             done.setdefault((panel.name, o.study), set()).add(cell.digest)
     return {
         f"{name}, {study}": (len(cells), len(PANELS[name].experiments(seeds[:1])) * len(seeds))

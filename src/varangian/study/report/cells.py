@@ -33,6 +33,8 @@ _FIRST = (
 _LAST = (
     "source",
     "device",
+    "precision",
+    "autotune",
     "dtype",
     "data_hash",
     "code_hash",
