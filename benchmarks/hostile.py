@@ -162,7 +162,7 @@ def main() -> int:
     parser.add_argument("--show", type=int, default=3, help="failures to show in full, for each object")
     arguments = parser.parse_args()
     if arguments.registers:
-        kernels.columns.WORTH = 0
+        kernels.cpu.columns.WORTH = 0
     table = subjects()
     names = [name for name in table if not arguments.only or name in arguments.only.split(",")]
     failures: Counter[str] = Counter()

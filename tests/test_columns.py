@@ -13,7 +13,7 @@ from torch import Tensor
 import varangian as vg
 from varangian.core import kernels
 from varangian.core.geometry import Geometry
-from varangian.core.kernels.columns import _torch_mixed, _torch_statistic, as_counts
+from varangian.core.kernels.definitions import as_counts
 from varangian.core.stages import decide
 
 NATIVE = [torch.float32, torch.float64]
@@ -72,8 +72,8 @@ def test_the_lower_of_two_values_equally_close(dtype: torch.dtype, n: int) -> No
         expected = torch.tensor([float(value) for value in exact(columns, low, high, window)], dtype=torch.float64)
         found, _ = kernels.column_statistic(x, low, high, window)
         assert torch.equal(found, expected.to(dtype)), (low, high, window)
-        on_a_device = _torch_statistic(*_torch_mixed(x.double(), None, low=low, high=high, window=window))
-        assert torch.equal(on_a_device.to(dtype), expected.to(dtype)), (low, high, window)
+        plain, _ = kernels.plain.column_statistic(x, low, high, window)
+        assert torch.equal(plain, expected.to(dtype)), (low, high, window)
 
 
 @pytest.mark.parametrize(("n", "f"), [(11, 2), (15, 3), (11, 5), (65, 3)])
@@ -82,7 +82,7 @@ def test_the_same_in_registers(dtype: torch.dtype, n: int, f: int, monkeypatch: 
     """Many columns at a time, around the trimmed mean and around the median."""
     x = torch.from_numpy(np.random.default_rng(n).integers(-3, 4, size=(n, 150))).to(dtype)
     columns = [[Fraction(value) for value in column] for column in x.T.tolist()]
-    monkeypatch.setattr(kernels.columns, "WORTH", 0)
+    monkeypatch.setattr(kernels.cpu.columns, "WORTH", 0)
     for low, high in {(f, n - f), ((n - 1) // 2, n // 2 + 1)}:
         expected = [float(value) for value in exact(columns, low, high, n - f)]
         assert kernels.column_statistic(x, low, high, n - f)[0].tolist() == torch.tensor(expected, dtype=dtype).tolist()
@@ -107,10 +107,8 @@ def test_ties_of_mixtures_are_ties(dtype: torch.dtype, kind: str, monkeypatch: p
                 mixed = (x[torch.from_numpy(order)], low, high, window, table[:, order][random.permutation(n)])
                 found, _ = kernels.column_statistic(*mixed[:4], mixing=mixed[4])
                 torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
-                on_a_device = _torch_statistic(
-                    *_torch_mixed(mixed[0].double(), mixed[4], low=low, high=high, window=window)
-                )
-                torch.testing.assert_close(on_a_device, expected, rtol=1e-12, atol=1e-12)
+                plain, _ = kernels.plain.column_statistic(mixed[0].double(), *mixed[1:4], mixing=mixed[4])
+                torch.testing.assert_close(plain, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("behind", BEHIND)

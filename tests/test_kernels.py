@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from varangian.core import kernels
-from varangian.core.kernels import columns
+from varangian.core.kernels.cpu import columns
 from varangian.simulation import data
 from varangian.simulation.simulate import Examples
 
@@ -72,7 +72,7 @@ def distances(x: np.ndarray) -> np.ndarray:
 def test_squared_distances(dtype: torch.dtype, d: int) -> None:
     for n in (1, 5, 8):
         x = normal(n, d, seed=n, dtype=dtype)
-        found = kernels.squared_distances(x)
+        found = kernels.host(kernels.squared_distances(x))
         assert found.shape == (n + 1, n + 1)
         assert found.dtype == np.float64
         np.testing.assert_allclose(found, distances(x.double().numpy()), rtol=1e-12 if dtype == torch.float64 else 2e-6)
@@ -82,7 +82,7 @@ def test_squared_distances(dtype: torch.dtype, d: int) -> None:
 @pytest.mark.parametrize("dtype", NATIVE, ids=str)
 def test_squared_distances_whatever_n(dtype: torch.dtype, n: int) -> None:
     x = normal(n, 70, dtype=dtype)
-    found = kernels.squared_distances(x)
+    found = kernels.host(kernels.squared_distances(x))
     np.testing.assert_allclose(found, distances(x.double().numpy()), rtol=2e-6)
     assert (found == found.T).all()
     assert (np.diagonal(found) == 0).all()
@@ -91,9 +91,9 @@ def test_squared_distances_whatever_n(dtype: torch.dtype, n: int) -> None:
 @by_dtype
 def test_extra_rows_stand_before_the_origin(dtype: torch.dtype) -> None:
     x, extra = normal(5, 1500, dtype=dtype), normal(2, 1500, seed=1, dtype=dtype)
-    found = kernels.squared_distances(x, extra)
+    found = kernels.host(kernels.squared_distances(x, extra))
     assert found.shape == (8, 8)
-    np.testing.assert_allclose(found, kernels.squared_distances(torch.cat([x, extra])), rtol=1e-12)
+    np.testing.assert_allclose(found, kernels.host(kernels.squared_distances(torch.cat([x, extra]))), rtol=1e-12)
 
 
 @settings(deadline=None, max_examples=30)
@@ -103,17 +103,18 @@ def test_a_distance_does_not_depend_on_where_its_rows_stand(n: int, d: int, seed
     x, order = normal(n, d, seed, dtype), np.random.default_rng(seed).permutation(n)
     there = np.append(order, n)
     assert (
-        kernels.squared_distances(x[torch.from_numpy(order)]) == kernels.squared_distances(x)[np.ix_(there, there)]
+        kernels.host(kernels.squared_distances(x[torch.from_numpy(order)]))
+        == kernels.host(kernels.squared_distances(x))[np.ix_(there, there)]
     ).all()
 
 
 @pytest.mark.parametrize("layout", layouts(torch.zeros(2, 2)))
 def test_squared_distances_whatever_the_layout(layout: str) -> None:
     x = normal(6, 300, dtype=torch.float32)
-    given, expected = layouts(x)[layout], kernels.squared_distances(x)
-    np.testing.assert_allclose(kernels.squared_distances(given), expected, rtol=1e-6)
-    both = kernels.squared_distances(torch.cat([x, x]))
-    np.testing.assert_allclose(kernels.squared_distances(x, given), both, rtol=1e-6)
+    given, expected = layouts(x)[layout], kernels.host(kernels.squared_distances(x))
+    np.testing.assert_allclose(kernels.host(kernels.squared_distances(given)), expected, rtol=1e-6)
+    both = kernels.host(kernels.squared_distances(torch.cat([x, x])))
+    np.testing.assert_allclose(kernels.host(kernels.squared_distances(x, given)), both, rtol=1e-6)
 
 
 def test_vectors_that_differ_by_a_millionth_of_their_size() -> None:
@@ -124,9 +125,11 @@ def test_vectors_that_differ_by_a_millionth_of_their_size() -> None:
     shifts = generator.normal(size=(8, 3000))
     shifts *= 1e-6 / np.linalg.norm(shifts, axis=1, keepdims=True)
     x = torch.from_numpy(base + shifts)
-    np.testing.assert_allclose(kernels.squared_distances(x), distances(x.numpy()), rtol=1e-9)
+    np.testing.assert_allclose(kernels.host(kernels.squared_distances(x)), distances(x.numpy()), rtol=1e-9)
     narrow = x.float()  # what float32 keeps of them is a fact; its distances must be exact
-    np.testing.assert_allclose(kernels.squared_distances(narrow), distances(narrow.double().numpy()), rtol=1e-5)
+    np.testing.assert_allclose(
+        kernels.host(kernels.squared_distances(narrow)), distances(narrow.double().numpy()), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [1e30, 1e38, 3e38, 1e-30, 1e-38, 1e-44], ids=str)
@@ -135,29 +138,29 @@ def test_rows_whose_squares_leave_the_range_of_float32(size: float, all_rows: bo
     x = normal(6, 1100, dtype=torch.float64).clamp(-1, 1)
     x[0 if not all_rows else slice(None)] *= size
     x = x.float()
-    np.testing.assert_allclose(kernels.squared_distances(x), distances(x.double().numpy()), rtol=1e-5)
+    np.testing.assert_allclose(kernels.host(kernels.squared_distances(x)), distances(x.double().numpy()), rtol=1e-5)
 
 
 def test_denormals_beside_ordinary_rows() -> None:
     x = torch.zeros(4, 9)
     x[1], x[2], x[3, 4] = 1e-45, 1.0, -1e-45
-    np.testing.assert_allclose(kernels.squared_distances(x), distances(x.double().numpy()), rtol=1e-6)
+    np.testing.assert_allclose(kernels.host(kernels.squared_distances(x)), distances(x.double().numpy()), rtol=1e-6)
 
 
 def test_huge_rows_of_float64() -> None:
     x = normal(4, 50)
     x[1] *= 1e150
-    np.testing.assert_allclose(kernels.squared_distances(x), distances(x.numpy()), rtol=1e-12)
+    np.testing.assert_allclose(kernels.host(kernels.squared_distances(x)), distances(x.numpy()), rtol=1e-12)
 
 
 @by_dtype
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 def test_rows_that_are_not_finite_touch_no_others(dtype: torch.dtype, value: float) -> None:
     x = normal(6, 1500, dtype=dtype)
-    expected = kernels.squared_distances(x[[0, 2, 4, 5]])
+    expected = kernels.host(kernels.squared_distances(x[[0, 2, 4, 5]]))
     x[1, 700] = value
     x[3] = value
-    found = kernels.squared_distances(x)
+    found = kernels.host(kernels.squared_distances(x))
     finite = [0, 2, 4, 5, 6]
     assert not np.isfinite(found[1, [0, 2, 3, 4, 5, 6]]).any()
     assert not np.isfinite(found[3, finite]).any()
@@ -168,7 +171,7 @@ def test_infinity_beside_numbers_that_overflow() -> None:
     x = torch.full((3, 40), 1e38)
     x[1, 3] = float("inf")
     x[2] = -1e38
-    found = kernels.squared_distances(x)
+    found = kernels.host(kernels.squared_distances(x))
     assert np.isfinite(found[np.ix_([0, 2, 3], [0, 2, 3])]).all()
     assert found[0, 2] == pytest.approx(40 * (float(np.float32(1e38)) * 2) ** 2, rel=1e-6)
     assert not np.isfinite(found[1, [0, 2, 3]]).any()
@@ -190,7 +193,7 @@ def test_squared_norms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 def test_squared_distances_to_a_point(dtype: torch.dtype, d: int) -> None:
     x, point = normal(7, d, dtype=dtype), normal(1, d, seed=1, dtype=dtype)[0]
     expected = ((x.double() - point.double()) ** 2).sum(1).numpy()
-    np.testing.assert_allclose(kernels.squared_distances_to(x, point), expected, rtol=1e-12)
+    np.testing.assert_allclose(kernels.host(kernels.squared_distances_to(x, point)), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -202,10 +205,12 @@ def test_squared_around(dtype: torch.dtype, d: int) -> None:
     for scaling in (None, scales):
         rows = every[:6] if scaling is None else scaling[:, None] * every[:6]
         expected = [(rows**2).sum(1), ((rows - weights @ every) ** 2).sum(1)]
-        np.testing.assert_allclose(kernels.squared_around(x, weights, extra, scaling), expected, rtol=1e-12)
-    one = kernels.squared_around(x, np.eye(6)[4])
+        np.testing.assert_allclose(
+            kernels.host(kernels.squared_around(x, weights, extra, scaling)), expected, rtol=1e-12
+        )
+    one = kernels.host(kernels.squared_around(x, np.eye(6)[4]))
     assert one[1, 4] == 0
-    np.testing.assert_allclose(one[1], kernels.squared_distances_to(x, x[4]), rtol=1e-12)
+    np.testing.assert_allclose(one[1], kernels.host(kernels.squared_distances_to(x, x[4])), rtol=1e-12)
 
 
 def test_scaled_rows_are_whole_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +227,11 @@ def test_scaled_rows_are_whole_however_long(monkeypatch: pytest.MonkeyPatch) -> 
 def test_inner_products(dtype: torch.dtype, d: int) -> None:
     vectors = [normal(1, d, seed, dtype)[0] for seed in range(4)]
     wide = np.stack([v.double().numpy() for v in vectors])
-    found = kernels.inner_products(vectors)
+    found = kernels.host(kernels.inner_products(vectors))
     np.testing.assert_allclose(found, wide @ wide.T, rtol=1e-11, atol=1e-11 * d)
     assert (found == found.T).all()
     strided = [v.expand(2, -1).T.contiguous().T[1] for v in vectors]
-    np.testing.assert_allclose(kernels.inner_products(strided), found, rtol=1e-12)
+    np.testing.assert_allclose(kernels.host(kernels.inner_products(strided)), found, rtol=1e-12)
 
 
 # ----------------------------------------------------------------------------------------------- weighted sums
@@ -416,7 +421,7 @@ def test_sorting_in_registers_gives_the_same_bits(dtype: torch.dtype, n: int, mo
             for source in (x, spoiled):
                 plain, wrong = kernels.column_statistic(source, low, high, window, mixing=table)
                 with monkeypatch.context() as patch:
-                    patch.setattr(kernels.columns, "WORTH", 0)
+                    patch.setattr(kernels.cpu.columns, "WORTH", 0)
                     fast, bad = kernels.column_statistic(source, low, high, window, mixing=table)
                 assert torch.equal(fast.nan_to_num(7.0), plain.nan_to_num(7.0))
                 assert bad == wrong
@@ -525,7 +530,7 @@ def test_column_statistic_whatever_the_layout(layout: str, window: int) -> None:
 
 
 def test_half_types_are_upcast_exactly_panel_by_panel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.columns, "HALF_WIDTH", 128)
+    monkeypatch.setattr(kernels.runtime, "HALF_WIDTH", 128)
     x = normal(6, 300, dtype=torch.bfloat16)
     x[1, 290] = float("nan")
     wide = x.float()
@@ -534,7 +539,9 @@ def test_half_types_are_upcast_exactly_panel_by_panel(monkeypatch: pytest.Monkey
     assert torch.equal(found, kernels.column_statistic(wide, 2, 4, 3)[0].bfloat16())
     good = [0, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(
-        kernels.squared_distances(x)[np.ix_(good, good)], kernels.squared_distances(wide)[np.ix_(good, good)], rtol=1e-5
+        kernels.host(kernels.squared_distances(x))[np.ix_(good, good)],
+        kernels.host(kernels.squared_distances(wide))[np.ix_(good, good)],
+        rtol=1e-5,
     )
     weights = np.array([0.2, 0, 0.2, 0.2, 0.2, 0.2])
     assert torch.equal(kernels.weighted_rows(x, weights), kernels.weighted_rows(wide, weights).bfloat16())
@@ -621,11 +628,11 @@ def passes() -> dict[str, Callable[[], list[np.ndarray]]]:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 1, 28, 28), dtype=np.uint8))
     index, flip = np.arange(100) % 50, np.arange(100) % 3 == 0
     return {
-        "distances": lambda: [kernels.squared_distances(x, extra)],
-        "distances of half": lambda: [kernels.squared_distances(x.half())],
-        "distances to": lambda: [kernels.squared_distances_to(x, extra[0])],
+        "distances": lambda: [kernels.host(kernels.squared_distances(x, extra))],
+        "distances of half": lambda: [kernels.host(kernels.squared_distances(x.half()))],
+        "distances to": lambda: [kernels.host(kernels.squared_distances_to(x, extra[0]))],
         "norms": lambda: [kernels.squared_norms(x).numpy()],
-        "products": lambda: [kernels.inner_products(list(x))],
+        "products": lambda: [kernels.host(kernels.inner_products(list(x)))],
         "weighted": lambda: [kernels.weighted_rows(x, weights).numpy()],
         "blend": lambda: [kernels.blend(0.5, x, 2.0, extra[0]).numpy()],
         "columns": lambda: [kernels.column_statistic(x, 2, 7, 5)[0].numpy()],

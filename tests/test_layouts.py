@@ -98,7 +98,7 @@ def vectors(dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("name", stages())
 def test_layouts_threads_and_ways_of_sorting_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    call, former, usual = stages()[name], torch.get_num_threads(), kernels.columns.WORTH
+    call, former, usual = stages()[name], torch.get_num_threads(), kernels.cpu.columns.WORTH
     by_arrays = not name.startswith(("transform", "arc"))
     try:
         for dtype in DTYPES:
@@ -107,7 +107,7 @@ def test_layouts_threads_and_ways_of_sorting_change_no_bit(name: str, monkeypatc
             expected = call(x)
             for count, small, worth in ((1, 1 << 15, usual), (1, 1 << 15, 0), (2, 1 << 8, 0)):
                 torch.set_num_threads(count)
-                monkeypatch.setattr(kernels.columns, "WORTH", worth)
+                monkeypatch.setattr(kernels.cpu.columns, "WORTH", worth)
                 monkeypatch.setattr(kernels.runtime, "SMALL", small)
                 assert same(call(x), expected), (dtype, worth, count)
                 for layout, given in layouts(x):

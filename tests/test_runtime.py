@@ -23,10 +23,10 @@ from varangian.core.kernels import runtime
 
 COMPILES = """
 import numpy as np, torch
-from varangian.core.kernels.distances import _wide_square
+from varangian.core.kernels.cpu.distances import _wide_square
 from varangian.core.geometry import _distances
 from varangian.core.rules.search import _degrees
-from varangian.core.kernels.sizes import _select
+from varangian.core.kernels.cpu.sizes import _select
 assert _wide_square(np.ones(3)) == 3
 _distances(np.eye(2), np.eye(2)), _degrees(np.eye(2) > 0, np.zeros(2, np.int64), np.zeros(2, np.int64))
 assert _select(np.arange(3).astype(np.uint32), 1)[0] == 1

@@ -141,9 +141,9 @@ def explain(
     elif decision.table is not None and decision.table.ndim == 1:
         weight = decision.table[:n]
 
-    norm = kernels.squared_norms(matrix).sqrt().cpu().numpy()
+    norm = kernels.host(kernels.squared_norms(matrix).sqrt())
     finite = np.isfinite(norm)
-    distance = np.sqrt(kernels.squared_distances_to(matrix, decision.aggregate))
+    distance = np.sqrt(kernels.host(kernels.squared_distances_to(matrix, decision.aggregate)))
     score, score_name = scores_of(matrix, pre, rule, decision.geometry, draw=draw), ""
     if score is not None:
         score_name = (rule.score_name or f"score of {type(rule).__name__}") + (", after mixing" if pre else "")

@@ -87,18 +87,12 @@ class Held(Vectors):
         return self.x[:, start:stop], None if self.extra is None else self.extra[:, start:stop]
 
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
-        """From the mixtures themselves: one pass, in panels."""
-        total = np.zeros((table.shape[0] + (self.e if extra else 0) + 1,) * 2)
-        for start in range(0, self.d, ANEW_WIDTH):
-            stop = min(start + ANEW_WIDTH, self.d)
-            mixed = kernels.weighted_panel(self.x, table, self.extra, start=start, stop=stop)
-            others = self.extra[:, start:stop].double() if extra and self.extra is not None else None
-            total += kernels.squared_distances(mixed, others)
-        return total
+        """From the mixtures themselves: one pass."""
+        return kernels.host(kernels.mixed_distances(self.x, table, self.extra, others=extra))
 
     def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
         """In one pass."""
-        return kernels.squared_around(self.x, weights, self.extra, scales)
+        return kernels.host(kernels.squared_around(self.x, weights, self.extra, scales))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +118,7 @@ class Geometry:
     @classmethod
     def of(cls, x: Tensor, extra: Tensor | None = None) -> Geometry:
         """The geometry of the rows of [n, d]; one pass over the data."""
-        return cls.seen(x, extra, kernels.squared_distances)[0]
+        return cls.seen(x, extra, squared_between)[0]
 
     @classmethod
     def seen(
@@ -531,18 +525,23 @@ def in_unit(x: Tensor, unit: float) -> Tensor:
     return x / torch.where(lengths / unit > numerics.MOST, lengths / numerics.MOST, unit).unsqueeze(-1)
 
 
+def squared_between(x: Tensor, extra: Tensor | None) -> np.ndarray:
+    """[n+e+1, n+e+1] squared distances between all rows, extra rows and the origin."""
+    return kernels.host(kernels.squared_distances(x, extra))
+
+
 def squared_from(x: Tensor, extra: Tensor | None, center: int) -> np.ndarray:
     """[n+e+1, n+e+1] squared norms, and squared distances to one point (-1: the origin); the rest is NaN."""
     n, e = x.shape[0], 0 if extra is None else extra.shape[0]
     squared = np.full((n + e + 1, n + e + 1), np.nan)
     if center == -1:
-        norms = kernels.squared_norms(x).cpu().numpy()
+        norms = kernels.host(kernels.squared_norms(x))
     else:
-        norms, distances = kernels.squared_around(x, np.eye(n + e + 1)[center, :-1], extra)
+        norms, distances = kernels.host(kernels.squared_around(x, np.eye(n + e + 1)[center, :-1], extra))
         squared[center, :n] = squared[:n, center] = distances
     squared[-1, :n] = squared[:n, -1] = norms
     if extra is not None:
-        squared[-1, n:-1] = squared[n:-1, -1] = kernels.squared_norms(extra).cpu().numpy()
+        squared[-1, n:-1] = squared[n:-1, -1] = kernels.host(kernels.squared_norms(extra))
     np.fill_diagonal(squared, 0)
     return squared
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
@@ -17,7 +19,7 @@ from . import kernels
 from .checks import UNSAID, Refused, brief, kind_of, require, set_whole, shown, whole
 from .claims import NEAR, Guarantee
 from .construction import Constructed
-from .geometry import Geometry, mean_weights, squared_from
+from .geometry import Geometry, mean_weights, squared_between, squared_from
 from .randomness import BARE, Draw
 
 Bound = Callable[[int, int], float]
@@ -413,7 +415,7 @@ class Mixing(Constructed):
         if matrix.shape[0] < least:
             wanted = formula if formula == str(least) else f"{formula} = {least}"
             raise ValueError(f"{self} needs n >= {wanted} vectors, got {matrix.shape[0]}.")
-        measure = partial(squared_from, center=-1) if self.norms_only else kernels.squared_distances
+        measure = partial(squared_from, center=-1) if self.norms_only else squared_between
         geometry, seen = Geometry.seen(matrix, None, measure)
         table = self.mix(geometry, Draw(0, whole(self, "step", step)), seen=False).table
         assert table is not None
@@ -498,8 +500,44 @@ def needed(stage: Rule | Mixing) -> tuple[str, int]:
     return needs
 
 
-def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int) -> None:
-    """Fails closed: what declares f cannot vouch for anything when more than f vectors are not finite."""
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A refusal that nobody has waited for: what will be refused where more than ``f`` vectors prove to be faulty.
+
+    Attributes:
+        stage, f: as for :func:`refuse_faulty`.
+        faulty: a number on a device, [].
+    """
+
+    stage: Rule | Mixing
+    f: int
+    faulty: Tensor
+
+
+_pending: ContextVar[list[Pending] | None] = ContextVar("pending", default=None)
+
+
+@contextmanager
+def deferred_refusals() -> Iterator[list[Pending]]:
+    """Inside, what is refused for numbers on a device is noted here and not waited for: whoever asked for this looks at
+    them, and undoes what was done meanwhile. What lies in main memory is refused at once, as everywhere."""
+    noted: list[Pending] = []
+    token = _pending.set(noted)
+    try:
+        yield noted
+    finally:
+        _pending.reset(token)
+
+
+def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int | Tensor) -> None:
+    """Fails closed: what declares f cannot vouch for anything when more than f vectors are not finite. A number on a
+    device is waited for, unless refusals are deferred."""
+    noted = _pending.get()
+    if isinstance(faulty, Tensor):
+        if noted is not None and faulty.device.type != "cpu":
+            noted.append(Pending(stage, f, faulty))
+            return
+        faulty = int(kernels.host(faulty))
     if faulty > f:
         raise Refused(f"{stage} tolerates {f} vectors with NaN or infinity, got {faulty}.")
 
@@ -582,7 +620,7 @@ def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) 
 
 def _measured(sight: Sight, x: Tensor, extra: Tensor | None) -> np.ndarray:
     assert sight != "nothing"
-    return kernels.squared_distances(x, extra) if sight == "pairs" else squared_from(x, extra, sight)
+    return squared_between(x, extra) if sight == "pairs" else squared_from(x, extra, sight)
 
 
 def weigh(

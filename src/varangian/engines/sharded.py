@@ -130,7 +130,7 @@ def arithmetic() -> str:
     x = np.random.default_rng(0).standard_normal((67, 129))
     y = torch.from_numpy(x)
     results = [x @ x.T, np.linalg.eigh(x @ x.T)[0], np.exp(x), x.sum(0), (y @ y.T).numpy(), y.sum(1).numpy()]
-    results += [(y.float() @ y.float().T).numpy(), kernels.squared_distances(y.float())]
+    results += [(y.float() @ y.float().T).numpy(), kernels.host(kernels.squared_distances(y.float()))]
     found = hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in results)).hexdigest()
     parts = (torch.__version__, np.__version__, numba.__version__, torch.backends.cpu.get_cpu_capability())
     return " ".join(map(str, (platform.machine(), *parts, found)))
@@ -443,7 +443,8 @@ class Step:
         piece = chunk.matrix.new_zeros(chunk.width) if piece is None else piece
         if self._of.gathers:
             part.work = self._ranks.gather(piece, chunk.whole)
-        squared, weights, counted = kernels.squared_distances_to(chunk.matrix, piece), np.zeros(self._ranks.size), 0
+        squared = kernels.host(kernels.squared_distances_to(chunk.matrix, piece))
+        weights, counted = np.zeros(self._ranks.size), 0
         if statistic is not None:
             held = min(chunk.width, chunk.length - self._ranks.rank * chunk.width)
             columns = np.arange(0, max(held, 0), self._of.stride)
@@ -561,7 +562,7 @@ class Step:
             else:
                 weight = weights_in_columns(x, table, statistic, np.arange(0, x.shape[1], self._of.stride))
             score = scores_of(x, algorithm.pre, algorithm.rule, decision.geometry, draw=self._draw)
-            distance = np.sqrt(kernels.squared_distances_to(x, decision.aggregate))
+            distance = np.sqrt(kernels.host(kernels.squared_distances_to(x, decision.aggregate)))
             found = suspicion(distance if score is None else score, self.finite)
             self.evidence = Evidence(weight, found, self.finite, x.shape[1])
             update, after = finished(algorithm, decision, after)

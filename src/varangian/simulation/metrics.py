@@ -189,11 +189,11 @@ def _inner_products(vectors: list[Tensor | None]) -> tuple[np.ndarray, np.ndarra
     present = [i for i, v in enumerate(vectors) if v is not None]
     held = [v for v in vectors if v is not None]
     products, units = np.zeros((len(vectors), len(vectors))), np.ones(len(vectors))
-    products[np.ix_(present, present)] = kernels.inner_products(held)
+    products[np.ix_(present, present)] = kernels.host(kernels.inner_products(held))
     squares = np.diag(products)[present]
     if held[0].dtype == torch.float64 and not ((squares > numerics.VANISHING) & (squares < np.inf)).all():
         sizes = np.array([float(kernels.norms(v)) for v in held])
         units[present] = np.where((sizes > 0) & np.isfinite(sizes), sizes, 1)
         scaled = [v / unit for v, unit in zip(held, units[present], strict=True)]
-        products[np.ix_(present, present)] = kernels.inner_products(scaled)
+        products[np.ix_(present, present)] = kernels.host(kernels.inner_products(scaled))
     return products, units

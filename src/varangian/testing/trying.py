@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.attacks import Attack
 from ..core.checks import Refused, cut, is_ours, shown
-from ..core.kernels import columns
+from ..core.kernels.cpu import columns
 from ..core.mixing import Mixing
 from ..core.rules import Rule
 from .examples import SETTING, there, vectors

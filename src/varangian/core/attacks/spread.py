@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require
+from ..geometry import squared_between
 from .base import ALONE, Attack, Knowledge
 
 AWAY_WIDTH = 8192  # columns at a time where float64 copies are made
@@ -84,7 +85,7 @@ class MinMax(Attack):
         a, b, c = along(seen.honest, seen.mean, p)
         if not c > 0:
             return seen.mean * unit
-        bound = kernels.squared_distances(seen.honest)[:-1, :-1].max()
+        bound = squared_between(seen.honest, None)[:-1, :-1].max()
         # ||m - x_i||^2 = a_i - 2 b_i gamma + c gamma^2; the mean itself is within the bound, but for rounding.
         gamma = ((b + np.sqrt(np.maximum(b * b - c * (a - bound), 0))) / c).min()
         return torch.add(seen.mean, p, alpha=-float(gamma)) * unit
@@ -133,7 +134,7 @@ class MinSum(Attack):
         a, _, c = along(seen.honest, seen.mean, p)
         if not c > 0:
             return seen.mean * unit
-        sums = kernels.squared_distances(seen.honest)[:-1, :-1].sum(1)
+        sums = squared_between(seen.honest, None)[:-1, :-1].sum(1)
         bound = sums.max() if self.bound == "max" else sums.min()
         gamma = np.sqrt(np.maximum(bound - a.sum(), 0) / (a.size * c))
         return torch.add(seen.mean, p, alpha=-float(gamma)) * unit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole
-from ..geometry import Geometry, mean_weights, sum_of_smallest
+from ..geometry import Geometry, mean_weights, squared_between, sum_of_smallest
 from ..rules import Krum
 from .base import MEAN, Attack, Knowledge
 
@@ -207,7 +207,7 @@ class Fang(Attack):
         (h, d), f = seen.honest.shape, seen.f
         n, unit, seen = h + f, seen.unit, seen.in_unit()
         signs = seen.mean.sign()
-        squared = kernels.squared_distances(seen.honest)
+        squared = squared_between(seen.honest, None)
         between = squared[:h, :h] + np.diag(np.full(h, inf))
         if self.distance == "plain":
             near = sum_of_smallest(np.sqrt(between), n - f - 2).min() / ((n - 2 * f - 1) * sqrt(d))

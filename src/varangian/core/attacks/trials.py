@@ -70,7 +70,7 @@ class Trials:
         else:
             self.vectors[self.h :] = self.vector(line, scale)
             answer = self.defence(self.vectors)
-            squared = float(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean)[0])
+            squared = float(kernels.host(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean))[0])
             in_range = numerics.VANISHING < squared < inf
             moved = sqrt(squared) if in_range else float(kernels.norms(answer - self.seen.mean))
         return moved if isfinite(moved) else inf

@@ -1,41 +1,183 @@
 """Passes over [n, d] at the speed of memory: the only code that knows how numbers lie in it.
 
+One contract, here, and an implementation for each kind of device: :mod:`.cpu` (Numba) for main memory, :mod:`.cuda`
+(Triton) for cards, :mod:`.plain` (torch's own operations) for every other device and as the oracle of the others. Which
+one runs is chosen by where the first tensor lies; whoever calls does not know.
+
+Answers are tensors on the device of the input, and no kernel waits for its device. Weights, tables and everything else
+that is decided in n x n are NumPy's, on the host. What the host must see is fetched by :func:`host`, in one copy, and
+nowhere else.
+
 Loops over n x n numbers (``core/geometry.py``, ``core/rules/search.py``, ``core/rules/central.py``) are compiled by the
 same ``runtime.jit``, with the same options, but stand beside the rule that they are a part of: they are its definition,
 and Numba's cache on disk looks at the file of a function only, so that one compiled function calls no other file's.
-
-Every function takes torch tensors and chooses by device and dtype: Numba kernels for float32 and float64 in main
-memory, the same kernels on exactly upcast panels of columns for the half types, plain torch operations elsewhere.
-
-Three ideas carry the CPU kernels:
-  - distances are summed from differences, never from a Gram matrix: nothing cancels, no centre is needed, and one
-    subtraction more per product still beats a matrix product, since each tile of 4 x 4 rows stays in registers;
-  - a column of n values is sorted by a network of min and max, on integers that sort like the floats (no NaN semantics
-    stand in the way), a register's width of columns at a time: the network is emitted for this n and these ranks, depth
-    first, so that values stay in registers. Where that is not worth compiling, the network walks over blocks that fit
-    in cache;
-  - sums run in float64 and are rounded once.
-
-Threads are torch's: ``torch.set_num_threads`` governs both. Kernels hold no lock and share no pool with Numba, so they
-may be called from any number of threads. What is summed over columns is summed in an order that does not depend on
-them.
 """
 
-from .columns import column_statistic, mean_and_std, network, weighted_panel, weighted_rows, zeros_like_row
-from .distances import inner_products, norms, squared_around, squared_distances, squared_distances_to, squared_norms
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+from torch import Tensor
+
+from . import cpu, plain
+from .cpu.sizes import kept_mean, kept_sums, order_statistic, stretch_of
+from .definitions import network
 from .runtime import (
     cache_folders,
     contiguous,
     eager,
     exclusive_threads,
+    host,
     in_threads,
     is_native,
+    later,
     own_threads,
+    there,
     threads,
     torch_threads,
 )
-from .sizes import kept_mean, kept_sums, order_statistic, stretch_of
-from .workers import blend, gather_images, send_rows
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and standard deviation of each column, [d] each."""
+
+
+def _of(x: Tensor) -> ModuleType:
+    """The implementation for the device of a tensor."""
+    return cpu if x.device.type == "cpu" else plain
+
+
+# ------------------------------------------------------------------------------------------------- column by column
+
+
+def column_statistic(
+    x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
+    """Per column of [n, d], or of mixing @ x for a mixing [m, n]: the mean of the values of ranks low..high-1, and with
+    a ``window`` the mean of the ``window`` values closest to that (ties to the lower value).
+
+    Median, trimmed mean, MeaMed and Phocas are four settings of it. Returns [d] and the number of rows that hold a NaN
+    or an infinity, a tensor []. Each number is read once; a mixing is applied block by block and never stored.
+    """
+    return _of(x).column_statistic(x, low, high, window, mixing=mixing)
+
+
+def mean_and_std(x: Tensor, ddof: int = 1) -> Moments:
+    """Mean and standard deviation of each column, [n, d] -> [d], [d]: one pass, two-pass accuracy, in float64.
+
+    The deviation of a single row (n = ddof) is 0 / 0 = NaN, as everywhere.
+    """
+    return _of(x).mean_and_std(x, ddof)
+
+
+def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -> Tensor:
+    """sum_i w_i x_i, rows of weight zero never touched (0 * NaN is NaN): weights [n+e] -> [d], or [m, n+e] -> [m, d].
+
+    Accumulated in float64, rounded once. One pass over the rows of non-zero weight.
+    """
+    return _of(x).weighted_rows(x, weights, extra)
+
+
+def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, *, start: int, stop: int) -> Tensor:
+    """Columns start..stop of weighted_rows for weights [m, n+e], not rounded: [m, stop - start] in float64."""
+    return _of(x).weighted_panel(x, table, extra, start=start, stop=stop)
+
+
+def zeros_like_row(x: Tensor) -> Tensor:
+    """[d] zeros, of the type of the rows and where they are."""
+    return _of(x).zeros_like_row(x)
+
+
+# -------------------------------------------------------------------------------------------- norms and distances
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """||x_i||^2 of each row, [..., d] -> [...] in float64."""
+    return _of(x).squared_norms(x)
+
+
+def norms(x: Tensor) -> Tensor:
+    """||x_i|| of each row, [..., d] -> [...] in float64, also where squares of float64 leave its range.
+
+    One pass; a second one over rows of float64 whose squares overflow or vanish.
+    """
+    return _of(x).norms(x)
+
+
+def squared_distances(x: Tensor, extra: Tensor | None = None) -> Tensor:
+    """Squared Euclidean distances between the n rows, e extra rows and, last, the origin: [n+e+1, n+e+1] float64.
+
+    Exact to about 1e-6 relative for float32, whatever the rows' common offset; entries of rows that are not finite are
+    not finite. One pass over the data.
+    """
+    return _of(x).squared_distances(x, extra)
+
+
+def mixed_distances(x: Tensor, table: np.ndarray, extra: Tensor | None, *, others: bool) -> Tensor:
+    """The same of the mixtures that a table [m, n+e] makes of rows and extra rows, of the extra rows where ``others``
+    asks for them, and of the origin: in float64 throughout. One pass, in which no mixture is stored."""
+    return _of(x).mixed_distances(x, table, extra, others=others)
+
+
+def squared_distances_to(x: Tensor, point: Tensor) -> Tensor:
+    """Squared distances of the n rows to one vector [d]: [n] float64, summed in float64. One pass over the data."""
+    return _of(x).squared_distances_to(x, point)
+
+
+def squared_around(
+    x: Tensor, weights: np.ndarray, extra: Tensor | None = None, scales: np.ndarray | None = None
+) -> Tensor:
+    """Squared norms of scaled rows, and their squared distances to a mixture: [2, n].
+
+    ``weights`` [n+e] are those of the mixture, of rows and extra rows as they are; ``scales`` [n]. In float64, in one
+    pass over the data.
+    """
+    return _of(x).squared_around(x, weights, extra, scales)
+
+
+def inner_products(vectors: list[Tensor]) -> Tensor:
+    """<v_i, v_j> of k vectors [d]: [k, k], summed in float64 without stacking them. Meant for a handful of vectors."""
+    return _of(vectors[0]).inner_products(vectors)
+
+
+# ------------------------------------------------------------------------------------------------- the worker half
+
+
+def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """scale_i x_i + factor y_i for each row, [..., d]: scale may be one number a row, y may be a single row.
+
+    ``out`` may be x or y. One pass.
+    """
+    return _of(x).blend(scale, x, factor, y, out=out)
+
+
+def send_rows(
+    x: Tensor, factor: float, y: Tensor, *, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
+    memory: Tensor | None, out: Tensor, moments: bool,
+) -> tuple[Moments | None, Moments | None]:  # fmt: skip
+    """What workers do to their gradients, without writing anything in between: l2, clipping, momentum.
+
+    With s_i = (x_i + factor y_i) scale_i, ``out_i`` = keep s_i + beta memory_i, or s_i without a memory. y and memory
+    may be single rows, and ``out`` the memory or x. ``scale`` maps the norms of x_i + factor y_i to the scales.
+
+    Returns (mean, standard deviation) of the s_i and of the rows of ``out``, where asked for. Two passes over x where
+    there is a scale, else one; the same bits as the operations one by one. For float32 and float64.
+    """
+    return _of(x).send_rows(
+        x, factor, y, scale=scale, keep=keep, beta=beta, memory=memory, out=out, moments=moments
+    )  # fmt: skip
+
+
+def gather_images(
+    images: Tensor, index: np.ndarray | Tensor, *, flip: np.ndarray | Tensor | None, scale: np.ndarray,
+    shift: np.ndarray,
+) -> Tensor:  # fmt: skip
+    """Picks images [N, C, H, W] by index [B], mirrors those with flip, and maps channel c to scale_c p + shift_c:
+    [B, C, H, W] float32, in one pass. Index and flip are arrays for images in main memory, and tensors where the images
+    are for those on a device."""
+    return _of(images).gather_images(images, index, flip=flip, scale=scale, shift=shift)
+
 
 __all__ = [
     "blend",
@@ -45,12 +187,15 @@ __all__ = [
     "eager",
     "exclusive_threads",
     "gather_images",
+    "host",
     "in_threads",
     "inner_products",
     "is_native",
     "kept_mean",
     "kept_sums",
+    "later",
     "mean_and_std",
+    "mixed_distances",
     "network",
     "norms",
     "order_statistic",
@@ -61,6 +206,7 @@ __all__ = [
     "squared_distances_to",
     "squared_norms",
     "stretch_of",
+    "there",
     "threads",
     "torch_threads",
     "weighted_panel",

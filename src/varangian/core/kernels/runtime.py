@@ -296,6 +296,55 @@ def is_half(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16)
 
 
+def host(*tensors: Tensor) -> Any:
+    """The numbers of tensors, as arrays: the only place that waits for a device. One array for one tensor, else a tuple
+    of them.
+
+    In main memory an array shares the memory of its tensor. Several tensors of a device come over in one copy, as
+    float64. bfloat16 becomes float32.
+    """
+    held = [t.detach() for t in tensors]
+    held = [t.float() if t.dtype == torch.bfloat16 else t for t in held]  # which arrays do not have
+    if all(t.device.type == "cpu" for t in held):
+        found = [t.numpy() for t in held]
+    elif len(held) == 1:
+        found = [held[0].cpu().numpy()]
+    else:
+        flat = torch.cat([t.reshape(-1).double() for t in held]).cpu().numpy()
+        ends = np.cumsum([t.numel() for t in held])[:-1]
+        found = [part.reshape(t.shape) for part, t in zip(np.split(flat, ends), held, strict=True)]
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def there(values: np.ndarray, x: Tensor) -> Tensor:
+    """An array as a tensor where x is. To a card it is copied from pinned memory, so that nobody waits for it."""
+    made = torch.from_numpy(np.ascontiguousarray(values))
+    if x.device.type == "cuda":
+        return made.pin_memory().to(x.device, non_blocking=True)
+    return made.to(x.device)
+
+
+def later(x: Tensor) -> Callable[[], np.ndarray]:
+    """A function that answers the numbers that a tensor has now. They are fetched at once, and nobody waits for them
+    before it is called, on a card."""
+    if x.device.type == "cpu":
+        kept = x.detach().clone()
+        return lambda: host(kept)
+    if x.device.type != "cuda":
+        found = host(x)
+        return lambda: found
+    held = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    held.copy_(x.detach(), non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(x.device))
+
+    def read() -> np.ndarray:
+        arrived.synchronize()
+        return held.numpy()
+
+    return read
+
+
 def panels(x: Tensor) -> list[tuple[int, int]]:
     """The columns start..stop of [n, d] that are at hand at a time: all; of half types, which are copied, some."""
     d = x.shape[1]

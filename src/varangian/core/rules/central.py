@@ -67,9 +67,9 @@ class Aksel(General):
     def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
         n = x.shape[0]
         median = column_statistic(self, x, (*median_ranks(n, self.even), 0), None)
-        squared = kernels.squared_distances_to(x, median)
+        squared = kernels.host(kernels.squared_distances_to(x, median))
         if (unit := unit_of(x, squared)) is not None:
-            squared = kernels.squared_distances_to(in_unit(x, unit), in_unit(median, unit))
+            squared = kernels.host(kernels.squared_distances_to(in_unit(x, unit), in_unit(median, unit)))
         del median  # before the answer takes as much
         count = (n + 1) // 2 if self.mode == "mid" else n - self.f
         return kernels.weighted_rows(x, mean_weights(ranked(x, squared)[:count], n))

@@ -341,7 +341,7 @@ class SignGuard(General):
 
 def finite_norms(rule: General, x: Tensor) -> tuple[np.ndarray, np.ndarray, float | None]:
     """Norms of all rows, the indices of those that are finite, and the unit in which their squares are to be taken."""
-    norms = kernels.norms(x).cpu().numpy()
+    norms = kernels.host(kernels.norms(x))
     good = np.flatnonzero(np.isfinite(norms))
     refuse_faulty(rule, rule.f, x.shape[0] - good.size)
     with np.errstate(over="ignore", under="ignore"):

@@ -192,7 +192,7 @@ class DivideAndConquer(General):
         return np.sort(chosen)
 
     def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:
-        n, norms = x.shape[0], kernels.squared_norms(x).cpu().numpy()
+        n, norms = x.shape[0], kernels.host(kernels.squared_norms(x))
         if (unit := unit_of(x, norms)) is not None:
             return self.combine(in_unit(x, unit), previous, draw) * unit
         # In order of norm, so that what rounding does follows the vectors when they are permuted.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import is_native, jit, jit_sum
+from ..runtime import is_native, jit, jit_sum
 
 
 def stretch_of(x: Tensor, start: int, stop: int) -> tuple[np.ndarray, int, int]:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import numerics
+from ... import numerics
+from ..runtime import STREAM_WIDTH, as_rows, chunks, in_threads, is_half, is_native, jit, jit_sum
 from .distances import norms as row_norms
-from .runtime import STREAM_WIDTH, as_rows, chunks, in_threads, is_half, is_native, jit, jit_sum
 
 SEND_WIDTH = 1024  # columns per block of what workers do: the rows it keeps stay in the second cache
 
@@ -34,10 +34,6 @@ def _beside(x: Tensor, y: Tensor) -> np.ndarray:
 
 
 def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """scale_i x_i + factor y_i for each row, [..., d]: scale may be one number a row, y may be a single row.
-
-    ``out`` may be x or y. One pass.
-    """
     if not (is_native(x) and x.ndim == 2 and (out is None or out.stride(-1) == 1)):
         scales = scale.to(x.dtype).unsqueeze(-1) if isinstance(scale, Tensor) else scale
         if x.is_contiguous() and y.is_contiguous() and (out is None or out.is_contiguous()):
@@ -118,14 +114,6 @@ def send_rows(
     x: Tensor, factor: float, y: Tensor, *, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
     memory: Tensor | None, out: Tensor, moments: bool,
 ) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:  # fmt: skip
-    """What workers do to their gradients, without writing anything in between: l2, clipping, momentum.
-
-    With s_i = (x_i + factor y_i) scale_i, ``out_i`` = keep s_i + beta memory_i, or s_i without a memory. y and memory
-    may be single rows, and ``out`` the memory or x. ``scale`` maps the norms of x_i + factor y_i to the scales.
-
-    Returns (mean, standard deviation) of the s_i and of the rows of ``out``, where asked for. Two passes over x where
-    there is a scale, else one; the same bits as the operations one by one. For float32 and float64 in main memory.
-    """
     a, b, c = as_rows(x), _beside(x, y), out.numpy()
     n, d = a.shape
     kind = a.dtype.type
@@ -180,8 +168,7 @@ def _gather(images, index, flip, mirror, scale, shift, start, stop, plane, out):
 def gather_images(
     images: Tensor, index: np.ndarray, *, flip: np.ndarray | None, scale: np.ndarray, shift: np.ndarray
 ) -> Tensor:
-    """Picks images [N, C, H, W] by index [B], mirrors those with flip, and maps channel c to scale_c p + shift_c:
-    [B, C, H, W] float32, in one pass; those that lie otherwise in memory, or are of half a type, are copied first."""
+    """Images that lie otherwise in memory, or are of half a type, are copied first."""
     kept = images.detach()
     if is_half(kept) or kept.is_neg() or not kept.is_contiguous():
         kept = kept[torch.from_numpy(index)].contiguous()

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import numerics
-from .runtime import HALF_WIDTH, STREAM_WIDTH, as_rows, chunks, in_threads, is_half, is_native, jit, jit_sum, panels
+from ... import numerics
+from ..runtime import STREAM_WIDTH, as_rows, chunks, in_threads, jit, jit_sum, panels
+from .columns import weighted_panel
 
+ANEW_WIDTH = 8192  # columns of mixtures at a time whose distances are measured
 DISTANCE_WIDTH = 1024  # columns per tile of distances: 8 rows of float32 are 32 KiB
 
 
@@ -113,9 +115,6 @@ def _squares(x, start, stop, out):  # type: ignore[no-untyped-def]
 
 
 def squared_norms(x: Tensor) -> Tensor:
-    """||x_i||^2 of each row, [..., d] -> [...] in float64."""
-    if not (is_native(x) or is_half(x)):
-        return torch.linalg.vector_norm(x.double(), dim=-1).square()
     matrix = x.reshape(-1, x.shape[-1])
     total = np.zeros(matrix.shape[0])
     for start, stop in panels(matrix):
@@ -132,10 +131,6 @@ def _sum_of_squares(rows: np.ndarray) -> np.ndarray:
 
 
 def norms(x: Tensor) -> Tensor:
-    """||x_i|| of each row, [..., d] -> [...] in float64, also where squares of float64 leave its range.
-
-    One pass; a second one over rows of float64 whose squares overflow or vanish.
-    """
     squared = squared_norms(x)
     result = squared.sqrt()
     if x.dtype == torch.float64:
@@ -185,23 +180,22 @@ def _sum_of_distances(x: np.ndarray, extra: np.ndarray) -> np.ndarray:
     return squared
 
 
-def squared_distances(x: Tensor, extra: Tensor | None = None) -> np.ndarray:
-    """Squared Euclidean distances between the n rows, e extra rows and, last, the origin: [n+e+1, n+e+1] float64.
-
-    Exact to about 1e-6 relative for float32, whatever the rows' common offset; entries of rows that are not finite are
-    not finite. One pass over the data.
-    """
+def squared_distances(x: Tensor, extra: Tensor | None = None) -> Tensor:
     extra = x[:0] if extra is None else extra
     total = np.zeros((x.shape[0] + extra.shape[0] + 1,) * 2)
-    if is_native(x) or is_half(x):
-        for s, t in panels(x):
-            total += _sum_of_distances(as_rows(x[:, s:t]), as_rows(extra[:, s:t]))
-        return total
-    for s in range(0, x.shape[1], HALF_WIDTH):
-        panel = torch.cat([x[:, s : s + HALF_WIDTH], extra[:, s : s + HALF_WIDTH]])
-        points = torch.cat([panel, panel.new_zeros(1, panel.shape[1])]).double()
-        total += torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
-    return total
+    for s, t in panels(x):
+        total += _sum_of_distances(as_rows(x[:, s:t]), as_rows(extra[:, s:t]))
+    return torch.from_numpy(total)
+
+
+def mixed_distances(x: Tensor, table: np.ndarray, extra: Tensor | None, *, others: bool) -> Tensor:
+    total = np.zeros((table.shape[0] + (0 if extra is None or not others else extra.shape[0]) + 1,) * 2)
+    for start in range(0, x.shape[1], ANEW_WIDTH):
+        stop = min(start + ANEW_WIDTH, x.shape[1])
+        mixed = weighted_panel(x, table, extra, start=start, stop=stop)
+        beside = mixed[:0] if extra is None or not others else extra[:, start:stop].double()
+        total += _sum_of_distances(as_rows(mixed), as_rows(beside))
+    return torch.from_numpy(total)
 
 
 @jit_sum
@@ -212,16 +206,11 @@ def _wide_product(a, b):  # type: ignore[no-untyped-def]
     return total
 
 
-def inner_products(vectors: list[Tensor]) -> np.ndarray:
-    """<v_i, v_j> of k vectors [d]: [k, k], summed in float64 without stacking them. Meant for a handful of vectors."""
-    k = len(vectors)
-    if not all(is_native(v) or is_half(v) for v in vectors):
-        wide = torch.stack([v.double() for v in vectors])
-        return (wide @ wide.T).cpu().numpy()
-    lower = np.zeros((k, k))
+def inner_products(vectors: list[Tensor]) -> Tensor:
+    lower = np.zeros((len(vectors), len(vectors)))
     for start, stop in panels(vectors[0].unsqueeze(0)):
         lower += _sum_of_products([as_rows(v[start:stop].unsqueeze(0))[0] for v in vectors])
-    return np.tril(lower) + np.tril(lower, -1).T
+    return torch.from_numpy(np.tril(lower) + np.tril(lower, -1).T)
 
 
 def _sum_of_products(arrays: list[np.ndarray]) -> np.ndarray:
@@ -241,16 +230,11 @@ def _sum_of_products(arrays: list[np.ndarray]) -> np.ndarray:
     return parts.sum(0)
 
 
-def squared_distances_to(x: Tensor, point: Tensor) -> np.ndarray:
-    """Squared distances of the n rows to one vector [d]: [n] float64, summed in float64. One pass over the data."""
+def squared_distances_to(x: Tensor, point: Tensor) -> Tensor:
     total = np.zeros(x.shape[0])
-    if is_native(x) or is_half(x):
-        for s, t in panels(x):
-            total += _sum_of_distances_to(as_rows(x[:, s:t]), as_rows(point[s:t].unsqueeze(0)))
-        return total
-    for s in range(0, x.shape[1], HALF_WIDTH):
-        total += (x[:, s : s + HALF_WIDTH].double() - point[s : s + HALF_WIDTH].double()).square().sum(1).cpu().numpy()
-    return total
+    for s, t in panels(x):
+        total += _sum_of_distances_to(as_rows(x[:, s:t]), as_rows(point[s:t].unsqueeze(0)))
+    return torch.from_numpy(total)
 
 
 def _sum_of_distances_to(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
@@ -313,34 +297,28 @@ def _around(x, extra, scales, places, factors, start, stop, at, out):  # type: i
 
 def squared_around(
     x: Tensor, weights: np.ndarray, extra: Tensor | None = None, scales: np.ndarray | None = None
-) -> np.ndarray:
-    """Squared norms of scaled rows, and their squared distances to a mixture: [2, n].
-
-    ``weights`` [n+e] are those of the mixture, of rows and extra rows as they are; ``scales`` [n]. In float64, in one
-    pass over the data.
-    """
-    n, d = x.shape
-    used = np.flatnonzero(weights)
+) -> Tensor:
+    used, n = np.flatnonzero(weights), x.shape[0]
     factors, by = weights[used].astype(np.float64), np.ones(n) if scales is None else scales.astype(np.float64)
-    if is_native(x):
-        rows, others = as_rows(x), as_rows(x[:0] if extra is None else extra)
-        width = min(STREAM_WIDTH, d)
-        size, count = chunks(d, width, 8)
-        parts = np.zeros((count, 2, n))
-
-        def task(c: int) -> None:
-            first, last = c * size, min(d, (c + 1) * size)
-            _around(rows, others, by, used, factors, first, last, np.empty(width), parts[c])
-
-        in_threads(task, count, rows.size)
-        return parts.sum(0)
     total = np.zeros((2, n))
-    mix, scaling = torch.from_numpy(factors).to(x.device), torch.from_numpy(by).to(x.device).unsqueeze(1)
-    for s in range(0, d, HALF_WIDTH):
-        panel = x[:, s : s + HALF_WIDTH].double()
-        sources = panel if extra is None else torch.cat([panel, extra[:, s : s + HALF_WIDTH].double()])
-        point = mix @ sources[torch.from_numpy(used).to(x.device)]
-        scaled = scaling * panel
-        total[0] += scaled.square().sum(1).cpu().numpy()
-        total[1] += (scaled - point).square().sum(1).cpu().numpy()
-    return total
+    for start, stop in panels(x):
+        rows, others = as_rows(x[:, start:stop]), as_rows((x[:0] if extra is None else extra)[:, start:stop])
+        width = min(STREAM_WIDTH, stop - start)
+        size, count = chunks(stop - start, width, 8)
+        total += _sum_around(rows, others, by, used, factors, width=width, size=size, count=count)
+    return torch.from_numpy(total)
+
+
+def _sum_around(
+    rows: np.ndarray, others: np.ndarray, by: np.ndarray, used: np.ndarray, factors: np.ndarray, *,
+    width: int, size: int, count: int,
+) -> np.ndarray:  # fmt: skip
+    n, d = rows.shape
+    parts = np.zeros((count, 2, n))
+
+    def task(c: int) -> None:
+        first, last = c * size, min(d, (c + 1) * size)
+        _around(rows, others, by, used, factors, first, last, np.empty(width), parts[c])
+
+    in_threads(task, count, rows.size)
+    return parts.sum(0)

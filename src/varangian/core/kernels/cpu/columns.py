@@ -15,8 +15,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .. import numerics
-from .runtime import HALF_WIDTH, STREAM_WIDTH, as_rows, chunks, in_threads, is_half, is_native, jit, panels
+from ... import numerics
+from ..definitions import Statistic, as_counts, network
+from ..runtime import STREAM_WIDTH, as_rows, chunks, in_threads, is_native, jit, panels
 
 SORT_WIDTH = 128  # columns per block of a sorting network or a mixing: 51 rows of float32 are 26 KiB
 LANES = 64 if get_host_cpu_features().get("avx512f") else 32  # bytes of a vector register
@@ -24,34 +25,9 @@ AHEAD = 512  # bytes: how far ahead of a sort in registers a row is asked for
 REGISTER_ROWS = 128  # so many rows at most are sorted in registers, and the stack behind them: 1 to 3 s to compile
 SCALE_WIDTH = 1 << 17  # columns of a row at a time where rows are only scaled
 WORTH = 1 << 20  # so many numbers at least: below, compiling for this n and these ranks would not be worth it
-DENOMINATORS = np.arange(1, 1 << 13)  # that weights are looked for as fractions of
 FULL = 0.25  # the share of non-zero weights from which mixtures are made four at a time, zeros included
 
 # ---------------------------------------------------------------------------------------------- weighted sums
-
-
-def as_counts(weights: np.ndarray, dtype: torch.dtype) -> tuple[np.ndarray, float]:
-    """Weights that are fractions of a small common denominator, as multiples of one number, and what their sums are to
-    be divided by: so that the mean of 1, 4 and 7 is 4. Others as they are, and 1.
-
-    Multiples are whole numbers; of float64 so small a power of two that no sum overflows where the mean does not.
-    """
-    values = np.unique(weights[weights != 0])
-    denominator = 1
-    while values.size and np.isfinite(values).all():
-        counts = values * denominator
-        wrong = np.abs(counts - np.rint(counts)) > 2e-14 * np.abs(counts)
-        if not wrong.any():
-            unit = 1.0
-            if dtype == torch.float64:
-                unit = 2.0 ** -np.ceil(np.log2(max(1.0, denominator * np.abs(weights).sum(-1).max())))
-            return np.rint(weights * denominator) * unit, denominator * unit
-        several = counts[np.argmax(wrong)] * DENOMINATORS[: DENOMINATORS.size // denominator]
-        found = np.flatnonzero(np.abs(several - np.rint(several)) <= 2e-14 * np.abs(several))
-        if not found.size:
-            break
-        denominator *= int(found[0]) + 1
-    return weights, 1.0
 
 
 @jit
@@ -220,10 +196,6 @@ def _mixed_rows(x: Tensor, extra: Tensor | None, mixture: _Mixture, out: np.ndar
 
 
 def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -> Tensor:
-    """sum_i w_i x_i, rows of weight zero never touched (0 * NaN is NaN): weights [n+e] -> [d], or [m, n+e] -> [m, d].
-
-    Accumulated in float64, rounded once. One pass over the rows of non-zero weight.
-    """
     d = x.shape[1]
     if weights.ndim == 2:
         out = x.new_empty(weights.shape[0], d)
@@ -241,20 +213,11 @@ def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -
         source = x[used[0]] if used[0] < x.shape[0] else extra[used[0] - x.shape[0]]  # type: ignore[index]
         return source.detach().clone()
     factors, divisor = as_counts(weights[used].astype(np.float64), x.dtype)
-    if is_native(x) or is_half(x):
-        parts = []
-        for s, t in panels(x):
-            a, b = as_rows(x[:, s:t]), as_rows(x[:0, s:t] if extra is None else extra[:, s:t])
-            parts.append(torch.from_numpy(_weighted_sum(a, b, used=used, factors=factors, divisor=divisor)).to(x.dtype))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-    out = x.new_empty(d)
-    device_weights = torch.from_numpy(factors).to(x.device)
-    index = torch.from_numpy(used).to(x.device)
-    for s in range(0, d, HALF_WIDTH):
-        places = slice(s, s + HALF_WIDTH)
-        panel = x[:, places] if extra is None else torch.cat([x[:, places], extra[:, places]])
-        out[s : s + HALF_WIDTH] = (device_weights @ panel[index].double() / divisor).to(x.dtype)
-    return out
+    parts = []
+    for s, t in panels(x):
+        a, b = as_rows(x[:, s:t]), as_rows(x[:0, s:t] if extra is None else extra[:, s:t])
+        parts.append(torch.from_numpy(_weighted_sum(a, b, used=used, factors=factors, divisor=divisor)).to(x.dtype))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _weighted_sum(
@@ -273,19 +236,14 @@ def _weighted_sum(
 
 
 def zeros_like_row(x: Tensor) -> Tensor:
-    """[d] zeros. In main memory without torch's threads, which spin for a while after they have filled it."""
+    """Without torch's threads, which spin for a while after they have filled it."""
     return torch.from_numpy(np.zeros(x.shape[1], as_rows(x[:, :1]).dtype)) if is_native(x) else x.new_zeros(x.shape[1])
 
 
 def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, *, start: int, stop: int) -> Tensor:
-    """Columns start..stop of weighted_rows for weights [m, n+e], not rounded: [m, stop - start] in float64."""
     panel = x[:, start:stop]
     others = panel[:0] if extra is None else extra[:, start:stop]
-    if is_native(x) or is_half(x):
-        return _mixed_rows(panel, others, _Mixture.of(table), np.empty((table.shape[0], stop - start)))
-    used = np.flatnonzero((table != 0).any(0))
-    sources = torch.cat([panel, others])[torch.from_numpy(used).to(x.device)].double()
-    return torch.from_numpy(np.ascontiguousarray(table[:, used])).to(x.device) @ sources
+    return _mixed_rows(panel, others, _Mixture.of(table), np.empty((table.shape[0], stop - start)))
 
 
 # ----------------------------------------------------------------------------------------------------- ranks
@@ -312,72 +270,6 @@ def _prefetch(typingctx, array, row, column):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(array, row, column), generate
-
-
-def _batcher(n: int) -> list[tuple[int, int]]:
-    """The comparators (i, j) of Batcher's odd-even merge sort, depth first: a few values for long, then the next few.
-
-    Reference: Batcher, "Sorting networks and their applications", 1968.
-    """
-    comparators: list[tuple[int, int]] = []
-
-    def sort(first: int, size: int) -> None:
-        if size > 1:
-            sort(first, size // 2)
-            sort(first + size // 2, size // 2)
-            merge(first, size, 1)
-
-    def merge(first: int, size: int, gap: int) -> None:
-        pairs = [first]
-        if 2 * gap < size:
-            merge(first, size, 2 * gap)
-            merge(first + gap, size, 2 * gap)
-            pairs = list(range(first + gap, first + size - gap, 2 * gap))
-        comparators.extend((i, i + gap) for i in pairs if i + gap < n)  # beyond n stand values above all others
-
-    sort(0, 1 << max(0, n - 1).bit_length())
-    return comparators
-
-
-@lru_cache(maxsize=256)
-def network(n: int, low: int, high: int) -> tuple[tuple[int, int], ...]:
-    """Comparators that sort n values as far as ranks low..high-1 need it.
-
-    Example:
-        >>> network(3, 0, 3)
-        ((0, 1), (0, 2), (1, 2))
-    """
-    wanted, kept = set(range(low, high)), []
-    for a, b in reversed(_batcher(n)):
-        if a in wanted or b in wanted:
-            wanted |= {a, b}
-            kept.append((a, b))
-    return tuple(kept[::-1])
-
-
-class _Statistic(NamedTuple):
-    """What is asked of a sorted column: the mean of ranks low..high-1, or of the ``window`` values closest to that.
-
-    Of two values equally close the lower one is kept, so what decides is asked without a quotient, and of values as
-    they are: a window moves up past a, for b, while (a + b) (high - low) < 2 (the sum of the ranks). Mixtures are sums
-    of products, each rounded; so close to equality theirs count as equal.
-    """
-
-    low: int
-    high: int
-    window: int  # 0: none
-    scale: float  # of the values before they are added: of float64 so small a power of two that nothing overflows
-    up: float  # what decides counts as equal where these factors
-    down: float  # make it so
-    divisor: float  # what the values are to be divided by
-    total: float  # what the sum of scaled values that is the answer is to be divided by
-
-    @classmethod
-    def of(cls, m: int, *, low: int, high: int, window: int, wide: bool, terms: int, divisor: float) -> _Statistic:
-        """Of m values, float64 ones or not, each a sum of so many terms."""
-        scale = 2.0 ** -int(2 * m).bit_length() if wide else 1.0
-        slack = 16 * terms * 2.0**-53
-        return cls(low, high, window, scale, 1 + slack, 1 - slack, divisor, (window or high - low) * scale * divisor)
 
 
 @intrinsic
@@ -446,7 +338,7 @@ def _sort_lanes(typingctx, bases, plan, column, most, place, out, up, down, tota
             a, b = builder.fmul(value, over), builder.fmul(value, under)
             return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
-        scale = _Statistic.of(n, low=low, high=high, window=window, wide=width == 64, terms=0, divisor=1.0).scale
+        scale = Statistic.of(n, low=low, high=high, window=window, wide=width == 64, terms=0, divisor=1.0).scale
         least, greatest, unsigned = operation("smin"), operation("smax"), operation("umax")
         shift, mask = constant(width - 1), constant((1 << (width - 1)) - 1)
         rows, largest = data(0), builder.bitcast(data(3), pointer)
@@ -680,7 +572,7 @@ def _column_statistic(
         mixture = _Mixture.of(table)
     elif mixes and mixing is not None:
         mixture = _Mixture.made_of(mixing, torch.float32)
-    statistic = _Statistic.of(
+    statistic = Statistic.of(
         m, low=low, high=high, window=window, wide=kind == np.float64, terms=n * mixes, divisor=divisor
     )
     integer, shift, mask, infinity = _INTEGERS[kind]
@@ -716,58 +608,13 @@ def _column_statistic(
 
 def column_statistic(
     x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None
-) -> tuple[Tensor, int]:
-    """Per column of [n, d], or of mixing @ x for a mixing [m, n]: the mean of the values of ranks low..high-1, and with
-    a ``window`` the mean of the ``window`` values closest to that (ties to the lower value).
-
-    Median, trimmed mean, MeaMed and Phocas are four settings of it. Returns [d] and the number of rows that hold a NaN
-    or an infinity. Each number is read once; a mixing is applied block by block and never stored.
-    """
-    native = is_native(x) or is_half(x)
+) -> tuple[Tensor, Tensor]:
     parts, bad = [], np.zeros(x.shape[0] if mixing is None else mixing.shape[0], bool)
-    for s, t in panels(x) if native else [(s, s + HALF_WIDTH) for s in range(0, x.shape[1], HALF_WIDTH)]:
-        panel = x[:, s:t]
-        if native:
-            part, faulty = _column_statistic(as_rows(panel), mixing, low=low, high=high, window=window)
-            parts.append(torch.from_numpy(part).to(x.dtype))
-        else:
-            wide, statistic = _torch_mixed(panel.double(), mixing, low=low, high=high, window=window)
-            faulty = (~wide.isfinite().all(1)).cpu().numpy()
-            parts.append(_torch_statistic(wide, statistic).to(x.dtype))
+    for s, t in panels(x):
+        part, faulty = _column_statistic(as_rows(x[:, s:t]), mixing, low=low, high=high, window=window)
+        parts.append(torch.from_numpy(part).to(x.dtype))
         bad |= faulty
-    return parts[0] if len(parts) == 1 else torch.cat(parts), int(bad.sum())
-
-
-def _torch_mixed(
-    x: Tensor, mixing: np.ndarray | None, *, low: int, high: int, window: int
-) -> tuple[Tensor, _Statistic]:
-    """What is to be sorted, in float64, and what is asked of it."""
-    n = x.shape[0]
-    if mixing is None:
-        return x, _Statistic.of(n, low=low, high=high, window=window, wide=True, terms=0, divisor=1.0)
-    table, divisor = as_counts(mixing, torch.float64)
-    rows = []
-    for row in table:
-        used = np.flatnonzero(row)
-        rows.append(torch.from_numpy(row[used]).to(x.device) @ x[torch.from_numpy(used).to(x.device)])
-    return torch.stack(rows), _Statistic.of(
-        len(table), low=low, high=high, window=window, wide=True, terms=n, divisor=divisor
-    )
-
-
-def _torch_statistic(x: Tensor, statistic: _Statistic) -> Tensor:
-    low, high, window = statistic.low, statistic.high, statistic.window
-    ordered = x.sort(dim=0).values
-    if high - low == 1 and not window and statistic.divisor == 1:
-        return ordered[low]
-    ordered = ordered * statistic.scale
-    center = ordered[low:high].sum(0)
-    if window:
-        lifted, drop = torch.maximum(ordered * statistic.up, ordered * statistic.down), x.shape[0] - window
-        twice = torch.minimum(2 * center * statistic.up, 2 * center * statistic.down)
-        slid = ((lifted[:drop] + lifted[window:]) * (high - low) < twice).sum(0)
-        center = ordered.gather(0, slid + torch.arange(window, device=x.device).unsqueeze(1)).sum(0)
-    return center / statistic.total
+    return parts[0] if len(parts) == 1 else torch.cat(parts), torch.tensor(int(bad.sum()))
 
 
 # --------------------------------------------------------------------------------------------------- moments
@@ -824,14 +671,6 @@ def _moments(x, ddof, least, start, stop, scratch, mean, std):  # type: ignore[n
 
 
 def mean_and_std(x: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column, [n, d] -> [d], [d]: one pass, two-pass accuracy, in float64.
-
-    The deviation of a single row (n = ddof) is 0 / 0 = NaN, as everywhere.
-    """
-    if not (is_native(x) or is_half(x)):
-        wide = [x[:, s : s + HALF_WIDTH].double() for s in range(0, x.shape[1], HALF_WIDTH)]
-        mean, std = torch.cat([w.mean(0) for w in wide]), torch.cat([w.std(0, correction=ddof) for w in wide])
-        return mean.to(x.dtype), std.to(x.dtype)
     moments = [_mean_and_std(as_rows(x[:, s:t]), ddof).to(x.dtype) for s, t in panels(x)]
     mean, std = moments[0] if len(moments) == 1 else torch.cat(moments, dim=1)
     return mean, std

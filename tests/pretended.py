@@ -1,0 +1,300 @@
+"""A pretended card: real numbers on the CPU, under the discipline of a CUDA device.
+
+    with PretendedCard() as card:
+        x = torch.randn(11, 100, device="cuda:0")
+        card.reset()
+        vg.Median(f=2)(x)
+    print(card)      # launches, waits and where they stand, bytes copied
+
+Tensors made on, or moved to, "cuda:0" are wrappers: they say device cuda:0, hold a tensor of the CPU, and run each
+operation of torch on it. What a card refuses is refused: operands on two devices, .numpy(), np.asarray(). What it makes
+the host wait for is counted: reading a value (.item(), bool(), float(), nonzero, boolean indices), copies to the host,
+copies from pageable memory (indexing with a list is one), eigh and svd. Pinned memory and non_blocking=True are not
+waited for; events are counted apart, as ``late``: what they stand behind was asked for before.
+
+How: for C++ a wrapper lies on the meta device, which needs no CUDA; Python sees cuda:0. The mode takes the key of
+FakeTensorMode, so that torch does not start CUDA where it parses a device. FakeTensorMode itself knows no values, so
+nothing would get past its first n x n decision.
+
+Not seen by it: threads other than the one that entered (factories there make tensors of the CPU), memory, streams, what
+cuDNN computes. Launches are a lower bound: a sort, say, is several.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.utils._mode_utils
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+CARD = torch.device("cuda", 0)
+PACKAGE = "/varangian/"  # whose lines are told
+COPIES = {"_to_copy", "copy_"}
+GATHERS = {"index", "index_select", "gather"}
+WAITING = {"nonzero", "_linalg_eigh", "_linalg_svd", "linalg_solve_ex", "masked_select", "_unique2", "equal"}
+FREE = {  # no launch: views, and memory that is only taken
+    "view", "_unsafe_view", "slice", "select", "expand", "unsqueeze", "squeeze", "t", "transpose", "permute", "detach",
+    "alias", "as_strided", "split", "split_with_sizes", "unbind", "diagonal", "unfold", "lift_fresh", "narrow",
+    "reshape", "resize_", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_",
+    "_local_scalar_dense",
+}  # fmt: skip
+
+
+class OnTwoDevices(RuntimeError):
+    """Operands on two devices."""
+
+
+class CardTensor(Tensor):
+    """What lies on the pretended card."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> CardTensor:
+        out = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device="meta",
+        )
+        out.held = held
+        return out
+
+    device = property(lambda self: CARD)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    is_meta = property(lambda self: False)  # type: ignore[assignment]
+
+    def __repr__(self, **_: Any) -> str:
+        return f"CardTensor({tuple(self.shape)}, {self.dtype})"
+
+    def numpy(self, **_: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+
+    __array__ = numpy
+
+    def tolist(self) -> Any:
+        _card().waits["tolist", _where()] += 1
+        return self.held.tolist()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.held.untyped_storage()
+
+    def __deepcopy__(self, memo: Any) -> CardTensor:
+        return CardTensor(self.held.clone())
+
+    def _index(self, index: Any) -> Any:
+        """Lists and tensors of the host that index one of the card are copied over first."""
+        if isinstance(index, tuple):
+            return tuple(self._index(i) for i in index)
+        if isinstance(index, list) or (isinstance(index, Tensor) and not isinstance(index, CardTensor) and index.ndim):
+            held = torch.as_tensor(index)
+            _card().arrived(held, waits=True)
+            return CardTensor(held)
+        return index
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(self._index(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(self._index(index), value)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class Event:
+    """Stands for torch.cuda.Event: what was asked for before it is there at once."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def record(self, stream: object = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        _card().late["event", _where()] += 1
+
+    def query(self) -> bool:
+        return True
+
+
+class Stream:
+    """Stands for torch.cuda.Stream."""
+
+    def wait_stream(self, other: object) -> None:
+        pass
+
+    def wait_event(self, event: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        _card().waits["synchronize", _where()] += 1
+
+
+class PretendedCard(TorchDispatchMode):
+    """What a card would have been asked to do since the last reset.
+
+    Attributes:
+        launches, waits, late, traffic: how many, and bytes moved on the card, by (what, where in the package).
+        to_card, to_host: bytes copied.
+    """
+
+    entered: PretendedCard | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore[reportAttributeAccessIssue]
+        self._patches = ExitStack()
+        self.reset()
+
+    def reset(self) -> None:
+        self.launches: Counter[tuple[str, str]] = Counter()
+        self.waits: Counter[tuple[str, str]] = Counter()
+        self.late: Counter[tuple[str, str]] = Counter()
+        self.traffic: Counter[tuple[str, str]] = Counter()
+        self.to_card = self.to_host = 0
+
+    def arrived(self, x: Tensor, waits: bool) -> None:
+        self.to_card += _size(x)
+        if waits:
+            self.waits["copy from pageable memory", _where()] += 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.launches.total():,} launches, {self.waits.total():,} waits {dict(self.waits)}, "
+            f"{self.to_card:,} bytes to the card, {self.to_host:,} to the host, {self.traffic.total():,} moved there"
+        )
+
+    def __enter__(self) -> PretendedCard:
+        assert PretendedCard.entered is None
+        PretendedCard.entered = self
+        stream = Stream()
+        for name, stand_in in {
+            "is_available": lambda: True,
+            "device_count": lambda: 1,
+            "current_device": lambda: 0,
+            "current_stream": lambda device=None: stream,
+            "get_device_name": lambda device=None: "a pretended card",
+            "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
+            "synchronize": lambda device=None: stream.synchronize(),
+            "Event": Event,
+            "Stream": lambda *_, **__: Stream(),
+        }.items():
+            self._patches.enter_context(patch.object(torch.cuda, name, stand_in))
+        self._patches.callback(
+            torch.__future__.set_swap_module_params_on_conversion,
+            torch.__future__.get_swap_module_params_on_conversion(),
+        )
+        torch.__future__.set_swap_module_params_on_conversion(True)  # so that nn.Module.to("cuda:0") works
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        PretendedCard.entered = None
+        self._patches.close()
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        there = device is not None and torch.device(device).type in ("cuda", "meta")
+        if there or any(isinstance(t, CardTensor) for t in tree_leaves((args, kwargs))):
+            return _run(func, args, kwargs)
+        if func._schema.name == "aten::_pin_memory":
+            return _pinned(args[0].clone())
+        if kwargs.get("pin_memory"):
+            return _pinned(func(*args, **(kwargs | {"pin_memory": False})))
+        return func(*args, **kwargs)
+
+
+def _card() -> PretendedCard:
+    assert PretendedCard.entered is not None
+    return PretendedCard.entered
+
+
+def _pinned(x: Tensor) -> Tensor:
+    x.pinned = True  # pyright: ignore[reportAttributeAccessIssue]
+    return x
+
+
+def _where() -> str:
+    for frame in reversed(traceback.extract_stack()):
+        if PACKAGE in frame.filename and "site-packages" not in frame.filename:
+            return f"{frame.filename.rsplit(PACKAGE, 1)[1]}:{frame.lineno} {frame.name}"
+    return "elsewhere"
+
+
+def _size(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _unwrap(x: Any) -> Any:
+    return x.held if isinstance(x, CardTensor) else x
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    card, name = _card(), func._schema.name.split("::")[1]
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    mine = [t for t in tensors if isinstance(t, CardTensor)]
+    others = [t for t in tensors if not isinstance(t, CardTensor)]
+    device = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
+    to_card = device in ("cuda", "meta")
+    if name == "_local_scalar_dense":
+        card.waits["value read", _where()] += 1
+        return func(*tree_map(_unwrap, args))
+    if name in WAITING:
+        card.waits[name, _where()] += 1
+    if name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1]):
+        card.waits["boolean index", _where()] += 1
+    if name in COPIES:
+        source = args[0] if name == "_to_copy" else args[1]
+        on_card = isinstance(args[0], CardTensor) if name == "copy_" or device is None else to_card
+        alone = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
+        if isinstance(source, CardTensor) and not on_card:
+            card.to_host += _size(source)
+            if not (alone and getattr(args[0], "pinned", False)):
+                card.waits["copy to the host", _where()] += 1
+        elif not isinstance(source, CardTensor) and on_card:
+            if source.ndim or name == "_to_copy":
+                card.arrived(source, waits=not (alone and getattr(source, "pinned", False)))
+        elif name == "_to_copy" and on_card and kwargs.get("dtype") in (None, source.dtype):
+            return source  # it is there already
+    else:
+        on_card = bool(mine) or to_card
+        if mine and any(t.ndim for t in others) and name != "lift_fresh":
+            raise OnTwoDevices(f"{func}: Expected all tensors to be on the same device, but found cuda:0 and cpu")
+    options = tree_map(_unwrap, kwargs)
+    if to_card:
+        options["device"] = torch.device("cpu")
+    out = func(*tree_map(_unwrap, args), **options)
+    if not on_card:
+        return out
+    if name not in FREE:
+        made = sum(_size(t) for t in tree_leaves(out) if isinstance(t, Tensor))
+        read = 0 if name in GATHERS else sum(_size(t) for t in mine)
+        written = 2 * made if name in GATHERS else 0 if name.endswith("_") or "out" in kwargs else made
+        card.launches[name, _where()] += 1
+        card.traffic[name, _where()] += read + written
+    if torch.Tag.inplace_view in func.tags:  # squeeze_() and the like change the wrapper's own shape too
+        with torch.utils._mode_utils.no_dispatch():
+            func(*args, **kwargs)
+        return args[0]
+    known = {id(t.held): t for t in mine}  # what was written in place stays the same tensor
+
+    def wrap(x: Any) -> Any:
+        return x if not isinstance(x, Tensor) else known[id(x)] if id(x) in known else CardTensor(x)
+
+    return tree_map(wrap, out)
