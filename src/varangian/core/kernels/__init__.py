@@ -109,7 +109,7 @@ def squared_distances(x: Tensor, extra: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances between the n rows, e extra rows and, last, the origin: [n+e+1, n+e+1] float64.
 
     Exact to about 1e-6 relative for float32, whatever the rows' common offset; entries of rows that are not finite are
-    not finite. One pass over the data.
+    not finite, but for the diagonal, which is 0. One pass over the data.
     """
     return _of(x).squared_distances(x, extra)
 

@@ -114,8 +114,8 @@ def squared_distances(x: Tensor, extra: Tensor | None = None) -> Tensor:
 
 
 def _pairs(points: Tensor) -> Tensor:
-    """Squared distances, from differences."""
-    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
+    """Squared distances, from differences; of a point to itself 0, whatever it holds."""
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square().fill_diagonal_(0)
 
 
 def mixed_distances(x: Tensor, table: np.ndarray, extra: Tensor | None, *, others: bool) -> Tensor:

@@ -1,0 +1,947 @@
+"""What benchmarks/gpu.py measures, section by section. Every finding is noted as soon as it is there."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import varangian as vg
+from varangian.core import kernels, specs
+from varangian.core.checks import Refused
+from varangian.core.kernels import plain
+from varangian.runs.building import build
+from varangian.simulation.data import DataError, Dataset, load
+from varangian.simulation.models import build as build_model
+from varangian.study.paper import OF_THE_PAPER, PANELS, SEEDS
+
+if TYPE_CHECKING:
+    from gpu import Report
+
+L2_BYTES = 50 * 2**20  # of an H100's cache, past which inputs are rotated
+TYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+# ------------------------------------------------------------------------------------------------ what a card can do
+
+
+class Card:
+    """The device, and what only a card can do: on any other, and on a pretended one, the host's clock and no more."""
+
+    def __init__(self, name: str) -> None:
+        self.device = torch.device(name)
+        # A pretended card says that CUDA is available, and torch that it was built without.
+        self.real = self.device.type == "cuda" and torch.version.cuda is not None
+
+    def settle(self) -> None:
+        if self.real:
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """From the call to the end of what it started."""
+        self.settle()
+        start = time.perf_counter()
+        call()
+        self.settle()
+        return time.perf_counter() - start
+
+    def median_ms(self, call: Callable[[int], object], most: int = 50, limit: float = 0.5) -> float:
+        """Median time of call(i) on the device, i telling which of several inputs to take; of ``most`` calls, or as
+        many as fit in ``limit`` seconds.
+
+        The host runs ahead while the card sleeps, so that what launches cost is not in it.
+        """
+        call(0)
+        once = max(self.seconds(partial(call, 1)), 1e-7)
+        rounds = max(3, min(most, int(limit / once)))
+        if not self.real:
+            return 1e3 * statistics.median(self.seconds(partial(call, i)) for i in range(rounds))
+        start = time.perf_counter()
+        call(0)
+        ahead = (time.perf_counter() - start) * rounds * 1.5
+        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+        self.settle()
+        torch.cuda._sleep(int(min(ahead, 0.2) * 1.8e9))  # cycles; the only way to keep a card busy with nothing
+        for i, (before, after) in enumerate(marks):
+            before.record()
+            call(i)
+            after.record()
+        self.settle()
+        return statistics.median(before.elapsed_time(after) for before, after in marks)
+
+    def waits(self, call: Callable[[], object]) -> list[str]:
+        """Where the host waited for the card, as torch says it: file and line of each time."""
+        if not self.real:
+            call()
+            return []
+        self.settle()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                call()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return [f"{Path(w.filename).name}:{w.lineno}" for w in said if "synchronizing" in str(w.message)]
+
+    def traced(self, call: Callable[[], object], steps: int) -> dict[str, Any]:
+        """A step as torch's profiler sees it: launches and waits of the host, ms busy, the ten longest kernels."""
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        kinds += [torch.profiler.ProfilerActivity.CUDA] if self.real else []
+        self.settle()
+        with torch.profiler.profile(activities=kinds) as profiler:
+            for _ in range(steps):
+                call()
+            self.settle()
+        events = list(profiler.key_averages())
+        asked = {e.key: e.count / steps for e in events if e.key.startswith(("cuda", "cu")) and e.key[2:3] != " "}
+        there = [e for e in events if "CUDA" in str(e.device_type)] if self.real else events
+        spent = {e.key: (e.self_device_time_total if self.real else e.self_cpu_time_total, e.count) for e in there}
+        longest = sorted(spent.items(), key=lambda item: -item[1][0])[:10]
+        return {
+            "launches": sum(n for name, n in asked.items() if "Launch" in name and "Host" not in name),
+            "copies": sum(n for name, n in asked.items() if "Memcpy" in name),
+            "waits": sum(n for name, n in asked.items() if name.endswith("Synchronize"))
+            - (1 / steps if self.real else 0),
+            "busy_ms": sum(us for us, _ in spent.values()) / steps / 1e3,
+            "asked_of_cuda": {name: n for name, n in sorted(asked.items()) if n >= 1},
+            "longest": [
+                {"kernel": name[:120], "ms": us / steps / 1e3, "calls": n / steps} for name, (us, n) in longest
+            ],
+        }
+
+    def clear_peak(self) -> None:
+        if self.real:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_gib(self) -> float:
+        return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.real else 0.0
+
+    def generator(self) -> Tensor:
+        """The state of the user's generator on the device."""
+        return torch.cuda.get_rng_state(self.device) if self.real else torch.get_rng_state()
+
+    @contextmanager
+    def tf32(self, on: bool) -> Iterator[None]:
+        former = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = on
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = former
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What sections share: where findings go, the device, whether sizes are tiny, where data may lie."""
+
+    report: Report
+    card: Card
+    small: bool
+    data: Path | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.card.device
+
+    def on_device(self, e: vg.Experiment, tf32: bool = False) -> vg.Experiment:
+        """The experiment there; without a real card in the precision that all have."""
+        return replace(e, device=str(self.device), **({"precision": "tf32"} if tf32 and self.card.real else {}))
+
+
+# ------------------------------------------------------------------------------------------------ setup, rates
+
+
+def setup(bench: Bench) -> None:
+    """What ran, and on what."""
+    note, card = bench.report.note, bench.card
+    modules = ("numpy", "numba", "triton")
+    versions = {name: _version(name) for name in modules}
+    note("versions", {
+        "varangian": vg.__version__, "python": platform.python_version(), "torch": torch.__version__, **versions,
+        "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version() if card.real else None,
+        "driver": _driver() if card.real else None,
+    })  # fmt: skip
+    note("machine", {
+        "card": torch.cuda.get_device_name(card.device) if card.real else str(card.device),
+        "memory_gib": torch.cuda.get_device_properties(card.device).total_memory / 2**30 if card.real else None,
+        "cores": len(os.sched_getaffinity(0)), "system": platform.platform(),
+    })  # fmt: skip
+    x = torch.ones(3, 1000, device=bench.device)
+    chosen = kernels._of(x).__name__.rpartition(".")[2]
+    note("kernels", chosen)
+    if card.real and chosen != "cuda":
+        bench.report.wrong(f"kernels of a card are {chosen}, not Triton's")
+    for name in ("fashion-mnist", "cifar-10"):
+        note(name, _dataset(name, bench.small, bench.data).name)
+
+
+def _version(module: str) -> str | None:
+    try:
+        return __import__(module).__version__
+    except ImportError:
+        return None
+
+
+def _driver() -> str | None:
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@lru_cache
+def _dataset(name: str, small: bool, folder: Path | None) -> Dataset:
+    """The real data where its files are at hand, else made-up images of the true shape and number."""
+    channels, side, train = (1, 28, 60_000) if name.endswith("mnist") else (3, 32, 50_000)
+    if small:
+        return vg.DATASETS["synthetic"](shape=(channels, 8, 8), classes=10, train=200, test=50)
+    try:
+        return load(name, folder, download=False)
+    except DataError:
+        classes = 100 if name == "cifar-100" else 10
+        return vg.DATASETS["synthetic"](shape=(channels, side, side), classes=classes, train=train, test=10_000)
+
+
+def rates(bench: Bench) -> None:
+    """What estimates stand on: copying, launching, waiting, and each panel's gradients in TF32 and float32."""
+    note, card = bench.report.note, bench.card
+    note("copy_tb_per_s", _copy_rate(bench) / 1e9)
+    one = torch.zeros(1, device=bench.device)
+    note("launch_us", 1e6 * card.seconds(lambda: [one.add_(1) for _ in range(1000)]) / 1000)
+    note("wait_us", 1e6 * card.seconds(lambda: [one.cpu() for _ in range(100)]) / 100)
+    for name, batches in (("cifar-10", (50, 14 * 50)), ("wide-resnet", (20, 7 * 20))):
+        for batch in bench.report.in_time(batches, lambda b, name=name: f"{name}, {b} images"):
+            for tf32 in (True, False):
+                found = _gradient_rate(bench, name, 4 if bench.small else batch, tf32)
+                note(f"{name}, {batch} images, {'tf32' if tf32 else 'float32'}", found)
+
+
+def _copy_rate(bench: Bench) -> float:
+    """Bytes a ms, read and written, of a large copy."""
+    x = torch.zeros(2**16 if bench.small else 2**28, device=bench.device)
+    y = torch.zeros_like(x)
+    return 2 * x.nbytes / bench.card.median_ms(lambda i: y.copy_(x), most=20)
+
+
+def _gradient_rate(bench: Bench, panel: str, batch: int, tf32: bool) -> dict[str, float]:
+    """Forward and backward of plain torch on one batch: ms, and the rate of its products."""
+    shape = (3, 8, 8) if bench.small else (3, 32, 32)
+    model = build_model(partial(_factory, _model(panel, bench.small)), shape, 10, seed=1).to(bench.device)
+    x = torch.rand(batch, *shape, device=bench.device)
+    y = torch.zeros(batch, dtype=torch.int64, device=bench.device)
+
+    def gradient(i: int) -> None:
+        loss = nn.functional.cross_entropy(model(x), y)
+        torch.autograd.grad(loss, list(model.parameters()))
+
+    with bench.card.tf32(tf32):
+        with FlopCounterMode(display=False) as counter:
+            gradient(0)
+        ms = bench.card.median_ms(gradient, most=20)
+    return {"ms": ms, "tflop_per_s": counter.get_total_flops() / ms / 1e9}
+
+
+def _factory(spec: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+    return specs.make("model", spec, vg.MODELS, shape=shape, classes=classes)
+
+
+def _model(panel: str, small: bool) -> str:
+    spec = PANELS[panel].base.model
+    tiny = {"fully-connected": "fully-connected(hidden=4)", "wide-resnet": "wide-resnet(depth=10, width=1)"}
+    return tiny.get(spec, "cnn(hidden=4)") if small else spec
+
+
+# ------------------------------------------------------------------------------------------------ compiling
+
+
+def compile_all(bench: Bench) -> None:
+    """What the sections need of Triton's and Numba's kernels, compiled by many processes at once, kept on disk."""
+    tasks = [
+        ("rules", n, d, f, kind, name)
+        for n, d, f in _sizes(bench.small)
+        for kind in _types(bench.small)
+        for name in (*vg.RULES, *vg.MIXINGS)
+    ]
+    tasks += [("kernels", n, 1003, f, "float32", "") for n, _, f in _shapes(bench.small).values()]
+    tasks.sort(key=lambda task: -task[1])  # what takes longest first
+    os.environ["OMP_NUM_THREADS"] = "1"
+    processes = 1 if bench.small else max(1, min(14, len(os.sched_getaffinity(0)) - 1))
+    failed = {}
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        answers = pool.imap_unordered(partial(_compiled, str(bench.device)), tasks)
+        for number in range(len(tasks)):
+            try:
+                task, error = answers.next(timeout=max(1.0, bench.report.left))
+            except multiprocessing.TimeoutError:
+                bench.report.note("not compiled in time", len(tasks) - number)
+                break
+            if error:
+                failed[str(task)] = error
+                bench.report.note("failed", failed)
+    bench.report.note("tasks", len(tasks))
+    bench.report.note("processes", processes)
+
+
+def _compiled(device: str, task: tuple[str, int, int, int, str, str]) -> tuple[object, str]:
+    """Runs what is to be compiled, in a process of its own; the error as text."""
+    what, n, d, f, kind, name = task
+    try:
+        x = hostile(n, d, f, TYPES[kind])
+        if what == "rules":
+            for y in (x, x.to(device)):
+                _asked(name, f, y)
+        else:
+            for call in timed_kernels(x.abs().nan_to_num(1, 1, 1).to(device), f).values():
+                call.ours(0)
+    except Exception as error:
+        return task, f"{type(error).__name__}: {error}"
+    return task, ""
+
+
+# ------------------------------------------------------------------------------------------------ correctness
+
+
+def _sizes(small: bool) -> list[tuple[int, int, int]]:
+    """(n, d, f)"""
+    return [(15, 70, 3)] if small else [(15, 70_001, 3), (51, 79_510, 12)]
+
+
+def _types(small: bool) -> list[str]:
+    return ["float32", "float64"] if small else list(TYPES)
+
+
+def hostile(n: int, d: int, f: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """[n, d] on the host, about a point that is not the origin; the last f rows are NaN, infinite, huge, null."""
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((n, d)) + generator.standard_normal(d)
+    for i, row in enumerate(range(n - f, n)):
+        value = (np.nan, np.inf, 1e30, 0.0)[i % 4]
+        x[row, :: (1, 3, 1, 1)[i % 4]] = value
+    return torch.from_numpy(x).to(dtype)
+
+
+def _asked(name: str, f: int, x: Tensor) -> Tensor:
+    """The answer of a rule or a mixing."""
+    kind = vg.RULES.get(name) or vg.MIXINGS[name]
+    stage: Any = kind(f=f) if "f" in [option.name for option in fields(kind)] else kind()
+    if isinstance(stage, vg.Rule) and stage.uses_previous:
+        return stage(x, previous=torch.zeros_like(x[0]))
+    return stage(x)
+
+
+# Relative difference of a column at which card and CPU are apart, and the share of columns that may be: those where two
+# values are equally close to a mean but for its last bit, and either is right.
+BOUNDS = {"float32": (1e-5, 1e-4), "float64": (1e-11, 1e-4), "bfloat16": (1e-2, 1e-2)}
+
+
+def correct(bench: Bench) -> None:
+    """Every rule, mixing and attack on the device against the CPU, in all types, twice the same bits; kernels against
+    plain torch; whole trajectories."""
+    found: dict[str, Any] = {}
+    cases = [
+        (name, *size, kind)
+        for size in (*_sizes(bench.small), (15, 1, 3))
+        for kind in _types(bench.small)
+        for name in (*vg.RULES, *vg.MIXINGS, *vg.ATTACKS)
+    ]
+    for name, n, d, f, kind in bench.report.in_time(cases):
+        case = f"{name} ({n}, {d}) {kind}"
+        x = hostile(n, d, f, TYPES[kind])
+        ask = partial(_crafted if name in vg.ATTACKS else _asked, name, f)
+        try:
+            found[case] = _against_cpu(bench, case, ask, x, kind)
+        except Exception as error:
+            bench.report.wrong(f"{case}: {type(error).__name__}: {error}")
+    bench.report.note("cases", len(found))
+    bench.report.note("worst", dict(sorted(found.items(), key=lambda item: -item[1][0])[:20]))
+    bench.report.note("kernels against plain", _against_plain(bench))
+    bench.report.note("trajectories", _trajectories(bench))
+
+
+def _crafted(name: str, f: int, x: Tensor) -> Tensor:
+    h = x.shape[0] - f
+    return vg.ATTACKS[name]()(
+        x[:h], f, vg.Median(f), previous=x[:h].mean(0), random=np.random.default_rng(3), flipped=-x[:f].clone()
+    )
+
+
+def _against_cpu(bench: Bench, case: str, ask: Callable[[Tensor], Tensor], x: Tensor, kind: str) -> tuple[float, float]:
+    """(largest relative difference, share of columns that are apart) of what is asked, on the device and on the CPU."""
+    there = x.to(bench.device)
+    expected = _or_refusal(ask, x)
+    ours, again = (_or_refusal(ask, there) for _ in range(2))
+    if isinstance(expected, str) or isinstance(ours, str):
+        if ours != expected:
+            bench.report.wrong(f"{case}: {ours} on the device, {expected} on the CPU")
+        return 0.0, 0.0
+    if not isinstance(again, Tensor) or not same_bits(ours, again):
+        bench.report.wrong(f"{case}: two calls answer different bits")
+    bound, allowed = BOUNDS[kind]
+    largest, share = differences(ours.cpu(), expected, bound)
+    if share > (allowed if x.shape[1] > 100 else 0):
+        bench.report.wrong(f"{case}: {100 * share:.3f} % of the columns are apart, by up to {largest:.1e}")
+    return largest, share
+
+
+def _or_refusal(ask: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | str:
+    try:
+        return ask(x)
+    except Refused as refusal:
+        return f"Refused: {refusal}"
+
+
+def differences(ours: Tensor, expected: Tensor, bound: float) -> tuple[float, float]:
+    """(largest difference relative to its column's size and to the mean one's, share of numbers above the bound)."""
+    a, b = ours.double(), expected.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    finite = b[b.isfinite()].abs()
+    size = b.abs().clamp_min(float(finite.mean()) if finite.numel() else 1.0)
+    relative = torch.where(same, 0.0, (a - b).abs() / size).nan_to_num(math.inf, math.inf)
+    return float(relative.max()), float((relative > bound).double().mean())
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    a, b = (t.detach().cpu().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(a, b)
+
+
+def contract(x: Tensor, f: int) -> dict[str, Callable[[Any], Any]]:
+    """Each kernel as a call of the module that has it."""
+    n, d = x.shape
+    half = np.where(np.arange(n) % 2, 0.0, 2 / n)
+    table = _nearest(n, f)
+    extra = x[:1].clone()
+    low, high = (n - 1) // 2, n // 2 + 1
+    real = x.dtype in (torch.float32, torch.float64)
+    calls: dict[str, Callable[[Any], Any]] = {
+        "median": lambda k: k.column_statistic(x, low, high),
+        "trimmed mean": lambda k: k.column_statistic(x, f, n - f),
+        "phocas": lambda k: k.column_statistic(x, f, n - f, n - f),
+        "meamed": lambda k: k.column_statistic(x, low, high, n - f),
+        "median of mixtures": lambda k: k.column_statistic(x, low, high, mixing=table),
+        "mean and std": lambda k: k.mean_and_std(x),
+        "weighted rows": lambda k: k.weighted_rows(x, half),
+        "weighted rows, extra": lambda k: k.weighted_rows(x, np.append(half, 0.5), extra),
+        "mixtures": lambda k: k.weighted_rows(x, table),
+        "panel of mixtures": lambda k: k.weighted_panel(x, table, None, start=0, stop=min(d, 1000)),
+        "squared distances": lambda k: k.squared_distances(x),
+        "squared distances, extra": lambda k: k.squared_distances(x, extra),
+        "distances of mixtures": lambda k: k.mixed_distances(x, table, None, others=False),
+        "squared norms": lambda k: k.squared_norms(x),
+        "norms": lambda k: k.norms(x),
+        "inner products": lambda k: k.inner_products(list(x[:7])),
+        "distances to a point": lambda k: k.squared_distances_to(x, extra[0]),
+        "squared around": lambda k: k.squared_around(x, half),
+        "blend": lambda k: k.blend(0.5, x, 0.25, extra[0]),
+    }
+    if real:
+        calls["send rows"] = lambda k: _sent(k, x, extra[0])
+    return calls
+
+
+def _sent(module: Any, x: Tensor, point: Tensor) -> tuple[Any, ...]:
+    """The worker half: out, and the moments of what was sampled and of what is sent."""
+    rows, memory = x.clone(), x.clone()
+    sampled, sent = module.send_rows(
+        rows, 1e-4, point, scale=lambda norm: (2.0 / norm).clamp(max=1.0), keep=1.0, beta=0.9, memory=memory,
+        out=memory, moments=True,
+    )  # fmt: skip
+    return memory, *(sampled or ()), *(sent or ())
+
+
+def _nearest(n: int, f: int) -> np.ndarray:
+    """[n, n] weights as those of nearest-neighbour mixing: n - f of a row are 1 / (n - f)."""
+    return np.stack([np.roll(np.where(np.arange(n) < n - f, 1 / (n - f), 0.0), i) for i in range(n)])
+
+
+def _against_plain(bench: Bench) -> dict[str, tuple[float, float]]:
+    """(largest relative difference, share of numbers apart) of each kernel from plain torch, on the device."""
+    found = {}
+    cases = [(*size, kind) for size in (*_sizes(bench.small), (5, 1, 1)) for kind in _types(bench.small)]
+    for n, d, f, kind in bench.report.in_time(cases):
+        x = hostile(n, d, f, TYPES[kind]).to(bench.device)
+        for name, call in contract(x, f).items():
+            case = f"{name} ({n}, {d}) {kind}"
+            try:
+                ours, again, expected = (_tensors(call(k)) for k in (kernels, kernels, plain))
+            except Exception as error:
+                bench.report.wrong(f"{case}: {type(error).__name__}: {error}")
+                continue
+            if not all(same_bits(a, b) for a, b in zip(ours, again, strict=True)):
+                bench.report.wrong(f"{case}: two calls answer different bits")
+            bound, allowed = BOUNDS[kind]
+            apart = [differences(_numbers(a), _numbers(b), bound) for a, b in zip(ours, expected, strict=True)]
+            found[case] = max(largest for largest, _ in apart), max(share for _, share in apart)
+            if found[case][1] > (allowed if d > 100 else 0):
+                bench.report.wrong(f"{case}: {found[case][1]:.2%} apart from plain, by up to {found[case][0]:.1e}")
+    return dict(sorted(found.items(), key=lambda item: -item[1][0])[:20])
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """On the host, infinities as NaN: of sums over rows that are not finite either may come out."""
+    return torch.where(x.isfinite(), x, math.nan).cpu()
+
+
+def _tensors(answer: Any) -> list[Tensor]:
+    return [answer] if isinstance(answer, Tensor) else list(answer)
+
+
+TRAJECTORIES = {
+    "median, momentum at workers": {"rule": "median", "clip": 2.0, "l2": 1e-4},
+    "multi-krum, momentum at the server": {"rule": "multi-krum", "momentum_at": "server"},
+    "nnm, trimmed mean, published": {"rule": "trimmed-mean", "pre": ("nnm",), "profile": "published", "clip": 2.0},
+    "bulyan, nesterov": {"rule": "bulyan", "nesterov": True},
+    "median, labels flipped": {"rule": "median", "attack": "label-flip"},
+    "median, float64": {"rule": "median", "dtype": "float64"},
+}
+
+
+def _trajectories(bench: Bench) -> dict[str, float]:
+    """Relative difference of the parameters after ten steps on digits, from those on the CPU."""
+    found = {}
+    base = vg.Experiment(workers=15, byzantine=3, attack="little", momentum=0.9, momentum_at="worker", steps=10)
+    for name, settings in bench.report.in_time(TRAJECTORIES.items(), lambda item: item[0]):
+        e = replace(base, **settings)
+        ours, expected = (_parameters(vg.run(x)) for x in (bench.on_device(e), e))
+        found[name] = float((ours - expected).norm() / expected.norm())
+        if found[name] > 1e-4:
+            bench.report.wrong(f"{name}: parameters {found[name]:.1e} from the CPU's after ten steps")
+    return found
+
+
+def _parameters(result: vg.Result) -> Tensor:
+    return torch.cat([p.detach().double().cpu().reshape(-1) for p in result.model().parameters()])
+
+
+# ------------------------------------------------------------------------------------------------ times of kernels
+
+
+def _shapes(small: bool) -> dict[str, tuple[int, int, int]]:
+    """(n, d, f)"""
+    if small:
+        return {"A": (11, 70, 2)}
+    return {"A": (51, 79_510, 24), "B": (25, 1_310_922, 11), "C": (11, 36_489_290, 4)}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A kernel, what torch has for it, and the bytes that must cross memory."""
+
+    ours: Callable[[int], object]
+    torchs: Callable[[int], object]
+    bytes: int
+    limit: float | None = None  # times the reading of the data, as the issue has it
+
+
+def timed_kernels(x: Tensor, f: int, copies: int = 1) -> dict[str, Timed]:
+    """Of [n, d] finite rows; call i takes the i-th of so many copies, so that none comes from the cache."""
+    n, d = x.shape
+    xs = [x, *(x.clone() for _ in range(copies - 1))]
+    outs = [torch.empty_like(x) for _ in xs]
+    low, high, h, row = (n - 1) // 2, n // 2 + 1, n - f, d * x.element_size()
+    half, table = np.where(np.arange(n) % 2, 0.0, 1 / ((n + 1) // 2)), _nearest(n, f)
+    halves, tables = (torch.from_numpy(a).to(x) for a in (half, table))
+
+    def of(call: Callable[[Tensor], object]) -> Callable[[int], object]:
+        return lambda i: call(xs[i % copies])
+
+    def send(i: int) -> object:
+        out = outs[i % copies][:h]
+        return kernels.send_rows(
+            xs[i % copies][:h], 1e-4, x[0], scale=lambda norm: (2.0 / norm).clamp(max=1.0), keep=1.0, beta=0.9,
+            memory=out, out=out, moments=True,
+        )  # fmt: skip
+
+    def torchs_send(i: int) -> object:
+        g = xs[i % copies][:h].add(x[0], alpha=1e-4)
+        g.mul_((2.0 / g.norm(dim=1, keepdim=True)).clamp(max=1.0))
+        sent = outs[i % copies][:h].mul_(0.9).add_(g)
+        return torch.std_mean(g, 0), torch.std_mean(sent, 0)
+
+    statistic, every = kernels.column_statistic, n * row
+    sort, square = of(lambda x: x.sort(0)), of(lambda x: torch.cdist(x, x))
+    return {
+        "median": Timed(of(lambda x: statistic(x, low, high)), of(lambda x: x.median(0)), every + row, 1.5),
+        "trimmed mean": Timed(of(lambda x: statistic(x, f, n - f)), sort, every + row, 1.5),
+        "Phocas": Timed(of(lambda x: statistic(x, f, n - f, n - f)), sort, every + row, 1.5),
+        "MeaMed": Timed(of(lambda x: statistic(x, low, high, n - f)), sort, every + row, 1.5),
+        "mean and deviation": Timed(of(kernels.mean_and_std), of(lambda x: torch.std_mean(x, 0)), every + 2 * row),
+        "squared distances": Timed(of(kernels.squared_distances), square, every, 3.0),
+        "mean of half the rows": Timed(
+            of(lambda x: kernels.weighted_rows(x, half)), of(lambda x: halves @ x), (n + 1) // 2 * row + row, 1.5
+        ),
+        "NNM as a matrix": Timed(of(lambda x: kernels.weighted_rows(x, table)), of(lambda x: tables @ x), 2 * every),
+        "NNM, median": Timed(
+            of(lambda x: statistic(x, low, high, mixing=table)), of(lambda x: (tables @ x).median(0)), every + row
+        ),
+        "distances after NNM": Timed(
+            of(lambda x: kernels.mixed_distances(x, table, None, others=False)),
+            of(lambda x: torch.cdist(mixed := tables @ x, mixed)), every,
+        ),
+        "norms": Timed(of(kernels.norms), of(lambda x: x.norm(dim=1)), every),
+        "products of 7 vectors": Timed(
+            of(lambda x: kernels.inner_products(list(x[:7]))), of(lambda x: x[:7] @ x[:7].T), 7 * row
+        ),
+        "worker half": Timed(send, torchs_send, 4 * h * row),
+    }  # fmt: skip
+
+
+def times(bench: Bench) -> None:
+    """Each kernel beside torch's operation, and beside the time that its bytes take at the measured rate of copies."""
+    card = bench.card
+    rate = _copy_rate(bench)  # bytes a ms, read and written
+    bench.report.note("copy_tb_per_s", rate / 1e9)
+    missed = []
+    for shape, (n, d, f) in _shapes(bench.small).items():
+        x = torch.randn(n, d, device=bench.device, generator=torch.Generator(bench.device).manual_seed(1))
+        entries = timed_kernels(x, f, 1 + max(1, 2 * L2_BYTES // x.nbytes) if not bench.small else 2)
+        for name, entry in bench.report.in_time(entries.items(), lambda item, shape=shape: f"{item[0]}, {shape}"):
+            try:
+                ours, torchs = (card.median_ms(call, limit=0.25) for call in (entry.ours, entry.torchs))
+            except torch.cuda.OutOfMemoryError as error:
+                bench.report.note(f"{name}, {shape}", str(error).splitlines()[0])
+                continue
+            reading = entry.bytes / rate
+            bench.report.note(f"{name}, {shape}", {
+                "ms": ours, "torch_ms": torchs, "reading_ms": reading, "times_reading": ours / reading,
+                "times_faster": torchs / ours,
+            })  # fmt: skip
+            if entry.limit is not None and shape != "A" and ours > entry.limit * reading:
+                missed.append(f"{name}, {shape}: {ours / reading:.2f} x reading, aim {entry.limit:g}")
+            if name == "median" and torchs < 20 * ours:
+                missed.append(f"median, {shape}: {torchs / ours:.1f} x torch.median, aim 20")
+        del x, entries
+        card.clear_peak()
+    if bench.card.real:
+        bench.report.note("missed", missed)
+
+
+# ------------------------------------------------------------------------------------------------ steps
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step to measure.
+
+    Attributes:
+        steps: timed ones.
+        waits: how many times the host may wait.
+        aim: ms a step, evaluation included.
+    """
+
+    panel: str
+    f: int
+    rule: str
+    pre: tuple[str, ...] = ()
+    tf32: bool = False
+    steps: int = 20
+    waits: int = 0
+    aim: float | None = None
+
+    @property
+    def name(self) -> str:
+        rule = ", ".join((*self.pre, self.rule))
+        kind = "" if PANELS[self.panel].network == "fully connected" else ", tf32" if self.tf32 else ", float32"
+        return f"{self.panel}, {rule}, f = {self.f}{kind}"
+
+    def experiment(self, bench: Bench) -> vg.Experiment:
+        panel = PANELS[self.panel]
+        e = replace(
+            panel.base, byzantine=self.f, rule=self.rule, pre=self.pre, attack="little", momentum_at="worker",
+            learning_rate=panel.described[0], nesterov=panel.kinds == (True,), seed=1,
+        )  # fmt: skip
+        if bench.small:
+            e = replace(e, model=_model(self.panel, True), batch_size=2)
+        return bench.on_device(replace(e, dataset=self.data(bench).name), self.tf32)
+
+    def data(self, bench: Bench) -> Dataset:
+        return _dataset(PANELS[self.panel].base.dataset, bench.small, bench.data)
+
+
+CASES = (
+    Case("fashion-mnist", 24, "median", steps=300, aim=0.4),
+    Case("fashion-mnist", 24, "multi-krum", steps=300, waits=1, aim=0.4),
+    Case("fashion-mnist", 12, "bulyan", steps=200, waits=1),
+    Case("fashion-mnist", 24, "median", ("nnm",), steps=200, waits=1),
+    Case("cifar-10", 11, "median", tf32=True, aim=10),
+    Case("cifar-10", 5, "multi-krum", tf32=True, waits=1, aim=12),
+    Case("cifar-10", 11, "median", aim=20),
+    Case("cifar-10", 5, "multi-krum", waits=1),
+    Case("cnn-fashion-mnist", 11, "median", tf32=True),
+    Case("wide-resnet", 4, "median", tf32=True, steps=8, aim=50),
+    Case("wide-resnet", 2, "multi-krum", tf32=True, steps=8, waits=1, aim=50),
+    Case("wide-resnet", 4, "median", steps=4),
+)
+
+
+def _cases(bench: Bench) -> list[Case]:
+    """All of them; of tiny sizes one a panel."""
+    return list({case.panel: case for case in CASES}.values()) if bench.small else list(CASES)
+
+
+def steps(bench: Bench) -> None:
+    """ms a step of each panel, measures and its share of evaluations included; waits, launches, memory."""
+    missed = []
+    for case in bench.report.in_time(_cases(bench), lambda c: c.name):
+        try:
+            found = _step(bench, case)
+        except torch.cuda.OutOfMemoryError as error:
+            found = {"error": str(error).splitlines()[0]}
+        bench.report.note(case.name, found)
+        if "error" in found or not bench.card.real:
+            continue
+        if len(found["waits"]) > case.waits:
+            bench.report.wrong(f"{case.name}: waits at {', '.join(found['waits'])}, {case.waits} may be")
+        if case.aim is not None and found["ms"] > case.aim:
+            missed.append(f"{case.name}: {found['ms']:.2f} ms a step, aim {case.aim:g}")
+    if bench.card.real:
+        bench.report.note("missed", missed)
+
+
+def _step(bench: Bench, case: Case) -> dict[str, Any]:
+    e, card, count = case.experiment(bench), bench.card, 2 if bench.small else case.steps
+    card.clear_peak()
+    with kernels.exclusive_threads(), card.tf32(case.tf32):
+        simulation, evaluator = build(e, case.data(bench))
+        evaluate = partial(evaluator, simulation.gradients, simulation.parameters, 0)
+        first = card.seconds(simulation.step)
+        for _ in range(1 if bench.small else 3):
+            simulation.step()
+        evaluate()
+        each = card.seconds(lambda: [simulation.step() for _ in range(count)]) / count
+        evaluation = card.seconds(evaluate)
+        return {
+            "ms": 1e3 * (each + evaluation / e.evaluate_every),
+            "step_ms": 1e3 * each,
+            "evaluation_ms": 1e3 * evaluation,
+            "first_ms": 1e3 * first,
+            "workers": e.honest,
+            "method": simulation.gradients.method,
+            "waits": card.waits(simulation.step),
+            "peak_gib": card.peak_gib(),
+            "profile": card.traced(simulation.step, 1 if bench.small else 3),
+        }
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+def determinism(bench: Bench) -> None:
+    """Thirty steps, and the same with a stop at fifteen: the same bytes. Nobody else's generator has moved."""
+    torch.manual_seed(7)
+    before = torch.get_rng_state(), bench.card.generator()
+    chosen = [c for c in CASES if (c.panel, c.f, c.pre) in (("fashion-mnist", 24, ()), ("cifar-10", 11, ()))]
+    for case in bench.report.in_time(chosen[::2] if bench.small else chosen, lambda c: c.name):
+        e = replace(case.experiment(bench), steps=4 if bench.small else 30, evaluate_every=10)
+        with tempfile.TemporaryDirectory() as folder:
+            one, other, again = (Path(folder) / name for name in ("whole", "stopped", "again"))
+            run = partial(vg.run, e, dataset=case.data(bench))
+            whole = run(out=one)
+            try:
+                run(out=other, progress=partial(_stop_at, e.steps // 2))
+            except KeyboardInterrupt:
+                pass
+            else:
+                bench.report.wrong(f"{case.name}: the run did not stop at step {e.steps // 2}")
+            stopped, repeated = run(out=other), run(out=again)
+            for said, result in (("resumed", stopped), ("run again", repeated)):
+                apart = [
+                    name for name in ("metrics.csv", "evaluations.csv") if _text(whole, name) != _text(result, name)
+                ]
+                if not same_bits(_parameters(whole), _parameters(result)):
+                    apart.append("parameters")
+                bench.report.note(
+                    f"{case.name}, {said}", "the same bytes" if not apart else f"other {', '.join(apart)}"
+                )
+                if apart:
+                    bench.report.wrong(f"{case.name}, {said}: other {', '.join(apart)}")
+    after = torch.get_rng_state(), bench.card.generator()
+    if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        bench.report.wrong("the user's random generators have moved")
+
+
+def _stop_at(stop: int, step: int, newest: object) -> None:
+    if step == stop:
+        raise KeyboardInterrupt
+
+
+def _text(result: vg.Result, name: str) -> bytes:
+    assert result.folder is not None
+    return (result.folder / name).read_bytes()
+
+
+def runs(bench: Bench) -> None:
+    """A short real run of each panel, as users run it: seconds, accuracy, and on real data the CPU's beside it."""
+    lengths = {"fashion-mnist": 300, "cifar-10": 60, "cnn-fashion-mnist": 200, "wide-resnet": 15}
+    for case in bench.report.in_time([c for c in _cases(bench) if not c.pre], lambda c: c.name):
+        count = 3 if bench.small else lengths[case.panel]
+        e = replace(case.experiment(bench), steps=count)
+        e = e if case.panel == "fashion-mnist" else replace(e, evaluate_every=count)
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            result = vg.run(e, folder, case.data(bench))
+            seconds = time.perf_counter() - start
+        losses = [row.loss for row in result.measures]
+        there = _accuracy_on_cpu(e)
+        bench.report.note(case.name, {
+            "steps": count, "seconds": seconds, "of_steps": result.seconds, "first_loss": losses[0],
+            "last_loss": losses[-1], "max_accuracy": result.max_accuracy, "stopped": result.stopped, "on_cpu": there,
+        })  # fmt: skip
+        if result.stopped is not None:
+            bench.report.wrong(f"{case.name}: stopped, {result.stopped}")
+        if there is not None and abs(result.max_accuracy - there) > 0.03:
+            bench.report.wrong(f"{case.name}: accuracy {result.max_accuracy:.4f}, on the CPU {there:.4f}")
+
+
+def _accuracy_on_cpu(e: vg.Experiment) -> float | None:
+    """The maximum accuracy of the same run on two cores, where results/ has it."""
+    table = Path(__file__).parents[1] / "results" / e.dataset / "runs.csv"
+    if not table.exists():
+        return None
+    with table.open(encoding="utf-8", newline="") as file:
+        return next((float(row["max_accuracy"]) for row in csv.DictReader(file) if row["name"] == e.name), None)
+
+
+def engines(bench: Bench) -> None:
+    """The engines over NCCL with a world of one rank, or over gloo without a card: gpu_engines.py."""
+    script = Path(__file__).with_name("gpu_engines.py")
+    if not script.exists():
+        bench.report.note("left out", f"no {script.name}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "engines.json"
+        command = [sys.executable, str(script), "--device", str(bench.device), "--json", str(path)]
+        command += ["--small"] if bench.small else []
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(5.0, bench.report.left), check=False)
+        if path.exists():
+            bench.report.note("found", json.loads(path.read_text("utf-8")))
+        if done.returncode:
+            bench.report.note("said", done.stderr[-4000:])
+            bench.report.wrong(f"{script.name} ended with status {done.returncode}")
+
+
+def estimate(bench: Bench) -> None:
+    """Hours of the paper's study on this card, one run after the other, from the measured steps."""
+    measured = bench.report.found["sections"].get("steps", {})
+    at: dict[tuple[str, bool], dict[int, float]] = {}
+    for case in CASES:
+        if not case.pre and case.rule != "bulyan" and "ms" in measured.get(case.name, {}):
+            found = measured[case.name]
+            at.setdefault((case.panel, case.tf32), {})[found["workers"]] = found["ms"]
+    sums = {"main study, tf32": 0.0, "main study, float32": 0.0, "wide-resnet, tf32": 0.0, "wide-resnet, float32": 0.0}
+    for tf32 in (True, False):
+        for name in OF_THE_PAPER:
+            panel = PANELS[name]
+            like = {"fully connected": "fashion-mnist", "convolutional": "cifar-10"}.get(panel.network, "wide-resnet")
+            known = at.get((like, tf32 and like != "fashion-mnist"))
+            if not known:
+                bench.report.note(f"{name}, {'tf32' if tf32 else 'float32'}", "no step was measured")
+                continue
+            one_seed = sum(e.steps * _ms_of(known, e.honest) for e in panel.experiments((1,))) / 3.6e6
+            hours = len(SEEDS) * one_seed
+            bench.report.note(f"{name}, {'tf32' if tf32 else 'float32'}", hours)
+            sums[f"{'main study' if panel.main else 'wide-resnet'}, {'tf32' if tf32 else 'float32'}"] += hours
+    bench.report.note("hours", sums)
+
+
+def _ms_of(known: dict[int, float], workers: int) -> float:
+    """Of a step of so many honest workers, from those measured: a line through two, or in proportion to one."""
+    (h, ms), *more = sorted(known.items())
+    if not more:
+        return ms * workers / h
+    other, slower = more[-1]
+    return max(ms + (slower - ms) * (workers - h) / (other - h), 0.1 * ms)
+
+
+SECTIONS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # and seconds
+    "setup": (10, setup),
+    "compile": (60, compile_all),
+    "rates": (15, rates),
+    "correct": (70, correct),
+    "times": (45, times),
+    "steps": (70, steps),
+    "determinism": (30, determinism),
+    "runs": (40, runs),
+    "engines": (30, engines),
+    "estimate": (5, estimate),
+}
+
+
+def everything(report: Report, options: argparse.Namespace) -> None:
+    """All sections, or those asked for, in their order."""
+    names = list(SECTIONS) if options.only is None else [name.strip() for name in options.only.split(",")]
+    unknown = [name for name in names if name not in SECTIONS]
+    if unknown:
+        raise SystemExit(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}.")
+    bench = Bench(report, Card(options.device), options.small, options.data)
+    if bench.device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"no card here for {options.device}; --device cpu --small tries the script.")
+    for name, (seconds, section) in SECTIONS.items():
+        if name in names:
+            report.run(name, seconds, partial(section, bench))
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def table(found: dict[str, Any]) -> str:
+    """What benchmarks/README.md shows of gpu.json."""
+    sections = found["sections"]
+    versions, machine = (sections.get("setup", {}).get(name, {}) for name in ("versions", "machine"))
+    lines = [
+        f"{found['made'][:10]}, {machine.get('card')}, driver {versions.get('driver')}, CUDA {versions.get('cuda')}, "
+        f"cuDNN {versions.get('cudnn')}, torch {versions.get('torch')}, Triton {versions.get('triton')}, "
+        f"{machine.get('cores')} cores. Copies at {_number(sections.get('rates', {}).get('copy_tb_per_s'))} TB/s.",
+        "",
+        "| kernel | ms | reading the data | torch | times faster |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, entry in sections.get("times", {}).items():
+        if isinstance(entry, dict):
+            cells = (entry["ms"], entry["reading_ms"], entry["torch_ms"], entry["times_faster"])
+            lines.append(f"| {name} | " + " | ".join(map(_number, cells)) + " |")
+    lines += ["", "| panel | ms a step | evaluation | launches | waits | GiB |", "|---|---|---|---|---|---|"]
+    for name, entry in sections.get("steps", {}).items():
+        if isinstance(entry, dict) and "ms" in entry:
+            cells = (
+                entry["ms"],
+                entry["evaluation_ms"],
+                entry["profile"]["launches"],
+                len(entry["waits"]),
+                entry["peak_gib"],
+            )
+            lines.append(f"| {name} | " + " | ".join(map(_number, cells)) + " |")
+    hours = sections.get("estimate", {}).get("hours", {})
+    lines += ["", *(f"{name}: {_number(value)} hours." for name, value in hours.items())]
+    for name, section in sections.items():
+        lines += [f"{name}: {section['status']}." for _ in range(section["status"] != "done")]
+        lines += [f"{name}: missed: {text}." for text in section.get("missed", [])]
+        lines += [f"{name}: WRONG: {text}." for text in section.get("wrong", [])]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
