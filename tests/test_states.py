@@ -261,9 +261,12 @@ class Given:
     def parameters(self) -> Tensor:
         return torch.zeros(self.d, dtype=self.steps[0].dtype)
 
-    def __call__(self, point: Tensor, batch: Batch, out: Tensor, step: int) -> Tensor:
+    def begin(self, point: Tensor, batch: Batch, out: Tensor, step: int) -> Tensor:
         out.copy_(self.steps[step])
         return torch.zeros(out.shape[0])
+
+    def adopt_buffers(self) -> None:
+        pass
 
     def buffers(self) -> dict[str, Tensor]:
         return {}

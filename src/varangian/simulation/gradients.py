@@ -51,19 +51,26 @@ class Batch:
         inputs: [h, b, ...], of the model's type, or int64 where they are tokens.
         labels: [h, b] or, where every place of a sequence has one, [h, b, T] int64; real numbers [h, b] or [h, b, k].
         weights: [h, b], each row summing to 1, where some samples are padding (weight 0); None for plain means.
+        sizes: [h] how many samples of each worker are no padding, if that is known; else weights are counted, which on
+            a device has to be waited for.
     """
 
     inputs: Tensor
     labels: Tensor
     weights: Tensor | None = None
+    sizes: np.ndarray | None = None
 
     def points(self, h: int) -> int:
         """How many training points the first h workers sampled."""
-        return h * self.labels.shape[1] if self.weights is None else int((self.weights[:h] > 0).sum())
+        if self.weights is None:
+            return h * self.labels.shape[1]
+        sizes = kernels.host((self.weights > 0).sum(1)) if self.sizes is None else self.sizes
+        return int(sizes[:h].sum())
 
     def rows(self, rows: slice) -> Batch:
         """Those of some of the workers."""
-        return Batch(self.inputs[rows], self.labels[rows], None if self.weights is None else self.weights[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        return Batch(self.inputs[rows], self.labels[rows], weights, None if self.sizes is None else self.sizes[rows])
 
 
 Compute = Callable[[Tensor, Batch, Tensor, int], Tensor]
@@ -158,12 +165,17 @@ class WorkerGradients:
             out: [h, d], rows contiguous; overwritten.
             step: names what the model draws.
         """
+        losses = self.begin(point, batch, out, step)
+        self.adopt_buffers()
+        return losses
+
+    def begin(self, point: Tensor, batch: Batch, out: Tensor, step: int = 0) -> Tensor:
+        """The same, but the model's buffers stay what they were until :meth:`adopt_buffers`: nothing has changed for
+        whoever does without these gradients after all, or computes them again."""
         assert out.shape == (batch.labels.shape[0], self.d)
         self.look(batch)
         self._seen.clear()
-        losses = self._compute(point, batch, out, step)
-        self._adopt_mean_buffers()
-        return losses
+        return self._compute(point, batch, out, step)
 
     def rows(
         self, inputs: Tensor | Sequence[Tensor], labels: Tensor | Sequence[Tensor], step: int
@@ -195,7 +207,7 @@ class WorkerGradients:
             self._by_loop(point, Batch(x.unsqueeze(0), y.unsqueeze(0)), out[i : i + 1], i, step)
             for i, (x, y) in enumerate(zip(inputs, labels, strict=True))
         ]
-        self._adopt_mean_buffers()
+        self.adopt_buffers()
         return out, torch.cat(losses)
 
     def set_grad(self, update: Tensor) -> None:
@@ -438,8 +450,8 @@ class WorkerGradients:
         """Where the model may draw random numbers."""
         return Drawn(randomness.integer(self.seed, purpose, step, worker)) if self._stochastic else nullcontext()
 
-    def _adopt_mean_buffers(self) -> None:
-        """The model's buffers become the mean of what the workers made of them, in the order of workers."""
+    def adopt_buffers(self) -> None:
+        """The model's buffers become the mean of what the workers made of them at the last call, in their order."""
         for name, b in self.model.named_buffers():
             if name in self._changing and self._seen:
                 values = torch.stack([self._seen[i][name] for i in sorted(self._seen)])

@@ -271,7 +271,8 @@ class Simulation:
             labels[h:] = torch.where(labels[h:] < 0, labels[h:], flipped)  # places that do not count stay so
             batch = replace(batch, labels=labels)
         point = self.algorithm.point(self.parameters, self.state, lr)
-        losses = self.gradients(point, batch, self.sampled, step)
+        losses = self.gradients.begin(point, batch, self.sampled, step)
+        self.gradients.adopt_buffers()
         state, sampled_moments, honest_moments = self._send(point)
         if self.active > h:
             self.vectors.copy_(self.sent)
