@@ -382,7 +382,7 @@ def test_points_of_a_batch_do_not_count_padding() -> None:
 @pytest.mark.parametrize(
     ("name", "training", "method", "message"),
     [
-        ("cnn", False, "chain", "^method 'chain' needs linear layers with ReLU between them, on the CPU; use 'auto'.$"),
+        ("cnn", False, "chain", "^method 'chain' needs linear layers with ReLU between them; use 'auto'.$"),
         ("cnn", True, "vmap", "^method 'vmap' cannot compute Sequential: its buffers change in forward; use 'auto'.$"),
         ("normalised", True, "vmap", "^method 'vmap' cannot compute Sequential: its buffers change in forward; "),
     ],

@@ -1,10 +1,10 @@
-"""From a torch model to flat vectors: parameters [d], and the gradients of h workers as one matrix [h, d].
+"""The gradients of h workers that share a model: which way, computing, and evaluation.
 
-The only file that knows how an nn.Module computes. Three ways to the same numbers:
+The only files that know how an nn.Module computes are those of this folder. Three ways to the same numbers:
 
     "loop"   one worker after the other, as plain torch does it: right for any module, and the oracle of the others;
     "vmap"   torch.func over workers, for models without randomness and without buffers that change;
-    "chain"  batched matrix products, for models that are linear layers with ReLU between them, on the CPU.
+    "chain"  batched matrix products, for models that are linear layers with ReLU between them.
 
 Which one is chosen by what the model does with its first batch, and not by what its layers are called: whatever draws
 random numbers, changes buffers or convolves (which is faster one by one than grouped) is for the loop, and so is what
@@ -13,12 +13,10 @@ the faster ways cannot do, or do not do alike.
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
-import sys
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import nan
@@ -28,14 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core import kernels, randomness
-from ..core.checks import cut, kind_of, printable, shown
-from ..core.randomness import Drawn
-from .identity import is_somebodys
-from .losses import CrossEntropy, Loss, OwnLoss
+from ...core import kernels, randomness
+from ...core.checks import cut, kind_of, printable
+from ...core.randomness import Drawn
+from ..losses import CrossEntropy, Loss, OwnLoss
+from .chain import chain_of
+from .checks import alike, check_finite, check_module, check_outputs, explained, type_of
+from .twins import Twin
 
 Method = Literal["auto", "chain", "vmap", "loop"]
 Metric = Callable[[Tensor, Tensor], Any]
@@ -118,9 +117,9 @@ class WorkerGradients:
         self._shapes = [p.shape for p in self._parameters]
         self._ends = np.cumsum([p.numel() for p in self._parameters]).tolist()
         self.d: int = self._ends[-1]
-        self._chain = _linear_chain(model) if method in ("auto", "chain") and self.loss == CrossEntropy() else None
+        self._chain = chain_of(model) if method in ("auto", "chain") and self.loss == CrossEntropy() else None
         if method == "chain" and self._chain is None:
-            raise ValueError("method 'chain' needs linear layers with ReLU between them, on the CPU; use 'auto'.")
+            raise ValueError("method 'chain' needs linear layers with ReLU between them; use 'auto'.")
         self.method: Method = method
         self._looked = False
         self._stochastic = False
@@ -128,7 +127,7 @@ class WorkerGradients:
         self._changing: set[str] = set()  # buffers that forward changes
         self._seen: dict[int, dict[str, Tensor]] = {}  # worker -> buffers that its batch changed, within one call
         # Twins of the model, for each thread that has needed one; functional_call may leave its own tensors in them.
-        self._idle: dict[str, list[_Twin]] = {"plain": [], "functional": []}
+        self._idle: dict[str, list[Twin]] = {"plain": [], "functional": []}
 
     def parameters(self) -> Tensor:
         """A copy of what is learned, [d], in the order of ``model.parameters()``."""
@@ -176,6 +175,14 @@ class WorkerGradients:
         self.look(batch)
         self._seen.clear()
         return self._compute(point, batch, out, step)
+
+    def adopt_buffers(self) -> None:
+        """The model's buffers become the mean of what the workers made of them at the last call, in their order."""
+        for name, b in self.model.named_buffers():
+            if name in self._changing and self._seen:
+                values = torch.stack([self._seen[i][name] for i in sorted(self._seen)])
+                if not bool((values == b).all()):  # else rounding the mean would move what nobody moved
+                    b.copy_(values.mean(0) if b.is_floating_point() or b.is_complex() else values[0])
 
     def rows(
         self, inputs: Tensor | Sequence[Tensor], labels: Tensor | Sequence[Tensor], step: int
@@ -257,23 +264,23 @@ class WorkerGradients:
             for _ in range(2):
                 twin.take(buffers)
                 given = inputs.clone()
-                with torch.enable_grad(), Drawn(seed) as drawn, _explained(self.model, inputs):
+                with torch.enable_grad(), Drawn(seed) as drawn, explained(self.model, inputs):
                     outputs = twin.module(given)
                 self._stochastic |= drawn.counts
                 self._writes |= given._version > 0
                 self._changing |= twin.changing(buffers)
                 answers.append((outputs, twin.values(self._changing), twin.numbers()))
             outputs, changed, numbers = answers[1]
-            _check_outputs(name, outputs, point)
+            check_outputs(name, outputs, point)
             fault = self.loss.fault(outputs, labels, classes)
             if fault is not None:
                 raise ValueError(f"{name} and these data do not fit: {fault}.")
-            _check_finite(f"the outputs of {name}", outputs)
+            check_finite(f"the outputs of {name}", outputs)
             twin.check(name)
             if not torch.equal(point, kept):
                 raise ValueError(f"{name} changes its parameters in forward, as max_norm of an embedding does.")
             moved = [key for key, value in numbers.items() if answers[0][2].get(key) != value]
-            if moved or not _alike({"": outputs, **changed}, {"": answers[0][0], **answers[0][1]}):
+            if moved or not alike({"": outputs, **changed}, {"": answers[0][0], **answers[0][1]}):
                 raise ValueError(
                     f"{name} answers otherwise when it is called again with the same inputs"
                     f"{f' ({moved[0]} has changed)' if moved else ''}: what it keeps from call to call must be a "
@@ -282,8 +289,8 @@ class WorkerGradients:
             with torch.enable_grad(), Drawn(seed):
                 loss = self._loss(outputs, labels, _weights(one, point)[0], one.weights is not None)
             if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.dtype == point.dtype):
-                raise ValueError(f"loss: it must answer one number of {_type(point)}, got {kind_of(loss)}.")
-            _check_finite("the loss", loss)
+                raise ValueError(f"loss: it must answer one number of {type_of(point)}, got {kind_of(loss)}.")
+            check_finite("the loss", loss)
             if not loss.requires_grad:
                 raise ValueError(f"{name}: the loss depends on none of the parameters: nothing can be learned.")
             with Drawn(seed) as drawn:
@@ -365,39 +372,18 @@ class WorkerGradients:
         return losses
 
     def _by_chain(self, point: Tensor, batch: Batch, out: Tensor, first: int) -> Tensor:
-        # In numpy, whose BLAS runs these products two to three times faster than torch's on some processors.
         assert self._chain is not None
-        h, b = batch.labels.shape
-        values, targets = _arrays(self._split(point)), _arrays(self._split(out))
-        activations = [batch.inputs.detach().reshape(h, b, -1).numpy()]
-        for weight, bias in self._chain:
-            z = _affine(activations[-1], values[weight], None if bias is None else values[bias])
-            activations.append(z)
-            if len(activations) <= len(self._chain):
-                np.maximum(z, 0, out=z)
-        log_p = functional.log_softmax(torch.from_numpy(activations.pop()), dim=-1)
-        answers = batch.labels.unsqueeze(2)
-        picked = log_p.gather(2, answers).squeeze(2)
-        weights = _weights(batch, out)
-        error = log_p.exp_().scatter_add_(2, answers, log_p.new_tensor(-1.0).expand(h, b, 1))
-        error *= weights.unsqueeze(2)
-        delta = error.numpy()
-        for (weight, bias), source in zip(reversed(self._chain), reversed(activations), strict=True):
-            np.matmul(delta.transpose(0, 2, 1), source, out=targets[weight])
-            if bias is not None:
-                np.sum(delta, axis=1, out=targets[bias])
-            if weight:
-                delta = _times(delta, values[weight])
-                delta *= source > 0
-        return -(picked * weights).sum(1)
+        return self._chain.gradients(
+            self._split(point), self._split(out), batch.inputs, labels=batch.labels, weights=_weights(batch, out)
+        )
 
     @contextmanager
-    def _twin(self, use: str = "plain") -> Iterator[_Twin]:
+    def _twin(self, use: str = "plain") -> Iterator[Twin]:
         """A twin of the model, for this thread alone."""
         try:
             twin = self._idle[use].pop()
         except IndexError:
-            twin = _Twin(self.model, self._parameters)
+            twin = Twin(self.model, self._parameters)
         if twin.module.training != self.model.training:
             twin.module.train(self.model.training)
         try:
@@ -450,14 +436,6 @@ class WorkerGradients:
         """Where the model may draw random numbers."""
         return Drawn(randomness.integer(self.seed, purpose, step, worker)) if self._stochastic else nullcontext()
 
-    def adopt_buffers(self) -> None:
-        """The model's buffers become the mean of what the workers made of them at the last call, in their order."""
-        for name, b in self.model.named_buffers():
-            if name in self._changing and self._seen:
-                values = torch.stack([self._seen[i][name] for i in sorted(self._seen)])
-                if not bool((values == b).all()):  # else rounding the mean would move what nobody moved
-                    b.copy_(values.mean(0) if b.is_floating_point() or b.is_complex() else values[0])
-
     # ----------------------------------------------------------------------------------------------- evaluating
 
     def evaluate(
@@ -478,7 +456,8 @@ class WorkerGradients:
         def task(c: int) -> None:
             with torch.no_grad():
                 if self.method == "chain":
-                    outputs = self._chain_logits(inputs[c], values)
+                    assert self._chain is not None
+                    outputs = self._chain.logits(inputs[c], values)
                 else:
                     with self._twin() as twin, self._drawn("evaluation", 0, c):
                         twin.hold(values)
@@ -517,80 +496,6 @@ class WorkerGradients:
         counted = self.loss.counted(labels)
         return float(((outputs.argmax(-1) == labels) & counted).sum()), float(counted.sum())
 
-    def _chain_logits(self, inputs: Tensor, values: list[Tensor]) -> Tensor:
-        assert self._chain is not None
-        arrays = _arrays(values)
-        z = inputs.reshape(len(inputs), -1).numpy()
-        for place, (weight, bias) in enumerate(self._chain):
-            if place:
-                np.maximum(z, 0, out=z)
-            z = _affine(z, arrays[weight], None if bias is None else arrays[bias])
-        return torch.from_numpy(z)
-
-
-class _Twin:
-    """A copy of a model that computes with other values, which are put into it: no two threads may share one."""
-
-    def __init__(self, model: nn.Module, learned: Sequence[nn.Parameter]) -> None:
-        memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        memo |= {id(p): nn.Parameter(p.detach()) for p in learned}
-        self.module = copied(model, memo)
-        self.learned = [p for p in self.module.parameters() if p.requires_grad]
-        names = {id(b): name for name, b in self.module.named_buffers()}
-        self._places = [
-            (names[id(b)], *self._place(name)) for name, b in self.module.named_buffers(remove_duplicate=False)
-        ]
-        self._taken: dict[str, tuple[Tensor, int]] = {}
-
-    def _place(self, name: str) -> tuple[nn.Module, str]:
-        owner, _, key = name.rpartition(".")
-        return self.module.get_submodule(owner), key
-
-    def hold(self, values: Sequence[Tensor]) -> None:
-        """Computes with these parameters, in the order of ``learned``, whose memory it uses."""
-        for p, value in zip(self.learned, values, strict=True):
-            p.data = value
-
-    def take(self, buffers: dict[str, Tensor], copied: bool = True) -> None:
-        """Computes with these buffers, by name."""
-        values = {name: b.detach().clone() if copied else b for name, b in buffers.items()}
-        for name, owner, key in self._places:
-            setattr(owner, key, values[name])
-        self._taken = {name: (b, b._version) for name, b in values.items()}
-
-    def values(self, names: Container[str]) -> dict[str, Tensor]:
-        """Those of the buffers that have these names, as they are now."""
-        return {name: getattr(owner, key).detach() for name, owner, key in self._places if name in names}
-
-    def changing(self, before: dict[str, Tensor]) -> set[str]:
-        """The buffers of modules of which one has changed, by its value or because it was written to."""
-        now = {name: (owner, getattr(owner, key)) for name, owner, key in self._places}
-        moved = {
-            owner
-            for name, (owner, b) in now.items()
-            if b is not self._taken[name][0]
-            or b._version != self._taken[name][1]
-            or not _alike({"": b}, {"": before[name]})
-        }
-        return {name for name, (owner, _) in now.items() if owner in moved}
-
-    def check(self, name: str) -> None:
-        """Raises ValueError where forward makes buffers, or makes them others than they were."""
-        known = {key for key, _, _ in self._places}
-        for key, b in self.module.named_buffers():
-            was = self._taken[key][0] if key in known else None
-            if was is None or (b.shape, b.dtype) != (was.shape, was.dtype):
-                raise ValueError(f"{name}: forward makes the buffer {key} {kind_of(b)}, which was {kind_of(was)}.")
-
-    def numbers(self) -> dict[str, object]:
-        """The numbers that its modules keep as plain attributes."""
-        return {
-            f"{name}.{key}" if name else key: value
-            for name, module in self.module.named_modules()
-            for key, value in vars(module).items()
-            if isinstance(value, (int, float))
-        }
-
 
 class _Operations(TorchDispatchMode):
     """Sees what is computed inside, whoever asks for it."""
@@ -604,124 +509,9 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy of a module, without gradients; ``memo``: identity of a tensor -> what stands for it in the copy.
-
-    Raises:
-        ValueError: it holds what cannot be copied.
-    """
-    try:
-        module = copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:  # of tensors that are computed, and of what cannot be pickled
-        raise ValueError(
-            f"{type(model).__name__} cannot be copied: {cut(str(error)).rstrip('.')}. What is computed from parameters "
-            "is for torch.nn.utils.parametrizations, or for forward."
-        ) from None
-    if memo is None:
-        module.zero_grad(set_to_none=True)
-    return module
-
-
-def check_module(model: nn.Module) -> None:
-    """Raises ValueError for a model whose gradients are no vector here."""
-    name = type(model).__name__
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"a model is a torch.nn.Module, got {shown(model)}.")
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{name} is scripted, and cannot be computed with other parameters: hand in the module.")
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise ValueError(f"{name} holds a {type(module).__name__}: hand in the module inside, its .module.")
-        if isinstance(module, torch._dynamo.OptimizedModule if "torch._dynamo" in sys.modules else ()):
-            raise ValueError(f"{name} is compiled: hand in the module that was.")
-    learned = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    if not learned:
-        raise ValueError(f"{name} has no parameters that require gradients: nothing can be learned.")
-    for key, p in learned.items():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise ValueError(f"{name}: {key} has no shape before a first batch; call the module with one.")
-        if p.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{name}: parameters must be float32 or float64, got {key}: {kind_of(p)}.")
-        if p._backward_hooks or p._post_accumulate_grad_hooks:
-            raise ValueError(f"{name}: {key} has a hook on its gradient; a transform of the worker half does that.")
-    if len({(p.dtype, p.device) for p in learned.values()}) > 1:
-        kinds = ", ".join(dict.fromkeys(f"{_type(p)} on {p.device}" for p in learned.values()))
-        raise ValueError(f"{name}: parameters must be of one type and on one device, got {kinds}.")
-
-
-def _check_outputs(name: str, outputs: object, point: Tensor) -> None:
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"{name} must answer a tensor, got {kind_of(outputs)}.")
-    if outputs.dtype != point.dtype or outputs.layout != torch.strided or outputs.device != point.device:
-        raise ValueError(
-            f"{name} must answer a tensor of {_type(point)} on {point.device}, as its parameters are, "
-            f"got {kind_of(outputs)}."
-        )
-
-
-def _check_finite(what: str, value: Tensor) -> None:
-    if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{what} must be finite at the start, got {_first_infinite(value)}.")
-
-
-def _first_infinite(value: Tensor) -> str:
-    bad = value.detach()[~torch.isfinite(value.detach())]
-    return f"{float(bad.flatten()[0])} in {bad.numel():,} of {value.numel():,} numbers"
-
-
-def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether all are the same; on a GPU, whose sums may come in any order, nearly so."""
-    if one.keys() != other.keys():
-        return False
-    pairs = [(value.detach(), other[name].detach()) for name, value in one.items()]
-    return all(
-        torch.allclose(a, b, rtol=1e-3 if a.is_cuda else 0, atol=1e-5 if a.is_cuda else 0, equal_nan=True)
-        if a.is_floating_point() or a.is_complex()
-        else torch.equal(a, b)
-        for a, b in pairs
-    )
-
-
-@contextmanager
-def _explained(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """What a model raises: in a line where none of its code is somebody's own, else as it is."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        what = f"{type(model).__name__} cannot compute a batch of {kind_of(inputs)}"
-        if any(is_somebodys(type(module).__module__) for module in model.modules()):
-            if sys.version_info >= (3, 11):
-                error.add_note(f"({what}: that is one worker's.)")
-            raise
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise
-        raise ValueError(f"{what}: {cut(str(error)).rstrip('.')}.") from None
-
-
 def _generator_state(device: torch.device) -> Tensor:
     """Of what a module draws from that says no generator."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _type(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
-def _arrays(tensors: list[Tensor]) -> list[np.ndarray]:
-    return [t.detach().numpy() for t in tensors]
-
-
-def _affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    """x W^T + b, for one weight or one per worker."""
-    z = _times(x, np.swapaxes(weight, -1, -2))
-    if bias is not None:
-        z += bias if bias.ndim == 1 else bias[:, None]
-    return z
-
-
-def _times(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """x @ matrix, one product a worker: so that no number depends on how many workers a thread has."""
-    return np.matmul(x, np.ascontiguousarray(matrix) if x.ndim == 3 else matrix)
 
 
 _told: set[tuple[str, str]] = set()  # what was said once
@@ -732,24 +522,3 @@ def _weights(batch: Batch, like: Tensor) -> Tensor:
     if batch.weights is not None:
         return batch.weights
     return torch.full(batch.labels.shape[:2], 1 / batch.labels.shape[1], dtype=like.dtype, device=like.device)
-
-
-def _linear_chain(model: nn.Module) -> list[tuple[int, int | None]] | None:
-    """For Flatten, Linear, ReLU, ..., Linear, each with parameters of its own that are all learned: where each layer's
-    weight and bias stand among the parameters."""
-    every = [p for _, p in model.named_parameters(remove_duplicate=False)]
-    if any(p.device.type != "cpu" or not p.requires_grad for p in every):
-        return None
-    if type(model) is not nn.Sequential or len(set(every)) < len(every):
-        return None
-    layers = list(model)
-    if layers and type(layers[0]) is nn.Flatten:
-        layers = layers[1:]
-    if len(layers) % 2 == 0 or any(type(m) is not (nn.ReLU if k % 2 else nn.Linear) for k, m in enumerate(layers)):
-        return None
-    places, place = [], 0
-    for layer in layers[::2]:
-        has_bias = layer.bias is not None
-        places.append((place, place + 1 if has_bias else None))
-        place += 1 + has_bias
-    return places

@@ -1,0 +1,94 @@
+"""Copies of a model that compute with other values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...core.checks import cut, kind_of
+from .checks import alike
+
+
+class Twin:
+    """A copy of a model that computes with other values, which are put into it: no two threads may share one."""
+
+    def __init__(self, model: nn.Module, learned: Sequence[nn.Parameter]) -> None:
+        memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        memo |= {id(p): nn.Parameter(p.detach()) for p in learned}
+        self.module = copied(model, memo)
+        self.learned = [p for p in self.module.parameters() if p.requires_grad]
+        names = {id(b): name for name, b in self.module.named_buffers()}
+        self._places = [
+            (names[id(b)], *self._place(name)) for name, b in self.module.named_buffers(remove_duplicate=False)
+        ]
+        self._taken: dict[str, tuple[Tensor, int]] = {}
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        owner, _, key = name.rpartition(".")
+        return self.module.get_submodule(owner), key
+
+    def hold(self, values: Sequence[Tensor]) -> None:
+        """Computes with these parameters, in the order of ``learned``, whose memory it uses."""
+        for p, value in zip(self.learned, values, strict=True):
+            p.data = value
+
+    def take(self, buffers: dict[str, Tensor], copied: bool = True) -> None:
+        """Computes with these buffers, by name."""
+        values = {name: b.detach().clone() if copied else b for name, b in buffers.items()}
+        for name, owner, key in self._places:
+            setattr(owner, key, values[name])
+        self._taken = {name: (b, b._version) for name, b in values.items()}
+
+    def values(self, names: Container[str]) -> dict[str, Tensor]:
+        """Those of the buffers that have these names, as they are now."""
+        return {name: getattr(owner, key).detach() for name, owner, key in self._places if name in names}
+
+    def changing(self, before: dict[str, Tensor]) -> set[str]:
+        """The buffers of modules of which one has changed, by its value or because it was written to."""
+        now = {name: (owner, getattr(owner, key)) for name, owner, key in self._places}
+        moved = {
+            owner
+            for name, (owner, b) in now.items()
+            if b is not self._taken[name][0]
+            or b._version != self._taken[name][1]
+            or not alike({"": b}, {"": before[name]})
+        }
+        return {name for name, (owner, _) in now.items() if owner in moved}
+
+    def check(self, name: str) -> None:
+        """Raises ValueError where forward makes buffers, or makes them others than they were."""
+        known = {key for key, _, _ in self._places}
+        for key, b in self.module.named_buffers():
+            was = self._taken[key][0] if key in known else None
+            if was is None or (b.shape, b.dtype) != (was.shape, was.dtype):
+                raise ValueError(f"{name}: forward makes the buffer {key} {kind_of(b)}, which was {kind_of(was)}.")
+
+    def numbers(self) -> dict[str, object]:
+        """The numbers that its modules keep as plain attributes."""
+        return {
+            f"{name}.{key}" if name else key: value
+            for name, module in self.module.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, (int, float))
+        }
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of a module, without gradients; ``memo``: identity of a tensor -> what stands for it in the copy.
+
+    Raises:
+        ValueError: it holds what cannot be copied.
+    """
+    try:
+        module = copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:  # of tensors that are computed, and of what cannot be pickled
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied: {cut(str(error)).rstrip('.')}. What is computed from parameters "
+            "is for torch.nn.utils.parametrizations, or for forward."
+        ) from None
+    if memo is None:
+        module.zero_grad(set_to_none=True)
+    return module
