@@ -8,9 +8,11 @@
 --wheels is a folder of wheels, unpacked and put before what is installed; --data a folder with the four files of
 Fashion-MNIST, and of CIFAR if at hand. Where files are absent, images of the true shapes are made up: gpu.json says so.
 
-Each section has its seconds: what does not fit is left out, a section that fails is recorded with its traceback, and
-the next one goes on. gpu.json is written anew after every finding, so that nothing is lost whatever ends the script;
-SIGTERM and Ctrl-C end it in order. Exit status 1 where anything failed or was found wrong.
+Nothing that was found is ever lost. Each section has its seconds, and what does not fit is left out; what fails is
+recorded with its traceback, and the next thing is tried; gpu.json is written before and after whatever is tried.
+Sections run in a process of their own: where a kernel breaks the card for its process, crashes it or never ends, what
+was tried then is named, and another process goes on behind it. SIGTERM and Ctrl-C end the script in order. Exit status
+1 where anything failed or was found wrong.
 
 What the sections measure is in gpu_sections.py; this file needs the standard library alone.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,16 +31,20 @@ import tempfile
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 345.0  # in all
 GRACE = 5.0  # that a section has beyond its seconds and half as many
+RESTARTS = 8  # of the process that measures
+BROKEN, HUNG = 3, 4  # its exit status where the card no longer answers it, and where it had to be killed
 CARRIED = (  # what a machine that is set up for torch usually lacks
     "pydantic", "pydantic-core", "typing-inspection", "annotated-types", "tomlkit", "pooch", "platformdirs",
 )  # fmt: skip
@@ -55,21 +62,27 @@ class Ended(BaseException):
     """Somebody asked for the end."""
 
 
+class Broken(BaseException):
+    """The card no longer answers this process."""
+
+
+# ------------------------------------------------------------------------------------------------ what was found
+
+
 class Report:
-    """What was found so far, on disk after every finding.
+    """What was found so far, always on disk.
 
     Args:
-        path: of the JSON file.
-        seconds: of the whole script, from ``start``.
-        start: of time.monotonic().
+        path: of the JSON file, with which it goes on where it is there.
+        end: of the whole script, as time.time() has it.
+        broken: whether the card no longer answers.
     """
 
-    def __init__(self, path: Path, seconds: float, start: float) -> None:
-        self.path, self.end = path, start + seconds
-        self.found: dict[str, Any] = {"made": datetime.now(timezone.utc).isoformat(timespec="seconds"), "sections": {}}
+    def __init__(self, path: Path, end: float, broken: Callable[[], bool] = lambda: False) -> None:
+        self.path, self.end, self.broken = path, end, broken
+        self.found = read(path)
         self._section: dict[str, Any] = {}
-        self._section_end = self.end
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._name, self._section_end = "", end
 
     def write(self) -> None:
         """Whole or not at all: what was there before stays until then."""
@@ -91,32 +104,57 @@ class Report:
     @property
     def left(self) -> float:
         """Seconds of the section that runs."""
-        return self._section_end - time.monotonic()
+        return self._section_end - time.time()
 
-    def in_time(self, items: Iterable[Any], name: Callable[[Any], str] = str) -> Iterable[Any]:
-        """Items as long as there is time; the others are recorded as left out."""
-        skipped = []
+    def each(
+        self, items: Iterable[Item], name: Callable[[Item], str], work: Callable[[Item], object], at: str = ""
+    ) -> None:
+        """Works on each item as long as there is time, and notes what comes out under its name, unless it is None.
+
+        An item that fails is recorded as wrong with its traceback; one that ended a process before is left out.
+
+        Args:
+            at: where findings are noted; by default beside each other in the section.
+        """
+        noted = self._section.setdefault(at, {}) if at else self._section
+        late = []
         for item in items:
-            if self.left > 0:
-                yield item
+            this = name(item)
+            if f"{self._name}: {this}" in self.found["killed"]:
+                continue
+            if self.left <= 0:
+                late.append(this)
+                continue
+            self.note("at", this)
+            try:
+                value = work(item)
+            except Exception as error:
+                self._section.setdefault("errors", {})[this] = traceback.format_exc()
+                self.wrong(f"{this}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+                if self.broken():
+                    raise Broken from error
             else:
-                skipped.append(name(item))
-        if skipped:
-            self.note("left out for lack of time", skipped)
+                if value is not None:
+                    noted[this] = value
+        self._section.pop("at", None)
+        if late:
+            self._section["left out for lack of time"] = self._section.get("left out for lack of time", []) + late
+        self.write()
 
-    def run(self, name: str, seconds: float, section: Callable[[], None]) -> None:
+    def run(self, name: str, seconds: float, section: Callable[[], object]) -> None:
         """One section: its findings, what went wrong, and how long it took.
 
         It is to stop by itself after its seconds, and is stopped half as many later.
         """
-        begun = time.monotonic()
+        begun = time.time()
         seconds = min(seconds, self.end - begun)
+        self._name, self._section_end = name, begun + seconds
         self._section = self.found["sections"][name] = {"status": "running"}
-        self._section_end = begun + seconds
-        self.write()
         if seconds <= 0:
             self.note("status", "left out for lack of time")
             return
+        self.found["deadline"] = begun + 1.5 * seconds + 2 * GRACE
+        self.write()
         status = "failed"
         try:
             print(f"{name} ...", flush=True)
@@ -126,25 +164,30 @@ class Report:
         except (Ended, KeyboardInterrupt):
             status = "interrupted"
             raise
+        except Broken:
+            status = "running"  # and whoever goes on sees where
+            raise
         except OutOfTime:
             status = "out of time"
-        except Exception as error:  # whatever it is, the sections after it are to run
+        except Exception as error:
             self._section["error"] = traceback.format_exc()
-            print(f"  {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
+            print(f"  {type(error).__name__}: {(str(error).splitlines() or [''])[0]}", flush=True)
         finally:
             self._section["status"] = status
-            self._section["seconds"] = round(time.monotonic() - begun, 2)
+            self._section["seconds"] = round(time.time() - begun, 2)
             self.write()
             print(f"  {status}, {self._section['seconds']:.1f} s", flush=True)
 
-    @property
-    def failed(self) -> list[str]:
-        """Sections that are not done, or found something wrong."""
-        return [name for name, section in self.found["sections"].items() if section["status"] != "done"]
+
+def read(path: Path) -> dict[str, Any]:
+    """What the file holds, or the beginning of it."""
+    if path.exists():
+        return json.loads(path.read_text("utf-8"))
+    return {"made": datetime.now(timezone.utc).isoformat(timespec="seconds"), "sections": {}, "killed": []}
 
 
 @contextmanager
-def _alarm(seconds: float):
+def _alarm(seconds: float) -> Iterator[None]:
     """OutOfTime in the block after so many seconds."""
 
     def ring(number: int, frame: FrameType | None) -> None:
@@ -163,6 +206,9 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise Ended
 
 
+# ------------------------------------------------------------------------------------------------ what it needs
+
+
 def fetch(folder: Path) -> int:
     """Downloads the wheels that a machine with torch alone lacks, for CPython 3.12 on Linux; pip's exit status."""
     platforms = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
@@ -174,14 +220,13 @@ def fetch(folder: Path) -> int:
 
 
 def unpack(wheels: Path, into: Path) -> list[str]:
-    """The wheels of a folder, unpacked and first on sys.path, also in processes to come; their names."""
+    """The wheels of a folder, unpacked; their names."""
     found = sorted(wheels.glob("*.whl"))
     if not found:
         raise SystemExit(f"{wheels} holds no wheels; --fetch {wheels} downloads them.")
     for wheel in found:
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(into)
-    sys.path.insert(0, str(into))
     return [wheel.name for wheel in found]
 
 
@@ -195,8 +240,77 @@ def lacking() -> list[str]:
         try:
             __import__(name)
         except Exception as error:  # such as numba where numpy is too new for it
-            reasons.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            reasons.append(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
     return reasons
+
+
+# ------------------------------------------------------------------------------------------------ two processes
+
+
+def measure(options: argparse.Namespace) -> int:
+    """In a process of its own: the sections that are not done yet. Its exit status, BROKEN where the card is."""
+    missing = lacking()
+    if missing:
+        print("This machine lacks:\n  " + "\n  ".join(missing), file=sys.stderr)
+        print(f"Carry them: --fetch FOLDER downloads {', '.join(CARRIED)}; then --wheels FOLDER.", file=sys.stderr)
+        return 2
+    import gpu_sections  # only now can what it imports be found
+
+    report = Report(options.out / "gpu.json", options.end)
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        gpu_sections.everything(report, options)
+    except Broken:
+        return BROKEN
+    except (Ended, KeyboardInterrupt):
+        return 130
+    return 0
+
+
+def supervise(command: list[str], path: Path, end: float) -> int:
+    """Runs the process that measures, and another one behind what has ended it; the last one's exit status.
+
+    Whatever it was that ended a process is not tried again: an item of a section, or the section where there was none.
+    """
+    for _ in range(RESTARTS + 1):
+        child = subprocess.Popen(command)
+        try:
+            status = _wait(child, path)
+        except (Ended, KeyboardInterrupt):
+            child.terminate()
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            print("ended before the end; what was found is kept.", flush=True)
+            return 130
+        if status in (0, 2, 130) or time.time() > end:
+            return status
+        found = read(path)
+        running = [name for name, section in found["sections"].items() if section["status"] == "running"]
+        if not running:
+            return status
+        section = found["sections"][running[0]]
+        why = {BROKEN: "broke the card", HUNG: "never ended"}.get(status, f"ended its process ({status})")
+        at = section.get("at")
+        found["killed"].append(running[0] if at is None else f"{running[0]}: {at}")
+        found.setdefault("why", {})[found["killed"][-1]] = why
+        print(f"  {found['killed'][-1]} {why}; going on behind it.", flush=True)
+        section["status"] = "failed" if at is None else "to do"
+        path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    return 1
+
+
+def _wait(child: subprocess.Popen[bytes], path: Path) -> int:
+    """For its end, which comes from here where a section is far behind its time."""
+    while True:
+        try:
+            return child.wait(0.5)
+        except subprocess.TimeoutExpired:
+            if time.time() > read(path).get("deadline", math.inf):
+                child.kill()
+                child.wait()
+                return HUNG
 
 
 def parser() -> argparse.ArgumentParser:
@@ -209,37 +323,79 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--small", action="store_true", help="tiny sizes, so that every line runs in seconds")
     made.add_argument("--only", metavar="NAMES", help="these sections, comma-separated")
     made.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything  [{SECONDS:g}]")
+    made.add_argument("--end", type=float, help=argparse.SUPPRESS)  # of the process that measures
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
-    start = time.monotonic()
+    start = time.time()
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments)
     if options.fetch is not None:
         return fetch(options.fetch)
+    if options.end is not None:
+        return measure(options)
+    end, path = start + options.seconds, options.out / "gpu.json"
+    options.out.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory() as folder:
         carried = [] if options.wheels is None else unpack(options.wheels, Path(folder))
-        sys.path[:0] = [path for path in (str(ROOT / "src"), str(Path(__file__).parent)) if path not in sys.path]
-        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        missing = lacking()
-        if missing:
-            print("This machine lacks:\n  " + "\n  ".join(missing), file=sys.stderr)
-            print(f"Carry them: --fetch FOLDER downloads {', '.join(CARRIED)}; then --wheels FOLDER.", file=sys.stderr)
-            return 2
-        import gpu_sections  # only now can what it imports be found
+        places = [folder, str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
+        path.write_text(json.dumps(read(path) | {"asked": arguments, "carried": carried}), "utf-8")
+        status = supervise([sys.executable, str(Path(__file__)), *arguments, "--end", str(end)], path, end)
+    found = read(path) | {"seconds": round(time.time() - start, 1)}
+    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    if not found["sections"]:
+        return status
+    print(table(found))
+    failed = [name for name, section in found["sections"].items() if section["status"] != "done"]
+    print(f"\n{path}: {found['seconds']} s; {', '.join(failed + found['killed']) or 'all done'}")
+    return status or bool(failed or found["killed"])
 
-        report = Report(options.out / "gpu.json", options.seconds, start)
-        report.found |= {"carried": carried, "argv": sys.argv if arguments is None else arguments}
-        signal.signal(signal.SIGTERM, _end)
-        try:
-            gpu_sections.everything(report, options)
-        except (Ended, KeyboardInterrupt):
-            print("ended before the end; what was found is kept.", flush=True)
-        report.found["seconds"] = round(time.monotonic() - start, 1)
-        report.write()
-        print(gpu_sections.table(report.found))
-        print(f"\n{report.path}: {report.found['seconds']} s; " + (", ".join(report.failed) or "all done"))
-        return 1 if report.failed else 0
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def table(found: dict[str, Any]) -> str:
+    """What benchmarks/README.md shows of gpu.json."""
+    sections = found["sections"]
+    versions, card, machine = (sections.get("setup", {}).get(name, {}) for name in ("versions", "card", "machine"))
+    lines = [
+        f"{found['made'][:10]}, {card.get('device', 'no card')}, driver {card.get('driver')}, CUDA {card.get('cuda')}, "
+        f"cuDNN {card.get('cudnn')}, torch {versions.get('torch')}, Triton {versions.get('triton')}, "
+        f"{machine.get('cores')} cores. Copies at {_number(sections.get('rates', {}).get('copy_tb_per_s'))} TB/s.",
+        "",
+        "| kernel | ms | reading the data | torch | times faster |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, entry in sections.get("times", {}).items():
+        if isinstance(entry, dict):
+            cells = (entry["ms"], entry["reading_ms"], entry["torch_ms"], entry["times_faster"])
+            lines.append(f"| {name} | " + " | ".join(map(_number, cells)) + " |")
+    lines += ["", "| panel | ms a step | evaluation | launches | waits | GiB |", "|---|---|---|---|---|---|"]
+    for name, entry in sections.get("steps", {}).items():
+        if isinstance(entry, dict) and "ms" in entry:
+            cells = (
+                entry["ms"],
+                entry["evaluation_ms"],
+                entry["profile"]["launches"],
+                len(entry["waits"]),
+                entry["peak_gib"],
+            )
+            lines.append(f"| {name} | " + " | ".join(map(_number, cells)) + " |")
+    hours = sections.get("estimate", {}).get("hours", {})
+    lines += ["", *(f"{name}: {_number(value)} hours." for name, value in hours.items())]
+    lines += [f"missed: {text}." for text in found.get("missed", [])]
+    lines += [f"{name}: {why}." for name, why in found.get("why", {}).items()]
+    for name, section in sections.items():
+        lines += [f"{name}: {section['status']}." for _ in range(section["status"] != "done")]
+        lines += [f"{name}: WRONG: {text}." for text in section.get("wrong", [])]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 if __name__ == "__main__":

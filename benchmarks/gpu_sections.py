@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,9 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import varangian as vg
 from varangian.core import kernels, specs
-from varangian.core.checks import Refused
 from varangian.core.kernels import plain
-from varangian.runs.building import build
+from varangian.runs.building import build, computing
+from varangian.runs.cards import facts, numerics
 from varangian.simulation.data import DataError, Dataset, load
 from varangian.simulation.models import build as build_model
 from varangian.study.paper import OF_THE_PAPER, PANELS, SEEDS
@@ -57,6 +57,14 @@ class Card:
     def settle(self) -> None:
         if self.real:
             torch.cuda.synchronize(self.device)
+
+    def broken(self) -> bool:
+        """Whether it no longer answers this process, as after an access to memory that is not there."""
+        try:
+            self.settle()
+        except RuntimeError:
+            return True
+        return False
 
     def seconds(self, call: Callable[[], object]) -> float:
         """From the call to the end of what it started."""
@@ -143,15 +151,6 @@ class Card:
         """The state of the user's generator on the device."""
         return torch.cuda.get_rng_state(self.device) if self.real else torch.get_rng_state()
 
-    @contextmanager
-    def tf32(self, on: bool) -> Iterator[None]:
-        former = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = on
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = former
-
 
 @dataclass(frozen=True)
 class Bench:
@@ -166,6 +165,11 @@ class Bench:
     def device(self) -> torch.device:
         return self.card.device
 
+    def missed(self, what: str) -> None:
+        """A figure short of its aim; without a card none is."""
+        if self.card.real:
+            self.report.found.setdefault("missed", []).append(what)
+
     def on_device(self, e: vg.Experiment, tf32: bool = False) -> vg.Experiment:
         """The experiment there; without a real card in the precision that all have."""
         return replace(e, device=str(self.device), **({"precision": "tf32"} if tf32 and self.card.real else {}))
@@ -177,15 +181,14 @@ class Bench:
 def setup(bench: Bench) -> None:
     """What ran, and on what."""
     note, card = bench.report.note, bench.card
-    modules = ("numpy", "numba", "triton")
-    versions = {name: _version(name) for name in modules}
+    modules = {name: _version(name) for name in ("numpy", "numba", "triton")}
     note("versions", {
-        "varangian": vg.__version__, "python": platform.python_version(), "torch": torch.__version__, **versions,
-        "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version() if card.real else None,
-        "driver": _driver() if card.real else None,
+        "varangian": vg.__version__, "python": platform.python_version(), "torch": torch.__version__, **modules,
     })  # fmt: skip
+    if card.real:
+        with numerics(str(card.device)):
+            note("card", facts(str(card.device)))
     note("machine", {
-        "card": torch.cuda.get_device_name(card.device) if card.real else str(card.device),
         "memory_gib": torch.cuda.get_device_properties(card.device).total_memory / 2**30 if card.real else None,
         "cores": len(os.sched_getaffinity(0)), "system": platform.platform(),
     })  # fmt: skip
@@ -202,14 +205,6 @@ def _version(module: str) -> str | None:
     try:
         return __import__(module).__version__
     except ImportError:
-        return None
-
-
-def _driver() -> str | None:
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
-    except (OSError, subprocess.SubprocessError):
         return None
 
 
@@ -233,11 +228,15 @@ def rates(bench: Bench) -> None:
     one = torch.zeros(1, device=bench.device)
     note("launch_us", 1e6 * card.seconds(lambda: [one.add_(1) for _ in range(1000)]) / 1000)
     note("wait_us", 1e6 * card.seconds(lambda: [one.cpu() for _ in range(100)]) / 100)
-    for name, batches in (("cifar-10", (50, 14 * 50)), ("wide-resnet", (20, 7 * 20))):
-        for batch in bench.report.in_time(batches, lambda b, name=name: f"{name}, {b} images"):
-            for tf32 in (True, False):
-                found = _gradient_rate(bench, name, 4 if bench.small else batch, tf32)
-                note(f"{name}, {batch} images, {'tf32' if tf32 else 'float32'}", found)
+    bench.report.each(
+        [
+            (panel, images, tf32)
+            for panel, images in (("cifar-10", 50), ("wide-resnet", 20), ("cifar-10", 14 * 50), ("wide-resnet", 7 * 20))
+            for tf32 in (True, False)
+        ],
+        lambda item: f"{item[0]}, {item[1]} images, {'tf32' if item[2] else 'float32'}",
+        lambda item: _gradient_rate(bench, item[0], 4 if bench.small else item[1], item[2]),
+    )
 
 
 def _copy_rate(bench: Bench) -> float:
@@ -258,10 +257,10 @@ def _gradient_rate(bench: Bench, panel: str, batch: int, tf32: bool) -> dict[str
         loss = nn.functional.cross_entropy(model(x), y)
         torch.autograd.grad(loss, list(model.parameters()))
 
-    with bench.card.tf32(tf32):
+    with numerics(str(bench.device), "tf32" if tf32 else "float32"):
         with FlopCounterMode(display=False) as counter:
             gradient(0)
-        ms = bench.card.median_ms(gradient, most=20)
+        ms = bench.card.median_ms(gradient, most=3 if bench.small else 20)
     return {"ms": ms, "tflop_per_s": counter.get_total_flops() / ms / 1e9}
 
 
@@ -315,8 +314,8 @@ def _compiled(device: str, task: tuple[str, int, int, int, str, str]) -> tuple[o
             for y in (x, x.to(device)):
                 _asked(name, f, y)
         else:
-            for call in timed_kernels(x.abs().nan_to_num(1, 1, 1).to(device), f).values():
-                call.ours(0)
+            for entry in timed_kernels(torch.ones_like(x, device=device), f).values():
+                entry.ours(0)
     except Exception as error:
         return task, f"{type(error).__name__}: {error}"
     return task, ""
@@ -361,25 +360,16 @@ BOUNDS = {"float32": (1e-5, 1e-4), "float64": (1e-11, 1e-4), "bfloat16": (1e-2, 
 def correct(bench: Bench) -> None:
     """Every rule, mixing and attack on the device against the CPU, in all types, twice the same bits; kernels against
     plain torch; whole trajectories."""
-    found: dict[str, Any] = {}
-    cases = [
-        (name, *size, kind)
-        for size in (*_sizes(bench.small), (15, 1, 3))
-        for kind in _types(bench.small)
-        for name in (*vg.RULES, *vg.MIXINGS, *vg.ATTACKS)
-    ]
-    for name, n, d, f, kind in bench.report.in_time(cases):
-        case = f"{name} ({n}, {d}) {kind}"
-        x = hostile(n, d, f, TYPES[kind])
-        ask = partial(_crafted if name in vg.ATTACKS else _asked, name, f)
-        try:
-            found[case] = _against_cpu(bench, case, ask, x, kind)
-        except Exception as error:
-            bench.report.wrong(f"{case}: {type(error).__name__}: {error}")
-    bench.report.note("cases", len(found))
-    bench.report.note("worst", dict(sorted(found.items(), key=lambda item: -item[1][0])[:20]))
-    bench.report.note("kernels against plain", _against_plain(bench))
-    bench.report.note("trajectories", _trajectories(bench))
+    sizes, names = (*_sizes(bench.small), (15, 1, 3)), (*vg.RULES, *vg.MIXINGS, *vg.ATTACKS)
+    stages = [(name, *size, kind) for size in sizes for kind in _types(bench.small) for name in names]
+    passes = [(name, *size, kind) for size in sizes for kind in _types(bench.small) for name in contract(*size[:1])]
+    bench.report.each(
+        passes, lambda c: f"{c[0]} ({c[1]}, {c[2]}) {c[4]}", partial(_against_plain, bench), "kernels against plain"
+    )
+    bench.report.each(
+        stages, lambda c: f"{c[0]} ({c[1]}, {c[2]}) {c[4]}", partial(_against_cpu, bench), "stages against the CPU"
+    )
+    bench.report.each(TRAJECTORIES, str, partial(_trajectory, bench), "trajectories")
 
 
 def _crafted(name: str, f: int, x: Tensor) -> Tensor:
@@ -389,29 +379,44 @@ def _crafted(name: str, f: int, x: Tensor) -> Tensor:
     )
 
 
-def _against_cpu(bench: Bench, case: str, ask: Callable[[Tensor], Tensor], x: Tensor, kind: str) -> tuple[float, float]:
-    """(largest relative difference, share of columns that are apart) of what is asked, on the device and on the CPU."""
+def _against_cpu(bench: Bench, case: tuple[str, int, int, int, str]) -> tuple[float, float]:
+    """(largest relative difference, share of columns apart) of what a stage answers, on the device and on the CPU."""
+    name, n, d, f, kind = case
+    x = hostile(n, d, f, TYPES[kind])
     there = x.to(bench.device)
+    ask = partial(_crafted if name in vg.ATTACKS else _asked, name, f)
     expected = _or_refusal(ask, x)
     ours, again = (_or_refusal(ask, there) for _ in range(2))
-    if isinstance(expected, str) or isinstance(ours, str):
+    if isinstance(expected, str) or isinstance(ours, str) or isinstance(again, str):
         if ours != expected:
-            bench.report.wrong(f"{case}: {ours} on the device, {expected} on the CPU")
+            raise Wrong(f"{ours} on the device, {expected} on the CPU")
         return 0.0, 0.0
-    if not isinstance(again, Tensor) or not same_bits(ours, again):
-        bench.report.wrong(f"{case}: two calls answer different bits")
+    return _compared([ours.cpu()], [again.cpu()], [expected], kind)
+
+
+class Wrong(Exception):
+    """Something else came out than should."""
+
+
+def _compared(
+    ours: Sequence[Tensor], again: Sequence[Tensor], expected: Sequence[Tensor], kind: str
+) -> tuple[float, float]:
+    """(largest relative difference, share of numbers apart), if they are in bounds and two calls gave one answer."""
+    if not all(same_bits(a, b) for a, b in zip(ours, again, strict=True)):
+        raise Wrong("two calls answer different bits")
     bound, allowed = BOUNDS[kind]
-    largest, share = differences(ours.cpu(), expected, bound)
-    if share > (allowed if x.shape[1] > 100 else 0):
-        bench.report.wrong(f"{case}: {100 * share:.3f} % of the columns are apart, by up to {largest:.1e}")
+    found = [differences(a, b, bound) for a, b in zip(ours, expected, strict=True)]
+    largest, share = max(a for a, _ in found), max(b for _, b in found)
+    if share > (allowed if expected[0].numel() > 1000 else 0):
+        raise Wrong(f"{share:.3%} of the numbers are apart, by up to {largest:.1e}")
     return largest, share
 
 
 def _or_refusal(ask: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | str:
     try:
         return ask(x)
-    except Refused as refusal:
-        return f"Refused: {refusal}"
+    except ValueError as refusal:  # Refused is one
+        return f"{type(refusal).__name__}: {refusal}"
 
 
 def differences(ours: Tensor, expected: Tensor, bound: float) -> tuple[float, float]:
@@ -429,46 +434,42 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def contract(x: Tensor, f: int) -> dict[str, Callable[[Any], Any]]:
-    """Each kernel as a call of the module that has it."""
-    n, d = x.shape
-    half = np.where(np.arange(n) % 2, 0.0, 2 / n)
-    table = _nearest(n, f)
-    extra = x[:1].clone()
-    low, high = (n - 1) // 2, n // 2 + 1
-    real = x.dtype in (torch.float32, torch.float64)
-    calls: dict[str, Callable[[Any], Any]] = {
-        "median": lambda k: k.column_statistic(x, low, high),
-        "trimmed mean": lambda k: k.column_statistic(x, f, n - f),
-        "phocas": lambda k: k.column_statistic(x, f, n - f, n - f),
-        "meamed": lambda k: k.column_statistic(x, low, high, n - f),
-        "median of mixtures": lambda k: k.column_statistic(x, low, high, mixing=table),
-        "mean and std": lambda k: k.mean_and_std(x),
-        "weighted rows": lambda k: k.weighted_rows(x, half),
-        "weighted rows, extra": lambda k: k.weighted_rows(x, np.append(half, 0.5), extra),
-        "mixtures": lambda k: k.weighted_rows(x, table),
-        "panel of mixtures": lambda k: k.weighted_panel(x, table, None, start=0, stop=min(d, 1000)),
-        "squared distances": lambda k: k.squared_distances(x),
-        "squared distances, extra": lambda k: k.squared_distances(x, extra),
-        "distances of mixtures": lambda k: k.mixed_distances(x, table, None, others=False),
-        "squared norms": lambda k: k.squared_norms(x),
-        "norms": lambda k: k.norms(x),
-        "inner products": lambda k: k.inner_products(list(x[:7])),
-        "distances to a point": lambda k: k.squared_distances_to(x, extra[0]),
-        "squared around": lambda k: k.squared_around(x, half),
-        "blend": lambda k: k.blend(0.5, x, 0.25, extra[0]),
+def contract(n: int) -> dict[str, Callable[[Any, Tensor, int], Any]]:
+    """Each kernel, as a call of the module that has it, for n rows of which f are Byzantine."""
+    half, low, high = np.where(np.arange(n) % 2, 0.0, 2 / n), (n - 1) // 2, n // 2 + 1
+    return {
+        "median": lambda k, x, f: k.column_statistic(x, low, high),
+        "trimmed mean": lambda k, x, f: k.column_statistic(x, f, n - f),
+        "phocas": lambda k, x, f: k.column_statistic(x, f, n - f, n - f),
+        "meamed": lambda k, x, f: k.column_statistic(x, low, high, n - f),
+        "median of mixtures": lambda k, x, f: k.column_statistic(x, low, high, mixing=_nearest(n, f)),
+        "mean and std": lambda k, x, f: k.mean_and_std(x),
+        "weighted rows": lambda k, x, f: k.weighted_rows(x, half),
+        "weighted rows, extra": lambda k, x, f: k.weighted_rows(x, np.append(half, 0.5), x[:1].clone()),
+        "mixtures": lambda k, x, f: k.weighted_rows(x, _nearest(n, f)),
+        "panel of mixtures": lambda k, x, f: k.weighted_panel(
+            x, _nearest(n, f), None, start=0, stop=min(x.shape[1], 1000)
+        ),
+        "squared distances": lambda k, x, f: k.squared_distances(x),
+        "squared distances, extra": lambda k, x, f: k.squared_distances(x, x[:1].clone()),
+        "distances of mixtures": lambda k, x, f: k.mixed_distances(x, _nearest(n, f), None, others=False),
+        "squared norms": lambda k, x, f: k.squared_norms(x),
+        "norms": lambda k, x, f: k.norms(x),
+        "inner products": lambda k, x, f: k.inner_products(list(x[:7])),
+        "distances to a point": lambda k, x, f: k.squared_distances_to(x, x[0].clone()),
+        "squared around": lambda k, x, f: k.squared_around(x, half),
+        "blend": lambda k, x, f: k.blend(0.5, x, 0.25, x[0].clone()),
+        "send rows": lambda k, x, f: _sent(k, x),
     }
-    if real:
-        calls["send rows"] = lambda k: _sent(k, x, extra[0])
-    return calls
 
 
-def _sent(module: Any, x: Tensor, point: Tensor) -> tuple[Any, ...]:
+def _sent(module: Any, x: Tensor) -> tuple[Any, ...]:
     """The worker half: out, and the moments of what was sampled and of what is sent."""
-    rows, memory = x.clone(), x.clone()
+    rows = x.clone() if x.dtype in (torch.float32, torch.float64) else x.float()
+    memory = rows.clone()
     sampled, sent = module.send_rows(
-        rows, 1e-4, point, scale=lambda norm: (2.0 / norm).clamp(max=1.0), keep=1.0, beta=0.9, memory=memory,
-        out=memory, moments=True,
+        rows, 1e-4, rows[0].clone(), scale=lambda norm: (2.0 / norm).clamp(max=1.0), keep=1.0, beta=0.9,
+        memory=memory, out=memory, moments=True,
     )  # fmt: skip
     return memory, *(sampled or ()), *(sent or ())
 
@@ -478,27 +479,12 @@ def _nearest(n: int, f: int) -> np.ndarray:
     return np.stack([np.roll(np.where(np.arange(n) < n - f, 1 / (n - f), 0.0), i) for i in range(n)])
 
 
-def _against_plain(bench: Bench) -> dict[str, tuple[float, float]]:
-    """(largest relative difference, share of numbers apart) of each kernel from plain torch, on the device."""
-    found = {}
-    cases = [(*size, kind) for size in (*_sizes(bench.small), (5, 1, 1)) for kind in _types(bench.small)]
-    for n, d, f, kind in bench.report.in_time(cases):
-        x = hostile(n, d, f, TYPES[kind]).to(bench.device)
-        for name, call in contract(x, f).items():
-            case = f"{name} ({n}, {d}) {kind}"
-            try:
-                ours, again, expected = (_tensors(call(k)) for k in (kernels, kernels, plain))
-            except Exception as error:
-                bench.report.wrong(f"{case}: {type(error).__name__}: {error}")
-                continue
-            if not all(same_bits(a, b) for a, b in zip(ours, again, strict=True)):
-                bench.report.wrong(f"{case}: two calls answer different bits")
-            bound, allowed = BOUNDS[kind]
-            apart = [differences(_numbers(a), _numbers(b), bound) for a, b in zip(ours, expected, strict=True)]
-            found[case] = max(largest for largest, _ in apart), max(share for _, share in apart)
-            if found[case][1] > (allowed if d > 100 else 0):
-                bench.report.wrong(f"{case}: {found[case][1]:.2%} apart from plain, by up to {found[case][0]:.1e}")
-    return dict(sorted(found.items(), key=lambda item: -item[1][0])[:20])
+def _against_plain(bench: Bench, case: tuple[str, int, int, int, str]) -> tuple[float, float]:
+    """(largest relative difference, share of numbers apart) of a kernel from plain torch, on the device."""
+    name, n, d, f, kind = case
+    x = hostile(n, d, f, TYPES[kind]).to(bench.device)
+    ours, again, expected = (_tensors(contract(n)[name](k, x, f)) for k in (kernels, kernels, plain))
+    return _compared(*([_numbers(x) for x in answers] for answers in (ours, again, expected)), kind)
 
 
 def _numbers(x: Tensor) -> Tensor:
@@ -520,17 +506,15 @@ TRAJECTORIES = {
 }
 
 
-def _trajectories(bench: Bench) -> dict[str, float]:
+def _trajectory(bench: Bench, name: str) -> float:
     """Relative difference of the parameters after ten steps on digits, from those on the CPU."""
-    found = {}
     base = vg.Experiment(workers=15, byzantine=3, attack="little", momentum=0.9, momentum_at="worker", steps=10)
-    for name, settings in bench.report.in_time(TRAJECTORIES.items(), lambda item: item[0]):
-        e = replace(base, **settings)
-        ours, expected = (_parameters(vg.run(x)) for x in (bench.on_device(e), e))
-        found[name] = float((ours - expected).norm() / expected.norm())
-        if found[name] > 1e-4:
-            bench.report.wrong(f"{name}: parameters {found[name]:.1e} from the CPU's after ten steps")
-    return found
+    e = replace(base, **TRAJECTORIES[name])
+    ours, expected = (_parameters(vg.run(x)) for x in (bench.on_device(e), e))
+    apart = float((ours - expected).norm() / expected.norm())
+    if not apart <= 1e-4:
+        raise Wrong(f"parameters {apart:.1e} from the CPU's after ten steps")
+    return apart
 
 
 def _parameters(result: vg.Result) -> Tensor:
@@ -612,32 +596,30 @@ def timed_kernels(x: Tensor, f: int, copies: int = 1) -> dict[str, Timed]:
 
 def times(bench: Bench) -> None:
     """Each kernel beside torch's operation, and beside the time that its bytes take at the measured rate of copies."""
-    card = bench.card
     rate = _copy_rate(bench)  # bytes a ms, read and written
     bench.report.note("copy_tb_per_s", rate / 1e9)
-    missed = []
     for shape, (n, d, f) in _shapes(bench.small).items():
-        x = torch.randn(n, d, device=bench.device, generator=torch.Generator(bench.device).manual_seed(1))
-        entries = timed_kernels(x, f, 1 + max(1, 2 * L2_BYTES // x.nbytes) if not bench.small else 2)
-        for name, entry in bench.report.in_time(entries.items(), lambda item, shape=shape: f"{item[0]}, {shape}"):
-            try:
-                ours, torchs = (card.median_ms(call, limit=0.25) for call in (entry.ours, entry.torchs))
-            except torch.cuda.OutOfMemoryError as error:
-                bench.report.note(f"{name}, {shape}", str(error).splitlines()[0])
-                continue
-            reading = entry.bytes / rate
-            bench.report.note(f"{name}, {shape}", {
-                "ms": ours, "torch_ms": torchs, "reading_ms": reading, "times_reading": ours / reading,
-                "times_faster": torchs / ours,
-            })  # fmt: skip
-            if entry.limit is not None and shape != "A" and ours > entry.limit * reading:
-                missed.append(f"{name}, {shape}: {ours / reading:.2f} x reading, aim {entry.limit:g}")
-            if name == "median" and torchs < 20 * ours:
-                missed.append(f"median, {shape}: {torchs / ours:.1f} x torch.median, aim 20")
+        x = torch.randn(n, d, device=bench.device)
+        entries = timed_kernels(x, f, 2 if bench.small else 1 + max(1, 2 * L2_BYTES // x.nbytes))
+        bench.report.each(
+            entries, lambda name, shape=shape: f"{name}, {shape}",
+            lambda name, shape=shape, entries=entries: _timed(bench, f"{name}, {shape}", entries[name], rate),
+        )  # fmt: skip
         del x, entries
-        card.clear_peak()
-    if bench.card.real:
-        bench.report.note("missed", missed)
+        bench.card.clear_peak()
+
+
+def _timed(bench: Bench, name: str, entry: Timed, rate: float) -> dict[str, float]:
+    ours, torchs = (bench.card.median_ms(call, limit=0.25) for call in (entry.ours, entry.torchs))
+    reading = entry.bytes / rate
+    if entry.limit is not None and not name.endswith("A") and ours > entry.limit * reading:
+        bench.missed(f"{name}: {ours / reading:.2f} times the reading, aim {entry.limit:g}")
+    if name.startswith("median") and torchs < 20 * ours:
+        bench.missed(f"{name}: {torchs / ours:.1f} times as fast as torch.median, aim 20")
+    return {
+        "ms": ours, "torch_ms": torchs, "reading_ms": reading, "times_reading": ours / reading,
+        "times_faster": torchs / ours,
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ steps
@@ -705,27 +687,13 @@ def _cases(bench: Bench) -> list[Case]:
 
 def steps(bench: Bench) -> None:
     """ms a step of each panel, measures and its share of evaluations included; waits, launches, memory."""
-    missed = []
-    for case in bench.report.in_time(_cases(bench), lambda c: c.name):
-        try:
-            found = _step(bench, case)
-        except torch.cuda.OutOfMemoryError as error:
-            found = {"error": str(error).splitlines()[0]}
-        bench.report.note(case.name, found)
-        if "error" in found or not bench.card.real:
-            continue
-        if len(found["waits"]) > case.waits:
-            bench.report.wrong(f"{case.name}: waits at {', '.join(found['waits'])}, {case.waits} may be")
-        if case.aim is not None and found["ms"] > case.aim:
-            missed.append(f"{case.name}: {found['ms']:.2f} ms a step, aim {case.aim:g}")
-    if bench.card.real:
-        bench.report.note("missed", missed)
+    bench.report.each(_cases(bench), lambda case: case.name, partial(_step, bench))
 
 
 def _step(bench: Bench, case: Case) -> dict[str, Any]:
     e, card, count = case.experiment(bench), bench.card, 2 if bench.small else case.steps
     card.clear_peak()
-    with kernels.exclusive_threads(), card.tf32(case.tf32):
+    with computing(e):
         simulation, evaluator = build(e, case.data(bench))
         evaluate = partial(evaluator, simulation.gradients, simulation.parameters, 0)
         first = card.seconds(simulation.step)
@@ -734,14 +702,19 @@ def _step(bench: Bench, case: Case) -> dict[str, Any]:
         evaluate()
         each = card.seconds(lambda: [simulation.step() for _ in range(count)]) / count
         evaluation = card.seconds(evaluate)
+        ms, waits = 1e3 * (each + evaluation / e.evaluate_every), card.waits(simulation.step)
+        if len(waits) > case.waits:
+            bench.report.wrong(f"{case.name}: waits at {', '.join(waits)}, {case.waits} may be")
+        if case.aim is not None and ms > case.aim:
+            bench.missed(f"{case.name}: {ms:.2f} ms a step, aim {case.aim:g}")
         return {
-            "ms": 1e3 * (each + evaluation / e.evaluate_every),
+            "ms": ms,
             "step_ms": 1e3 * each,
             "evaluation_ms": 1e3 * evaluation,
             "first_ms": 1e3 * first,
             "workers": e.honest,
             "method": simulation.gradients.method,
-            "waits": card.waits(simulation.step),
+            "waits": waits,
             "peak_gib": card.peak_gib(),
             "profile": card.traced(simulation.step, 1 if bench.small else 3),
         }
@@ -755,33 +728,28 @@ def determinism(bench: Bench) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state(), bench.card.generator()
     chosen = [c for c in CASES if (c.panel, c.f, c.pre) in (("fashion-mnist", 24, ()), ("cifar-10", 11, ()))]
-    for case in bench.report.in_time(chosen[::2] if bench.small else chosen, lambda c: c.name):
-        e = replace(case.experiment(bench), steps=4 if bench.small else 30, evaluate_every=10)
-        with tempfile.TemporaryDirectory() as folder:
-            one, other, again = (Path(folder) / name for name in ("whole", "stopped", "again"))
-            run = partial(vg.run, e, dataset=case.data(bench))
-            whole = run(out=one)
-            try:
-                run(out=other, progress=partial(_stop_at, e.steps // 2))
-            except KeyboardInterrupt:
-                pass
-            else:
-                bench.report.wrong(f"{case.name}: the run did not stop at step {e.steps // 2}")
-            stopped, repeated = run(out=other), run(out=again)
-            for said, result in (("resumed", stopped), ("run again", repeated)):
-                apart = [
-                    name for name in ("metrics.csv", "evaluations.csv") if _text(whole, name) != _text(result, name)
-                ]
-                if not same_bits(_parameters(whole), _parameters(result)):
-                    apart.append("parameters")
-                bench.report.note(
-                    f"{case.name}, {said}", "the same bytes" if not apart else f"other {', '.join(apart)}"
-                )
-                if apart:
-                    bench.report.wrong(f"{case.name}, {said}: other {', '.join(apart)}")
+    bench.report.each(chosen[::2] if bench.small else chosen, lambda case: case.name, partial(_repeated, bench))
     after = torch.get_rng_state(), bench.card.generator()
     if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
         bench.report.wrong("the user's random generators have moved")
+
+
+def _repeated(bench: Bench, case: Case) -> str:
+    """Whether a run that was stopped and went on, and another one, write what a whole run writes."""
+    e = replace(case.experiment(bench), steps=4 if bench.small else 30, evaluate_every=10)
+    with tempfile.TemporaryDirectory() as folder:
+        one, other, again = (Path(folder) / name for name in ("whole", "stopped", "again"))
+        run = partial(vg.run, e, dataset=case.data(bench))
+        whole = run(out=one)
+        with suppress(KeyboardInterrupt):
+            run(out=other, progress=partial(_stop_at, e.steps // 2))
+            raise Wrong(f"the run did not stop at step {e.steps // 2}")
+        for said, result in (("resumed", run(out=other)), ("run again", run(out=again))):
+            apart = [name for name in ("metrics.csv", "evaluations.csv") if _text(whole, name) != _text(result, name)]
+            apart += [] if same_bits(_parameters(whole), _parameters(result)) else ["parameters"]
+            if apart:
+                raise Wrong(f"{said}: other {', '.join(apart)}")
+    return "the same bytes"
 
 
 def _stop_at(stop: int, step: int, newest: object) -> None:
@@ -794,27 +762,31 @@ def _text(result: vg.Result, name: str) -> bytes:
     return (result.folder / name).read_bytes()
 
 
+LENGTHS = {"fashion-mnist": 300, "cifar-10": 60, "cnn-fashion-mnist": 200, "wide-resnet": 15}
+
+
 def runs(bench: Bench) -> None:
     """A short real run of each panel, as users run it: seconds, accuracy, and on real data the CPU's beside it."""
-    lengths = {"fashion-mnist": 300, "cifar-10": 60, "cnn-fashion-mnist": 200, "wide-resnet": 15}
-    for case in bench.report.in_time([c for c in _cases(bench) if not c.pre], lambda c: c.name):
-        count = 3 if bench.small else lengths[case.panel]
-        e = replace(case.experiment(bench), steps=count)
-        e = e if case.panel == "fashion-mnist" else replace(e, evaluate_every=count)
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            result = vg.run(e, folder, case.data(bench))
-            seconds = time.perf_counter() - start
-        losses = [row.loss for row in result.measures]
-        there = _accuracy_on_cpu(e)
-        bench.report.note(case.name, {
-            "steps": count, "seconds": seconds, "of_steps": result.seconds, "first_loss": losses[0],
-            "last_loss": losses[-1], "max_accuracy": result.max_accuracy, "stopped": result.stopped, "on_cpu": there,
-        })  # fmt: skip
-        if result.stopped is not None:
-            bench.report.wrong(f"{case.name}: stopped, {result.stopped}")
-        if there is not None and abs(result.max_accuracy - there) > 0.03:
-            bench.report.wrong(f"{case.name}: accuracy {result.max_accuracy:.4f}, on the CPU {there:.4f}")
+    bench.report.each([c for c in _cases(bench) if not c.pre], lambda case: case.name, partial(_whole, bench))
+
+
+def _whole(bench: Bench, case: Case) -> dict[str, Any]:
+    e = replace(case.experiment(bench), steps=3 if bench.small else LENGTHS[case.panel])
+    e = e if case.panel == "fashion-mnist" else replace(e, evaluate_every=e.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        result = vg.run(e, folder, case.data(bench))
+        seconds = time.perf_counter() - start
+    there = _accuracy_on_cpu(e)
+    if result.stopped is not None:
+        raise Wrong(result.stopped)
+    if there is not None and abs(result.max_accuracy - there) > 0.03:
+        bench.report.wrong(f"{case.name}: accuracy {result.max_accuracy:.4f}, on the CPU {there:.4f}")
+    losses = [row.loss for row in result.measures]
+    return {
+        "steps": e.steps, "seconds": seconds, "of_steps": result.seconds, "first_loss": losses[0],
+        "last_loss": losses[-1], "max_accuracy": result.max_accuracy, "on_cpu": there,
+    }  # fmt: skip
 
 
 def _accuracy_on_cpu(e: vg.Experiment) -> float | None:
@@ -892,7 +864,7 @@ SECTIONS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # and seconds
 
 
 def everything(report: Report, options: argparse.Namespace) -> None:
-    """All sections, or those asked for, in their order."""
+    """All sections that are not done yet, or those asked for, in their order."""
     names = list(SECTIONS) if options.only is None else [name.strip() for name in options.only.split(",")]
     unknown = [name for name in names if name not in SECTIONS]
     if unknown:
@@ -900,48 +872,7 @@ def everything(report: Report, options: argparse.Namespace) -> None:
     bench = Bench(report, Card(options.device), options.small, options.data)
     if bench.device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"no card here for {options.device}; --device cpu --small tries the script.")
+    report.broken = bench.card.broken
     for name, (seconds, section) in SECTIONS.items():
-        if name in names:
+        if name in names and report.found["sections"].get(name, {}).get("status", "to do") == "to do":
             report.run(name, seconds, partial(section, bench))
-
-
-# ------------------------------------------------------------------------------------------------ the table
-
-
-def table(found: dict[str, Any]) -> str:
-    """What benchmarks/README.md shows of gpu.json."""
-    sections = found["sections"]
-    versions, machine = (sections.get("setup", {}).get(name, {}) for name in ("versions", "machine"))
-    lines = [
-        f"{found['made'][:10]}, {machine.get('card')}, driver {versions.get('driver')}, CUDA {versions.get('cuda')}, "
-        f"cuDNN {versions.get('cudnn')}, torch {versions.get('torch')}, Triton {versions.get('triton')}, "
-        f"{machine.get('cores')} cores. Copies at {_number(sections.get('rates', {}).get('copy_tb_per_s'))} TB/s.",
-        "",
-        "| kernel | ms | reading the data | torch | times faster |", "|---|---|---|---|---|",
-    ]  # fmt: skip
-    for name, entry in sections.get("times", {}).items():
-        if isinstance(entry, dict):
-            cells = (entry["ms"], entry["reading_ms"], entry["torch_ms"], entry["times_faster"])
-            lines.append(f"| {name} | " + " | ".join(map(_number, cells)) + " |")
-    lines += ["", "| panel | ms a step | evaluation | launches | waits | GiB |", "|---|---|---|---|---|---|"]
-    for name, entry in sections.get("steps", {}).items():
-        if isinstance(entry, dict) and "ms" in entry:
-            cells = (
-                entry["ms"],
-                entry["evaluation_ms"],
-                entry["profile"]["launches"],
-                len(entry["waits"]),
-                entry["peak_gib"],
-            )
-            lines.append(f"| {name} | " + " | ".join(map(_number, cells)) + " |")
-    hours = sections.get("estimate", {}).get("hours", {})
-    lines += ["", *(f"{name}: {_number(value)} hours." for name, value in hours.items())]
-    for name, section in sections.items():
-        lines += [f"{name}: {section['status']}." for _ in range(section["status"] != "done")]
-        lines += [f"{name}: missed: {text}." for text in section.get("missed", [])]
-        lines += [f"{name}: WRONG: {text}." for text in section.get("wrong", [])]
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

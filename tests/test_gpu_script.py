@@ -13,6 +13,7 @@ import time
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_what_was_found_outlives_a_termination(tmp_path: Path) -> None:
     found = sections(tmp_path)
     assert (found["setup"]["status"], found["rates"]["status"]) == ("done", "interrupted"), err
     assert "steps" not in found
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "ended before the end" in out
 
 
@@ -79,59 +80,115 @@ def test_an_unknown_section_or_a_card_that_is_not_there_is_said_in_one_line(tmp_
         process = start(*arguments, cwd=tmp_path)
         _, err = process.communicate(timeout=120)
         assert process.returncode != 0
-        assert said in err
+        assert said in err, err
         assert "Traceback" not in err
 
 
-def test_a_section_that_fails_is_recorded_and_the_next_one_goes_on(
+def report_in(script: ModuleType, folder: Path, **options: object) -> Any:
+    return script.Report(folder / "gpu.json", time.time() + 60, **options)
+
+
+def test_what_fails_is_recorded_and_the_next_thing_is_tried(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    report = report_in(script, tmp_path)
     monkeypatch.setattr(script, "GRACE", 0.0)
-    report = script.Report(tmp_path / "gpu.json", 60.0, time.monotonic())
+
+    def halves(x: int) -> float:
+        return 6 / x
 
     def breaks() -> None:
         report.note("before", 1)
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    def hangs() -> None:
-        report.note("left", list(report.in_time(range(3))))
-        time.sleep(60)
-
     report.run("breaks", 5, breaks)
-    report.run("is wrong", 5, lambda: report.wrong("two and two are five"))
-    report.run("works", 5, lambda: report.note("ms", 0.25))
-    report.run("hangs", 0.2, hangs)
+    report.run("some", 5, lambda: report.each([3, 0, 2], lambda x: f"by {x}", halves))
+    report.run("noted apart", 5, lambda: report.each([3], lambda x: f"by {x}", halves, "halves"))
+    report.run("hangs", 0.2, lambda: time.sleep(60))
     report.run("too late", 0, breaks)
-    found = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["sections"]
+    found = script.read(tmp_path / "gpu.json")["sections"]
     assert {name: section["status"] for name, section in found.items()} == {
-        "breaks": "failed", "is wrong": "wrong", "works": "done", "hangs": "out of time",
+        "breaks": "failed", "some": "wrong", "noted apart": "done", "hangs": "out of time",
         "too late": "left out for lack of time",
     }  # fmt: skip
     assert found["breaks"]["before"] == 1
     assert "illegal memory access" in found["breaks"]["error"]
-    assert found["works"]["ms"] == 0.25
-    assert report.failed == ["breaks", "is wrong", "hangs", "too late"]
+    assert (found["some"]["by 3"], found["some"]["by 2"]) == (2, 3)
+    assert found["some"]["wrong"] == ["by 0: ZeroDivisionError: division by zero"]
+    assert "in halves" in found["some"]["errors"]["by 0"]
+    assert found["noted apart"]["halves"] == {"by 3": 2}
 
 
 def test_what_does_not_fit_is_named(script: ModuleType, tmp_path: Path) -> None:
-    report = script.Report(tmp_path / "gpu.json", 60.0, time.monotonic())
-
-    def slow() -> None:
-        for _ in report.in_time(["one", "two", "three"]):
-            time.sleep(0.3)
-
-    report.run("slow", 0.2, slow)
+    report = report_in(script, tmp_path)
+    report.run("slow", 0.2, lambda: report.each(["one", "two", "three"], str, lambda _: time.sleep(0.25)))
     assert report.found["sections"]["slow"]["left out for lack of time"] == ["two", "three"]
 
 
-def test_wheels_come_before_what_is_installed(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_broken_card_ends_the_process_and_what_broke_it_is_not_tried_again(
+    script: ModuleType, tmp_path: Path
 ) -> None:
+    tried: list[str] = []
+
+    def work(item: str) -> int:
+        tried.append(item)
+        if item == "bad":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return len(item)
+
+    report = report_in(script, tmp_path, broken=lambda: tried[-1] == "bad")
+    section = lambda: report.each(["first", "bad", "last"], str, work)  # noqa: E731
+    with pytest.raises(script.Broken):
+        report.run("kernels", 5, section)
+    left = script.read(tmp_path / "gpu.json")
+    assert (left["sections"]["kernels"]["status"], left["sections"]["kernels"]["at"]) == ("running", "bad")
+    left["killed"].append("kernels: bad")
+    (tmp_path / "gpu.json").write_text(json.dumps(left), "utf-8")
+    report = report_in(script, tmp_path)
+    report.run("kernels", 5, section)
+    assert tried == ["first", "bad", "first", "last"]
+    assert report.found["sections"]["kernels"] | {"seconds": 0} == {
+        "status": "done", "first": 5, "last": 4, "seconds": 0,
+    }  # fmt: skip
+
+
+DIES = """
+import json, os, pathlib, sys, time
+path = pathlib.Path(sys.argv[1])
+found = json.loads(path.read_text())
+killed = found["killed"]
+if len(killed) < 3:
+    end = [lambda: os._exit(3), lambda: os.kill(os.getpid(), 11), lambda: time.sleep(60)][len(killed)]
+    at = {} if len(killed) == 2 else {"at": f"item {len(killed)}"}
+    found["sections"]["kernels"] = {"status": "running", **at}
+    found["deadline"] = time.time() + (1 if len(killed) == 2 else 60)
+    path.write_text(json.dumps(found))
+    end()
+"""
+
+
+def test_another_process_goes_on_behind_what_broke_crashed_or_never_ended(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dies.py").write_text(DIES, "utf-8")
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(script.read(path)), "utf-8")
+    command = [sys.executable, str(tmp_path / "dies.py"), str(path)]
+    assert script.supervise(command, path, time.time() + 60) == 0
+    found = script.read(path)
+    assert found["why"] == {
+        "kernels: item 0": "broke the card", "kernels: item 1": "ended its process (-11)", "kernels": "never ended",
+    }  # fmt: skip
+    assert found["sections"]["kernels"]["status"] == "failed"
+    assert "kernels: item 1 ended its process (-11); going on behind it." in capsys.readouterr().out
+
+
+def test_wheels_are_unpacked(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels" / "carried-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("carried_for_a_test.py", "HERE = True\n")
-    monkeypatch.setattr(sys, "path", list(sys.path))
     assert script.unpack(tmp_path / "wheels", tmp_path / "there") == ["carried-1-py3-none-any.whl"]
+    monkeypatch.syspath_prepend(tmp_path / "there")
     assert importlib.util.find_spec("carried_for_a_test") is not None
 
 
