@@ -99,15 +99,34 @@ def test_what_the_command_line_says_stands_in_place_of_the_file(varangian: Progr
 
 def test_a_run_that_fails_is_listed_and_the_status_is_1(varangian: Program, grid: Path, tmp_path: Path) -> None:
     said = ["--jobs", "1", "--out", "out", "--set", "attack=little"]
-    end = varangian("sweep", "small.toml", *said, "--set", "device=cuda:77")
+    end = varangian("sweep", "small.toml", *said, "--set", "model=cnn-small")
     assert end.status == 1
-    assert end.err.count("failed: digits-fully-connected-median-little") >= 1
-    assert "device: 'cuda:77' cannot be used here" in end.err
+    assert end.err.count("failed: digits-cnn-small-median-little") >= 1
     found = rows(tmp_path / "out" / "failed.csv")
     assert {row["rule"] for row in found} == {"median", "multi-krum"}
-    assert all(row["device"] == "cuda:77" and "cannot be used here" in row["reason"] for row in found)
+    assert all(row["model"] == "cnn-small" and "needs images of at least" in row["reason"] for row in found)
     assert varangian("sweep", "small.toml", *said).status == 0
     assert len(rows(tmp_path / "out" / "failed.csv")) == 2  # they are of another grid
+
+
+def test_a_device_that_is_not_here_is_one_line(varangian: Program, grid: Path, tmp_path: Path) -> None:
+    for device in ("cuda:77", "xpu"):
+        end = varangian("sweep", "small.toml", "--device", device)
+        assert (end.status, end.out) == (2, "")
+        assert f"device: '{device}' cannot be used here" in end.err
+        assert end.err.count("\n") == 1
+    assert not (tmp_path / "small").exists()
+    end = varangian(
+        "sweep", "small.toml", "--device", "cuda:77", "--dry-run"
+    )  # which runs there are is said all the same
+    assert end.status == 0
+    assert "device: 'cuda:77' cannot be used here" in end.err
+    assert "4 runs" in end.out
+    end = varangian("sweep", "small.toml", "--precision", "tf32")
+    assert (end.status, end.err.count("\n")) == (2, 1)
+    assert "precision: tf32 is of cards (device cuda), and device is cpu; use float32." in end.err
+    end = varangian("sweep", "small.toml", "--precision", "tf32", "--device", "cuda", "--dry-run")
+    assert end.status == 0
 
 
 def test_errors_of_ones_own_code_keep_their_place(varangian: Program, grid: Path, tmp_path: Path) -> None:
@@ -175,7 +194,18 @@ def test_sweep_and_reproduce_take_the_same_options(varangian: Program) -> None:
         name: {word for line in varangian(name, "--help").out.splitlines() for word in re.findall(r"--[a-z-]+", line)}
         for name in ("sweep", "reproduce")
     }
-    shared = {"--out", "--data", "--jobs", "--threads", "--device", "--shard", "--time-budget", "--ray", "--dry-run"}
+    shared = {
+        "--out",
+        "--data",
+        "--jobs",
+        "--threads",
+        "--device",
+        "--precision",
+        "--shard",
+        "--time-budget",
+        "--ray",
+        "--dry-run",
+    }
     assert shared <= options["sweep"] & options["reproduce"]
 
 

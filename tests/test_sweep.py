@@ -104,17 +104,6 @@ def test_what_a_sweep_learns_from_it_reads_within_bounds(swept: tuple[Path, Swee
     assert (len(result.outcomes), len(result.failed)) == (1, 3)
 
 
-def test_a_gpu_gets_two_runs_at_a_time_and_not_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("varangian.study.sweep")
-    monkeypatch.setattr(module, "cores", lambda: 64)
-    on = {device: [replace(BASE, rule="median", device=device, seed=s) for s in range(9)] for device in
-          ("cpu", "cuda", "cuda:0", "cuda:1")}  # fmt: skip
-    jobs = module._default_jobs
-    assert (jobs(on["cpu"], 1), jobs(on["cpu"], 4), jobs([], 100)) == (64, 16, 1)
-    assert (jobs(on["cuda"], 1), jobs(on["cuda:0"] + on["cuda:1"], 1)) == (2, 4)
-    assert (jobs(on["cuda"], 64), jobs(on["cpu"] + on["cuda"], 1)) == (1, 2)
-
-
 def start(out: Path, seeds: int, steps: int) -> subprocess.Popen[str]:
     script = out.parent / "script.py"
     script.write_text(SCRIPT)

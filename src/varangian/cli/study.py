@@ -100,6 +100,7 @@ class _Asked:
     jobs: int | None
     threads: int
     device: str | None
+    precision: str | None
     shard: tuple[int, int]
     time_budget: float | None
     ray: str | None
@@ -120,7 +121,12 @@ class _Asked:
 
     def settings(self, said: Sequence[tuple[str, object]]) -> dict[str, object]:
         """What stands in place of what a file says."""
-        return dict(said) | ({} if self.device is None else {"device": self.device})
+        return dict(said) | self.where()
+
+    def where(self) -> dict[str, object]:
+        """What is said of the device."""
+        asked = {"device": self.device, "precision": self.precision}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 def _sweeping(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,9 +142,10 @@ def _sweeping(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             help="folder of data files  [$VARANGIAN_DATA or the user's data folder]",
         ),
-        click.option("--jobs", type=click.IntRange(1), help="runs at a time  [as many as cores; two to a GPU]"),
+        click.option("--jobs", type=click.IntRange(1), help="runs at a time  [as many as cores; some to each GPU]"),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of each run"),
-        click.option("--device", help="cpu, cuda, cuda:1 ...  [cpu, unless the file says another]"),
+        click.option("--device", help="cpu; cuda for all GPUs; cuda:1 ...  [cpu, unless the file says another]"),
+        click.option("--precision", help="on a GPU: float32 or tf32  [float32, unless the file says another]"),
         click.option(
             "--shard",
             type=_Shard(),
@@ -321,8 +328,8 @@ def reproduce(
     if not present:
         raise click.ClickException("none of the chosen panels has its data.")
     grids = paper.grids(present, seeds, profile, quick)
-    if asked.device is not None:
-        grids = [grid.replaced({"device": asked.device}) for grid in grids]
+    if asked.where():
+        grids = [grid.replaced(asked.where()) for grid in grids]
     out = Path("study") if asked.out is None else asked.out
     result = sweep(grids, out, dry_run=asked.dry_run, **asked.how())
     if asked.dry_run:

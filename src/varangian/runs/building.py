@@ -215,13 +215,13 @@ def computing(experiment: Experiment) -> Iterator[None]:
 def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> tuple[Simulation, Evaluators]:
     """The simulation of an experiment at step 0, and its evaluators."""
     e, dtype = experiment, getattr(torch, experiment.dtype)
-    usable(e.device)
+    device = usable(e.device)
     if dataset.train.inputs.dtype == torch.int64 and not _is_own(e):
         raise ValueError(
             f"model: {e.model} computes with numbers, and the inputs of {dataset.name} are tokens (integers): use a "
             "model that begins with an embedding, or hand over floats."
         )
-    model = make_model(e, dataset.shape, dataset.classes, given)
+    model = make_model(e, dataset.shape, dataset.classes, given, device)
     gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed, loss=make_loss(e, given))
     deal = e.make_partition() if e.partition != "iid" else "iid"
     attack = e.make_attack()
@@ -236,10 +236,8 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
                 stacklevel=2,
             )
         learned = replace(dataset, train=kept)
-        validation = Evaluator(replace(dataset, test=aside), e.seed, profile=e.profile, device=e.device, dtype=dtype)
-    sampler = Sampler(
-        learned, learners, e.batch_size, e.seed, deal=deal, profile=e.profile, device=e.device, dtype=dtype
-    )
+        validation = Evaluator(replace(dataset, test=aside), e.seed, profile=e.profile, device=device, dtype=dtype)
+    sampler = Sampler(learned, learners, e.batch_size, e.seed, deal=deal, profile=e.profile, device=device, dtype=dtype)
     gradients.look(sampler(0), dataset.classes)
     simulation = Simulation(
         gradients,
@@ -257,7 +255,7 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         classes=dataset.classes,
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
-    test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, e.device, dtype)
+    test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, device, dtype)
     return simulation, Evaluators(test, validation, e.make_metrics(given.metrics))
 
 
@@ -275,7 +273,7 @@ def make_loss(e: Experiment, given: Given = NOTHING) -> Loss:
 
 
 def make_model(
-    e: Experiment, shape: Shape, classes: int, given: Given = NOTHING, device: str | None = None
+    e: Experiment, shape: Shape, classes: int, given: Given = NOTHING, device: str | torch.device | None = None
 ) -> nn.Module:
     """The model at the start, on the experiment's device or that one: a copy where it is not the package's own.
 
@@ -336,7 +334,7 @@ def _is_at(place: torch.device, asked: torch.device) -> bool:
 
 @lru_cache(maxsize=1)
 def _evaluator(
-    dataset: Dataset, seal: tuple[object, ...], seed: int, profile: Profile, device: str, dtype: torch.dtype
+    dataset: Dataset, seal: tuple[object, ...], seed: int, profile: Profile, device: torch.device, dtype: torch.dtype
 ) -> Evaluator:
     """Shared by the runs of a process on the same data, as long as nobody writes into them: test images are prepared
     once."""

@@ -53,7 +53,8 @@ def device_of(name: str) -> torch.device:
 
 
 def usable(name: str) -> torch.device:
-    """The device of that name, if this machine can compute on it.
+    """The device of that name, if this machine can compute on it; of "cuda" this thread's, by its number, since other
+    threads have another.
 
     Raises:
         ValueError: it cannot.
@@ -76,7 +77,7 @@ def usable(name: str) -> torch.device:
         raise ValueError(
             f"device: {shown(name)} cannot be used: it has no float64, in which distances are computed; use cpu."
         ) from None
-    return device
+    return one.device
 
 
 def why_no_card(index: int | None = None) -> str:

@@ -28,7 +28,8 @@ from .cluster import ray_workers
 from .display import Display
 from .local import LocalWorkers, end_worker_that_imports_its_script
 from .manager import foretell, manage
-from .plan import PER_GPU, Plan, Record, cores
+from .places import deal
+from .plan import Plan, Record, cores
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ def sweep(
     Args:
         experiments: what to run, in this order; those of one digest once, however they are written.
         out: where everything is kept.
-        jobs: worker processes, or tasks at a time on Ray; by default as many as there are cores for their threads, and
-            where runs are on "cuda", "cuda:1" ..., no more than two for each GPU that they name, or that Ray has.
+        jobs: worker processes, or tasks at a time on Ray, in all; by default as many as there are cores for their
+            threads. Runs on "cuda" are dealt to all cards that CUDA_VISIBLE_DEVICES leaves, or that Ray has, those on
+            "cuda:1" to that one: by default as many to each as fit into its memory, by an estimate, and are worth their
+            while: two where there are convolutions, else four. All are written down as runs on "cuda".
         threads: of torch and the kernels, per process. Results of different numbers of threads may differ.
         shard: (i, N): only every N-th run, from the i-th on.
         time_budget: seconds after which no run should still be going: one that would not end in time is not started.
@@ -90,9 +93,9 @@ def sweep(
         command: what the record says it was started by.
 
     Raises:
-        ValueError: an impossible shard, number of jobs or time; an experiment with a model, data set or the like that
-            was handed over in Python and has no name; ``ray`` where Ray is not installed or no cluster answers, or one
-            without GPUs for runs that need them.
+        ValueError: an impossible shard, number of jobs or time; a device that is not here; an experiment with a model,
+            data set or the like that was handed over in Python and has no name; ``ray`` where Ray is not installed or
+            no cluster answers, or one without GPUs for runs that need them.
         DataError: data of one's own cannot be opened.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; what is complete is kept and in the table, and runs that were under
             way go on from where they were when the sweep is started again.
@@ -120,12 +123,24 @@ def sweep(
     mine = everything[number - 1 :: shards]
     folders = {e: out / "runs" / f"{e.name}-{e.digest}" for e in mine}
     todo = [e for e in mine if not complete(folders[e])]
-    wanted, jobs = jobs, _default_jobs(todo, threads) if jobs is None else jobs
+    wanted, most = jobs, max(1, cores() // threads)
+    dealt, lacking = (), ""
+    if ray is None:
+        try:
+            dealt = deal(todo, jobs, most, data_folder)
+        except ValueError as error:
+            if not dry_run:
+                raise
+            lacking = str(error)
+    jobs = len(dealt) or (most if jobs is None else jobs)
     jobs = min(jobs, max(1, len(todo)))
-    plan = Plan(out, jobs, threads, time_budget, data_folder, todo, len(mine) - len(todo), len(everything) - len(mine))
+    plan = Plan(
+        out, jobs, threads, time_budget, data_folder, todo, len(mine) - len(todo), len(everything) - len(mine),
+        dealt[:jobs],
+    )  # fmt: skip
     plan.learn(folders[e] for e in mine if complete(folders[e]))
     if dry_run:
-        return _dry(plan, everything, notices)
+        return _dry(plan, everything, notices, lacking)
     (out / "runs").mkdir(parents=True, exist_ok=True)
     for grid in grids:
         record_grid(out, grid)
@@ -167,18 +182,20 @@ def _distinct(experiments: Iterable[Experiment], data_folder: str | Path | None)
     return list(first.values())
 
 
-def _dry(plan: Plan, everything: Sequence[Experiment], notices: Console | None) -> Sweep:
-    """What there is to do, and how long it should take."""
+def _dry(plan: Plan, everything: Sequence[Experiment], notices: Console | None, lacking: str) -> Sweep:
+    """What there is to do, and how long it should take; nothing is timed where a device is lacking."""
     folders = [plan.out / "runs" / f"{e.name}-{e.digest}" for e in everything]
     present = sum(complete(folder) for folder in folders)
-    with termination_interrupts(), LocalWorkers(plan) as workers, Display(plan, notices, silent_end=True) as display:
-        foretell(plan, workers, display)
+    with termination_interrupts(), Display(plan, notices, silent_end=True) as display:
+        if lacking:
+            display.say(lacking)
+            estimate = plan.estimate()
+            plan.foretold = estimate.seconds
+            display.announce(estimate)
+        else:
+            with LocalWorkers(plan) as workers:
+                foretell(plan, workers, display)
     return Sweep((), 0, present, (), len(everything) - present, plan.elapsed, plan.foretold)
-
-
-def _default_jobs(experiments: Sequence[Experiment], threads: int) -> int:
-    jobs, gpus = max(1, cores() // threads), {e.device for e in experiments if e.device.startswith("cuda")}
-    return min(jobs, PER_GPU * len(gpus)) if gpus else jobs
 
 
 def _collect(out: Path, experiments: Sequence[Experiment], failed: list[tuple[Experiment, str]]) -> Iterator[Outcome]:

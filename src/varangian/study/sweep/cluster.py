@@ -16,7 +16,8 @@ from ...runs.running import run
 from ...simulation.data import Dataset
 from .local import HEARTBEAT
 from .manager import Event, Workers
-from .plan import PER_GPU, RETRIES, Plan
+from .places import anywhere, needs, on_cards
+from .plan import RETRIES, Plan
 
 
 def ray_workers(address: str, plan: Plan, jobs: int | None) -> Workers:
@@ -49,13 +50,15 @@ class _RayWorkers:
         slots = max(1, int(resources.get("CPU", 1)) // self.plan.threads)
         self.plan.jobs = slots if self.jobs is None else min(self.jobs, slots)
         gpus, share = int(resources.get("GPU", 0)), 0.0
-        if any(e.device.startswith("cuda") for e in self.plan.todo):
+        runs = on_cards(self.plan.todo)
+        if runs:
             if not gpus:
                 if self.ours:
                     self.ray.shutdown()
                 raise ValueError("--ray needs a cluster with GPUs for runs on cuda, and this one has none.")
             if self.jobs is None:
-                self.plan.jobs = min(slots, PER_GPU * gpus)
+                at_a_time = min(need.at_a_time for need in needs(runs, self.plan.data_folder))
+                self.plan.jobs = min(slots, at_a_time * gpus)
             share = 1 / max(1, -(-self.plan.jobs // gpus))  # as many runs to each GPU
         self.luggage = packed()
         self.task = self.ray.remote(num_cpus=self.plan.threads, num_gpus=share, max_retries=RETRIES)(_ray_run)
@@ -73,7 +76,8 @@ class _RayWorkers:
 
     def give(self, worker: int, task: str, experiment: Experiment) -> None:
         out = str((self.plan.out / "runs").resolve())
-        reference = self.task.remote(experiment.to_json(), out, self.plan.threads, self.plan.data_folder, self.luggage)
+        text = anywhere(experiment).to_json()
+        reference = self.task.remote(text, out, self.plan.threads, self.plan.data_folder, self.luggage)
         self.running[reference] = worker, experiment
 
     def events(self) -> list[Event]:

@@ -64,15 +64,25 @@ class Display:
         parts = [f"{self.total} runs: {self.plan.skipped} complete, {len(self.plan.todo)} to do"]
         parts += [f"{self.plan.elsewhere} of other shards"] if self.plan.elsewhere else []
         processes = f"{self.plan.jobs} process{'es' if self.plan.jobs > 1 else ''} of {self.plan.threads} thread(s)"
+        processes += self._on_cards()
         when = "unknown time"
         if estimate.seconds is not None:
             end = (datetime.now().astimezone() + timedelta(seconds=estimate.seconds)).strftime("%a %H:%M")
             when = f"about {duration(estimate.seconds)}, until {end}"
         self.say(f"{', '.join(parts)}; {when} with {processes} (estimated from {estimate.basis}).")
 
+    def _on_cards(self) -> str:
+        cards = self.plan.cards
+        if not cards:
+            return ""
+        names = " and ".join(dict.fromkeys(name for _, name, _ in cards))
+        return f" on {', '.join(f'cuda:{number} ({jobs})' for number, _, jobs in cards)}, {names}"
+
     def started(self, worker: int, experiment: Experiment) -> None:
         if self.bars is not None:
             name = experiment.name if len(experiment.name) <= 64 else "…" + experiment.name[-63:]
+            if len(self.plan.cards) > 1:
+                name = f"cuda:{self.plan.places[worker].number} {name}"
             self.tasks[worker] = self.bars.add_task(f"  {name}", total=experiment.steps, note="")
 
     def step(self, worker: int, experiment: Experiment, step: int, newest: float | None) -> None:

@@ -17,15 +17,16 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
-from ...core import kernels
 from ...core.references import Luggage, packed, said_of, unpack
-from ...runs.building import build, open_dataset
+from ...runs.building import build, computing, open_dataset
+from ...runs.cards import usable
 from ...runs.experiment import Experiment
 from ...runs.folders import FolderInUse
 from ...runs.results import Evaluation
 from ...runs.running import run
 from ...simulation.data import Dataset
 from .manager import STARTS, Event
+from .places import anywhere, seeing
 from .plan import Plan
 
 PATIENCE = 30.0  # seconds that processes have to write their checkpoints when a sweep is interrupted
@@ -67,8 +68,8 @@ class LocalWorkers:
             raise ValueError(
                 f"worker processes import the script that calls sweep(), and {script} is no file: write one."
             )
-        for _ in range(self.plan.jobs if self.plan.todo else 0):
-            self.processes.append(self._start())
+        for i in range(self.plan.jobs if self.plan.todo else 0):
+            self.processes.append(self._start(i))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -84,12 +85,16 @@ class LocalWorkers:
                 p.process.kill()
                 p.process.join()
 
-    def _start(self) -> _Process:
+    def _start(self, number: int) -> _Process:
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
-        arguments = (theirs, str(self.plan.out / "runs"), self.plan.threads, self.plan.data_folder, packed())
+        place = self.plan.places[number] if self.plan.places else None
+        arguments = (
+            theirs, str(self.plan.out / "runs"), self.plan.threads, self.plan.data_folder, packed(), place is not None,
+        )  # fmt: skip
         process = context.Process(target=_work, args=arguments, daemon=True)
-        process.start()
+        with seeing(place):
+            process.start()
         theirs.close()
         return _Process(process, pipe)
 
@@ -100,7 +105,7 @@ class LocalWorkers:
         p = self.processes[worker]
         p.experiment = experiment
         with suppress(OSError):  # it died: events() will see that
-            p.pipe.send((task, experiment))
+            p.pipe.send((task, anywhere(experiment) if self.plan.places else experiment))
 
     def events(self) -> list[Event]:
         found: list[Event] = []
@@ -139,7 +144,7 @@ class LocalWorkers:
         if p.experiment is not None:
             found.append(Event(i, "died", p.experiment, _how(p.process.exitcode)))
         p.pipe.close()
-        self.processes[i] = self._start()
+        self.processes[i] = self._start(i)
 
 
 def _how(status: int | None) -> str:
@@ -152,13 +157,20 @@ def _how(status: int | None) -> str:
     return f"exit status {status}"
 
 
-def _work(pipe: Connection, out: str, threads: int, data_folder: str | None, luggage: Luggage) -> None:
-    """A worker process: does what comes through the pipe until nobody holds its other end."""
+def _work(
+    pipe: Connection, out: str, threads: int, data_folder: str | None, luggage: Luggage, on_card: bool
+) -> None:  # fmt: skip
+    """A worker process: does what comes through the pipe until nobody holds its other end, or its card fails it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     unpack(luggage)
     opened: tuple[str, Dataset] | None = None
+    if on_card:
+        try:
+            usable("cuda")
+        except ValueError as error:
+            sys.exit(str(error))
     with suppress(OSError):
         pipe.send(("ready", None))
     while True:
@@ -183,6 +195,18 @@ def _work(pipe: Connection, out: str, threads: int, data_folder: str | None, lug
         except Exception as error:
             with suppress(OSError):
                 pipe.send(("failed", said_of(error)))
+        if on_card and not _card_works():
+            return
+
+
+def _card_works() -> bool:
+    """Whether no error on the card has spoilt it for this process; and gives back memory that others may want."""
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _end_with_parent() -> None:
@@ -211,7 +235,7 @@ def _reporter(pipe: Connection) -> Callable[[int, Evaluation | None], None]:
 
 def time_of(experiment: Experiment, dataset: Dataset) -> float:
     """Seconds that a run should take, from a few of its steps and one evaluation."""
-    with kernels.exclusive_threads():
+    with computing(experiment):
         simulation, evaluator = build(experiment, dataset)
         simulation.step()  # the first one loads kernels
         start, steps = time.perf_counter(), 0

@@ -8,6 +8,7 @@ import platform
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -18,8 +19,8 @@ from ...runs.experiment import Experiment
 from ...runs.files import number, read_json, write_whole
 from ...runs.folders import RESULT
 from ...runs.results import settings_of
+from .places import Place, anywhere
 
-PER_GPU = 2  # runs at a time on a GPU: while one waits for the host, the other computes
 RETRIES = 2  # of a run whose process died
 
 
@@ -52,6 +53,7 @@ class Plan:
     todo: list[Experiment]
     skipped: int
     elsewhere: int
+    places: tuple[Place, ...] = ()  # the card of each job; none where no run is on one
     start: float = field(default_factory=time.monotonic)
     done: int = 0
     failed: list[tuple[Experiment, str]] = field(default_factory=list)
@@ -68,6 +70,12 @@ class Plan:
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self.start
+
+    @property
+    def cards(self) -> list[tuple[int, str, int]]:
+        """Those in use: number, name, and how many processes it has."""
+        counted = Counter((place.number, place.name) for place in self.places)
+        return [(number, name, jobs) for (number, name), jobs in sorted(counted.items())]
 
     def learn(self, folders: Iterator[Path]) -> None:
         """The times of complete runs."""
@@ -137,7 +145,20 @@ class Plan:
 
 
 def kind_of_run(e: Experiment) -> tuple[object, ...]:
-    return e.dataset, e.model, e.workers, e.honest, e.batch_size, e.steps, e.evaluate_every, e.device, e.measure, e.rule
+    e = anywhere(e)
+    return (
+        e.dataset,
+        e.model,
+        e.workers,
+        e.honest,
+        e.batch_size,
+        e.steps,
+        e.evaluate_every,
+        e.device,
+        e.precision,
+        e.measure,
+        e.rule,
+    )
 
 
 class Record:
@@ -169,5 +190,7 @@ class Record:
             "versions": versions(),
             "processor": processor(),
         }
+        if plan.places:
+            content["cards"] = [{"device": f"cuda:{i}", "name": name, "jobs": jobs} for i, name, jobs in plan.cards]
         text = json.dumps(content, indent=2) + "\n"
         write_whole(self.path, lambda file: file.write(text.encode()))
