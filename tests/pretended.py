@@ -74,6 +74,17 @@ class CardTensor(Tensor):
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
     is_meta = property(lambda self: False)  # type: ignore[assignment]
 
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        """``p.data = view`` gives a parameter other memory: here, what it holds."""
+        assert isinstance(value, CardTensor)
+        Tensor.data.__set__(self, value)  # pyright: ignore[reportAttributeAccessIssue]
+        self.held = value.held
+
     def __repr__(self, **_: Any) -> str:
         return f"CardTensor({tuple(self.shape)}, {self.dtype})"
 
