@@ -17,7 +17,7 @@ import torch
 from ..core.checks import Refused, cut, printable
 from ..core.references import importing
 from ..simulation.data import Dataset
-from ..simulation.metrics import COLUMNS, Rows
+from ..simulation.metrics import COLUMNS, Measures, Rows
 from ..simulation.simulate import Simulation
 from . import folders
 from .building import NOTHING, Evaluators, Given, build, computing, handed, identified, open_dataset
@@ -299,45 +299,63 @@ def _train(
         if journal is not None:
             journal.evaluate([str(step), *(f"{value:.9g}" for value in newest.values)])
 
+    def receive(take: Callable[[], list[Measures]]) -> list[Measures]:
+        """The rows that are known by now, written down; and whether that is how the run ends."""
+        nonlocal stopped
+        try:
+            rows = take()
+        except Refused as error:  # anything else is an error, of the user's code or ours, and no result
+            if error is not simulation.refused:
+                raise
+            stopped = cut(printable(f"step {simulation.steps_done}: {error}"))
+            rows = simulation.settle()  # of the step before, on a device
+        for row in rows:
+            measures.append(row)
+            if journal is not None:
+                journal.measure(row.row())
+        if rows and stopped is None and simulation.diverged:
+            stopped = f"step {rows[-1].step}: the parameters are no longer finite."
+        return rows
+
     def save() -> None:
+        receive(simulation.settle)
         if journal is not None and journal.saved < simulation.steps_done:
             rows = [(float(evaluation.step), *evaluation.values) for evaluation in evaluations]
             journal.save(rows, stopped, time.perf_counter() - start)
 
-    def tell() -> None:
+    def tell(step: int) -> None:
         if progress is not None:
             try:
-                progress(simulation.steps_done, evaluations[-1])
+                progress(step, evaluations[-1])
             except (KeyboardInterrupt, SystemExit):
                 save()
                 raise
 
+    def go_on(take: Callable[[], list[Measures]]) -> None:
+        for row in receive(take):
+            tell(row.step + 1)
+
     while stopped is None and simulation.steps_done < e.steps:
+        step = simulation.steps_done
+        evaluating = step == 0 or (e.evaluate_every and step % e.evaluate_every == 0)
+        if evaluating or interrupts.pending is not None:
+            go_on(simulation.settle)  # a device may be a step ahead of what is known
+            if stopped is not None:
+                break
         if interrupts.pending is not None:
             save()
             interrupts.deliver()
-        step = simulation.steps_done
-        if step == 0 or (e.evaluate_every and step % e.evaluate_every == 0):
+        if evaluating:
             evaluate()
-        try:
-            row = simulation.step()
-        except Refused as error:  # anything else is an error, of the user's code or ours, and no result
-            if error is not simulation.refused:
-                raise
-            stopped = cut(printable(f"step {step}: {error}"))
-            break
-        measures.append(row)
-        if journal is not None:
-            journal.measure(row.row())
-        if simulation.diverged:
-            stopped = f"step {step}: the parameters are no longer finite."
-        tell()
-        if journal is not None and journal.due:
+        go_on(simulation.advance)
+        if journal is not None and journal.due and simulation.refused is None:
+            go_on(simulation.settle)
             save()
+    go_on(simulation.settle)
     if not evaluations or evaluations[-1].step < simulation.steps_done:  # else the step that failed was evaluated
         evaluate()
     seconds = time.perf_counter() - start
-    tell()
+    tell(simulation.steps_done)
     trained = simulation.gradients.adopt(simulation.parameters)
     return Result(e, evaluations, measures, seconds, stopped, began=began, _trained=trained)
 

@@ -118,7 +118,6 @@ class Meter:
         self.previous: Tensor | None = None
         self.decayed = torch.zeros_like(initial)
 
-    @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are answers here
     def measure(
         self,
         base: Measures,
@@ -130,52 +129,103 @@ class Meter:
         byzantine_share: float | None,
         h: int,
     ) -> Measures:
-        """Completes the row.
+        """The completed row; waits for it.
 
         Args:
             base: step, points, learning rate and loss.
+            byzantine_share: see :class:`Measures`.
+            parameters, sampled, honest, attack, aggregate, h: as for :meth:`read`.
+        """
+        readings = self.read(
+            parameters=parameters, sampled=sampled, honest=honest, attack=attack, aggregate=aggregate, h=h
+        )
+        return readings.row(replace(base, byzantine_share=byzantine_share), kernels.host(*readings.tensors.values()))
+
+    def read(
+        self, *, parameters: Tensor, sampled: tuple[Tensor, Tensor], honest: tuple[Tensor, Tensor],
+        attack: Tensor | None, aggregate: Tensor, h: int,
+    ) -> Readings:  # fmt: skip
+        """What makes a row, still where it was computed: nothing waits for a device.
+
+        Args:
             parameters: [d] before the update.
             sampled, honest: (mean, standard deviation) of the h honest vectors, [d] each.
             attack: [d] or [f, d], what Byzantine workers send; None without an attack.
             aggregate: [d], the output of F.
-            byzantine_share: see :class:`Measures`.
             h: how many honest workers.
         """
-        crafted, crafted_deviation = None, None
+        crafted, spread = None, None
         if attack is not None:
             single = attack.ndim == 1 or attack.shape[0] == 1
-            crafted = attack.reshape(-1, attack.shape[-1])[0] if single else None
-            crafted_deviation = 0.0
-            if crafted is None:
-                crafted, spread = kernels.mean_and_std(attack)
-                crafted_deviation = _norm(spread)
+            crafted, spread = (
+                (attack.reshape(-1, attack.shape[-1])[0], None) if single else kernels.mean_and_std(attack)
+            )
         vectors = [sampled[0], honest[0], crafted, aggregate, self.previous, self.decayed, parameters - self.initial]
-        products, units = _inner_products(vectors)
-        names = ("sampled", "honest", "attack", "aggregate")
-        values: dict[str, float | None] = {"distance": float(np.sqrt(products[6, 6]) * units[6])}
-        for i, name in enumerate(names):
-            if vectors[i] is not None:
-                values[f"{name}_norm"] = float(np.sqrt(products[i, i]) * units[i])
-                values[f"{name}_max"] = float(vectors[i].abs().max())
-                for j in range(i):
-                    if vectors[j] is not None:
-                        values[f"cosine_{names[j]}_{name}"] = _cosine(products, j, i)
+        tensors = _inner_products([v for v in vectors if v is not None])
+        for name, vector in zip(NAMES, vectors, strict=False):
+            if vector is not None:
+                tensors[f"{name}_max"] = _largest(vector)
         if h > 1:
-            values["sampled_deviation"] = _norm(sampled[1])
-            values["honest_deviation"] = deviation = _norm(honest[1])
-            squared = (deviation / units[1]) ** 2
-            values["ratio"] = float(np.divide(squared, products[1, 1])) if products[1, 1] else None
-        values["attack_deviation"] = crafted_deviation
-        if self.previous is not None:
-            values["cosine_previous"] = _cosine(products, 0, 4)
-            values["curvature"] = float(products[0, 5] * units[0] * units[5])
+            tensors |= {
+                "sampled_deviation": kernels.norms(sampled[1]),
+                "honest_deviation": kernels.norms(honest[1]),
+            }
+        if spread is not None:
+            tensors["attack_deviation"] = kernels.norms(spread)
         self.previous = sampled[0].clone()
         self.decayed.add_(sampled[0]).mul_(self.momentum)
-        return replace(base, **values, byzantine_share=byzantine_share)
+        return Readings(tensors, [v is not None for v in vectors])
 
 
-def _norm(x: Tensor) -> float:
-    return float(kernels.norms(x))
+NAMES = ("sampled", "honest", "attack", "aggregate")
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """What a step was measured to be: a few numbers, still where they were computed.
+
+    Attributes:
+        tensors: by name: ``products`` of the vectors that there are, the ``units`` that these are in where they are not
+            1, and the columns of a row that are no inner products.
+        present: which of the vectors there are: sampled, honest, attack, aggregate, the last sampled average, the
+            decaying sum, and the way from the start.
+    """
+
+    tensors: dict[str, Tensor]
+    present: list[bool]
+
+    @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are answers here
+    def row(self, base: Measures, numbers: Sequence[np.ndarray]) -> Measures:
+        """The completed row, of the numbers of ``tensors`` on the host."""
+        found, k = dict(zip(self.tensors, numbers, strict=True)), len(self.present)
+        products, units = np.zeros((k, k)), np.ones(k)
+        products[np.ix_(self.present, self.present)] = found.pop("products")
+        if "units" in found:
+            units[self.present] = found.pop("units")
+        sizes = np.sqrt(np.diag(products))
+        values: dict[str, float | None] = {name: float(value) for name, value in found.items()}
+        values["distance"] = float(sizes[6] * units[6])
+        for i, name in enumerate(NAMES):
+            if self.present[i]:
+                values[f"{name}_norm"] = float(sizes[i] * units[i])
+                for j in range(i):
+                    if self.present[j]:
+                        values[f"cosine_{NAMES[j]}_{name}"] = _cosine(products, j, i)
+        deviation = values.get("honest_deviation")
+        if deviation is not None:
+            squared = (deviation / units[1]) ** 2
+            values["ratio"] = float(np.divide(squared, products[1, 1])) if products[1, 1] else None
+        if self.present[2]:
+            values.setdefault("attack_deviation", 0.0)
+        if self.present[4]:
+            values["cosine_previous"] = _cosine(products, 0, 4)
+            values["curvature"] = float(products[0, 5] * units[0] * units[5])
+        return replace(base, **values)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest absolute coordinate: in one launch on a device, in the way that is ten times faster on the CPU."""
+    return x.abs().max() if x.device.type == "cpu" else torch.linalg.vector_norm(x, torch.inf)
 
 
 def _cosine(products: np.ndarray, i: int, j: int) -> float | None:
@@ -183,17 +233,22 @@ def _cosine(products: np.ndarray, i: int, j: int) -> float | None:
     return float(products[i, j] / norms) if norms > 0 or np.isnan(norms) else None
 
 
-def _inner_products(vectors: list[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
-    """[k, k] inner products in float64 of the vectors, each in a unit of its own, and these units [k]: 1, unless the
-    squares of vectors of float64 leave its range. Zero where a vector is missing."""
-    present = [i for i, v in enumerate(vectors) if v is not None]
-    held = [v for v in vectors if v is not None]
-    products, units = np.zeros((len(vectors), len(vectors))), np.ones(len(vectors))
-    products[np.ix_(present, present)] = kernels.host(kernels.inner_products(held))
-    squares = np.diag(products)[present]
-    if held[0].dtype == torch.float64 and not ((squares > numerics.VANISHING) & (squares < np.inf)).all():
-        sizes = np.array([float(kernels.norms(v)) for v in held])
-        units[present] = np.where((sizes > 0) & np.isfinite(sizes), sizes, 1)
-        scaled = [v / unit for v, unit in zip(held, units[present], strict=True)]
-        products[np.ix_(present, present)] = kernels.host(kernels.inner_products(scaled))
-    return products, units
+def _inner_products(vectors: list[Tensor]) -> dict[str, Tensor]:
+    """``products`` [k, k] in float64, and ``units`` [k] where each vector has one of its own in them: 1, unless the
+    squares of vectors of float64 leave its range. In main memory that is looked at first; a device computes both."""
+    products = kernels.inner_products(vectors)
+    if vectors[0].dtype != torch.float64:
+        return {"products": products}
+    squares, native = products.diagonal(), products.device.type == "cpu"
+    held = ((squares > numerics.VANISHING) & (squares < torch.inf)).all()
+    if native and held:
+        return {"products": products}
+    sizes = torch.stack([kernels.norms(v) for v in vectors])
+    units = torch.where((sizes > 0) & sizes.isfinite(), sizes, torch.ones_like(sizes))
+    scaled = kernels.inner_products([v / unit for v, unit in zip(vectors, units, strict=True)])
+    if native:
+        return {"products": scaled, "units": units}
+    return {
+        "products": torch.where(held, products, scaled),
+        "units": torch.where(held, torch.ones_like(units), units),
+    }

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,43 +20,72 @@ from ..core import kernels, randomness
 from ..core.algorithm import Algorithm, State, unspoilt
 from ..core.attacks import Attack, ComposedDefence, Knowledge, parts
 from ..core.checks import Refused
+from ..core.stages import Pending, deferred_refusals, refuse_faulty
 from ..core.transforms import Clip, Momentum
 from .data import Dataset, Partition, Split, partition, prepare
 from .gradients import Batch, WorkerGradients
 from .identity import is_ours
-from .metrics import Measures, Meter
+from .metrics import Measures, Meter, Readings
 from .scores import Score
 
 Profile = Literal["described", "published"]
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
 CHUNK = 1000  # test examples evaluated at a time
+AHEAD = 64  # steps whose draws go to a device in one copy,
+DRAWN = 2**18  # but no more numbers than this
 
 
 class Examples:
-    """A split of a dataset as model inputs: images gathered, mirrored and normalised in one pass."""
+    """A split of a dataset as model inputs: images gathered, mirrored and normalised in one pass.
+
+    On a device the images lie as they are in the split, in uint8 say, and are moved there once: no batch is.
+    """
 
     def __init__(self, dataset: Dataset, split: Split, device: str | torch.device, dtype: torch.dtype) -> None:
-        self.dataset, self.split, self.device, self.dtype = dataset, split, device, dtype
+        self.dataset, self.split, self.device, self.dtype = dataset, split, torch.device(device), dtype
         self.image = len(dataset.shape) == 3 and split.inputs.dtype in (torch.uint8, torch.float32)
         channels = dataset.shape[0] if self.image else 0
         mean = np.zeros(channels) if dataset.mean is None else np.array(dataset.mean)
         std = np.ones(channels) if dataset.std is None else np.array(dataset.std)
         self.scale, self.shift = 1 / (dataset.scale * std), -mean / std
+        self.native = self.device.type == "cpu"
+        self.inputs, self.labels = split.inputs, split.labels
+        if not self.native:
+            self.inputs, self.labels = _moved(split, dataset.seal, self.device)
 
-    def __call__(self, index: np.ndarray, flip: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """(inputs [B, ...], labels [B, ...]) of the given examples; those with ``flip`` mirrored."""
-        chosen = torch.from_numpy(index)
+    def __call__(self, index: np.ndarray | Tensor, flip: np.ndarray | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(inputs [B, ...], labels [B, ...]) of the given examples; those with ``flip`` mirrored.
+
+        Both are arrays or, for whoever has them on the device already, tensors there.
+        """
+        if not self.native:
+            index, flip = self._there(index), None if flip is None else self._there(flip)
+        chosen, mirrored = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in (index, flip))
+        assert chosen is not None
         if self.image:
-            inputs = kernels.gather_images(self.split.inputs, index, flip=flip, scale=self.scale, shift=self.shift)
+            inputs = kernels.gather_images(self.inputs, index, flip=flip, scale=self.scale, shift=self.shift)
         else:
-            mirrored = None if flip is None else torch.from_numpy(flip)
-            inputs = prepare(self.dataset, self.split.inputs[chosen], mirrored)
-        inputs, labels = inputs.to(self.device), self.split.labels[chosen].to(self.device)
-        return self._typed(inputs), self._typed(labels)
+            inputs = prepare(self.dataset, self.inputs.index_select(0, chosen), mirrored)
+        return self._typed(inputs), self._typed(self.labels.index_select(0, chosen))
+
+    def _there(self, values: np.ndarray | Tensor) -> Tensor:
+        return kernels.there(values, self.labels) if isinstance(values, np.ndarray) else values
 
     def _typed(self, values: Tensor) -> Tensor:
         """Numbers in the type of vectors; tokens and classes stay integers."""
         return values.to(self.dtype) if values.is_floating_point() else values
+
+
+_on_devices: WeakKeyDictionary[Split, dict[torch.device, tuple[tuple[object, ...], Tensor, Tensor]]]
+_on_devices = WeakKeyDictionary()  # shared by the runs of a process, for as long as somebody has the split
+
+
+def _moved(split: Split, seal: tuple[object, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """A split's tensors on a device, moved there once, unless somebody has written into them since."""
+    held = _on_devices.setdefault(split, {})
+    if device not in held or held[device][0] != seal:
+        held[device] = seal, split.inputs.to(device), split.labels.to(device)
+    return held[device][1:]
 
 
 class Sampler:
@@ -62,6 +93,8 @@ class Sampler:
 
     described: worker i draws its batch independently and uniformly from its part of the data.
     published: all workers share one stream, shuffled anew each epoch; the last batch of an epoch is short.
+
+    The numbers are drawn on the host, the same for all devices; for a device those of some steps at once.
 
     Args:
         dataset: where from.
@@ -95,10 +128,30 @@ class Sampler:
             self._starts = np.cumsum(self._sizes, axis=0) - self._sizes
             self._parts = np.concatenate(parts)
         self._epoch: tuple[int, np.ndarray] | None = None
+        self._ahead: _Ahead | None = None
 
     def __call__(self, step: int) -> Batch:
         h, b = self.h, self.batch_size
-        weights = None
+        if self.examples.native:
+            index, flip, weights = self._drawn(step)
+            inputs, labels = self.examples(index.reshape(-1), None if flip is None else flip.reshape(-1))
+        else:
+            if self._ahead is None or not 0 <= step - self._ahead.first < len(self._ahead.index):
+                self._ahead = self._drawn_ahead(step)
+            place, ahead = step - self._ahead.first, self._ahead
+            weights = ahead.weights[place]
+            inputs, labels = self.examples(ahead.index[place], None if ahead.flip is None else ahead.flip[place])
+        shape, numbers = (h, b), None if weights is None else self._weights(weights)
+        sizes = None if weights is None else (weights > 0).sum(1)
+        return Batch(inputs.unflatten(0, shape), labels.unflatten(0, shape), numbers, sizes)
+
+    def _weights(self, weights: np.ndarray) -> Tensor:
+        return kernels.there(weights, self.examples.labels).to(self.examples.dtype)
+
+    def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Of a step, [h, b] each: which examples; which are mirrored; their weights, where some batch is short."""
+        h, b = self.h, self.batch_size
+        weights = flip = None
         if self.profile == "published":
             index, weights = self._from_stream(step)
         elif self._parts is None:
@@ -106,13 +159,25 @@ class Sampler:
         else:
             places = randomness.indices(self.seed, "batches", step, rows=h, columns=b, size=self._sizes)
             index = self._parts[self._starts + places]
-        flip = None
         if self.flip:
-            flip = randomness.indices(self.seed, "flips", step, rows=h, columns=b, size=2).astype(bool).reshape(-1)
-        inputs, labels = self.examples(index.reshape(-1), flip)
-        return Batch(inputs.unflatten(0, (h, b)), labels.unflatten(0, (h, b)), weights)
+            flip = randomness.indices(self.seed, "flips", step, rows=h, columns=b, size=2).astype(bool)
+        return index, flip, weights
 
-    def _from_stream(self, step: int) -> tuple[np.ndarray, Tensor | None]:
+    def _drawn_ahead(self, step: int) -> _Ahead:
+        count = max(1, min(AHEAD, DRAWN // (self.h * self.batch_size)))
+        drawn = [self._drawn(step + k) for k in range(count)]
+        index = np.stack([index.reshape(-1) for index, _, _ in drawn])
+        narrow = np.int32 if self.size < 2**31 else np.int64
+        flips = [flip.reshape(-1) for _, flip, _ in drawn if flip is not None]
+        labels = self.examples.labels
+        return _Ahead(
+            first=step,
+            index=kernels.there(index.astype(narrow), labels).long(),
+            flip=kernels.there(np.stack(flips), labels) if flips else None,
+            weights=[weights for _, _, weights in drawn],
+        )
+
+    def _from_stream(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Worker i takes batch number step * h + i of the shared stream; a short batch is padded at weight 0."""
         h, b = self.h, self.batch_size
         per_epoch = -(-self.size // b)
@@ -124,13 +189,25 @@ class Sampler:
             drawn = self._epoch[1][place * b : (place + 1) * b]
             index[i, : drawn.size] = drawn
             weights[i, : drawn.size] = 1 / drawn.size
-        if (weights > 0).all():
-            return index, None
-        return index, torch.from_numpy(weights).to(self.examples.device, self.examples.dtype)
+        return index, None if (weights > 0).all() else weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """What was drawn for some steps, on a device: [k, h b] each, the weights still on the host and rarely any."""
+
+    first: int
+    index: Tensor
+    flip: Tensor | None
+    weights: list[np.ndarray | None]
 
 
 class Evaluator:
-    """Top-1 accuracy and loss on the test split; prepared once, except where the published profile mirrors it anew."""
+    """Top-1 accuracy and loss on the test split.
+
+    In main memory the inputs are prepared once, except where the published profile mirrors them anew. A device gathers
+    them each time: that costs it next to nothing, and the images are there once.
+    """
 
     def __init__(
         self,
@@ -143,17 +220,25 @@ class Evaluator:
     ) -> None:
         self.examples = Examples(dataset, dataset.test, device, dtype)
         self.seed, self.mirrors = seed, profile == "published" and dataset.flip
-        self.chunks = np.array_split(np.arange(len(dataset.test)), -(-len(dataset.test) // CHUNK))
-        self._prepared = None if self.mirrors else [self.examples(chunk) for chunk in self.chunks]
+        count = len(dataset.test)
+        self.chunks: list[np.ndarray] | list[Tensor] = np.array_split(np.arange(count), -(-count // CHUNK))
+        if not self.examples.native:
+            every = torch.arange(count, device=device)
+            self.chunks = [every[chunk[0] : chunk[-1] + 1] for chunk in self.chunks]
+        once = self.examples.native and not self.mirrors
+        self._prepared = [self.examples(chunk) for chunk in self.chunks] if once else None
 
     def __call__(
         self, gradients: WorkerGradients, parameters: Tensor, step: int, metrics: Sequence[Score] = ()
     ) -> tuple[float, ...]:
         prepared = self._prepared
         if prepared is None:
-            count = len(self.examples.split)
-            flip = randomness.indices(self.seed, "test-flips", step, rows=1, columns=count, size=2)[0].astype(bool)
-            prepared = [self.examples(chunk, flip[chunk]) for chunk in self.chunks]
+            flip: np.ndarray | Tensor | None = None
+            if self.mirrors:
+                count = len(self.examples.split)
+                drawn = randomness.indices(self.seed, "test-flips", step, rows=1, columns=count, size=2)[0].astype(bool)
+                flip = drawn if self.examples.native else kernels.there(drawn, self.examples.labels)
+            prepared = [self.examples(chunk, None if flip is None else flip[chunk]) for chunk in self.chunks]
         return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared], metrics)
 
 
@@ -203,6 +288,11 @@ class Simulation:
 
     The matrix of all n vectors and that of the sampled gradients are allocated once. Momenta at the workers live in the
     former, except those of workers of a data attack: what is crafted is written there, and they keep their own.
+
+    On a device nothing waits for a step: :meth:`advance` begins one, and answers the rows of those before. What makes a
+    row, and whether the server has refused or the parameters diverged, comes over in one vector, which is read when the
+    gradients of the next step have been begun and before anything is changed for them. A step that proves to have been
+    refused is taken back, so that what stands here in the end is what stands here on the CPU.
     """
 
     def __init__(
@@ -243,6 +333,7 @@ class Simulation:
         # What the server refused: an attack that tries the defence may be refused too, which ends no run.
         self.refused: Refused | None = None
         self.own_attack = attack is not None and not all(is_ours(part) for part in parts(attack))
+        self.native = self.parameters.device.type == "cpu"
         self.vectors = torch.zeros(workers, gradients.d, **options)
         # What workers send: rows of that matrix, unless what is crafted is to stand in some of these rows.
         self.sent = self.vectors[: self.h] if self.active == self.h else torch.zeros(workers, gradients.d, **options)
@@ -252,28 +343,91 @@ class Simulation:
         # Clipped gradients are still what was sampled; whatever else a stage makes of them is not.
         self.separate = any(type(stage) is not Clip for stage in algorithm.worker)
         self.sampled = torch.empty_like(self.sent) if self.separate else self.sent
+        # The stages that experiments have, at most one clipping and then at most one momentum, go in one go.
+        self.clip = next((stage for stage in algorithm.worker if type(stage) is Clip), None)
+        self.momentum = next((stage for stage in algorithm.worker if type(stage) is Momentum), None)
+        in_one_go = algorithm.worker == tuple(stage for stage in (self.clip, self.momentum) if stage is not None)
+        self.in_one_go = in_one_go and (self.active == self.h or not self.native)
+        # On a device momenta of the step before are kept until it is known that all vectors sent were finite.
+        self._spare: Tensor | None = None
+        if self.in_one_go and self.momentum is not None and not self.native:
+            self._spare = torch.zeros_like(self.vectors if self.active == self.h else self.sent)
+        self._begun: _Begun | None = None
+        self._known: list[Measures] = []  # rows that nobody has been told yet
+        self._former: list[Tensor] = []  # where a device keeps what a step writes over and may have to take back
+        self._finite: bool | None = None  # whether the parameters are, as far as a device has said it
 
     def step(self) -> Measures:
-        """One step of every worker and of the server; the measures are those of before the update.
+        """One step of every worker and of the server; the measures are those of before the update. Waits for it.
 
         Raises:
             Refused: by the server, if the error is ``refused`` too; else by whoever tried its rule out, which is a
                 mistake there.
         """
-        step, h, f = self.steps_done, self.h, self.real_byzantine
+        self.settle()
+        return [*self.advance(), *self.settle()][-1]
+
+    def advance(self) -> list[Measures]:
+        """Begins the next step, and answers the rows that are known by now and were not answered yet: on the CPU that
+        of this step; on a device that of the step before. Where that proves to have diverged, none is begun after it.
+
+        Raises:
+            Refused: as for :meth:`step`, on a device for the step before too: ``steps_done`` says which one.
+        """
+        step, failure, begun = self.steps_done, None, None
+        try:
+            begun = self._begin(step)
+        except Exception as error:  # of a model, say, whose parameters diverged in the step before
+            if self._begun is None:
+                raise
+            failure = error
+        if self._begun is not None:
+            restored = self._look()
+            if self.diverged:
+                return self._answer()
+            if failure is not None:
+                raise failure
+            if restored:
+                begun = self._begin(step)
+        assert begun is not None
+        self.gradients.adopt_buffers()
+        self._finish(*begun)
+        return self._answer()
+
+    def settle(self) -> list[Measures]:
+        """Waits for the step that was begun last, and answers the rows that were not answered yet.
+
+        Raises:
+            Refused: as for :meth:`advance`; rows of steps before it are then answered by the next call.
+        """
+        if self._begun is not None:
+            self._look()
+        return self._answer()
+
+    def _answer(self) -> list[Measures]:
+        known, self._known = self._known, []
+        return known
+
+    def _begin(self, step: int) -> tuple[float, Batch, Tensor, Tensor]:
+        """(learning rate, batch, point, losses) of a step whose gradients are begun; changes nothing that lasts."""
         lr = self.learning_rate(step)
         batch = self.batches(step)
-        if self.active > h:
+        if self.active > self.h:
             if batch.labels.is_floating_point():
                 raise ValueError(f"{self.attack} turns classes round, and labels that are real numbers are none.")
             labels = batch.labels.clone()
-            flipped = self.classes - 1 - labels[h:]
-            labels[h:] = torch.where(labels[h:] < 0, labels[h:], flipped)  # places that do not count stay so
+            flipped = self.classes - 1 - labels[self.h :]
+            # Places that do not count stay so.
+            labels[self.h :] = torch.where(labels[self.h :] < 0, labels[self.h :], flipped)
             batch = replace(batch, labels=labels)
         point = self.algorithm.point(self.parameters, self.state, lr)
-        losses = self.gradients.begin(point, batch, self.sampled, step)
-        self.gradients.adopt_buffers()
-        state, sampled_moments, honest_moments = self._send(point)
+        return lr, batch, point, self.gradients.begin(point, batch, self.sampled, step)
+
+    def _finish(self, lr: float, batch: Batch, point: Tensor, losses: Tensor) -> None:
+        """All of a step but its gradients."""
+        step, h, f = self.steps_done, self.h, self.real_byzantine
+        before = None if self.momentum is None else self.state.worker[-1]
+        state, norms, sampled_moments, honest_moments = self._send(point)
         if self.active > h:
             self.vectors.copy_(self.sent)
         honest = self.vectors[:h]
@@ -296,35 +450,101 @@ class Simulation:
             if self.own_attack and not shown.same_vectors(seen):
                 raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
-            kernels.in_threads(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
+            if self.native:
+                kernels.in_threads(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
+            else:
+                byzantine.copy_(rows)
         held = [self.vectors] if state.previous is None else [self.vectors, state.previous]
-        before = [x._version for x in held]
+        versions = [x._version for x in held]
         try:
-            decision = self.algorithm.decide(self.vectors, state)
+            with deferred_refusals() as pending:
+                decision = self.algorithm.decide(self.vectors, state)
         except Refused as error:
             self.refused = error
             raise
-        if [x._version for x in held] != before:  # what workers remember lives there
+        if [x._version for x in held] != versions:  # what workers remember lives there
             rule = self.algorithm.rule
             raise ValueError(f"{rule} wrote into the vectors that it was shown; it must clone what it changes.")
+        take_back = self._take_back(state) if pending else None
         update, self.state = self.algorithm.finish(decision, state, in_place=True)
         if self.attack is not None and self.attack.uses_previous:
             self.previous = decision.aggregate.clone()
-        row = Measures(step, self.points, lr, float(losses[:h].mean()))
+        tensors, readings = [losses[:h].mean()], None
         if self.meter is not None:
             if sampled_moments is None:
                 sampled_moments = kernels.mean_and_std(self.sampled[:h]) if self.separate else seen.moments
-            share = decision.weight_of(slice(h, self.workers)) if f else None
-            row = self.meter.measure(
-                row, self.parameters, sampled_moments, seen.moments, crafted, decision.aggregate, share, h
-            )
+            readings = self.meter.read(
+                parameters=self.parameters, sampled=sampled_moments, honest=seen.moments, attack=crafted,
+                aggregate=decision.aggregate, h=h,
+            )  # fmt: skip
+            tensors += readings.tensors.values()
+        share = decision.weight_of(slice(h, self.workers)) if f and readings is not None else None
+        base = Measures(step, self.points, lr, nan, byzantine_share=share)
         self.parameters.add_(update, alpha=-lr)
         self.points += batch.points(h)
         self.steps_done += 1
-        return row
+        if self.native:
+            numbers = kernels.host(*tensors)
+            self._known.append(_row(base, readings, numbers if len(tensors) > 1 else [numbers]))
+            return
+        squared = kernels.squared_norms(self.parameters)
+        spoilt = None if before is None or not norms else (self.sent, before)
+        read = kernels.later(squared, *tensors, *norms, *(p.faulty for p in pending))
+        self._begun = _Begun(read, base, readings, len(tensors), len(norms), pending, take_back, spoilt)
+
+    def _take_back(self, state: State) -> Callable[[], None]:
+        """What undoes the rest of a step, in which the server proves to have refused; but for what workers remember,
+        which is of that step on the CPU too."""
+        meter = self.meter
+        written = [self.parameters, *(m for m in state.server if m is not None)]
+        written += [] if meter is None else [meter.decayed]
+        if not self._former:
+            self._former = [torch.empty_like(x) for x in written]
+        torch._foreach_copy_(self._former, written)  # pyright: ignore[reportPrivateImportUsage]
+        step, points, attacked = self.steps_done, self.points, self.previous
+        sampled = None if meter is None else meter.previous
+
+        def undo() -> None:
+            torch._foreach_copy_(written, self._former)  # pyright: ignore[reportPrivateImportUsage]
+            self.state, self.previous, self.steps_done, self.points = state, attacked, step, points
+            if meter is not None:
+                meter.previous = sampled
+
+        return undo
+
+    def _look(self) -> bool:
+        """Reads what the step that was begun last came to. Answers whether some worker's momentum had to be restored,
+        from which gradients may have been begun."""
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        squared, *numbers = begun.read()
+        ends = begun.tensors, begun.tensors + begun.norms
+        try:
+            for p, faulty in zip(begun.pending, numbers[ends[1] :], strict=True):
+                refuse_faulty(p.stage, p.f, int(faulty))
+        except Refused as error:
+            assert begun.take_back is not None
+            begun.take_back()
+            self.refused = error
+            raise
+        self._known.append(_row(begun.base, begun.readings, numbers[: ends[0]]))
+        self._finite = bool(np.isfinite(squared))
+        if begun.spoilt is None or self.momentum is None:
+            return False
+        bound = self.momentum.overflow(self.parameters.dtype)
+        if all((norm < bound).all() for norm in numbers[ends[0] : ends[1]]):
+            return False
+        sent, before = begun.spoilt
+        memory = unspoilt(sent, [sent], [before])[0]
+        self.state = replace(self.state, worker=(*self.state.worker[:-1], memory))
+        return memory is not sent
 
     def snapshot(self) -> Snapshot:
-        """The state, to go on from elsewhere. Its tensors are the living ones: the next step changes them."""
+        """The state, to go on from elsewhere. Its tensors are the living ones: the next step changes them.
+
+        What :meth:`advance` began must be settled.
+        """
+        assert self._begun is None
         meter, state = self.meter, self.state
         return Snapshot(
             step=self.steps_done,
@@ -376,41 +596,61 @@ class Simulation:
         self.gradients.adopt(self.parameters, buffers)
         self.state = replace(self.state, step=snapshot.step)
         self.steps_done, self.points = snapshot.step, snapshot.points
+        self._begun, self._known, self._finite = None, [], None
 
-    def _send(self, point: Tensor) -> tuple[State, Moments | None, Moments | None]:
-        """l2 and the worker half, into ``sent``: the new state, and where they came along with it the moments of what
-        honest workers sampled and of what they send.
+    def _send(self, point: Tensor) -> tuple[State, list[Tensor], Moments | None, Moments | None]:
+        """l2 and the worker half, into ``sent``: the new state; on a device the norms that say whether some worker may
+        have sent what is not finite; and where they came along with it the moments of what honest workers sampled and
+        of what they send.
 
-        The stages that experiments have, at most one clipping and then at most one momentum, in one go; others, those
-        that somebody derived from them, and other kinds of tensors, one by one. Both give the same bits.
+        The stages that experiments have in one go; others, those that somebody derived from them, and other kinds of
+        tensors, one by one. Both give the same bits.
         """
-        out, stages, state = self.sent, self.algorithm.worker, self.state
+        stages, state = self.algorithm.worker, self.state
         factor, direction = self._regularizer(point)
-        clip = next((stage for stage in stages if type(stage) is Clip), None)
-        momentum = next((stage for stage in stages if type(stage) is Momentum), None)
-        plain = stages == tuple(stage for stage in (clip, momentum) if stage is not None)
-        if plain and self.active == self.h and kernels.is_native(out):
-            memory = None if momentum is None else state.worker[-1]
-            kept: list[Tensor | None] = []
+        if not self.in_one_go:
+            if factor:
+                kernels.blend(1.0, self.sampled, factor, direction, out=self.sampled)
+            return self.algorithm.send(self.sampled, state, out=self.sent)[1], [], None, None
+        clip, momentum = self.clip, self.momentum
+        memory = None if momentum is None else state.worker[-1]
+        kept: list[Tensor | None] = []
+        norms: list[Tensor] = []
 
-            def scales(norm: Tensor) -> Tensor:
-                if memory is not None and momentum is not None and not (norm < momentum.overflow(out.dtype)).all():
+        def scales(norm: Tensor) -> Tensor:
+            if memory is not None and momentum is not None:
+                if not self.native:
+                    norms.append(norm)
+                elif not (norm < momentum.overflow(memory.dtype)).all():
                     kept.append(memory.clone())  # some worker may send NaN, and is not to remember it
-                return torch.ones_like(norm) if clip is None else clip.scales(norm)
+            return torch.ones_like(norm) if clip is None else clip.scales(norm)
 
-            sampled, sent = kernels.send_rows(
-                self.sampled, factor, direction, scale=None if stages == () else scales,
-                keep=1.0 if momentum is None else 1 - momentum.dampening,
-                beta=0.0 if momentum is None else momentum.beta,
-                memory=memory, out=out, moments=self.meter is not None or self.attack is not None,
-            )  # fmt: skip
-            remembered = unspoilt(out, [out], kept)[0] if kept else out
-            memories = tuple(remembered if stage is momentum else None for stage in stages)
-            return replace(state, worker=memories), sampled, sent
-        if factor:
-            kernels.blend(1.0, self.sampled, factor, direction, out=self.sampled)
-        _, state = self.algorithm.send(self.sampled, state, out=out)
-        return state, None, None
+        if self._spare is not None:
+            self._exchange()
+        out, found = self.sent, []
+        for rows in (slice(0, self.h), slice(self.h, self.active)):
+            if rows.start < rows.stop:
+                sampled, sent = kernels.send_rows(
+                    self.sampled[rows], factor, direction if direction.ndim == 1 else direction[rows],
+                    scale=None if stages == () else scales,
+                    keep=1.0 if momentum is None else 1 - momentum.dampening,
+                    beta=0.0 if momentum is None else momentum.beta,
+                    memory=None if memory is None else memory[rows], out=out[rows],
+                    moments=not rows.start and (self.meter is not None or self.attack is not None),
+                )  # fmt: skip
+                found.append((sampled, sent))
+        remembered = unspoilt(out, [out], kept)[0] if kept else out
+        memories = tuple(remembered if stage is momentum else None for stage in stages)
+        return replace(state, worker=memories), norms, *found[0]
+
+    def _exchange(self) -> None:
+        """What is sent now is written where the vectors of the step before the last one stood."""
+        assert self._spare is not None
+        if self.active == self.h:
+            self.vectors, self._spare = self._spare, self.vectors
+            self.sent = self.vectors[: self.h]
+        else:
+            self.sent, self._spare = self._spare, self.sent
 
     def _regularizer(self, point: Tensor) -> tuple[float, Tensor]:
         """(factor, [d] or [h, d]) whose product is the gradient of the l2 term."""
@@ -421,8 +661,40 @@ class Simulation:
 
     @property
     def diverged(self) -> bool:
-        """Whether the parameters hold a NaN or an infinity."""
-        return not bool(torch.isfinite(kernels.squared_norms(self.parameters)))
+        """Whether the parameters hold a NaN or an infinity: on a device those of the last step that is known."""
+        if self._finite is None:
+            return not bool(np.isfinite(kernels.host(kernels.squared_norms(self.parameters))))
+        return not self._finite
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A step that a device was asked for, and of which nobody knows yet what it came to.
+
+    Attributes:
+        read: waits for the squared norm of the parameters, what makes a row, norms of what workers send, and how many
+            vectors were faulty for each pending refusal.
+        base, readings: of the row.
+        tensors, norms: how many of the former there are.
+        pending: what is refused if it proves to be.
+        take_back: undoes the step.
+        spoilt: (what workers sent, their momenta before), where some may have to forget what they sent.
+    """
+
+    read: Callable[[], tuple[np.ndarray, ...]]
+    base: Measures
+    readings: Readings | None
+    tensors: int
+    norms: int
+    pending: list[Pending]
+    take_back: Callable[[], None] | None
+    spoilt: tuple[Tensor, Tensor] | None
+
+
+def _row(base: Measures, readings: Readings | None, numbers: Sequence[np.ndarray]) -> Measures:
+    """The row, of the mean loss and of what was measured, on the host."""
+    base = replace(base, loss=float(numbers[0]))
+    return base if readings is None else readings.row(base, numbers[1:])
 
 
 def _kind(x: Tensor | None) -> str:

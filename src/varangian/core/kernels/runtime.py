@@ -6,11 +6,12 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, wraps
+from itertools import groupby
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
@@ -303,17 +304,37 @@ def host(*tensors: Tensor) -> Any:
     In main memory an array shares the memory of its tensor. Several tensors of a device come over in one copy, as
     float64. bfloat16 becomes float32.
     """
-    held = [t.detach() for t in tensors]
-    held = [t.float() if t.dtype == torch.bfloat16 else t for t in held]  # which arrays do not have
+    held = _storable(tensors)
     if all(t.device.type == "cpu" for t in held):
-        found = [t.numpy() for t in held]
-    elif len(held) == 1:
-        found = [held[0].cpu().numpy()]
-    else:
-        flat = torch.cat([t.reshape(-1).double() for t in held]).cpu().numpy()
-        ends = np.cumsum([t.numel() for t in held])[:-1]
-        found = [part.reshape(t.shape) for part, t in zip(np.split(flat, ends), held, strict=True)]
-    return found[0] if len(found) == 1 else tuple(found)
+        return _one_or_all([t.numpy() for t in held])
+    if len(held) == 1:
+        return held[0].cpu().numpy()
+    flat, apart = _in_one(held)
+    return apart(flat.cpu().numpy())
+
+
+def _storable(tensors: Sequence[Tensor]) -> list[Tensor]:
+    held = [t.detach() for t in tensors]
+    return [t.float() if t.dtype == torch.bfloat16 else t for t in held]  # which arrays do not have
+
+
+def _one_or_all(arrays: list[np.ndarray]) -> Any:
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
+def _in_one(tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[np.ndarray], Any]]:
+    """Tensors of a device as one vector of float64, and the way back to arrays of their shapes. Those of one type are
+    put together before they become float64, and not one by one."""
+    order = sorted(range(len(tensors)), key=lambda i: str(tensors[i].dtype))
+    groups = [[tensors[i].reshape(-1) for i in same] for _, same in groupby(order, lambda i: tensors[i].dtype)]
+    joined = [(torch.cat(group) if len(group) > 1 else group[0]).double() for group in groups]
+    ends = np.cumsum([tensors[i].numel() for i in order])[:-1]
+
+    def apart(flat: np.ndarray) -> Any:
+        parts = dict(zip(order, np.split(flat, ends), strict=True))
+        return _one_or_all([parts[i].reshape(t.shape) for i, t in enumerate(tensors)])
+
+    return torch.cat(joined) if len(joined) > 1 else joined[0], apart
 
 
 def there(values: np.ndarray, x: Tensor) -> Tensor:
@@ -324,23 +345,23 @@ def there(values: np.ndarray, x: Tensor) -> Tensor:
     return made.to(x.device)
 
 
-def later(x: Tensor) -> Callable[[], np.ndarray]:
-    """A function that answers the numbers that a tensor has now. They are fetched at once, and nobody waits for them
-    before it is called, on a card."""
-    if x.device.type == "cpu":
-        kept = x.detach().clone()
-        return lambda: host(kept)
-    if x.device.type != "cuda":
-        found = host(x)
+def later(*tensors: Tensor) -> Callable[[], Any]:
+    """A function that answers the numbers that tensors have now, as :func:`host` does. They are fetched at once, and
+    nobody waits for them before it is called, on a card."""
+    held = _storable(tensors)
+    if any(t.device.type != "cuda" for t in held):
+        native = all(t.device.type == "cpu" for t in held)
+        found = host(*(t.clone() for t in held)) if native else host(*held)
         return lambda: found
-    held = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    held.copy_(x.detach(), non_blocking=True)
+    flat, apart = (held[0], lambda array: array) if len(held) == 1 else _in_one(held)
+    landed = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    landed.copy_(flat, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(x.device))
+    arrived.record(torch.cuda.current_stream(flat.device))
 
-    def read() -> np.ndarray:
+    def read() -> Any:
         arrived.synchronize()
-        return held.numpy()
+        return apart(landed.numpy())
 
     return read
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...core import kernels
 from ...core.checks import shown
 from ..identity import LENGTH
 
@@ -262,7 +264,7 @@ def prepare(dataset: Dataset, images: Tensor, flip: Tensor | None = None) -> Ten
     if dataset.mean is None or dataset.std is None:
         return pixels
     mean, std = (
-        torch.tensor(list(map(float, values)), dtype=pixels.dtype, device=images.device)[:, None, None]
+        kernels.there(np.array(values, str(pixels.dtype).removeprefix("torch.")), images)[:, None, None]
         for values in (dataset.mean, dataset.std)
     )
     return (pixels - mean) / std

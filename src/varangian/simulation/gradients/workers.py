@@ -206,8 +206,8 @@ class WorkerGradients:
         point = self.parameters()
         out = point.new_empty(len(inputs), self.d)
         if len({x.shape for x in inputs}) == 1:
-            batch = Batch(*(x if isinstance(x, Tensor) else torch.stack(list(x)) for x in (inputs, labels)))
-            return out, self(point, batch, out, step)
+            x, y = (every if isinstance(every, Tensor) else torch.stack(list(every)) for every in (inputs, labels))
+            return out, self(point, Batch(x, y), out, step)
         self.look(Batch(inputs[0].unsqueeze(0), labels[0].unsqueeze(0)))
         self._seen.clear()
         losses = [
@@ -326,7 +326,8 @@ class WorkerGradients:
     def _disagreement(self, method: Method, one: Batch, row: Tensor) -> str | None:
         """Why a fast way does not compute the gradient that the loop has found; None where it does."""
         point, out = self.parameters(), row.new_empty(2, self.d)
-        twice = Batch(*(torch.cat([x, x]) for x in (one.inputs, one.labels, _weights(one, point))))
+        inputs, labels, weights = (torch.cat([x, x]) for x in (one.inputs, one.labels, _weights(one, point)))
+        twice = Batch(inputs, labels, weights)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
