@@ -48,9 +48,9 @@ BROKEN, HUNG = 3, 4  # its exit status where the card no longer answers it, and 
 CARRIED = (  # what a machine that is set up for torch usually lacks
     "pydantic", "pydantic-core", "typing-inspection", "annotated-types", "tomlkit", "pooch", "platformdirs",
 )  # fmt: skip
-NEEDED = (  # what varangian imports
-    "numpy", "torch", "numba", "filelock", "threadpoolctl", "rich", "click", "pooch", "requests", "platformdirs",
-    "pydantic", "pydantic_core", "typing_inspection", "annotated_types", "tomlkit", "matplotlib", "jinja2",
+NEEDED = (  # what the package and this script import; commands and figures need more
+    "numpy", "torch", "numba", "filelock", "threadpoolctl", "pydantic", "pydantic_core", "typing_inspection",
+    "annotated_types", "tomlkit", "pooch", "platformdirs", "rich",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -798,6 +799,62 @@ def _accuracy_on_cpu(e: vg.Experiment) -> float | None:
         return next((float(row["max_accuracy"]) for row in csv.DictReader(file) if row["name"] == e.name), None)
 
 
+def together(bench: Bench) -> None:
+    """Steps a second of all, where several processes share the card, as runs of a sweep do."""
+    counts = (1, 2) if bench.small else (1, 2, 4, 8)
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(counts[-1] + 1), context.Queue()
+    cases = [c for c in _cases(bench) if c.panel in ("fashion-mnist", "cifar-10")][:: 1 if bench.small else 4]
+    handed = str(bench.device), bench.small, bench.data
+    others = [
+        context.Process(target=_stepping, args=(i, handed, cases, counts, barrier, answers), daemon=True)
+        for i in range(counts[-1])
+    ]
+    for process in others:
+        process.start()
+    try:
+        for case in cases:
+            found = {}
+            for count in counts:
+                barrier.wait(max(1.0, bench.report.left))
+                found[count] = sum(answers.get(timeout=max(1.0, bench.report.left)) for _ in range(count))
+            bench.report.note(case.name, found)
+    finally:
+        barrier.abort()
+        for process in others:
+            process.join(5)
+            if process.is_alive():
+                process.terminate()
+
+
+def _stepping(
+    number: int, handed: tuple[str, bool, Path | None], cases: Sequence[Case], counts: Sequence[int], barrier: Any,
+    answers: Any,
+) -> None:  # fmt: skip
+    """In a process of its own: steps of each case while so many processes do the same."""
+    device, small, data = handed
+    seconds = 0.3 if small else 2.0
+    bench = Bench(None, Card(device), small, data)  # type: ignore[arg-type]  # it notes nothing
+    for case in cases:
+        e = case.experiment(bench)
+        with computing(e):
+            simulation, _ = build(e, case.data(bench))
+            for _ in range(3):
+                simulation.step()
+            for count in counts:
+                with suppress(threading.BrokenBarrierError):
+                    barrier.wait()
+                if barrier.broken:
+                    return
+                if number < count:
+                    done, start = 0, time.perf_counter()
+                    while time.perf_counter() < start + seconds:
+                        simulation.step()
+                        done += 1
+                    bench.card.settle()
+                    answers.put(done / (time.perf_counter() - start))
+
+
 def engines(bench: Bench) -> None:
     """The engines over NCCL with a world of one rank, or over gloo without a card: gpu_engines.py."""
     script = Path(__file__).with_name("gpu_engines.py")
@@ -859,6 +916,7 @@ SECTIONS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # and seconds
     "determinism": (30, determinism),
     "runs": (40, runs),
     "engines": (30, engines),
+    "together": (40, together),
     "estimate": (5, estimate),
 }
 
