@@ -15,15 +15,14 @@ and Numba's cache on disk looks at the file of a function only, so that one comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
 from torch import Tensor
 
 from . import cpu, plain
-from .cpu.sizes import kept_mean, kept_sums, order_statistic, stretch_of
-from .definitions import network
+from .definitions import Kept, network
 from .runtime import (
     cache_folders,
     contiguous,
@@ -179,7 +178,29 @@ def gather_images(
     return _of(images).gather_images(images, index, flip=flip, scale=scale, shift=shift)
 
 
+# ------------------------------------------------------------------------------------------- the greatest of a row
+
+
+def kept_of(x: Tensor, rows: np.ndarray, dropped: int) -> Kept:
+    """What is left of some rows [k] of [n, d] when each drops so many values, the least in size, of equal ones the
+    last: which they are, told by a size and a column a row. For rows that are finite."""
+    return _of(x).kept_of(x, rows, dropped)
+
+
+def kept_sums(x: Tensor, kept: Kept, ends: Sequence[int]) -> Tensor:
+    """Of the values that k rows keep, layer by layer, the sum of squares, that of signs, and how many are not zero:
+    [3, layers, k] in float64. Layers begin and end at ``ends``, from 0 to d. One pass."""
+    return _of(x).kept_sums(x, kept, ends)
+
+
+def kept_mean(x: Tensor, kept: Kept, weights: np.ndarray, ends: Sequence[int]) -> Tensor:
+    """The weighted sum of the rows, [d], of each the values that it keeps, in each layer with weights [layers, k] of
+    its own. One pass."""
+    return _of(x).kept_mean(x, kept, weights, ends)
+
+
 __all__ = [
+    "Kept",
     "blend",
     "cache_folders",
     "column_statistic",
@@ -192,20 +213,19 @@ __all__ = [
     "inner_products",
     "is_native",
     "kept_mean",
+    "kept_of",
     "kept_sums",
     "later",
     "mean_and_std",
     "mixed_distances",
     "network",
     "norms",
-    "order_statistic",
     "own_threads",
     "send_rows",
     "squared_around",
     "squared_distances",
     "squared_distances_to",
     "squared_norms",
-    "stretch_of",
     "there",
     "threads",
     "torch_threads",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 DENOMINATORS = np.arange(1, 1 << 13)  # that weights are looked for as fractions of
 
@@ -99,3 +100,12 @@ class Statistic(NamedTuple):
         scale = 2.0 ** -int(2 * m).bit_length() if wide else 1.0
         slack = 16 * terms * 2.0**-53
         return cls(low, high, window, scale, 1 + slack, 1 - slack, divisor, (window or high - low) * scale * divisor)
+
+
+class Kept(NamedTuple):
+    """Of k rows the values that count: those of a size above the least, and of that very size those of the first
+    columns."""
+
+    rows: np.ndarray  # [k]: which rows
+    least: Tensor  # [k], where the rows are
+    cuts: Tensor  # [k] int64: from which column on none of the least size count

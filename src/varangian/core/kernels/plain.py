@@ -1,176 +1,422 @@
 """The kernels in torch's own operations: the oracle of the others, and what every other device runs.
 
-Nothing here waits for the device: answers are tensors there, and no operation depends on the value of another.
+Nothing here waits for the device: answers are tensors there, and no operation depends on the value of another. All is
+right on any layout, since torch's operations are. Numbers that are widened to float64 are so a panel of columns at a
+time, of a width that follows from the shape alone: one panel up to some million columns, so that there are few
+launches, and beyond a few GB at once.
+
+What the CPU's kernels do only where it is needed, since they see what they read, happens here always, in a way that
+changes no other bit: rows and columns are divided by powers of two before they are squared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import numerics
-from .definitions import Statistic, as_counts
+from .definitions import Kept, Statistic, as_counts
 from .runtime import there
 
 Moments = tuple[Tensor, Tensor]
+Panel = Callable[[int, int], Tensor]  # what there is to say of columns start..stop
+
+NUMBERS = 1 << 26  # that a panel has, at most: 0.5 GB of float64, and an operation holds a few of them
+PIECE = 1 << 13  # columns of a distance that are added up by one block of threads
 
 
-def column_statistic(
-    x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None
-) -> tuple[Tensor, Tensor]:
-    wide, statistic = _mixed(x.double(), mixing, low=low, high=high, window=window)
-    return _statistic(wide, statistic).to(x.dtype), (~wide.isfinite().all(1)).sum()
+def _panels(d: int, rows: int) -> list[tuple[int, int]]:
+    """The columns start..stop that are at hand at a time, where so many rows are widened together."""
+    width = max(1, NUMBERS // max(1, rows))
+    return [(start, min(d, start + width)) for start in range(0, max(1, d), width)]
 
 
-def _mixed(x: Tensor, mixing: np.ndarray | None, *, low: int, high: int, window: int) -> tuple[Tensor, Statistic]:
-    """What is to be sorted, in float64, and what is asked of it."""
+def _side_by_side(d: int, rows: int, panel: Panel, dtype: torch.dtype) -> Tensor:
+    """[..., d]"""
+    panels = _panels(d, rows)
+    first = panel(*panels[0])
+    if len(panels) == 1:
+        return first.to(dtype)
+    out = first.new_empty(*first.shape[:-1], d, dtype=dtype)
+    out[..., slice(*panels[0])] = first
+    for start, stop in panels[1:]:
+        out[..., start:stop] = panel(start, stop)
+    return out
+
+
+def _added_up(d: int, rows: int, panel: Panel) -> Tensor:
+    first, *others = _panels(d, rows)
+    total = panel(*first)
+    for ends in others:
+        total += panel(*ends)
+    return total
+
+
+def _power(size: Tensor) -> Tensor:
+    """The greatest power of two that is not more than a size of float64: what is divided by it loses nothing. In the
+    range of numbers also where the size is not; NaN stays NaN."""
+    within = size.clamp(torch.finfo(torch.float64).tiny, torch.finfo(torch.float64).max)
+    return within / (2 * torch.frexp(within).mantissa)
+
+
+# ---------------------------------------------------------------------------------------------- weighted sums
+
+
+def _picked(x: Tensor, extra: Tensor | None, index: np.ndarray) -> Panel:
+    """Some of the rows and extra rows."""
     n = x.shape[0]
-    if mixing is None:
-        return x, Statistic.of(n, low=low, high=high, window=window, wide=True, terms=0, divisor=1.0)
-    table, divisor = as_counts(mixing, torch.float64)
-    return _products(table, x), Statistic.of(
-        len(table), low=low, high=high, window=window, wide=True, terms=n, divisor=divisor
-    )
+    beside = extra if extra is not None and (index >= n).any() else None
+    every = n + (0 if beside is None else beside.shape[0])
+    chosen = None if np.array_equal(index, np.arange(every)) else there(index.astype(np.int64), x)
+
+    def panel(start: int, stop: int) -> Tensor:
+        rows = x[:, start:stop]
+        if beside is not None:
+            rows = torch.cat([rows, beside[:, start:stop]])
+        return rows if chosen is None else rows.index_select(0, chosen)
+
+    return panel
 
 
-def _products(table: np.ndarray, x: Tensor) -> Tensor:
-    """table @ x in float64, what has no weight left out: 0 * NaN is NaN."""
-    used = np.flatnonzero((table != 0).any(0))
-    if not used.size:
-        return torch.zeros(len(table), x.shape[1], dtype=torch.float64, device=x.device)
-    weights, rows = there(table[:, used], x), x.index_select(0, there(used, x)).double()
-    positive, negative = (weights > 0).double(), (weights < 0).double()
-    up, down, lost = (rows == np.inf).double(), (rows == -np.inf).double(), rows.isnan().double()
-    beyond, below = positive @ up + negative @ down, positive @ down + negative @ up
-    total = weights @ rows.nan_to_num(0, 0, 0)
-    total += torch.where(beyond > 0, np.inf, 0.0) - torch.where(below > 0, np.inf, 0.0)
-    return total + torch.where((positive + negative) @ lost > 0, np.nan, 0.0)
+def _mixtures(x: Tensor, table: np.ndarray, extra: Tensor | None) -> Panel:
+    """table [m, n+e] times rows and extra rows, in float64; what has no weight is left out: 0 * NaN is NaN."""
+    weighed = table != 0
+    if (weighed.sum(1) <= 1).all():  # no sums
+        places = weighed.argmax(1)
+        rows, factors = _picked(x, extra, places), table[np.arange(len(table)), places]
+        scales = there(factors[:, None], x)
+        if factors.all():
+            return lambda start, stop: rows(start, stop) * scales
+        unused = scales == 0
+        return lambda start, stop: (rows(start, stop) * scales).masked_fill_(unused, 0.0)
+    used = np.flatnonzero(weighed.any(0))
+    rows, weights = _picked(x, extra, used), there(table[:, used], x)
+    if weighed[:, used].all():
+        return lambda start, stop: weights @ rows(start, stop).double()
+    up, down = table[:, used] > 0, table[:, used] < 0
+    turns = there(np.block([[up, down], [down, up]]).astype(np.float32), x)
+
+    def panel(start: int, stop: int) -> Tensor:
+        wide = rows(start, stop).double()
+        # Which mixtures have an infinity of either sign, or a NaN, which is both: inf - inf is NaN.
+        odd = torch.cat([wide < np.inf, wide > -np.inf]).logical_not()
+        above, below = (turns @ odd.float() > 0).chunk(2)
+        total = (weights @ wide.nan_to_num(0.0, 0.0, 0.0)).masked_fill_(above, np.inf)
+        return total.add_(torch.zeros_like(total).masked_fill_(below, -np.inf))
+
+    return panel
 
 
-def _statistic(x: Tensor, statistic: Statistic) -> Tensor:
-    low, high, window = statistic.low, statistic.high, statistic.window
-    ordered = x.sort(dim=0).values
-    if high - low == 1 and not window and statistic.divisor == 1:
-        return ordered[low]
-    ordered = ordered * statistic.scale
-    center = ordered[low:high].sum(0)
-    if window:
-        lifted, drop = torch.maximum(ordered * statistic.up, ordered * statistic.down), x.shape[0] - window
-        twice = torch.minimum(2 * center * statistic.up, 2 * center * statistic.down)
-        slid = ((lifted[:drop] + lifted[window:]) * (high - low) < twice).sum(0)
-        center = ordered.gather(0, slid + torch.arange(window, device=x.device).unsqueeze(1)).sum(0)
-    return center / statistic.total
-
-
-def mean_and_std(x: Tensor, ddof: int = 1) -> Moments:
-    wide = x.double()
-    mean = wide.mean(0)
-    spread = (wide - mean).square().sum(0)
-    return mean.to(x.dtype), (spread / (x.shape[0] - ddof)).sqrt().to(x.dtype)
-
-
+@torch.no_grad()
 def weighted_rows(x: Tensor, weights: np.ndarray, extra: Tensor | None = None) -> Tensor:
-    table = np.atleast_2d(weights).astype(np.float64)
-    if weights.ndim == 1:
-        used = np.flatnonzero(weights)
-        if not used.size:
-            return zeros_like_row(x)
-        if used.size == 1 and weights[used[0]] == 1:
-            source = x[used[0]] if used[0] < x.shape[0] else extra[used[0] - x.shape[0]]  # type: ignore[index]
-            return source.detach().clone()
-    counts, divisor = as_counts(table, x.dtype)
-    rows = _products(counts, x if extra is None else torch.cat([x, extra])) / divisor
-    return (rows[0] if weights.ndim == 1 else rows).to(x.dtype)
+    table, single = np.atleast_2d(weights).astype(np.float64), weights.ndim == 1
+    if single and not table.any():
+        return zeros_like_row(x)
+    if single and np.count_nonzero(table) == 1 and table.max() == 1:
+        place = int(table[0].argmax())
+        source = x[place] if extra is None or place < x.shape[0] else extra[place - x.shape[0]]
+        return source.clone(memory_format=torch.contiguous_format)
+    counts, divisor = (table, 1.0) if (np.count_nonzero(table, axis=1) <= 1).all() else as_counts(table, x.dtype)
+    mixtures = _mixtures(x, counts, extra)
+
+    def panel(start: int, stop: int) -> Tensor:
+        rows = mixtures(start, stop)
+        return rows if divisor == 1 else rows / divisor
+
+    rows = _side_by_side(x.shape[1], sum(table.shape), panel, x.dtype)
+    return rows[0] if single else rows
 
 
+@torch.no_grad()
 def zeros_like_row(x: Tensor) -> Tensor:
     return x.new_zeros(x.shape[1])
 
 
+@torch.no_grad()
 def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, *, start: int, stop: int) -> Tensor:
-    panel = x[:, start:stop]
-    return _products(table, panel if extra is None else torch.cat([panel, extra[:, start:stop]]))
+    mixtures = _mixtures(x, table.astype(np.float64), extra)
+    shifted: Panel = lambda first, last: mixtures(start + first, start + last)  # noqa: E731
+    return _side_by_side(stop - start, sum(table.shape), shifted, torch.float64)
 
 
+# ----------------------------------------------------------------------------------------------------- ranks
+
+
+@torch.no_grad()
+def column_statistic(
+    x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
+    (n, d), (m, _) = x.shape, x.shape if mixing is None else mixing.shape
+    values, statistic = _values(x, mixing, low=low, high=high, window=window)
+    faulty: list[Tensor] = []
+
+    def panel(start: int, stop: int) -> Tensor:
+        rows = values(start, stop)
+        faulty.append(~(torch.linalg.vector_norm(rows, np.inf, dim=1) < np.inf))
+        return _statistic(rows, statistic)
+
+    result = _side_by_side(d, n + m, panel, x.dtype)
+    return result, (faulty[0] if len(faulty) == 1 else torch.stack(faulty).any(0)).sum()
+
+
+def _values(x: Tensor, mixing: np.ndarray | None, *, low: int, high: int, window: int) -> tuple[Panel, Statistic]:
+    """What is to be sorted, and what is asked of it: rows as they are; of mixtures float32 where the rows are no more,
+    but where it is asked who is closest float64, as sums of counts."""
+    n = x.shape[0]
+    wide = x.dtype == torch.float64
+    if mixing is None:
+        rule = Statistic.of(n, low=low, high=high, window=window, wide=wide, terms=0, divisor=1.0)
+        return lambda start, stop: x[:, start:stop], rule
+    m, weighed = len(mixing), mixing != 0
+    if (weighed.sum(1) == 1).all() and (mixing[weighed] == 1).all():
+        rule = Statistic.of(m, low=low, high=high, window=window, wide=wide, terms=0, divisor=1.0)
+        return _picked(x, None, weighed.argmax(1)), rule
+    if wide or window:
+        table, divisor = as_counts(mixing.astype(np.float64), torch.float64)
+        rule = Statistic.of(m, low=low, high=high, window=window, wide=True, terms=n, divisor=divisor)
+        return _mixtures(x, table, None), rule
+    table, divisor = as_counts(mixing.astype(np.float64), torch.float32)
+    mixtures = _mixtures(x, table, None)
+    rule = Statistic.of(m, low=low, high=high, window=window, wide=False, terms=n, divisor=1.0)
+    return lambda start, stop: (mixtures(start, stop) / divisor).float(), rule
+
+
+def _statistic(values: Tensor, statistic: Statistic) -> Tensor:
+    low, high, window = statistic.low, statistic.high, statistic.window
+    ordered = values.sort(dim=0).values
+    if high - low == 1 and not window and statistic.total == statistic.scale:
+        return ordered[low]
+    ordered = (ordered if window else ordered[low:high]).double() * statistic.scale
+    center = (ordered[low:high] if window else ordered).sum(0)
+    if window:
+        drop, lifted, twice = values.shape[0] - window, ordered, 2 * center
+        if statistic.up != 1:
+            lifted = torch.maximum(ordered * statistic.up, ordered * statistic.down)
+            twice = torch.minimum(twice * statistic.up, twice * statistic.down)
+        slid = ((lifted[:drop] + lifted[window:]).mul_(high - low) < twice).sum(0)
+        place = torch.arange(window, device=values.device).unsqueeze(1)
+        center = ordered.gather(0, slid + place).sum(0)
+    return center / statistic.total
+
+
+# --------------------------------------------------------------------------------------------------- moments
+
+
+@torch.no_grad()
+def mean_and_std(x: Tensor, ddof: int = 1) -> Moments:
+    found = x.new_empty(2, x.shape[1])
+    for start, stop in _panels(x.shape[1], x.shape[0]):
+        _moments(x[:, start:stop], ddof, found[:, start:stop])
+    return found[0], found[1]
+
+
+def _moments(x: Tensor, ddof: int, out: Tensor) -> None:
+    """The moments [2, w] of rows [n, w], to out. Squares of float64 are those of numbers in a unit of their column."""
+    n, wide = x.shape[0], x.double()
+    if x.dtype != torch.float64:
+        mean = wide.sum(0) / n
+        out[0] = mean
+        out[1] = ((wide - mean).square_().sum(0) / (n - ddof)).sqrt_()
+        return
+    unit = _power(torch.linalg.vector_norm(wide, np.inf, dim=0))
+    wide = wide / unit
+    mean = wide.sum(0) / n
+    wide -= mean
+    reach = _power(torch.linalg.vector_norm(wide, np.inf, dim=0))
+    out[0] = mean * unit
+    out[1] = ((wide / reach).square_().sum(0) / (n - ddof)).sqrt_() * reach * unit
+
+
+# -------------------------------------------------------------------------------------------- norms and distances
+
+
+def _rows_of(x: Tensor) -> int:
+    return x.numel() // max(1, x.shape[-1])
+
+
+@torch.no_grad()
 def squared_norms(x: Tensor) -> Tensor:
-    return x.double().square().sum(-1)
+    return _added_up(x.shape[-1], _rows_of(x), lambda s, t: x[..., s:t].double().square().sum(-1))
 
 
+@torch.no_grad()
 def norms(x: Tensor) -> Tensor:
     if x.dtype != torch.float64:
         return squared_norms(x).sqrt()
-    size = x.abs().amax(-1)
-    scale = torch.where((size > 0) & (size < np.inf), size, torch.ones_like(size))
-    squared = squared_norms(x)
-    odd = ~((squared > numerics.VANISHING) & (squared < np.inf))
-    return torch.where(odd, squared_norms(x / scale.unsqueeze(-1)).sqrt() * scale, squared.sqrt())
+    unit = _power(torch.linalg.vector_norm(x, np.inf, dim=-1))
+    inverse = unit.unsqueeze(-1)
+    squared = _added_up(x.shape[-1], _rows_of(x), lambda s, t: (x[..., s:t] / inverse).square_().sum(-1))
+    return squared.sqrt() * unit
 
 
+def _squared(parts: Sequence[Tensor]) -> Tensor:
+    """Squared distances between the rows of all parts and the origin, from differences: those of pieces, added up, so
+    that many blocks of threads share a distance and all that look at some columns do so at once."""
+    count, width = sum(part.shape[0] for part in parts) + 1, parts[0].shape[1]
+    pieces = -(-width // PIECE)
+    points = parts[0].new_zeros(count, pieces * -(-width // pieces), dtype=torch.float64)
+    at = 0
+    for part in parts:
+        points[at : at + part.shape[0], :width] = part
+        at += part.shape[0]
+    points = points.view(count, pieces, -1).transpose(0, 1)
+    apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return apart.square_().sum(0)
+
+
+@torch.no_grad()
 def squared_distances(x: Tensor, extra: Tensor | None = None) -> Tensor:
-    return _pairs(torch.cat([x, *([] if extra is None else [extra]), x.new_zeros(1, x.shape[1])]).double())
+    parts = [x] if extra is None else [x, extra]
+    points = sum(part.shape[0] for part in parts) + 1
+    total = _added_up(x.shape[1], points, lambda start, stop: _squared([part[:, start:stop] for part in parts]))
+    return total.fill_diagonal_(0)
 
 
-def _pairs(points: Tensor) -> Tensor:
-    """Squared distances, from differences; of a point to itself 0, whatever it holds."""
-    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square().fill_diagonal_(0)
-
-
+@torch.no_grad()
 def mixed_distances(x: Tensor, table: np.ndarray, extra: Tensor | None, *, others: bool) -> Tensor:
-    mixed = weighted_panel(x, table, extra, start=0, stop=x.shape[1])
-    beside = [] if extra is None or not others else [extra.double()]
-    return _pairs(torch.cat([mixed, *beside, mixed.new_zeros(1, x.shape[1])]))
+    mixtures = _mixtures(x, table.astype(np.float64), extra)
+
+    def panel(start: int, stop: int) -> Tensor:
+        beside = [] if extra is None or not others else [extra[:, start:stop]]
+        return _squared([mixtures(start, stop), *beside])
+
+    return _added_up(x.shape[1], sum(table.shape), panel).fill_diagonal_(0)
 
 
-def inner_products(vectors: list[Tensor]) -> Tensor:
-    wide = torch.stack([v.double() for v in vectors])
-    return wide @ wide.T
-
-
+@torch.no_grad()
 def squared_distances_to(x: Tensor, point: Tensor) -> Tensor:
-    return (x.double() - point.double()).square().sum(1)
+    n, d = x.shape
+    return _added_up(d, n, lambda s, t: (x[:, s:t] - point[s:t].double()).square_().sum(1))
 
 
+@torch.no_grad()
 def squared_around(
     x: Tensor, weights: np.ndarray, extra: Tensor | None = None, scales: np.ndarray | None = None
 ) -> Tensor:
-    point = weighted_panel(x, np.atleast_2d(weights), extra, start=0, stop=x.shape[1])
-    scaled = x.double() if scales is None else there(scales, x).unsqueeze(1) * x.double()
-    return torch.stack([scaled.square().sum(1), (scaled - point).square().sum(1)])
+    mixture = _mixtures(x, np.atleast_2d(weights).astype(np.float64), extra)
+    factors = None if scales is None else there(scales.astype(np.float64)[:, None], x)
+
+    def panel(start: int, stop: int) -> Tensor:
+        rows = x[:, start:stop].double() if factors is None else x[:, start:stop] * factors
+        return torch.stack([rows.square().sum(1), (rows - mixture(start, stop)).square_().sum(1)])
+
+    return _added_up(x.shape[1], x.shape[0] + weights.size, panel)
 
 
+@torch.no_grad()
+def inner_products(vectors: list[Tensor]) -> Tensor:
+    def panel(start: int, stop: int) -> Tensor:
+        wide = torch.stack([v[start:stop].double() for v in vectors])
+        return wide @ wide.T
+
+    products = _added_up(vectors[0].shape[0], len(vectors), panel)
+    return products.tril() + products.tril(-1).T
+
+
+# ------------------------------------------------------------------------------------------------- the worker half
+
+
+def _sum(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, out: Tensor) -> None:
+    """scale x + factor y, three roundings and none of them in one operation: a fused one, or torch's own ``alpha``,
+    rounds in another way on each device and in each layout. Half types are rounded once."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x, y = x.float(), y.float()
+    left, right = x if isinstance(scale, float) and scale == 1 else x * scale, y * factor
+    if out.dtype == left.dtype:
+        torch.add(left, right, out=out)
+    else:
+        out.copy_(left + right)
+
+
+@torch.no_grad()
 def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Tensor | None = None) -> Tensor:
-    scales = scale.to(x.dtype).unsqueeze(-1) if isinstance(scale, Tensor) else scale
-    if x.is_contiguous() and y.is_contiguous() and (out is None or out.is_contiguous()):
-        return torch.add(x * scales, y, alpha=factor, out=out)
-    moved = torch.add(x.contiguous() * scales, y.contiguous(), alpha=factor)  # else torch rounds in another way
-    return moved if out is None else out.copy_(moved)
+    result = x.new_empty(x.shape) if out is None else out
+    scales = scale.to(x.device, x.dtype).unsqueeze(-1) if isinstance(scale, Tensor) else scale
+    for start, stop in _panels(x.shape[-1], _rows_of(x)):
+        _sum(scales, x[..., start:stop], factor, y[..., start:stop], result[..., start:stop])
+    return result
 
 
+@torch.no_grad()
 def send_rows(
     x: Tensor, factor: float, y: Tensor, *, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
     memory: Tensor | None, out: Tensor, moments: bool,
 ) -> tuple[Moments | None, Moments | None]:  # fmt: skip
-    sampled = torch.add(x, y, alpha=factor)
+    sampled = blend(1.0, x, factor, y, out=out if memory is None else None)
     if scale is not None:
-        sampled.mul_(scale(norms(sampled)).to(x.dtype).unsqueeze(-1))
+        sampled *= scale(norms(sampled)).to(x.dtype).unsqueeze(-1)
+    first = mean_and_std(sampled) if moments else None
     if memory is None:
-        out.copy_(sampled)
-    else:
-        blend(keep, sampled, beta, memory.expand_as(sampled), out=out)
-    if not moments:
-        return None, None
-    first = mean_and_std(sampled)
-    return first, first if memory is None else mean_and_std(out)
+        return first, first
+    blend(keep, sampled, beta, memory, out=out)
+    return first, mean_and_std(out) if moments else None
 
 
+@torch.no_grad()
 def gather_images(
     images: Tensor, index: Tensor, *, flip: Tensor | None, scale: np.ndarray, shift: np.ndarray
 ) -> Tensor:
-    picked = images.index_select(0, index).float()
+    picked = images.index_select(0, index)
     if flip is not None:
         picked = torch.where(flip.bool()[:, None, None, None], picked.flip(-1), picked)
-    a, b = (there(v.astype(np.float32), images)[:, None, None] for v in (scale, shift))
-    return picked * a + b
+    factors = there(np.stack([scale, shift]).astype(np.float32)[:, :, None, None], images)
+    return picked.float().mul_(factors[0]).add_(factors[1])
+
+
+# ------------------------------------------------------------------------------------------- the greatest of a row
+
+
+@torch.no_grad()
+def kept_of(x: Tensor, rows: np.ndarray, dropped: int) -> Kept:
+    d, chosen = x.shape[1], there(rows.astype(np.int64), x)
+    least, cuts = [], []
+    for part in chosen.split(max(1, NUMBERS // d)):
+        sizes = x.index_select(0, part).abs()
+        value = sizes.sort(dim=1).values[:, dropped : dropped + 1].clone()
+        equal = sizes == value
+        remain = (sizes <= value).sum(1, keepdim=True) - dropped  # of the equal ones
+        least.append(value[:, 0].to(torch.promote_types(x.dtype, torch.float32)))
+        cuts.append((equal.cumsum(1, dtype=torch.int32) <= remain).sum(1))
+    return Kept(rows, torch.cat(least), torch.cat(cuts))
+
+
+def _kept_values(x: Tensor, kept: Kept) -> Panel:
+    """[k, stop - start] in float64: the values that rows keep, and zeros."""
+    rows = _picked(x, None, kept.rows)
+    least, cuts = kept.least.unsqueeze(1), kept.cuts.unsqueeze(1)
+
+    def panel(start: int, stop: int) -> Tensor:
+        values = rows(start, stop)
+        sizes, columns = values.abs(), torch.arange(start, stop, device=x.device)
+        keeps = (sizes > least) | (sizes == least) & (columns < cuts)
+        return values.double().masked_fill(keeps.logical_not_(), 0.0)
+
+    return panel
+
+
+@torch.no_grad()
+def kept_sums(x: Tensor, kept: Kept, ends: Sequence[int]) -> Tensor:
+    values, layers = _kept_values(x, kept), list(pairwise(ends))
+    found = torch.zeros(3, len(layers), kept.rows.size, dtype=torch.float64, device=x.device)
+    for start, stop in _panels(x.shape[1], 5 * kept.rows.size):
+        panel = values(start, stop)
+        terms = torch.stack([panel.square(), panel.sign(), (panel != 0).double()])
+        for layer, (first, last) in enumerate(layers):
+            if first < stop and last > start:
+                found[:, layer] += terms[:, :, max(first, start) - start : min(last, stop) - start].sum(-1)
+    return found
+
+
+@torch.no_grad()
+def kept_mean(x: Tensor, kept: Kept, weights: np.ndarray, ends: Sequence[int]) -> Tensor:
+    values, by_layer = _kept_values(x, kept), there(np.ascontiguousarray(weights.T), x)
+    inner = there(np.array(ends[1:-1], np.int64), x)
+
+    def panel(start: int, stop: int) -> Tensor:
+        layers = torch.bucketize(torch.arange(start, stop, device=x.device), inner, right=True)
+        return (values(start, stop) * by_layer.index_select(1, layers)).sum(0)
+
+    return _side_by_side(x.shape[1], 4 * kept.rows.size, panel, x.dtype)

@@ -395,8 +395,7 @@ class LASA(General):
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
-    Cost: one pass for norms, one that ranks each vector's values, two over the layers, for which a
-        GPU's vectors pass through main memory.
+    Cost: one pass for norms, one that ranks each vector's values, two over the layers.
     Convention: less certain than the others in this file: from memory of the paper, the mean is of sparsified (not
         merely clipped) vectors and the deviation is the population's. Of equal values the first coordinates are kept.
         A layer that nobody passes is null. Vectors that are not finite are left out.
@@ -442,56 +441,14 @@ class LASA(General):
             return self.combine(in_unit(x, unit), previous) * unit
         radius = np.median(norms[good])
         scales = np.divide(radius, norms[good], out=np.ones(good.size), where=norms[good] > radius)
-        bounds, rows = (0, *self.layers, d), good.tolist()
-        least, cuts = self._thresholds(x, rows)
-        panels = [
-            (layer, start, min(start + KEPT_WIDTH, last))
-            for layer, (first, last) in enumerate(pairwise(bounds))
-            for start in range(first, last, KEPT_WIDTH)
-        ]
-
-        sums = np.zeros((len(panels), 3, good.size))
-
-        def measure(p: int) -> None:
-            _, start, stop = panels[p]
-            kernels.kept_sums(*kernels.stretch_of(x, start, stop), good, least, cuts - start, sums[p])
-
-        kernels.in_threads(measure, len(panels), x.numel())
-        squares, signs, counts = np.zeros((3, len(bounds) - 1, good.size))
-        for (layer, _, _), found in zip(panels, sums, strict=True):
-            squares[layer] += found[0]
-            signs[layer] += found[1]
-            counts[layer] += found[2]
+        kept, ends = kernels.kept_of(x, good, floor(self.sparsity * d)), (0, *self.layers, d)
+        squares, signs, counts = kernels.host(kernels.kept_sums(x, kept, ends))
         lengths, purities = scales * np.sqrt(squares), 0.5 * (1 + signs / np.maximum(counts, 1))
         within = 1 + numerics.TIE  # a value exactly at the bound passes, whatever rounding makes of it
         passing = (_oddness(lengths) <= self.lambda_norm * within) & (_oddness(purities) <= self.lambda_sign * within)
 
         weights = passing * scales / np.maximum(passing.sum(1, keepdims=True), 1)
-        result = x.new_zeros(d)
-
-        def combine(p: int) -> None:
-            layer, start, stop = panels[p]
-            total = np.zeros(stop - start)
-            kernels.kept_mean(*kernels.stretch_of(x, start, stop), good, least, cuts - start, weights[layer], total)
-            result[start:stop] = torch.from_numpy(total).to(x.device, x.dtype)
-
-        kernels.in_threads(combine, len(panels), x.numel())
-        return result
-
-    def _thresholds(self, x: Tensor, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """[k] the least size that each row keeps, and [k] from which column on it keeps no more of that very size."""
-        dropped, d = floor(self.sparsity * x.shape[1]), x.shape[1]
-        least, cuts = np.zeros(len(rows), kernels.stretch_of(x, 0, 0)[0].dtype), np.full(len(rows), d)
-
-        def rank(i: int) -> None:
-            row = x[rows[i]]
-            value, below, equal = kernels.order_statistic(row, dropped)
-            least[i] = value
-            if below < dropped:
-                cuts[i] = int(((row == value) | (row == -value)).nonzero()[below + equal - dropped, 0])
-
-        kernels.in_threads(rank, len(rows), len(rows) * d)
-        return least, cuts
+        return kernels.kept_mean(x, kept, weights, ends)
 
 
 def _oddness(values: np.ndarray) -> np.ndarray:

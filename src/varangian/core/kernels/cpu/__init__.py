@@ -25,6 +25,7 @@ from .distances import (
     squared_distances_to,
     squared_norms,
 )
+from .sizes import kept_mean, kept_of, kept_sums
 from .workers import blend, gather_images, send_rows
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "column_statistic",
     "gather_images",
     "inner_products",
+    "kept_mean",
+    "kept_of",
+    "kept_sums",
     "mean_and_std",
     "mixed_distances",
     "norms",

@@ -133,7 +133,8 @@ def send_rows(
         odd = ~((squared > numerics.VANISHING) & (squared < np.inf))
         if a.dtype == np.float64 and odd.any():  # squares that left the range of float64
             shift = b[odd] if b.shape[0] == n else b
-            lengths[odd] = row_norms(torch.from_numpy(a[odd] + factor * shift)).numpy()
+            with np.errstate(over="ignore", invalid="ignore"):  # as the compiled loops, which say nothing either
+                lengths[odd] = row_norms(torch.from_numpy(a[odd] + factor * shift)).numpy()
         scales = scale(torch.from_numpy(lengths)).to(x.dtype).numpy()
     held = np.empty((0, d), a.dtype) if memory is None else _beside(x, memory)
     found = np.empty((0 if not moments else 2 if memory is None else 4, d), a.dtype)

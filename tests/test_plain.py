@@ -1,0 +1,180 @@
+"""The kernels in torch's operations: the answers of main memory, on a card without a wait and with few launches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from contract import FLOATS, FUNCTIONS, cases, hostile, pictures
+from pretended import CardTensor, PretendedCard
+from test_layouts import layouts
+from varangian.core import kernels
+
+by_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+# A single row or column, groups of four rows and the rest of one, and more rows than are sorted in registers.
+SHAPES = [(1, 1), (2, 1), (1, 23), (3, 2), (5, 40), (11, 300), (25, 129), (64, 30), (65, 31), (129, 22)]
+
+
+def test_every_implementation_has_every_function_of_the_contract() -> None:
+    for module in (kernels, kernels.cpu, kernels.plain):
+        assert [name for name in FUNCTIONS if not callable(getattr(module, name, None))] == []
+    tried = {case.function for case in [*cases(5, 40, torch.float32), *pictures()]}
+    assert tried == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@by_dtype
+def test_answers_are_those_of_main_memory(dtype: torch.dtype, n: int, d: int) -> None:
+    for case in cases(n, d, dtype):
+        case.check(case.run(kernels.plain), case.run(kernels.cpu))
+
+
+def test_images_are_those_of_main_memory() -> None:
+    for case in pictures():
+        case.check(case.run(kernels.plain), case.run(kernels.cpu))
+
+
+@by_dtype
+def test_whatever_the_layout(dtype: torch.dtype) -> None:
+    names = [name for name, _ in layouts(torch.zeros(2, 2, dtype=dtype))]
+    for number, name in enumerate(names):
+        for case in cases(6, 41, dtype, lay=lambda x, at=number: list(layouts(x))[at][1]):
+            found, expected = case.run(kernels.plain), case.run(kernels.cpu)
+            case._replace(name=f"{case.name}, {name}").check(found, expected)
+            assert not any(t.requires_grad for t in found), case.name
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that an operation made, and of float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for made in out if isinstance(out, tuple) else (out,):
+            if isinstance(made, Tensor) and made.dtype in (torch.float64, torch.int64):
+                self.wide = max(self.wide, made.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_panel_by_panel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answers, and never more than a panel of float64 (or of what is sorted) at hand."""
+    n, d = 11, 900
+    expected = [case.run(kernels.plain) for case in cases(n, d, dtype)]
+    monkeypatch.setattr(kernels.plain, "NUMBERS", 1 << 10)
+    for case, whole in zip(cases(n, d, dtype), expected, strict=True):
+        with Largest() as largest:
+            found = case.run(kernels.plain)
+        case.check(found, whole)
+        if dtype != torch.float64 and case.function not in ("weighted_panel",):
+            row = 8 * d  # float64 and what a sort tells of a single row, where rows are ranked one by one
+            assert largest.wide <= max(3 * 8 * (1 << 10), row + 64), case.name
+
+
+# ----------------------------------------------------------------------------------------------------- on a card
+
+# Launches of one panel, copies of weights and tables included; of what is told layer by layer, of three layers.
+LAUNCHES = {
+    "blend": 4, "column_statistic": 31, "gather_images": 7, "inner_products": 12, "kept_mean": 35, "kept_of": 15,
+    "kept_sums": 42, "mean_and_std": 10, "mixed_distances": 26, "norms": 4, "send_rows": 34, "squared_around": 14,
+    "squared_distances": 7, "squared_distances_to": 4, "squared_norms": 3, "weighted_panel": 19, "weighted_rows": 21,
+    "zeros_like_row": 1,
+}  # fmt: skip
+SCALED = {"mean_and_std": 24, "norms": 10, "send_rows": 69}  # of float64, whose squares may leave its range
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_on_a_card_nothing_waits_and_launches_are_few(dtype: torch.dtype) -> None:
+    most = Counter[str]()
+    for n, d in [(1, 1), (11, 70)]:
+        for case in [*cases(n, d, dtype), *pictures()]:
+            expected = case.run(kernels.plain)
+            with PretendedCard() as card:
+                found = case.run(kernels, CardTensor)
+                assert all(isinstance(t, CardTensor) for t in found), case.name
+                assert card.waits.total() == 0, (case.name, card)
+                assert card.to_host == 0, case.name
+                most[case.function] = max(most[case.function], card.launches.total())
+                for one, other in zip(found, expected, strict=True):
+                    held = one.held  # type: ignore[attr-defined]
+                    assert torch.equal(held.nan_to_num(), other.nan_to_num()), case.name
+    allowed = LAUNCHES | (SCALED if dtype == torch.float64 else {})
+    assert {name: count for name, count in most.items() if count > allowed[name]} == {}
+
+
+# ---------------------------------------------------------------------------------------- what is promised of each
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("d", [1, 8191, 8192, 8193, 20_000])
+def test_distances_are_right_whatever_the_common_offset(d: int, offset: float) -> None:
+    random = np.random.default_rng(d)
+    x = torch.from_numpy((random.normal(size=(6, d)) * 1e-2 + offset * random.normal(size=d)).astype(np.float32))
+    wide = np.concatenate([x.double().numpy(), np.zeros((1, d))])
+    exact = np.square(wide[:, None] - wide[None]).sum(-1)
+    np.testing.assert_allclose(kernels.plain.squared_distances(x).numpy(), exact, rtol=1e-12)
+    halves = kernels.plain.squared_distances(x[:3], x[3:])
+    np.testing.assert_allclose(halves.numpy(), exact, rtol=1e-12)
+
+
+@by_dtype
+def test_a_distance_does_not_depend_on_where_its_rows_stand(dtype: torch.dtype) -> None:
+    for d in (7, 300, 8193):
+        x = hostile(9, d, dtype)
+        order = torch.randperm(9, generator=torch.Generator().manual_seed(d))
+        there = torch.cat([order, torch.tensor([9])])
+        found, moved = kernels.plain.squared_distances(x), kernels.plain.squared_distances(x[order])
+        assert torch.equal(moved.nan_to_num(-1), found[there][:, there].nan_to_num(-1))
+        assert torch.equal(found.nan_to_num(-1), found.T.nan_to_num(-1))
+
+
+def test_norms_and_moments_of_float64_out_of_range() -> None:
+    for size in (1e300, 1e160, 1.0, 1e-160, 1e-300, 5e-324):
+        x = torch.tensor([[3.0, 4.0, 0.0], [-3.0, 0.0, -4.0]], dtype=torch.float64) * size
+        if size > 1e-320:
+            torch.testing.assert_close(kernels.plain.norms(x) / size, torch.full((2,), 5.0, dtype=torch.float64))
+            mean, std = kernels.plain.mean_and_std(x, 0)
+            torch.testing.assert_close(mean / size, torch.tensor([0.0, 2.0, -2.0], dtype=torch.float64))
+            torch.testing.assert_close(std / size, torch.tensor([3.0, 2.0, 2.0], dtype=torch.float64))
+        torch.testing.assert_close(kernels.plain.norms(x), kernels.cpu.norms(x), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_workers_send_has_the_bits_of_the_operations_one_by_one(dtype: torch.dtype) -> None:
+    x, y, memory = (hostile(7, 90, dtype, seed=seed) for seed in range(3))
+    scales = torch.linspace(0.1, 1, 7, dtype=torch.float64)
+    out = memory.clone()
+    first, second = kernels.plain.send_rows(
+        x, 1e-4, y[0], scale=lambda norms: scales, keep=0.1, beta=0.9, memory=out, out=out, moments=True
+    )
+    sampled = (x + y[0] * torch.tensor(1e-4, dtype=dtype)) * scales.to(dtype)[:, None]
+    sent = sampled * torch.tensor(0.1, dtype=dtype) + memory * torch.tensor(0.9, dtype=dtype)
+    assert torch.equal(out.nan_to_num(), sent.nan_to_num())
+    for found, rows in ((first, sampled), (second, sent)):
+        assert found is not None
+        for one, other in zip(found, kernels.plain.mean_and_std(rows), strict=True):
+            assert torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def test_a_weight_of_zero_is_never_multiplied() -> None:
+    """By neither of what stands in front of a row, nor behind it, whatever the others are given."""
+    x = torch.tensor([[1.0], [np.nan], [np.inf], [-np.inf], [2.0]])
+    table = np.array(
+        [[1, 0, 0, 0, 1], [1, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, -1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], float
+    )
+    found = kernels.plain.weighted_rows(x, table)[:, 0].tolist()
+    assert found[:2] == [3.0, np.inf]
+    assert np.isnan(found[2])
+    assert found[3] == -np.inf
+    assert np.isnan(found[4])
+    assert found[5] == 0
+    assert [case for case in found if case == 3.0] == [kernels.plain.weighted_rows(x, table[0]).item()]
