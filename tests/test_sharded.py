@@ -57,13 +57,11 @@ class ThreadRanks:
         rows = self.threads.swap(self.rank, vector.clone())
         matrix.copy_(torch.stack([row.view(self.size, -1)[self.rank] for row in rows]))
 
-    swap, share, agree = Ranks.swap, Ranks.share, Ranks.agree
+    swap, share, agree, tell = Ranks.swap, Ranks.share, Ranks.agree, Ranks.tell
+    total, vector, waits = Ranks.total, Ranks.vector, Ranks.waits
 
     def gather(self, part: Tensor, whole: Tensor) -> None:
         whole.copy_(torch.cat(self.threads.swap(self.rank, part.clone())))
-
-    def total(self, values: np.ndarray) -> np.ndarray:
-        return np.sum(self.threads.swap(self.rank, np.array(values)), axis=0)
 
     def add(self, block: Tensor) -> None:
         block.copy_(torch.stack(self.threads.swap(self.rank, block.clone())).sum(0))

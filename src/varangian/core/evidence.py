@@ -139,6 +139,41 @@ def weights_in_columns(x: Tensor, table: np.ndarray | None, statistic: Statistic
     return mean if table is None else mean @ table[:, :n]
 
 
+def mean_weights_in(block: Tensor, table: np.ndarray | None, statistic: Statistic) -> Tensor:
+    """As :func:`weights_in_columns`, of all columns of the block [n, k]: [n] float64 on its device, where nobody waits
+    for it."""
+    n, k = block.shape
+    if block.device.type == "cpu":
+        return torch.from_numpy(weights_in_columns(block, table, statistic, np.arange(k)))
+    values = block.double()
+    if table is not None:
+        values = kernels.weighted_rows(values, table[:, :n])
+    mean = _column_weights_there(values, *statistic).sum(1) / max(k, 1)
+    return mean if table is None else mean @ kernels.there(table[:, :n], mean)
+
+
+def _column_weights_there(values: Tensor, low: int, high: int, window: int) -> Tensor:
+    """:func:`column_weights` on a device."""
+    m = values.shape[0]
+    ordered, order = torch.where(values.isnan(), torch.inf, values).sort(dim=0, stable=True)
+    ranks = torch.arange(m, device=values.device).unsqueeze(1).expand_as(ordered)
+    first, last = low, high
+    if window:
+        center = ordered[low:high].mean(0)
+        first = (ordered[: m - window] + ordered[window:] < 2 * center).sum(0)
+        last = first + window
+    chosen = (ranks >= first) & (ranks < last)
+    differs = torch.ones_like(ordered[:1], dtype=torch.bool)
+    begins = torch.cat([differs, ordered[1:] != ordered[:-1]])
+    ends = torch.cat([begins[1:], differs])
+    start = torch.where(begins, ranks, 0).cummax(0).values
+    stop = torch.where(ends, ranks, m - 1).flip(0).cummin(0).values.flip(0)
+    before = chosen.cumsum(0) - chosen.long()
+    count = before.gather(0, stop) + chosen.gather(0, stop) - before.gather(0, start)
+    weight = count.double() / ((last - first) * (stop - start + 1))
+    return weight.gather(0, order.argsort(dim=0))
+
+
 def column_weights(values: np.ndarray, low: int, high: int, window: int) -> np.ndarray:
     """[m, d] the weight of each value in the statistic of its column (see :func:`.kernels.column_statistic`).
 

@@ -532,18 +532,22 @@ def squared_between(x: Tensor, extra: Tensor | None) -> np.ndarray:
 
 def squared_from(x: Tensor, extra: Tensor | None, center: int) -> np.ndarray:
     """[n+e+1, n+e+1] squared norms, and squared distances to one point (-1: the origin); the rest is NaN."""
+    return kernels.host(distances_from(x, extra, center))
+
+
+def distances_from(x: Tensor, extra: Tensor | None, center: int) -> Tensor:
+    """:func:`squared_from` on the device of the vectors."""
     n, e = x.shape[0], 0 if extra is None else extra.shape[0]
-    squared = np.full((n + e + 1, n + e + 1), np.nan)
+    squared = torch.full((n + e + 1, n + e + 1), torch.nan, dtype=torch.float64, device=x.device)
     if center == -1:
-        norms = kernels.host(kernels.squared_norms(x))
+        norms = kernels.squared_norms(x)
     else:
-        norms, distances = kernels.host(kernels.squared_around(x, np.eye(n + e + 1)[center, :-1], extra))
+        norms, distances = kernels.squared_around(x, np.eye(n + e + 1)[center, :-1], extra)
         squared[center, :n] = squared[:n, center] = distances
     squared[-1, :n] = squared[:n, -1] = norms
     if extra is not None:
-        squared[-1, n:-1] = squared[n:-1, -1] = kernels.host(kernels.squared_norms(extra))
-    np.fill_diagonal(squared, 0)
-    return squared
+        squared[-1, n:-1] = squared[n:-1, -1] = kernels.squared_norms(extra)
+    return squared.fill_diagonal_(0)
 
 
 def _alike(squared: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from . import kernels
 from .checks import UNSAID, Refused, brief, kind_of, require, set_whole, shown, whole
 from .claims import NEAR, Guarantee
 from .construction import Constructed
-from .geometry import Geometry, mean_weights, squared_between, squared_from
+from .geometry import Geometry, distances_from, mean_weights, squared_between, squared_from
 from .randomness import BARE, Draw
 
 Bound = Callable[[int, int], float]
@@ -612,10 +612,13 @@ def sights(pre: Sequence[Mixing], rule: Rule) -> list[Sight]:
     return found
 
 
-def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) -> np.ndarray | None:
-    """The squared distances that the stages look at, for :meth:`Geometry.measured_as`; None where no stage does."""
+def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) -> Tensor | None:
+    """The squared distances that the stages look at, for :meth:`Geometry.measured_as`, on the device of the vectors;
+    None where no stage does."""
     sight = sights(pre, rule)[0]
-    return None if sight == "nothing" else _measured(sight, x, extra)
+    if sight == "nothing":
+        return None
+    return kernels.squared_distances(x, extra) if sight == "pairs" else distances_from(x, extra, sight)
 
 
 def _measured(sight: Sight, x: Tensor, extra: Tensor | None) -> np.ndarray:

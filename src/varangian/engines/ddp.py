@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core import kernels
 from ..core.algorithm import Algorithm, State
 from .history import History, Report
 from .sharded import (
@@ -164,7 +166,7 @@ class Protection:
             check_algorithm("protect", algorithm, self._ranks.size, columnwise=not replicated, advice=REPLICATED)
             scale = None if self._scaler is None else self._scaler.get_scale()
             return {
-                "versions and arithmetic": arithmetic(),
+                "versions and arithmetic": arithmetic(self._ranks.device if replicated else None),
                 "algorithm": f"{algorithm!r} {replicated} {seed}",
                 "gradient scale and on_refusal": f"{scale} {on_refusal}",
                 "parameters": str([(name, list(p.shape), p.dtype) for name, p in named]),
@@ -198,14 +200,14 @@ class Protection:
         self._aggregation: Aggregation
         self._buckets: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
         self._step: Step  # the one under way
-        self._scale = 1.0
+        self._scale: Tensor | None = None  # of the loss, on the device: nobody waits for it
         self._incomplete: ValueError | None = None  # said of the step under way
         self._error: Exception | None = None  # which the end of the backward pass raises
         self._removed = False
         # Of the step under way: parameters whose gradient began at nothing, and those that got one since.
         self._begun: set[nn.Parameter] = set()
         self._reached: set[nn.Parameter] = set()
-        self._stale: set[nn.Parameter] = set()
+        self._stale: dict[nn.Parameter, Tensor] = {}  # whether there was something before: flags on the device
         self._raising, self._checking = Ending(self._raise), Ending(self._check_complete)
 
         def register() -> dict[str, str]:
@@ -282,26 +284,38 @@ class Protection:
         def arriving(_: Tensor) -> None:
             if parameter not in self._begun and not self._removed:
                 self._begun.add(parameter)
-                if parameter.grad is not None and bool(parameter.grad.any()):
-                    self._stale.add(parameter)
+                if parameter.grad is not None:
+                    self._stale[parameter] = parameter.grad.any()
 
         return arriving
 
     def _arrived(self, parameter: Tensor) -> None:
         self._reached.add(parameter)  # type: ignore[arg-type]
 
-    def _stale_error(self) -> ValueError | None:
-        """What is wrong with gradients that were added to those of the step before, or stand there still."""
+    def _doubt(self, step: Step, incomplete: Exception | None) -> None:
+        """Gradients that were added to those of the step before, or stand there still, are an error of the step, and
+        of more weight than that it is not complete."""
         for parameter in self._names:
-            if parameter not in self._begun and parameter.grad is not None and bool(parameter.grad.any()):
-                self._stale.add(parameter)
+            if parameter not in self._begun and parameter.grad is not None:
+                self._stale[parameter] = parameter.grad.any()
         if not self._stale:
-            return None
-        name = min(self._names[parameter] for parameter in self._stale)
-        return ValueError(
-            f"protect needs one synchronised backward pass a step, got a gradient of {name!r} on top of another step's "
-            "update; call zero_grad() in between, and accumulate under no_sync()."
-        )
+            step.fail(incomplete)
+            return
+        parameters, flags = tuple(self._stale), torch.stack(list(self._stale.values()))
+
+        def error() -> ValueError | None:
+            found = [self._names[parameters[k]] for k in np.flatnonzero(kernels.host(flags))]
+            if not found:
+                return None
+            return ValueError(
+                f"protect needs one synchronised backward pass a step, got a gradient of {min(found)!r} on top of "
+                "another step's update; call zero_grad() in between, and accumulate under no_sync()."
+            )
+
+        if incomplete is None:
+            step.doubt(flags.any(), error)
+        else:
+            step.fail(error() or incomplete)
 
     def _missing_error(self) -> ValueError:
         missing = [name for parameter, name in self._names.items() if parameter not in self._reached]
@@ -324,16 +338,16 @@ class Protection:
         if bucket.index() == 0:
             self._buckets = []  # of a backward pass that was interrupted
             self._step = self._aggregation.begin(self._number)
-            self._scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
+            one = torch.ones((), device=self._ranks.device)
+            self._scale = None if self._scaler is None else self._scaler.scale(one)
         # A future has to be told of devices other than the processor.
         device = self._ranks.device
         devices: list[int | str | torch.device] | None = None if device.type == "cpu" else [device]
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         self._buckets.append((bucket, future))
         if not self._waits:
-            buffer = bucket.buffer()
             names = [self._names[p] for p in bucket.parameters()]  # type: ignore[index]
-            self._step.add(self._memory.chunk(names), buffer if self._scale == 1.0 else buffer / self._scale)
+            self._step.add(self._memory.chunk(names), self._unscaled(bucket.buffer()))
         if bucket.is_last():
             buckets, self._buckets = self._buckets, []
             results = self._complete([b for b, _ in buckets])
@@ -346,7 +360,7 @@ class Protection:
         step, rule = self._step, self._algorithm.rule
         inside = backward_number() >= 0  # but for a rank that is out of batches, under join()
         if inside:
-            step.fail(self._stale_error() or self._incomplete)
+            self._doubt(step, self._incomplete)
         self._begun.clear()
         self._stale.clear()
         self._incomplete = None
@@ -371,11 +385,10 @@ class Protection:
         self._history.step([step.evidence], rule.f)
         self._number += 1
         if not self._waits:
-            return updates if self._scale == 1.0 else [update * self._scale for update in updates]
-        [update] = updates
-        at = 0
+            return [self._scaled(update) for update in updates]
+        update, at = self._scaled(updates[0]), 0
         for _, gradient in self._in_order(buckets):
-            torch.mul(update[at : at + gradient.numel()].view_as(gradient), self._scale, out=gradient)
+            gradient.copy_(update[at : at + gradient.numel()].view_as(gradient))
             at += gradient.numel()
         return [bucket.buffer() for bucket in buckets]
 
@@ -414,10 +427,18 @@ class Protection:
         dtype = gradients[0][1].dtype
         for _, gradient in gradients:
             dtype = torch.promote_types(dtype, gradient.dtype)
-        vector = torch.cat([gradient.reshape(-1).to(dtype) for _, gradient in gradients])
-        if self._scale != 1.0:
-            vector /= self._scale
-        return chunk, vector
+        return chunk, self._unscaled(torch.cat([gradient.reshape(-1).to(dtype) for _, gradient in gradients]))
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        """In true units. A scale on a device is rounded to the type that it meets, where a half type has no room."""
+        return gradient if self._scale is None else (_wide(gradient) / self._scale).to(gradient.dtype)
+
+    def _scaled(self, update: Tensor) -> Tensor:
+        return update if self._scale is None else (_wide(update) * self._scale).to(update.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.element_size() >= 4 else x.float()
 
 
 def _hook(state: Protection, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

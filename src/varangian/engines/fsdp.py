@@ -21,7 +21,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from ..core import kernels
 from ..core.algorithm import Algorithm, State
 from .history import History, Report
 from .sharded import (
@@ -41,6 +43,8 @@ from .sharded import (
     check_options,
     check_state,
     device_of,
+    fetched,
+    looks_at_distances,
     number_in,
     refused_step,
     tensors_of,
@@ -65,7 +69,7 @@ try:
 except ImportError:
     from torch.distributed import reduce_scatter_tensor as reduce_scatter_single
 
-ENTRY = struct.Struct("<?iq8s")  # what a rank says of what it is about to do: see Protection._swap
+ENTRY = struct.Struct("<?iq8s")  # what a rank says of what it is about to do: see Protection._compare
 END = -1  # in the place of a unit: the backward pass is over
 USED = "used"  # in a state: which parameters of a unit a memory is of, where it is not all
 FORWARD = -1  # in the place of a size: the unit's forward pass
@@ -135,7 +139,8 @@ class Protection:
         if not fits and not dist.is_initialized():
             raise ValueError(f"protect needs a model after fully_shard, got {type(model).__name__}.")
         # Who passes something else belongs to the default group, if to any: there the others wait.
-        self._ranks = Ranks(meshes[0].get_group() if fits else None, device_of(model))
+        device = _device(meshes[0], device_of(model)) if fits else device_of(model)
+        self._ranks = Ranks(meshes[0].get_group() if fits else None, device)
 
         def told() -> dict[str, str]:
             if not isinstance(model, FSDPModule) or not meshes:
@@ -160,6 +165,11 @@ class Protection:
             for stage in algorithm.server:
                 if not stage.columnwise:
                     raise ValueError(f"protect needs server transforms that work on pieces of the update, got {stage}.")
+            if looks_at_distances(algorithm) and device_of(model) != self._ranks.device:
+                raise ValueError(
+                    f"protect needs gradients that stay on {self._ranks.device} for rules and mixings that look at "
+                    "distances, got CPUOffloadPolicy; coordinate-wise rules work with it."
+                )
             return {
                 "versions and arithmetic": arithmetic(),
                 "algorithm": f"{algorithm!r} {seed}",
@@ -177,7 +187,9 @@ class Protection:
         self._number, self._seed = 0, seed  # of steps that were not refused: what is drawn depends on it
         self._steps: dict[str, Step | None] = {}  # by unit, of the step under way, once it came to be reduced
         self._failed: Exception | None = None  # why the step under way comes to nothing, on every rank
-        self._finite = np.ones(self._ranks.size, bool)  # who was, where it was refused
+        self._own: Exception | None = None  # of this rank, where the others have yet to hear of it
+        self._told: list[Tensor] = []  # what ranks said they were about to do, and the host has not looked at
+        self._settling: Step  # which unit's it was that came to nothing
         self._used: set[str] = set()  # parameters that got a gradient since the last step
         self._hooked: dict[str, Tensor] = {}
         self._ending = Ending(self._end)
@@ -267,13 +279,13 @@ class Protection:
 
     def _calling(self, unit: _Unit) -> Callable[[nn.Module, object], None]:
         """Before a unit's parameters are gathered: ranks that call different units would mix them, or hang. On other
-        devices each rank would have to wait for its own here."""
+        devices each rank would have to wait for its own here, so there they may."""
 
         def calling(module: nn.Module, _: object) -> None:
             sharded = any(isinstance(p, DTensor) for p in module.parameters(recurse=False))
-            if sharded and self._ranks.device.type == "cpu" and not self.removed and backward_number() < 0:
+            if sharded and not self._ranks.waits and not self.removed and backward_number() < 0:
                 self._called = True
-                self._swap(None, unit.number, FORWARD, bytes(8))
+                self._say(None, unit.number, FORWARD, bytes(8))
 
         return calling
 
@@ -293,63 +305,100 @@ class Protection:
         """The end of this forward pass's backward pass will be heard of."""
         if self._called:
             self._called = False
-            self._swap(None, END, FORWARD, bytes(8))
+            self._say(None, END, FORWARD, bytes(8))
         if torch.is_grad_enabled():
             at_backward(outputs, self._begin)
 
     def _begin(self) -> None:
         """A backward pass begins; of one that was interrupted nothing stays."""
         self._steps.clear()
-        self._failed = None
+        self._told.clear()
+        self._failed = self._own = None
         self._waits_for_end = True
         self._ending.wanted()
 
-    def reduce(self, unit: _Unit, gradient: Tensor) -> Tensor:
-        """[W L] of this rank to [L] of the update; zeros in a step that comes to nothing, which its end says."""
+    def reduce(self, unit: _Unit, gradient: Tensor, output: Tensor) -> None:
+        """[W L] of this rank to [L] of the update; zeros in a step that comes to nothing, which its end says.
+
+        Where the host would have to wait for a device, all is looked at when the backward pass is over, and what
+        distances decide is put into the gradients there.
+        """
         if not self._waits_for_end:
             self._begin()
+        update = None
         try:
             if self._failed is None:
-                self._meet(unit, gradient)
-                assert unit.aggregation is not None
-                assert unit.chunk is not None
-                self._steps[unit.name] = step = unit.aggregation.begin(self._number)
-                step.add(unit.chunk, gradient)
-                return step.finish(self._history.name_of)[0]
+                self._steps[unit.name] = step = self._meet(unit, gradient)
+                if not self._ranks.waits:
+                    self._settle([step])
+                if not (self._ranks.waits and step.measures):
+                    update = next(iter(step.updates), None)
         except Exception as error:  # fully_shard must come to its end first, or it works no more
             self._failed = error
-            step = self._steps[unit.name]
-            if step is not None:
-                self._finite = step.finite
-        return gradient.new_zeros(gradient.numel() // self._ranks.size)
+        if update is None:
+            output.zero_()
+        else:
+            output.copy_(update)
 
-    def _meet(self, unit: _Unit, gradient: Tensor) -> None:
-        """Raises on every rank unless all have come to reduce the same parameters of the same unit."""
+    def _meet(self, unit: _Unit, gradient: Tensor) -> Step:
+        """Raises on every rank unless all have come to reduce the same parameters of the same unit: here, or where the
+        host would have to wait for that, at the end."""
         first, again = not self._steps, unit.name in self._steps
         self._steps[unit.name] = None
         whole = gradient.numel() == unit.length(self._ranks.size)
+        used = () if whole else tuple(sorted(self._used & unit.parameters.keys()))
+        stale = self._stale() if first else None
         error: Exception | None = None
         try:
-            if first:
-                self._check_empty()
+            if stale is not None and not self._ranks.waits and (found := stale[1]()):
+                raise found
             if again:
                 raise ValueError(
                     f"protect needs each unit to be reduced once in a backward pass, got {unit.name!r} twice; what is "
                     "called several times belongs into a unit that is called once."
                 )
-            used = () if whole else tuple(sorted(self._used & unit.parameters.keys()))
             unit.prepare(self._algorithm, self._ranks, gradient, used, seed=self._seed)
         except Exception as own:
             error = own
         names = "" if whole else str(sorted(self._used))
         told = hashlib.sha256(f"{names} {gradient.dtype}".encode()).digest()[:8]
-        self._swap(error, unit.number, gradient.numel(), told)
+        self._say(error, unit.number, gradient.numel(), told)
+        aggregation, chunk = unit.aggregation, unit.chunk
+        if error is not None:  # the others go on, and will hear of it
+            aggregation, chunk = unit.blank(self._algorithm, self._ranks, gradient, seed=self._seed)
+            gradient = torch.zeros_like(gradient)
+        assert aggregation is not None
+        assert chunk is not None
+        step = aggregation.begin(self._number)
+        if stale is not None:
+            step.doubt(*stale)
+        step.add(chunk, gradient)
+        step.close()
+        if self._ranks.waits and step.measures:
+            unit.make_way()
+        return step
 
-    def _swap(self, error: Exception | None, number: int, size: int, told: bytes) -> None:
-        """Each rank says what it is about to do. Raises on every rank where one has an error or does something else."""
-        rows = [ENTRY.unpack(row) for row in self._ranks.swap(ENTRY.pack(error is not None, number, size, told))]
+    def _say(self, error: Exception | None, number: int, size: int, told: bytes) -> None:
+        """Each rank says what it is about to do; see :meth:`_compare`."""
+        self._own = self._own or error
+        rows = self._ranks.tell(ENTRY.pack(error is not None, number, size, told))
+        self._told.append(rows.double().view(-1))
+        if not self._ranks.waits:
+            self._look([])
+
+    def _look(self, steps: Sequence[Step]) -> list[np.ndarray]:
+        """The numbers of the steps, on the host, once all that ranks said has been compared: in one copy."""
+        said, self._told = self._told, []
+        known = fetched([*said, *(step.numbers for step in steps)])
+        for rows in known[: len(said)]:
+            self._compare([row.tobytes() for row in rows.astype(np.uint8).reshape(self._ranks.size, -1)])
+        return known[len(said) :]
+
+    def _compare(self, said: Sequence[bytes]) -> None:
+        """Raises on every rank where one has an error or does something else."""
+        rows = [ENTRY.unpack(row) for row in said]
         if any(row[0] for row in rows):
-            self._ranks.share(error)
+            self._ranks.share(self._own)
         names = {unit.number: f"unit {unit.name!r}" for unit in self._units.values()}
 
         def doing(number: int, size: int) -> str:
@@ -367,15 +416,35 @@ class Protection:
                     "use all parameters, or call set_reduce_scatter_unused_params(True)."
                 )
 
-    def _check_empty(self) -> None:
-        for name, parameter in self._parameters.items():
-            gradient = parameter.grad
-            if isinstance(gradient, DTensor) and bool(gradient.to_local().any()):
-                raise ValueError(
-                    f"protect needs one synchronised backward pass a step, got a gradient of {name!r} on top of "
-                    "another step's update; call zero_grad() in between, and accumulate under "
-                    "set_requires_gradient_sync(False)."
-                )
+    def _settle(self, steps: Sequence[Step]) -> None:
+        """The steps of units are over, and hold on all ranks: they have updates."""
+        self._settling, known = steps[0], self._look(steps)
+        if steps[0].measures:
+            for self._settling, numbers in zip(steps, known, strict=True):
+                self._settling.decide(numbers, self._history.name_of)
+            known = fetched([step.numbers for step in steps])
+        for self._settling, numbers in zip(steps, known, strict=True):
+            self._settling.conclude(numbers, self._history.name_of)
+
+    def _stale(self) -> tuple[Tensor, Callable[[], ValueError | None]] | None:
+        """Whether gradients were there before the first unit's came: a flag on the device, and what to say of it."""
+        gradients = {name: parameter.grad for name, parameter in self._parameters.items()}
+        here = {name: gradient.to_local() for name, gradient in gradients.items() if isinstance(gradient, DTensor)}
+        if not here:
+            return None
+        flags = torch.stack([gradient.any().to(self._ranks.device) for gradient in here.values()])
+
+        def error() -> ValueError | None:
+            names = [name for name, flag in zip(here, kernels.host(flags), strict=True) if flag]
+            if not names:
+                return None
+            return ValueError(
+                f"protect needs one synchronised backward pass a step, got a gradient of {names[0]!r} on top of "
+                "another step's update; call zero_grad() in between, and accumulate under "
+                "set_requires_gradient_sync(False)."
+            )
+
+        return flags.any(), error
 
     def _end(self) -> None:
         """The backward pass is over: its step is taken up, or comes to nothing."""
@@ -386,22 +455,28 @@ class Protection:
         if not steps:
             return
         self._used.clear()
+        done = {self._units[name]: step for name, step in steps.items() if step is not None}
         if error is None:
             try:
-                self._swap(None, END, 0, bytes(8))
+                self._say(None, END, 0, bytes(8))
+                if self._ranks.waits:
+                    self._settle(list(done.values()))
+                    for unit, step in done.items():
+                        if step.measures:
+                            unit.put(step.updates[0])
             except Exception as own:
                 error = own
+        self._own = None
         if error is None:
-            done = {name: step for name, step in steps.items() if step is not None}
-            for name, step in done.items():
+            for unit, step in done.items():
                 step.adopt()
-                self._units[name].adopted()
+                unit.adopted()
             self._history.step([step.evidence for step in done.values()], rule.f)
             self._number += 1
             return
         refused_step(self._model, tuple(self._parameters.values()))
         if isinstance(error, Refused):
-            self._history.skip(self._finite, rule.f, str(error))
+            self._history.skip(self._settling.finite, rule.f, str(error))
             if self._on_refusal == "skip":
                 self._history.say(f"step {self._history.steps} is skipped: {error}")
                 return
@@ -435,7 +510,7 @@ class _Unit:
             reduce_scatter_single(output_tensor, input_tensor, group=group)
             output_tensor.div_(dist.get_world_size(group))
         else:
-            output_tensor.copy_(self._protection.reduce(self, input_tensor))
+            self._protection.reduce(self, input_tensor, output_tensor)
 
     def forget(self) -> None:
         self.chunk, self.saved, self._adopted = None, {}, False
@@ -477,6 +552,33 @@ class _Unit:
         self.chunk, self._used = Chunk([Span(self.name, length, 0)], ranks.size, state), used
         self.aggregation = Aggregation(algorithm, ranks, d=length, gathers=False, seed=seed)
 
+    def blank(self, algorithm: Algorithm, ranks: Ranks, gradient: Tensor, *, seed: int) -> tuple[Aggregation, Chunk]:
+        """In the place of what :meth:`prepare` could not: the step comes to nothing, but the others go on with it."""
+        length = gradient.numel()
+        state = self._fresh(algorithm, ranks, length, torch.promote_types(gradient.dtype, torch.float32))
+        aggregation = Aggregation(algorithm, ranks, d=length, gathers=False, seed=seed)
+        return aggregation, Chunk([Span(self.name, length, 0)], ranks.size, state)
+
+    def _reduced(self) -> list[DTensor]:
+        """The parameters whose gradients the chunk holds."""
+        return [p for name, p in self.parameters.items() if not self._used or name in self._used]
+
+    def make_way(self) -> None:
+        """Gradients of zeros, or of a step that was none, go: fully_shard would add to them, one by one."""
+        for parameter in self._reduced():
+            parameter.grad = None
+
+    def put(self, update: Tensor) -> None:
+        """The update [L] into the gradients, which fully_shard has made views of one [L]."""
+        for parameter in self._reduced():
+            gradient = parameter.grad
+            assert isinstance(gradient, DTensor)
+            here = gradient.to_local()
+            if here.untyped_storage().nbytes() != update.numel() * here.element_size():
+                raise RuntimeError(f"protect needs gradients as fully_shard of torch 2.13 lays them in {self.name!r}.")
+            first = here.storage_offset()
+            here.copy_(update[first : first + here.numel()].view_as(here))
+
     def check(self, algorithm: Algorithm, ranks: Ranks, saved: Mapping[str, Tensor]) -> None:
         """Raises ValueError for a memory that no gradient of this unit can have, and where it lacks."""
         used = _names(saved)
@@ -512,6 +614,13 @@ class _Unit:
         if self._used and found:
             found[USED] = torch.frombuffer(bytearray("\n".join(self._used).encode()), dtype=torch.uint8)
         return list(found.items())
+
+
+def _device(mesh: DeviceMesh, device: torch.device) -> torch.device:
+    """Where gradients are reduced: where the parameters are, unless they are kept in main memory."""
+    if device.type == mesh.device_type:
+        return device
+    return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())
 
 
 def _names(saved: Mapping[str, Tensor]) -> tuple[str, ...]:

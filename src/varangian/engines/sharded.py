@@ -4,6 +4,9 @@ Each of W ranks sends every other rank a piece of its vector, and so holds all r
 [W, L]: all that a coordinate-wise rule looks at. What looks at whole vectors looks at their squared distances, and
 those of long vectors are the sums of those of their pieces: (W + 1)^2 numbers cross the network, all decide alike, and
 each rank applies the weights to the coordinates that it holds.
+
+On a device the host runs ahead: it queues what a chunk needs and reads nothing of it. It waits where a step ends: once
+for the distances, where the rule looks at them, and once for what tells whether the step holds, with the report.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import accumulate
 from numbers import Integral
 from typing import Literal
 
@@ -27,12 +31,12 @@ from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
 from ..core import kernels
-from ..core.algorithm import Algorithm, State, finite_rows
+from ..core.algorithm import Algorithm, State, finite_rows, unspoilt
 from ..core.checks import Refused, brief, kind_of, shown
-from ..core.evidence import scores, scores_of, suspicion, weights_in_columns, weights_of_table
-from ..core.geometry import Geometry, Held, Vectors
+from ..core.evidence import mean_weights_in, scores, scores_of, suspicion, weights_of_table
+from ..core.geometry import Geometry, Vectors
 from ..core.randomness import Draw
-from ..core.stages import Decision, Rule, check_rows, checked_answer, measure, weigh
+from ..core.stages import Decision, Rule, check_rows, checked_answer, deferred_refusals, measure, weigh
 from .history import Evidence
 
 try:
@@ -65,24 +69,40 @@ class Ranks:
         """Starts to send everybody one's part [L]; all ranks' parts will be in the whole [W L]."""
         return all_gather_single(_bytes(whole), _bytes(part), group=self.group, async_op=True)
 
-    def total(self, values: np.ndarray) -> np.ndarray:
-        """The sum over ranks, in float64, the same on all of them."""
-        tensor = torch.from_numpy(np.ascontiguousarray(values, np.float64)).to(self.device)
-        self.add(tensor)
-        return tensor.cpu().numpy()
+    @property
+    def waits(self) -> bool:
+        """Whether the host waits for a device wherever it reads a number."""
+        return self.device.type != "cpu"
 
     def add(self, block: Tensor) -> None:
         """Replaces it by the sum over ranks."""
         dist.all_reduce(block, group=self.group)
 
-    def swap(self, mine: bytes) -> list[bytes]:
-        """The bytes of all ranks, as many as mine."""
-        sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(self.device)
-        everyone = sent.new_empty(self.size * sent.numel())
-        work = self.gather(sent, everyone)
+    def total(self, *parts: Tensor | np.ndarray) -> np.ndarray:
+        """The sum over ranks of the numbers, one after the other, in float64: the same on all of them."""
+        vector = self.vector(*parts)
+        self.add(vector)
+        return kernels.host(vector)
+
+    def vector(self, *parts: Tensor | np.ndarray) -> Tensor:
+        """The numbers one after the other, in float64, on the device; those of the host in one copy."""
+        arrays = [np.ravel(part) for part in parts if isinstance(part, np.ndarray)]
+        here = np.concatenate([np.empty(0), *arrays])
+        there = iter(kernels.there(here, torch.empty(0, device=self.device)).split([a.size for a in arrays]))
+        return torch.cat([next(there) if isinstance(part, np.ndarray) else part.reshape(-1).double() for part in parts])
+
+    def tell(self, mine: bytes) -> Tensor:
+        """The bytes of all ranks, as many as mine, [W, bytes] on the device."""
+        sent = kernels.there(np.frombuffer(bytearray(mine), np.uint8), torch.empty(0, device=self.device))
+        everyone = sent.new_empty(self.size, sent.numel())
+        work = self.gather(sent, everyone.view(-1))
         if work is not None:
             work.wait()
-        return [bytes(row) for row in everyone.cpu().view(self.size, -1).numpy()]
+        return everyone
+
+    def swap(self, mine: bytes) -> list[bytes]:
+        """The bytes of all ranks, as many as mine."""
+        return [row.tobytes() for row in kernels.host(self.tell(mine))]
 
     def share(self, error: Exception | None) -> None:
         """Raises on every rank, if any brings an error: its own where there is one, else the first of the others'."""
@@ -122,8 +142,9 @@ def _bytes(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.element_size() < 4 else x
 
 
-def arithmetic() -> str:
-    """What must agree for ranks to decide alike, to the last bit: versions, and what this machine makes of some sums.
+def arithmetic(device: torch.device | None = None) -> str:
+    """What must agree for ranks to decide alike, to the last bit: versions, and what this machine makes of some sums,
+    and a device of it, where each rank makes its own.
 
     Libraries choose their kernels by the very model of a processor, which no version tells: so they are asked.
     """
@@ -131,9 +152,18 @@ def arithmetic() -> str:
     y = torch.from_numpy(x)
     results = [x @ x.T, np.linalg.eigh(x @ x.T)[0], np.exp(x), x.sum(0), (y @ y.T).numpy(), y.sum(1).numpy()]
     results += [(y.float() @ y.float().T).numpy(), kernels.host(kernels.squared_distances(y.float()))]
+    if device is not None and device.type != "cpu":
+        z = y.float().to(device)
+        results += [kernels.host(made) for made in (z @ z.T, z.sum(1), kernels.squared_distances(z))]
     found = hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in results)).hexdigest()
     parts = (torch.__version__, np.__version__, numba.__version__, torch.backends.cpu.get_cpu_capability())
     return " ".join(map(str, (platform.machine(), *parts, found)))
+
+
+def fetched(vectors: Sequence[Tensor]) -> list[np.ndarray]:
+    """The vectors of float64 on the host, in one copy."""
+    ends = accumulate(vector.numel() for vector in vectors)
+    return np.split(kernels.host(torch.cat(list(vectors))), list(ends)[:-1])
 
 
 class Ending:
@@ -260,8 +290,8 @@ class _Told:
     distance from it and the sum of its weights over so many columns."""
 
     piece: Tensor
-    squared: np.ndarray
-    weights: np.ndarray
+    squared: Tensor
+    weights: Tensor
     counted: int
 
 
@@ -281,7 +311,7 @@ class Sharded(Vectors):
 
     def meet(self, failed: bool = False) -> None:
         """Raises ElsewhereError where a rank has failed."""
-        if self.watched and self.ranks.total(np.array([float(failed)])).any():
+        if self.watched and self.ranks.total(np.array(float(failed))).any():
             raise ElsewhereError
 
     @property
@@ -319,16 +349,20 @@ class Sharded(Vectors):
         self.ranks.add(block)
         return block[:n], block[n:] if self.e else None
 
-    def _held(self) -> list[Held]:
-        return [Held(s.chunk.matrix, None if s.previous is None else s.previous.unsqueeze(0)) for s in self.sent]
-
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
-        self.meet()
-        return self.ranks.total(sum(held.measured(table, extra) for held in self._held()))  # type: ignore[arg-type]
+        return self._total(
+            [kernels.mixed_distances(s.chunk.matrix, table, _row(s.previous), others=extra) for s in self.sent]
+        )
 
     def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
+        return self._total(
+            [kernels.squared_around(s.chunk.matrix, weights, _row(s.previous), scales) for s in self.sent]
+        )
+
+    def _total(self, parts: Sequence[Tensor]) -> np.ndarray:
+        """The sum over chunks and ranks."""
         self.meet()
-        return self.ranks.total(sum(held.around(weights, scales) for held in self._held()))  # type: ignore[arg-type]
+        return self.ranks.total(sum(parts[1:], parts[0])).reshape(parts[0].shape)
 
 
 class Aggregation:
@@ -344,7 +378,7 @@ class Aggregation:
 
     def __init__(self, algorithm: Algorithm, ranks: Ranks, *, d: int, gathers: bool, seed: int = 0) -> None:
         self.algorithm, self.ranks, self.gathers, self.seed = algorithm, ranks, gathers, seed
-        self.measures = bool(algorithm.pre) or algorithm.rule.needs_geometry
+        self.measures = looks_at_distances(algorithm)
         self.table = None if self.measures else weigh(ranks.size, (), algorithm.rule, None)[0]
         # Stages of this package decide alike on all ranks, and fail alike; those of others need not.
         stages = (*algorithm.pre, algorithm.rule)
@@ -365,22 +399,38 @@ class Step:
     Attributes:
         finite: [W] whose vectors are finite, once the step is finished or refused.
         evidence: what it told of each rank's vector, once it is finished.
+        numbers: summed over ranks, on the device: what :meth:`decide` or :meth:`conclude` takes next.
+        updates: of each chunk, once it is decided; good for nothing before the step is concluded.
     """
 
     def __init__(self, aggregation: Aggregation, number: int) -> None:
         self._of, self._draw = aggregation, Draw(aggregation.seed, number)
         self._ranks, self._algorithm = aggregation.ranks, aggregation.algorithm
         self._error: Exception | None = None  # of this rank
+        self._doubt: tuple[Tensor, Callable[[], Exception | None]] | None = None
         self._sent: list[_Sent] = []
-        self._faulty = np.zeros(self._ranks.size, bool)  # as far as this rank's pieces show
-        self._distances: list[np.ndarray] = []  # of each chunk that has arrived, where the rule looks at them
-        self._told: list[_Told] = []  # of each that has arrived, where it does not
+        self._faulty: list[Tensor] = []  # [W] of each chunk that has arrived, as far as this rank's pieces show
+        self._distances: list[Tensor] = []  # of each, where the rule looks at them
+        self._told: list[_Told] = []  # of each, once it is decided
+        self._table, self._score = aggregation.table, None
+        self.updates: list[Tensor] = []
+        self.numbers: Tensor
+        self._late: Exception | None = None  # of a server transform; of less weight than what went wrong before it
         self.finite = np.ones(self._ranks.size, bool)
         self.evidence: Evidence
+
+    @property
+    def measures(self) -> bool:
+        """Whether the distances of whole vectors decide, and so nothing is decided before they are known."""
+        return self._of.measures
 
     def fail(self, error: Exception | None) -> None:
         """This rank has an error, unless it had one before."""
         self._error = self._error or error
+
+    def doubt(self, flag: Tensor, error: Callable[[], Exception | None]) -> None:
+        """This rank has an error where the flag, on the device, is not 0. It is asked for once that is known."""
+        self._doubt = flag, error
 
     def add(self, chunk: Chunk, gradient: Tensor) -> None:
         """The worker half, and the exchange starts. [length] is what this rank sampled; it may be sent as it is. The
@@ -412,44 +462,42 @@ class Step:
 
     def _arrived(self) -> None:
         """The last chunk's pieces are here: what can be done without those of other chunks, and of other ranks."""
-        if not self._sent:
+        if len(self._faulty) == len(self._sent):
             return
-        part, rule = self._sent[-1], self._algorithm.rule
+        part = self._sent[-1]
         if part.work is not None:
             part.work.wait()
         x = part.chunk.matrix
-        faulty = ~finite_rows(x)
-        self._faulty |= faulty
-        if self._of.measures:
-            extra = None if part.previous is None else part.previous.unsqueeze(0)
-            distances = measure(x, self._algorithm.pre, rule, extra)
+        self._faulty.append((~torch.as_tensor(finite_rows(x))).double())
+        if self.measures:
+            distances = measure(x, self._algorithm.pre, self._algorithm.rule, _row(part.previous))
             assert distances is not None
             self._distances.append(distances)
         else:
-            # Where more than f are faulty here, all ranks will hear of it when the step ends.
-            nothing = rule.robust and faulty.sum() > rule.f
-            self._told.append(self._decided(part, self._of.table, nothing=nothing))
+            self._told.append(self._decided(part, self._table, self._faulty[-1]))
 
-    def _decided(self, part: _Sent, table: np.ndarray | None, nothing: bool = False) -> _Told:
+    def _decided(self, part: _Sent, table: np.ndarray | None, faulty: Tensor | None = None) -> _Told:
         """The aggregate's piece is known: off it goes; then what the report wants to know of it."""
         piece, statistic, rule, chunk = None, None, self._algorithm.rule, part.chunk
-        if not nothing and self._error is None:
+        if self._error is None:
             try:
-                answer = rule.apply(chunk.matrix, table, part.previous, *([self._draw] if rule.draws else []))
+                with deferred_refusals():  # all ranks will hear of those that are not finite when the step ends
+                    answer = rule.apply(chunk.matrix, table, part.previous, *([self._draw] if rule.draws else []))
                 piece = checked_answer(rule, answer, chunk.matrix)
                 statistic = rule.statistic(chunk.matrix.shape[0] if table is None else table.shape[0])
-            except Exception as error:  # of a rule of the user's own
-                self.fail(error)
+            except Exception as error:  # of a rule of the user's own; or more than f are not finite
+                if faulty is None or not rule.robust or kernels.host(faulty).sum() <= rule.f:
+                    self.fail(error)
         piece = chunk.matrix.new_zeros(chunk.width) if piece is None else piece
         if self._of.gathers:
             part.work = self._ranks.gather(piece, chunk.whole)
-        squared = kernels.host(kernels.squared_distances_to(chunk.matrix, piece))
-        weights, counted = np.zeros(self._ranks.size), 0
+        squared, counted = kernels.squared_distances_to(chunk.matrix, piece), 0
+        weights = squared.new_zeros(squared.shape)
         if statistic is not None:
-            held = min(chunk.width, chunk.length - self._ranks.rank * chunk.width)
-            columns = np.arange(0, max(held, 0), self._of.stride)
-            counted = columns.size
-            weights = weights_in_columns(chunk.matrix, table, statistic, columns) * counted
+            held = max(0, min(chunk.width, chunk.length - self._ranks.rank * chunk.width))
+            columns = chunk.matrix[:, : held : self._of.stride]
+            counted = columns.shape[1]
+            weights = mean_weights_in(columns, table, statistic) * counted
         return _Told(piece, squared, weights, counted)
 
     def _mine(self, value: float) -> np.ndarray:
@@ -458,12 +506,18 @@ class Step:
         values[self._ranks.rank] = value
         return values
 
-    def _failed(self) -> np.ndarray:
-        return self._mine(float(self._error is not None))
+    def _failed(self) -> np.ndarray | Tensor:
+        """[W] whether this rank has an error, in its place."""
+        mine = self._mine(1.0)
+        if self._error is not None or self._doubt is None:
+            return mine * (self._error is not None)
+        return self._ranks.vector(mine) * (self._doubt[0] != 0)
 
     def _refuse(self, errors: np.ndarray, faulty: np.ndarray, name_of: Callable[[int], str]) -> None:
         self.finite = faulty == 0
         if errors.any():
+            if self._error is None and self._doubt is not None:
+                self._error = self._doubt[1]()
             self._ranks.share(self._error)
         refuse(self._algorithm, ~self.finite, name_of)
 
@@ -477,70 +531,87 @@ class Step:
             Refused: on all ranks, if more than f sent NaN or infinity.
             Exception: on all ranks, an error that one of them met in a stage of the algorithm.
         """
+        self.close()
+        if self.measures:
+            self.decide(kernels.host(self.numbers), name_of)
+        self.conclude(kernels.host(self.numbers), name_of)
+        return self.updates
+
+    def close(self) -> None:
+        """There are no more chunks. What comes next is :meth:`decide`, or where no distances do :meth:`conclude`."""
         self._arrived()
-        sent, size, table, geometry, score = self._sent, self._ranks.size, self._of.table, None, None
-        pre, rule = self._algorithm.pre, self._algorithm.rule
-        faulty = self._faulty.astype(float)
-        if self._of.measures:
-            squared = sum(self._distances[1:], self._distances[0])
-            numbers = self._ranks.total(np.concatenate([self._failed(), faulty, squared.ravel()]))
-            self._refuse(numbers[:size], numbers[size : 2 * size], name_of)
-            vectors = Sharded(self._ranks, sent, self._of.watched)
-            geometry = Geometry.measured_as(numbers[2 * size :].reshape(squared.shape), vectors)
-            try:
-                table, geometry = weigh(size, pre, rule, geometry, draw=self._draw)
-                score = scores(pre, rule, geometry)
-                vectors.meet()
-            except ElsewhereError:
-                self._ranks.share(None)
-            except Exception as own:
-                self.fail(own)
-                if self._of.watched:
-                    with suppress(ElsewhereError):
-                        vectors.meet(failed=True)
-                    self._ranks.share(own)
-            self._told = [self._decided(part, table) for part in sent]
-        for part in sent:
+        if self.measures:
+            self._sum(self._failed(), self._any_faulty(), sum(self._distances[1:], self._distances[0]))
+        else:
+            self._finish()
+
+    def _sum(self, *parts: Tensor | np.ndarray) -> None:
+        self.numbers = self._ranks.vector(*parts)
+        self._ranks.add(self.numbers)
+
+    def _any_faulty(self) -> Tensor:
+        return torch.stack(self._faulty).amax(0)
+
+    def decide(self, numbers: np.ndarray, name_of: Callable[[int], str]) -> None:
+        """The distances are known."""
+        size, pre, rule = self._ranks.size, self._algorithm.pre, self._algorithm.rule
+        self._refuse(numbers[:size], numbers[size : 2 * size], name_of)
+        vectors = Sharded(self._ranks, self._sent, self._of.watched)
+        geometry = Geometry.measured_as(numbers[2 * size :].reshape(self._distances[0].shape), vectors)
+        try:
+            self._table, geometry = weigh(size, pre, rule, geometry, draw=self._draw)
+            self._score = scores(pre, rule, geometry)
+            vectors.meet()
+        except ElsewhereError:
+            self._ranks.share(None)
+        except Exception as own:
+            self.fail(own)
+            if self._of.watched:
+                with suppress(ElsewhereError):
+                    vectors.meet(failed=True)
+                self._ranks.share(own)
+        self._told = [self._decided(part, self._table) for part in self._sent]
+        self._finish(geometry)
+
+    def _finish(self, geometry: Geometry | None = None) -> None:
+        """The server's transforms; and all that is to be known of the step."""
+        for part in self._sent:
             if self._of.gathers and part.work is not None:
                 part.work.wait()
-        updates, after, late = [], [], None
         try:
-            for part, told in zip(sent, self._told, strict=True) if self._error is None else ():
+            for part, told in zip(self._sent, self._told, strict=True) if self._error is None else ():
                 aggregate = part.chunk.whole[: part.chunk.length] if self._of.gathers else told.piece
-                update, state = finished(self._algorithm, Decision(aggregate, table, geometry), part.after)
-                updates.append(update)
-                after.append(state)
-        except Exception as own:  # of a server transform; of less weight than what went wrong before it
-            late = own
-        numbers = self._ranks.total(
-            np.concatenate(
-                [
-                    self._failed(),
-                    self._mine(float(late is not None)),
-                    faulty,
-                    self._mine(_number(table)),
-                    sum(told.squared for told in self._told),
-                    sum(told.weights for told in self._told),
-                    [sum(told.counted for told in self._told)],
-                ]
-            )
+                decision = Decision(aggregate, self._table, geometry)
+                update, part.after = finished(self._algorithm, decision, part.after)
+                self.updates.append(update)
+        except Exception as own:
+            self._late = own
+        self._sum(
+            self._failed(),
+            self._mine(float(self._late is not None)),
+            self._any_faulty(),
+            self._mine(_number(self._table)),
+            sum((told.squared for told in self._told[1:]), self._told[0].squared),
+            sum((told.weights for told in self._told[1:]), self._told[0].weights),
+            np.array(float(sum(told.counted for told in self._told))),
         )
-        errors, lates, known, decisions, squared, weights, counted = np.split(numbers, [k * size for k in range(1, 7)])
-        self._refuse(errors, known, name_of)
+
+    def conclude(self, numbers: np.ndarray, name_of: Callable[[int], str]) -> None:
+        """The step holds on all ranks, or this raises; see :meth:`finish`."""
+        size = self._ranks.size
+        errors, lates, faulty, decisions, squared, weights, counted = np.split(numbers, [k * size for k in range(1, 7)])
+        self._refuse(errors, faulty, name_of)
         odd = np.flatnonzero(decisions != decisions[0]).tolist()
         if odd:
-            raise RuntimeError(f"{rule} was decided otherwise on ranks {odd} than on rank 0.")
+            raise RuntimeError(f"{self._algorithm.rule} was decided otherwise on ranks {odd} than on rank 0.")
         if lates.any():
-            self._ranks.share(late)
-        for part, state in zip(sent, after, strict=True):
-            part.after = state
+            self._ranks.share(self._late)
         self.evidence = Evidence(
-            weight=weights / counted if counted[0] else weights_of_table(table, size),
-            suspicion=suspicion(np.sqrt(squared) if score is None else score, self.finite),
+            weight=weights / counted if counted[0] else weights_of_table(self._table, size),
+            suspicion=suspicion(np.sqrt(squared) if self._score is None else self._score, self.finite),
             finite=self.finite,
-            size=sum(part.chunk.length for part in sent),
+            size=sum(part.chunk.length for part in self._sent),
         )
-        return updates
 
     def replicate(self, chunk: Chunk, gradient: Tensor, name_of: Callable[[int], str]) -> Tensor:
         """In the place of adding and finishing: the update of the only chunk, every rank gathering all vectors."""
@@ -551,31 +622,48 @@ class Step:
         work = self._ranks.gather(sent.to(gradient.dtype).contiguous(), x.view(-1))
         if work is not None:
             work.wait()
-        self._refuse(self._ranks.total(self._failed()), (~finite_rows(x)).astype(float), name_of)
-        error, update = None, gradient
+        table = score = error = None
+        update, known = gradient, np.zeros((2, n))  # weights, and squared distances from the aggregate
         try:
-            decision = algorithm.decide(x, _as(after, gradient.dtype))
+            with deferred_refusals():  # of those that are not finite all ranks hear below, by name
+                decision = algorithm.decide(x, _as(after, gradient.dtype))
             table = decision.table
             statistic = algorithm.rule.statistic(n if table is None else table.shape[0])
-            if statistic is None:
-                weight = weights_of_table(table, n)
-            else:
-                weight = weights_in_columns(x, table, statistic, np.arange(0, x.shape[1], self._of.stride))
+            weight = weights_of_table(table, n)
+            if statistic is not None:
+                weight = mean_weights_in(x[:, :: self._of.stride], table, statistic)
             score = scores_of(x, algorithm.pre, algorithm.rule, decision.geometry, draw=self._draw)
-            distance = np.sqrt(kernels.host(kernels.squared_distances_to(x, decision.aggregate)))
-            found = suspicion(distance if score is None else score, self.finite)
-            self.evidence = Evidence(weight, found, self.finite, x.shape[1])
+            known = self._ranks.vector(weight, kernels.squared_distances_to(x, decision.aggregate))
             update, after = finished(algorithm, decision, after)
         except Exception as own:  # of a stage of the user's own: the others must not take the step either
             error = own
-        self._ranks.share(error)
+        errors = self._ranks.vector(self._failed(), self._mine(float(error is not None)))
+        self._ranks.add(errors)
+        numbers = kernels.host(self._ranks.vector(errors, ~torch.as_tensor(finite_rows(x)), known))
+        errors, lates, faulty, weight, squared = np.split(numbers, [k * n for k in range(1, 5)])
+        self._refuse(errors, faulty, name_of)
+        if lates.any():
+            self._ranks.share(error)
+        found = suspicion(np.sqrt(squared) if score is None else score, self.finite)
+        self.evidence = Evidence(weight, found, self.finite, x.shape[1])
         self._sent.append(_Sent(chunk, after, None, None))
         return update
 
     def adopt(self) -> None:
-        """The chunks' memories are as after the step."""
+        """The chunks' memories are as after the step; of a worker that sent NaN or infinity in one of them as before,
+        in all."""
         for part in self._sent:
-            part.chunk.state = part.after
+            after, before = part.after, part.chunk.state
+            some = next((memory for memory in after.worker if memory is not None), None)
+            if some is not None and not self.finite[self._ranks.rank]:
+                spoilt = some.new_full((1, 1), torch.nan)
+                worker = unspoilt(spoilt, after.worker, before.worker, self._algorithm.worker)
+                after = replace(after, worker=tuple(worker))
+            part.chunk.state = after
+
+
+def _row(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.unsqueeze(0)
 
 
 def _number(table: np.ndarray | None) -> float:
@@ -634,6 +722,11 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, *, columnwise: 
         raise ValueError(f"{owner}: {error} A vector is a rank's: start more ranks, or lower f.") from None
     if columnwise and not rule.columnwise:
         raise ValueError(f"{owner} needs a rule that works on pieces of vectors, got {rule}; {advice}")
+
+
+def looks_at_distances(algorithm: Algorithm) -> bool:
+    """Whether some stage does: then nothing is decided before all of the vectors are there."""
+    return bool(algorithm.pre) or algorithm.rule.needs_geometry
 
 
 def check_options(
