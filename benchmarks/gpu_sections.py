@@ -35,6 +35,7 @@ from varangian.runs.building import build, computing
 from varangian.runs.cards import facts, numerics
 from varangian.simulation.data import DataError, Dataset, load
 from varangian.simulation.models import build as build_model
+from varangian.simulation.simulate import Simulation
 from varangian.study.paper import OF_THE_PAPER, PANELS, SEEDS
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Card:
         return [f"{Path(w.filename).name}:{w.lineno}" for w in said if "synchronizing" in str(w.message)]
 
     def traced(self, call: Callable[[], object], steps: int) -> dict[str, Any]:
-        """A step as torch's profiler sees it: launches and waits of the host, ms busy, the ten longest kernels."""
+        """A step as torch's profiler sees it: what the host asks for, ms that the card is busy, the longest kernels."""
         kinds = [torch.profiler.ProfilerActivity.CPU]
         kinds += [torch.profiler.ProfilerActivity.CUDA] if self.real else []
         self.settle()
@@ -124,19 +125,19 @@ class Card:
                 call()
             self.settle()
         events = list(profiler.key_averages())
-        asked = {e.key: e.count / steps for e in events if e.key.startswith(("cuda", "cu")) and e.key[2:3] != " "}
         there = [e for e in events if "CUDA" in str(e.device_type)] if self.real else events
-        spent = {e.key: (e.self_device_time_total if self.real else e.self_cpu_time_total, e.count) for e in there}
-        longest = sorted(spent.items(), key=lambda item: -item[1][0])[:10]
+        # Of the host's calls into CUDA; kernels may have such names too.
+        calls = {e.key: e.count / steps for e in events if e not in there and e.key.startswith(("cuda", "cu"))}
+        spent = {e.key: e.self_device_time_total if self.real else e.self_cpu_time_total for e in there}
+        counts = {e.key: e.count / steps for e in there}
         return {
-            "launches": sum(n for name, n in asked.items() if "Launch" in name and "Host" not in name),
-            "copies": sum(n for name, n in asked.items() if "Memcpy" in name),
-            "waits": sum(n for name, n in asked.items() if name.endswith("Synchronize"))
-            - (1 / steps if self.real else 0),
-            "busy_ms": sum(us for us, _ in spent.values()) / steps / 1e3,
-            "asked_of_cuda": {name: n for name, n in sorted(asked.items()) if n >= 1},
+            "launches": sum(n for name, n in calls.items() if "Launch" in name and "Host" not in name),
+            "kernels": sum(counts.values()),
+            "busy_ms": sum(spent.values()) / steps / 1e3,
+            "calls": calls,
             "longest": [
-                {"kernel": name[:120], "ms": us / steps / 1e3, "calls": n / steps} for name, (us, n) in longest
+                {"kernel": name[:120], "ms": spent[name] / steps / 1e3, "times": counts[name]}
+                for name in sorted(spent, key=lambda name: -spent[name])[:10]
             ],
         }
 
@@ -284,7 +285,7 @@ def compile_all(bench: Bench) -> None:
         ("rules", n, d, f, kind, name)
         for n, d, f in _sizes(bench.small)
         for kind in _types(bench.small)
-        for name in (*vg.RULES, *vg.MIXINGS)
+        for name in STAGES
     ]
     tasks += [("kernels", n, 1003, f, "float32", "") for n, _, f in _shapes(bench.small).values()]
     tasks.sort(key=lambda task: -task[1])  # what takes longest first
@@ -313,7 +314,7 @@ def _compiled(device: str, task: tuple[str, int, int, int, str, str]) -> tuple[o
         x = hostile(n, d, f, TYPES[kind])
         if what == "rules":
             for y in (x, x.to(device)):
-                _asked(name, f, y)
+                _or_refusal(name, y, f)
         else:
             for entry in timed_kernels(torch.ones_like(x, device=device), f).values():
                 entry.ours(0)
@@ -334,9 +335,10 @@ def _types(small: bool) -> list[str]:
     return ["float32", "float64"] if small else list(TYPES)
 
 
-def hostile(n: int, d: int, f: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+@lru_cache(maxsize=16)
+def hostile(n: int, d: int, f: int, dtype: torch.dtype) -> Tensor:
     """[n, d] on the host, about a point that is not the origin; the last f rows are NaN, infinite, huge, null."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     x = generator.standard_normal((n, d)) + generator.standard_normal(d)
     for i, row in enumerate(range(n - f, n)):
         value = (np.nan, np.inf, 1e30, 0.0)[i % 4]
@@ -344,14 +346,27 @@ def hostile(n: int, d: int, f: int, dtype: torch.dtype, seed: int = 0) -> Tensor
     return torch.from_numpy(x).to(dtype)
 
 
-def _asked(name: str, f: int, x: Tensor) -> Tensor:
+def _decided(kind: type[Any], x: Tensor, f: int) -> Tensor:
     """The answer of a rule or a mixing."""
-    kind = vg.RULES.get(name) or vg.MIXINGS[name]
-    stage: Any = kind(f=f) if "f" in [option.name for option in fields(kind)] else kind()
+    stage = kind(f=f) if "f" in [option.name for option in fields(kind)] else kind()
     if isinstance(stage, vg.Rule) and stage.uses_previous:
         return stage(x, previous=torch.zeros_like(x[0]))
     return stage(x)
 
+
+def _crafted(kind: type[Any], x: Tensor, f: int) -> Tensor:
+    """The vectors of an attack, for the other rows."""
+    h = x.shape[0] - f
+    return kind()(
+        x[:h], f, vg.Median(f), previous=x[:h].mean(0), random=np.random.default_rng(3), flipped=-x[:f].clone()
+    )
+
+
+STAGES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    **{f"rule {name}": partial(_decided, kind) for name, kind in vg.RULES.items()},
+    **{f"mixing {name}": partial(_decided, kind) for name, kind in vg.MIXINGS.items()},
+    **{f"attack {name}": partial(_crafted, kind) for name, kind in vg.ATTACKS.items()},
+}
 
 # Relative difference of a column at which card and CPU are apart, and the share of columns that may be: those where two
 # values are equally close to a mean but for its last bit, and either is right.
@@ -361,8 +376,8 @@ BOUNDS = {"float32": (1e-5, 1e-4), "float64": (1e-11, 1e-4), "bfloat16": (1e-2, 
 def correct(bench: Bench) -> None:
     """Every rule, mixing and attack on the device against the CPU, in all types, twice the same bits; kernels against
     plain torch; whole trajectories."""
-    sizes, names = (*_sizes(bench.small), (15, 1, 3)), (*vg.RULES, *vg.MIXINGS, *vg.ATTACKS)
-    stages = [(name, *size, kind) for size in sizes for kind in _types(bench.small) for name in names]
+    sizes = (*_sizes(bench.small), (15, 1, 3))
+    stages = [(name, *size, kind) for size in sizes for kind in _types(bench.small) for name in STAGES]
     passes = [(name, *size, kind) for size in sizes for kind in _types(bench.small) for name in contract(*size[:1])]
     bench.report.each(
         passes, lambda c: f"{c[0]} ({c[1]}, {c[2]}) {c[4]}", partial(_against_plain, bench), "kernels against plain"
@@ -373,21 +388,13 @@ def correct(bench: Bench) -> None:
     bench.report.each(TRAJECTORIES, str, partial(_trajectory, bench), "trajectories")
 
 
-def _crafted(name: str, f: int, x: Tensor) -> Tensor:
-    h = x.shape[0] - f
-    return vg.ATTACKS[name]()(
-        x[:h], f, vg.Median(f), previous=x[:h].mean(0), random=np.random.default_rng(3), flipped=-x[:f].clone()
-    )
-
-
 def _against_cpu(bench: Bench, case: tuple[str, int, int, int, str]) -> tuple[float, float]:
     """(largest relative difference, share of columns apart) of what a stage answers, on the device and on the CPU."""
     name, n, d, f, kind = case
     x = hostile(n, d, f, TYPES[kind])
     there = x.to(bench.device)
-    ask = partial(_crafted if name in vg.ATTACKS else _asked, name, f)
-    expected = _or_refusal(ask, x)
-    ours, again = (_or_refusal(ask, there) for _ in range(2))
+    expected = _or_refusal(name, x, f)
+    ours, again = (_or_refusal(name, there, f) for _ in range(2))
     if isinstance(expected, str) or isinstance(ours, str) or isinstance(again, str):
         if ours != expected:
             raise Wrong(f"{ours} on the device, {expected} on the CPU")
@@ -413,9 +420,9 @@ def _compared(
     return largest, share
 
 
-def _or_refusal(ask: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | str:
+def _or_refusal(name: str, x: Tensor, f: int) -> Tensor | str:
     try:
-        return ask(x)
+        return STAGES[name](x, f)
     except ValueError as refusal:  # Refused is one
         return f"{type(refusal).__name__}: {refusal}"
 
@@ -696,14 +703,14 @@ def _step(bench: Bench, case: Case) -> dict[str, Any]:
     card.clear_peak()
     with computing(e):
         simulation, evaluator = build(e, case.data(bench))
-        evaluate = partial(evaluator, simulation.gradients, simulation.parameters, 0)
         first = card.seconds(simulation.step)
-        for _ in range(1 if bench.small else 3):
-            simulation.step()
+        _advance(simulation, 1 if bench.small else 4)
+        evaluate = partial(evaluator, simulation.gradients, simulation.parameters, 0)
         evaluate()
-        each = card.seconds(lambda: [simulation.step() for _ in range(count)]) / count
+        each = card.seconds(partial(_advance, simulation, count)) / count
         evaluation = card.seconds(evaluate)
-        ms, waits = 1e3 * (each + evaluation / e.evaluate_every), card.waits(simulation.step)
+        simulation.advance()  # so that the one below has one to look back at, as in the middle of a run
+        ms, waits = 1e3 * (each + evaluation / e.evaluate_every), card.waits(simulation.advance)
         if len(waits) > case.waits:
             bench.report.wrong(f"{case.name}: waits at {', '.join(waits)}, {case.waits} may be")
         if case.aim is not None and ms > case.aim:
@@ -717,8 +724,15 @@ def _step(bench: Bench, case: Case) -> dict[str, Any]:
             "method": simulation.gradients.method,
             "waits": waits,
             "peak_gib": card.peak_gib(),
-            "profile": card.traced(simulation.step, 1 if bench.small else 3),
+            "profile": card.traced(simulation.advance, 1 if bench.small else 3),
         }
+
+
+def _advance(simulation: Simulation, count: int) -> None:
+    """So many steps, as a run makes them, and the end of the last one."""
+    for _ in range(count):
+        simulation.advance()
+    simulation.settle()
 
 
 # ------------------------------------------------------------------------------------------------ whole runs
@@ -839,8 +853,7 @@ def _stepping(
         e = case.experiment(bench)
         with computing(e):
             simulation, _ = build(e, case.data(bench))
-            for _ in range(3):
-                simulation.step()
+            _advance(simulation, 3)
             for count in counts:
                 with suppress(threading.BrokenBarrierError):
                     barrier.wait()
@@ -849,9 +862,9 @@ def _stepping(
                 if number < count:
                     done, start = 0, time.perf_counter()
                     while time.perf_counter() < start + seconds:
-                        simulation.step()
+                        simulation.advance()
                         done += 1
-                    bench.card.settle()
+                    simulation.settle()
                     answers.put(done / (time.perf_counter() - start))
 
 
@@ -930,6 +943,8 @@ def everything(report: Report, options: argparse.Namespace) -> None:
     bench = Bench(report, Card(options.device), options.small, options.data)
     if bench.device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"no card here for {options.device}; --device cpu --small tries the script.")
+    if bench.card.real:
+        torch.cuda.set_device(bench.device)
     report.broken = bench.card.broken
     for name, (seconds, section) in SECTIONS.items():
         if name in names and report.found["sections"].get(name, {}).get("status", "to do") == "to do":

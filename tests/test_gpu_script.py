@@ -122,7 +122,8 @@ def test_what_fails_is_recorded_and_the_next_thing_is_tried(
 def test_what_does_not_fit_is_named(script: ModuleType, tmp_path: Path) -> None:
     report = report_in(script, tmp_path)
     report.run("slow", 0.2, lambda: report.each(["one", "two", "three"], str, lambda _: time.sleep(0.25)))
-    assert report.found["sections"]["slow"]["left out for lack of time"] == ["two", "three"]
+    assert report.found["sections"]["slow"]["status"] == "done in part"
+    assert report.found["sections"]["slow"]["left out for lack of time"] == {"first": ["two", "three"], "how many": 2}
 
 
 def test_a_broken_card_ends_the_process_and_what_broke_it_is_not_tried_again(
