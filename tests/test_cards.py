@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import pytest
 import torch
 
 import varangian as vg
+from pretended import CARD as PRETENDED
+from pretended import PretendedCard
 from varangian.runs import building, cards, folders, replaying, running
 from varangian.runs.cards import numerics
 from varangian.runs.environment import environment
@@ -194,7 +196,7 @@ def test_the_environment_says_what_is_really_set(named: None, monkeypatch: pytes
     assert list(found)[: len(on_cpu)] == list(on_cpu)
     assert found | on_cpu == found | {"device": "cpu"}
     said = {name: value for name, value in found.items() if name not in on_cpu}
-    assert said.pop("triton") == cards._version_of("triton")
+    assert said.pop("triton") == cards.version_of("triton")
     assert said == {
         "capability": "9.0", "cuda": "13.0", "cudnn": 91900, "driver": "580.65.06", "precision": "tf32",
         "autotune": True, "deterministic": True, "cublas_workspace": ":4096:8",
@@ -203,11 +205,11 @@ def test_the_environment_says_what_is_really_set(named: None, monkeypatch: pytes
         assert environment("cuda:1")["precision"] == "float32"
         B.cudnn.allow_tf32 = True  # by the code of somebody's own
         assert environment("cuda:1")["precision"] == "mixed"
-    monkeypatch.setattr(cards, "_version_of", lambda name: None)
+    monkeypatch.setattr(cards, "version_of", lambda name: None)
     assert environment("cuda:1")["triton"] is None
 
 
-def test_the_version_of_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_theversion_of_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     said = tmp_path / "version"
     monkeypatch.setattr(cards, "Path", lambda _: said)
     assert cards.driver() is None
@@ -424,3 +426,115 @@ def test_the_commands_on_a_run_of_a_card(on_a_card: pytest.MonkeyPatch, tmp_path
     assert (end.status, end.out, end.err.count("\n")) == (2, "", 1)
     assert varangian("replay", folder, "--step", "1", "--device", "cpu").status == 0
     assert varangian("report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")).status == 0
+
+
+# ------------------------------------------------------------------------------------------- on a pretended card
+
+
+class Normed(torch.nn.Module):
+    """With buffers, which are part of the state, and dropout, which draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(64, 16), torch.nn.Linear(16, 10)
+        self.norm, self.dropout = torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.dropout(self.norm(self.first(x.flatten(1)))))
+
+
+class Generators(torch.Generator):
+    """torch.Generator, where there is a card: what draws there is called so, and draws on the processor."""
+
+    def __new__(cls, device: str | torch.device = "cpu") -> Generators:
+        made: Any = OfCard if torch.device(device).type == "cuda" else cls
+        return super().__new__(made)
+
+
+class OfCard(Generators):
+    device = property(lambda self: PRETENDED)  # type: ignore[assignment]
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> torch.Generator:
+    """The card's own generator."""
+    default = Generators(PRETENDED)
+    default.manual_seed(77)
+    monkeypatch.setattr(torch, "Generator", Generators)
+    monkeypatch.setattr(torch.cuda, "default_generators", (default,))
+    return default
+
+
+@pytest.fixture
+def net() -> torch.nn.Module:
+    return Normed()
+
+
+WIDE = replace(SMALL, attack="mimic", pre=("nnm",), momentum_at="worker", workers=7)
+
+
+def alike(one: vg.Result, other: vg.Result) -> None:
+    for a, b in zip(one.evaluations, other.evaluations, strict=True):
+        assert (a.step, a.loss) == (b.step, pytest.approx(b.loss, rel=1e-4))
+    for a, b in zip(one.measures, other.measures, strict=True):
+        assert [float(x or "nan") for x in a.row()] == pytest.approx(
+            [float(x or "nan") for x in b.row()], rel=1e-3, abs=1e-5, nan_ok=True
+        )
+
+
+@pytest.mark.parametrize(("began", "went_on"), [("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", None)])
+@pytest.mark.parametrize("changed", [{}, {"momentum_at": "server"}, {"nesterov": True}, {"dtype": "float64"}], ids=str)
+def test_checkpoints_move_between_devices(
+    began: str, went_on: str | None, changed: dict[str, Any], tmp_path: Path, net: torch.nn.Module,
+    drawing: torch.Generator,
+) -> None:  # fmt: skip
+    e = replace(WIDE, device=began, **changed)
+    whole = vg.run(moved(e, "cpu"), model=net)
+
+    def on(device: str, call: Callable[[], Any]) -> Any:
+        with PretendedCard() if device != "cpu" else nullcontext():
+            return call()
+
+    def progress(done: int, _: object) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        on(began, lambda: vg.run(e, tmp_path, model=net, progress=progress))
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    found = list(folders._tensors(torch.load(folder / "checkpoint.pt", weights_only=True)))
+    assert len(found) > 5
+    assert {type(t) for t in found} == {torch.Tensor}
+    assert {t.device.type for t in found} == {"cpu"}
+    before = torch.get_rng_state(), drawing.get_state()
+    with pytest.warns(UserWarning, match="a pretended card") if went_on else nullcontext():
+        result = on(went_on or began, lambda: vg.resume(folder, model=net, device=went_on))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert torch.equal(before[1], drawing.get_state())
+    assert result.began == 4
+    alike(result, whole)
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert {type(t) for t in (state["parameters"], *state["buffers"].values())} == {torch.Tensor}
+    assert len(state["buffers"]) == 3
+    assert next(vg.load_model(folder, model=net).parameters()).device.type == "cpu"
+    again = vg.replay(folder, 5, model=net, device="cpu")
+    assert again.explanation is not None
+    assert {session["device"] for session in sessions(folder)} == {"a pretended card", "cpu"} - (
+        {"cpu"} if not went_on else set()
+    )
+
+
+def test_global_random_states_are_untouched(net: torch.nn.Module, drawing: torch.Generator, tmp_path: Path) -> None:
+    def fail(done: int, _: object) -> None:
+        if done == 2:
+            raise ZeroDivisionError
+
+    before = torch.get_rng_state(), drawing.get_state()
+    on_cpu = vg.run(replace(SMALL, attack="gaussian"), model=net)
+    with PretendedCard():
+        on_card = vg.run(replace(SMALL, attack="gaussian", device="cuda:0"), tmp_path, model=net)
+        alike(on_card, on_cpu)  # also what dropout draws
+        with pytest.raises(ZeroDivisionError):
+            vg.run(replace(SMALL, device="cuda:0"), model=net, progress=fail)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert torch.equal(before[1], drawing.get_state())

@@ -9,14 +9,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import varangian as vg
+from pretended import PretendedCard
 from varangian.core import kernels
-from varangian.runs import doctor
+from varangian.runs import cards, doctor
 from varangian.simulation.data.readers import _SHA256
 
 
@@ -169,3 +171,38 @@ def test_the_command(varangian, monkeypatch: pytest.MonkeyPatch, broken: bool) -
     assert json.loads(ended.out) == {
         "sound": not broken, "broken": ["wrong"] * broken, "notes": ["slow"], "facts": {"versions": {"python": "3"}}
     }  # fmt: skip
+
+
+def test_cards_are_told_and_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = doctor._Case([], [])
+    if torch.version.cuda is None and torch.version.hip is None:
+        assert doctor._gpu(case) == {"none": "torch is built for processors only"}
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert doctor._gpu(case)["none"].endswith("finds no GPU or driver that it can use; CUDA_VISIBLE_DEVICES is ''")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(cards, "version_of", lambda _: None)
+    monkeypatch.setattr(cards, "driver", lambda: "580.65.06")
+    card = SimpleNamespace(name="H100", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    with PretendedCard():
+        found = doctor._gpu(case)
+        assert found["driver"] == "580.65.06"
+        assert (found["Triton"], found["visible"]) == ("none", "3")
+        assert found["cuda:0"] == "H100, 8.0 of 16.0 GiB free, compute capability 9.0"
+        assert case.broken == []
+        assert len(case.notes) == 1
+        assert "Triton is not installed" in case.notes[0]
+        monkeypatch.setattr(cards, "usable", lambda name: 1 // 0)
+        assert doctor._gpu(case)["cuda:0"].startswith("H100")
+    assert case.broken == [
+        "cuda:0 cannot be used (ZeroDivisionError: integer division or modulo by zero): use --device cpu"
+    ]
+
+
+def test_other_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found = doctor._gpu(doctor._Case([], []))
+    assert list(found) == ["none", "mps"]
+    assert found["mps"].startswith("cannot be used")

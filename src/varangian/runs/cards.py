@@ -112,7 +112,7 @@ def facts(device: str) -> dict[str, str | int | None]:
         "cuda": torch.version.cuda or torch.version.hip,
         "cudnn": torch.backends.cudnn.version(),
         "driver": driver(),
-        "triton": _version_of("triton"),
+        "triton": version_of("triton"),
         "precision": _precision(),
         "autotune": torch.backends.cudnn.benchmark,
         "deterministic": torch.backends.cudnn.deterministic and torch.are_deterministic_algorithms_enabled(),
@@ -120,7 +120,8 @@ def facts(device: str) -> dict[str, str | int | None]:
     }
 
 
-def _version_of(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package; None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

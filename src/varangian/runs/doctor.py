@@ -271,24 +271,45 @@ def _gpu(case: _Case) -> dict[str, str]:
     import torch
 
     from ..core.rules import Median
+    from . import cards
 
-    if torch.version.cuda is None and torch.version.hip is None:
-        return {"none": "torch is built for processors only"}
-    if not torch.cuda.is_available():
-        return {"none": f"torch is built for CUDA {torch.version.cuda}, and finds no GPU or driver that it can use"}
-    found = {"torch": f"built for CUDA {torch.version.cuda}"}
-    try:
-        found["driver"] = Path("/proc/driver/nvidia/version").read_text("ascii").splitlines()[0].strip()
-    except (OSError, ValueError, IndexError):
-        found["driver"] = "unknown"
+    lacking = cards.why_no_card()
+    if lacking:
+        others = [kind for kind, there in (("mps", torch.backends.mps), ("xpu", torch.xpu)) if there.is_available()]
+        found = {"none": lacking}
+        for kind in others:
+            try:
+                cards.usable(kind)
+                found[kind] = "can be used, and was never tried"
+            except ValueError as error:
+                found[kind] = str(error).removeprefix(f"device: {kind!r} ")
+        return found
+    found = {
+        "torch": f"built for CUDA {torch.version.cuda}"
+        if torch.version.cuda
+        else f"built for ROCm {torch.version.hip}",
+        "driver": cards.driver() or "unknown",
+        "cuDNN": str(torch.backends.cudnn.version() or "none"),
+        "Triton": cards.version_of("triton") or "none",
+    }
+    if cards.version_of("triton") is None:
+        case.notes.append("Triton is not installed: runs on a GPU compute with torch's own operations, and take longer")
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        found["visible"] = os.environ["CUDA_VISIBLE_DEVICES"]
     for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        found[f"cuda:{i}"] = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
         try:
-            x = torch.randn(11, 64, device=f"cuda:{i}", generator=torch.Generator(f"cuda:{i}").manual_seed(0))
-            if not torch.equal(Median(f=3)(x).cpu(), Median(f=3)(x.cpu())):
+            properties = torch.cuda.get_device_properties(i)
+            free, total = torch.cuda.mem_get_info(i)
+            found[f"cuda:{i}"] = (
+                f"{properties.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, compute capability "
+                f"{properties.major}.{properties.minor}"
+            )
+            cards.usable(f"cuda:{i}")
+            x = torch.randn(11, 64, generator=torch.Generator().manual_seed(0))
+            if not torch.equal(Median(f=3)(x.to(f"cuda:{i}")).cpu(), Median(f=3)(x)):
                 case.broken.append(f"cuda:{i} computes another median than the processor: use --device cpu")
         except Exception as error:  # of the driver, whatever it is
+            found.setdefault(f"cuda:{i}", "CANNOT BE USED")
             case.broken.append(f"cuda:{i} cannot be used ({type(error).__name__}: {error}): use --device cpu")
     return found
 
