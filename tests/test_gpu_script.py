@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
+
+from varangian.cli import commands
+from varangian.study.sweep import places
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -214,3 +220,50 @@ def test_all_that_the_package_imports_is_asked_for(script: ModuleType) -> None:
     assert dependencies - {"click", "matplotlib", "jinja2", "requests"} <= set(script.NEEDED)
     pinned = (ROOT / "constraints.txt").read_text("utf-8")
     assert all(re.search(rf"^{name}==", pinned, re.MULTILINE) for name in script.CARRIED)
+
+
+# ------------------------------------------------------------------------------------------------ its page
+
+PAGE = (ROOT / "docs" / "gpu.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def sections_of(script: ModuleType) -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        return importlib.import_module("gpu_sections")
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
+def test_the_programs_of_the_page_run(text: str) -> None:
+    exec(text, {})
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_commands_of_the_page_are_understood(
+    line: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.toml").write_text('rule = ["median", "krum"]\n', "utf-8")
+    program, name, *arguments = shlex.split(line)
+    if program == "python":
+        assert (ROOT / name) == SCRIPT
+        script.parser().parse_args(arguments)
+        return
+    assert program == "varangian"
+    command = commands.get_command(click.Context(commands), name)
+    assert command is not None
+    command.make_context(name, arguments)
+
+
+def test_the_page_lists_all_sections(sections_of: ModuleType) -> None:
+    assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == list(sections_of.SECTIONS)
+
+
+def test_the_page_says_how_many_runs_share_a_card() -> None:
+    assert (places.CONVOLUTIONS, places.OTHERS) == (2, 4)
+    assert "two where there are\nconvolutions, four else" in PAGE
