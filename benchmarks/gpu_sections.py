@@ -34,6 +34,7 @@ from varangian.core.kernels import plain
 from varangian.runs.building import build, computing
 from varangian.runs.cards import facts, numerics
 from varangian.simulation.data import DataError, Dataset, load
+from varangian.simulation.gradients import Batch, WorkerGradients
 from varangian.simulation.models import build as build_model
 from varangian.simulation.simulate import Simulation
 from varangian.study.paper import OF_THE_PAPER, PANELS, SEEDS
@@ -630,6 +631,57 @@ def _timed(bench: Bench, name: str, entry: Timed, rate: float) -> dict[str, floa
     }  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------------ gradients
+
+
+def gradients(bench: Bench) -> None:
+    """All workers' gradients in the way that is chosen, beside the plain loop: the same numbers, and ms."""
+    panels = [(name, tf32) for name in ("cifar-10", "wide-resnet", "fashion-mnist") for tf32 in (True, False)]
+    bench.report.each(panels, lambda item: f"{item[0]}, {'tf32' if item[1] else 'float32'}", partial(_gradients, bench))
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "loop": {"method": "loop"},
+    "chosen": {},
+}
+
+
+def _gradients(bench: Bench, item: tuple[str, bool]) -> dict[str, Any]:
+    name, tf32 = item
+    panel, tiny = PANELS[name], bench.small
+    dataset = _dataset(panel.base.dataset, bench.small, bench.data)
+    h, b = panel.base.workers - panel.half, 2 if tiny else panel.base.batch_size
+    found: dict[str, Any] = {}
+    with numerics(str(bench.device), "tf32" if tf32 else "float32"):
+        inputs = torch.rand(h, b, *dataset.shape, device=bench.device)
+        labels = torch.randint(dataset.classes, (h, b), device=bench.device)
+        rows, bits = [], []
+        for way, options in WAYS.items():
+            model = build_model(partial(_factory, _model(name, tiny)), dataset.shape, dataset.classes, seed=1)
+            of_workers = WorkerGradients(model.to(bench.device), **options, seed=1)
+            point, out = of_workers.parameters(), torch.empty(h, of_workers.d, device=bench.device)
+            of_workers(point, Batch(inputs, labels), out, 3)  # captures, where there is something to capture
+            of_workers(point, Batch(inputs, labels), out, 5)
+            rows.append(out.clone())
+            of_workers(point, Batch(inputs, labels), out, 5)
+            bits.append(same_bits(rows[-1], out))
+            ms = bench.card.median_ms(
+                lambda i, of_workers=of_workers, point=point, out=out: of_workers(point, Batch(inputs, labels), out, i),
+                most=10, limit=0.6,
+            )  # fmt: skip
+            found[way] = {"ms": ms, "method": of_workers.method}
+            del of_workers, model, out
+            bench.card.clear_peak()
+    for way, row, same in zip(found, rows, bits, strict=True):
+        apart = float((row - rows[0]).norm() / rows[0].norm())
+        found[way]["apart"] = apart
+        if not apart <= (1e-2 if tf32 and bench.card.real else 1e-4):
+            raise Wrong(f"{way}: gradients {apart:.1e} from those of the loop")
+        if not same and found[way]["method"] != "loop":
+            raise Wrong(f"{way}: two calls of one step give different bits")
+    return found
+
+
 # ------------------------------------------------------------------------------------------------ steps
 
 
@@ -925,6 +977,7 @@ SECTIONS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # and seconds
     "rates": (15, rates),
     "correct": (70, correct),
     "times": (45, times),
+    "gradients": (30, gradients),
     "steps": (70, steps),
     "determinism": (30, determinism),
     "runs": (40, runs),
