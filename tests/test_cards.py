@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -538,3 +539,34 @@ def test_global_random_states_are_untouched(net: torch.nn.Module, drawing: torch
             vg.run(replace(SMALL, device="cuda:0"), model=net, progress=fail)
     assert torch.equal(before[0], torch.get_rng_state())
     assert torch.equal(before[1], drawing.get_state())
+
+
+def test_the_same_bytes_each_time(net: torch.nn.Module, drawing: torch.Generator, tmp_path: Path) -> None:
+    e = replace(WIDE, device="cuda:0", precision="tf32")
+    with PretendedCard():
+        made = [vg.run(e, tmp_path / name, model=net).folder for name in ("one", "other")]
+    for name in ("metrics.csv", "evaluations.csv", "state.pt"):
+        one, other = ((folder / name).read_bytes() for folder in made if folder is not None)
+        assert one == other, name
+
+
+ADDING = re.compile(
+    r"(?<!np\.)\b(scatter_add_?|index_add_?|scatter_reduce_?|index_reduce_?|put_|bincount|histc|tl\.atomic_\w+)\("
+)
+SOUND = {  # sums of whole numbers, which are the same in any order; and of arrays of the processor
+    ("simulation/scores.py", "bincount"),
+    ("simulation/gradients/chain.py", "log_p.exp_().scatter_add_(2, answers,"),
+}
+
+
+def test_nothing_is_summed_with_atomics() -> None:
+    """On a card the order of such sums, and with it their last digit, is another one each time."""
+    root = Path(vg.__file__).parent
+    lines = [
+        (path.relative_to(root).as_posix(), line.strip())
+        for path in sorted(root.rglob("*.py"))
+        for line in path.read_text("utf-8").splitlines()
+        if ADDING.search(line) and not line.lstrip().startswith((">>>", "#"))
+    ]
+    assert [found for found in lines if not any(found[0] == name and part in found[1] for name, part in SOUND)] == []
+    assert {name for name, _ in lines} == {name for name, _ in SOUND}
