@@ -2,17 +2,17 @@
 
     python benchmarks/gpu.py --fetch wheels                  elsewhere: what that machine lacks, as wheels to carry
     python benchmarks/gpu.py --wheels wheels --data data     there: everything, into gpu/gpu.json and a table
-    python benchmarks/gpu.py --only kernels,steps            some sections
+    python benchmarks/gpu.py --only times,steps              some sections
     python benchmarks/gpu.py --device cpu --small            the same lines without a card, in seconds: no figures
 
 --wheels is a folder of wheels, unpacked and put before what is installed; --data a folder with the four files of
 Fashion-MNIST, and of CIFAR if at hand. Where files are absent, images of the true shapes are made up: gpu.json says so.
 
 Nothing that was found is ever lost. Each section has its seconds, and what does not fit is left out; what fails is
-recorded with its traceback, and the next thing is tried; gpu.json is written before and after whatever is tried.
-Sections run in a process of their own: where a kernel breaks the card for its process, crashes it or never ends, what
-was tried then is named, and another process goes on behind it. SIGTERM and Ctrl-C end the script in order. Exit status
-1 where anything failed or was found wrong.
+recorded with its traceback, and the next thing is tried; gpu.json is written before and after whatever is tried, and
+that of an earlier call is kept under another name. Sections run in a process of their own: where a kernel breaks the
+card for its process, crashes it or never ends, what was tried then is named, and another process goes on behind it.
+SIGTERM and Ctrl-C end the script in order. Exit status 1 where anything failed or was found wrong.
 
 What the sections measure is in gpu_sections.py; this file needs the standard library alone.
 """
@@ -316,6 +316,13 @@ def _wait(child: subprocess.Popen[bytes], path: Path) -> int:
                 return HUNG
 
 
+def _keep(path: Path) -> None:
+    """What an earlier call has found, under the name of its day and time."""
+    if path.exists():
+        made = "".join(c for c in read(path)["made"] if c.isalnum())[:15]
+        os.replace(path, path.with_name(f"{path.stem}-{made}{path.suffix}"))
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, default=Path("gpu"), help="folder of gpu.json  [gpu]")
@@ -339,8 +346,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.end is not None:
         return measure(options)
     end, path = start + options.seconds, options.out / "gpu.json"
-    options.out.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        _keep(path)
+    except OSError as error:
+        raise SystemExit(f"{options.out} cannot be written: {error.strerror}; choose another --out.") from None
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory() as folder:
         carried = [] if options.wheels is None else unpack(options.wheels, Path(folder))
