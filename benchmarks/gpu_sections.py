@@ -931,9 +931,11 @@ def engines(bench: Bench) -> None:
         path = Path(folder) / "engines.json"
         command = [sys.executable, str(script), "--device", str(bench.device), "--json", str(path)]
         command += ["--small"] if bench.small else []
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(5.0, bench.report.left), check=False)
-        if path.exists():
-            bench.report.note("found", json.loads(path.read_text("utf-8")))
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=bench.report.left, check=False)
+        finally:  # what it found before it ran out of time, too
+            if path.exists():
+                bench.report.note("found", json.loads(path.read_text("utf-8")))
         if done.returncode:
             bench.report.note("said", done.stderr[-4000:])
             bench.report.wrong(f"{script.name} ended with status {done.returncode}")
@@ -982,7 +984,7 @@ SECTIONS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # and seconds
     "steps": (70, steps),
     "determinism": (30, determinism),
     "runs": (40, runs),
-    "engines": (30, engines),
+    "engines": (40, engines),
     "together": (40, together),
     "estimate": (5, estimate),
 }
