@@ -35,7 +35,6 @@ from varangian.engines.ddp import protect
 Momentum = vg.Momentum(0.9)
 ENTRIES: dict[str, tuple[vg.Algorithm, bool] | None] = {
     "plain": None,
-    "average": (vg.Algorithm(), False),
     "median": (vg.Algorithm(rule=vg.Median(1)), False),
     "momentum, median": (vg.Algorithm(worker=(Momentum,), rule=vg.Median(1)), False),
     "momentum, phocas": (vg.Algorithm(worker=(Momentum,), rule=vg.Phocas(1)), False),

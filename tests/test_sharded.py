@@ -58,7 +58,7 @@ class ThreadRanks:
         matrix.copy_(torch.stack([row.view(self.size, -1)[self.rank] for row in rows]))
 
     swap, share, agree, tell = Ranks.swap, Ranks.share, Ranks.agree, Ranks.tell
-    total, vector, waits = Ranks.total, Ranks.vector, Ranks.waits
+    total, vector, waits, _there = Ranks.total, Ranks.vector, Ranks.waits, Ranks._there
 
     def gather(self, part: Tensor, whole: Tensor) -> None:
         whole.copy_(torch.cat(self.threads.swap(self.rank, part.clone())))

@@ -6,6 +6,11 @@ cannot show, streams and what overlaps with what, is in benchmarks/gpu_engines.p
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +120,19 @@ def test_a_stage_of_ones_own_that_fails_on_one_rank(found: list[dict[str, Any]],
         assert each[f"own {name}"] == ("KeyError: 'mine'" if rank == 1 else "RuntimeError: rank 1: KeyError: 'mine'")
         assert not each[f"own {name}, moved"]
         assert each[f"own {name}, kept"]
+
+
+def test_the_measurement_on_cards_goes_through_without_one(tmp_path: Path) -> None:
+    """Its lines, so that no minute of a card goes into them."""
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_engines.py"
+    command = [sys.executable, str(script), "--device", "cpu", "--small", "--ranks", "3", "--seconds", "200"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "found.json")], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone, together = json.loads((tmp_path / "found.json").read_text("utf-8"))["worlds"]
+    assert (alone["ranks"], together["ranks"]) == (1, 3)
+    assert together["found"]["momentum, median"]["difference"] < 1e-5
+    assert together["found"]["fsdp: momentum, median"]["difference"] < 1e-5
+    assert "tolerates 1 vectors with NaN or infinity, got 3" in together["found"]["refused"]

@@ -87,13 +87,15 @@ class Ranks:
     def vector(self, *parts: Tensor | np.ndarray) -> Tensor:
         """The numbers one after the other, in float64, on the device; those of the host in one copy."""
         arrays = [np.ravel(part) for part in parts if isinstance(part, np.ndarray)]
-        here = np.concatenate([np.empty(0), *arrays])
-        there = iter(kernels.there(here, torch.empty(0, device=self.device)).split([a.size for a in arrays]))
-        return torch.cat([next(there) if isinstance(part, np.ndarray) else part.reshape(-1).double() for part in parts])
+        there = iter(self._there(np.concatenate(arrays)).split([a.size for a in arrays]) if arrays else ())
+        return torch.cat([next(there) if isinstance(p, np.ndarray) else p.reshape(-1).double() for p in parts])
+
+    def _there(self, values: np.ndarray) -> Tensor:
+        return kernels.there(values, torch.empty(0, device=self.device))
 
     def tell(self, mine: bytes) -> Tensor:
         """The bytes of all ranks, as many as mine, [W, bytes] on the device."""
-        sent = kernels.there(np.frombuffer(bytearray(mine), np.uint8), torch.empty(0, device=self.device))
+        sent = self._there(np.frombuffer(bytearray(mine), np.uint8))
         everyone = sent.new_empty(self.size, sent.numel())
         work = self.gather(sent, everyone.view(-1))
         if work is not None:
@@ -321,6 +323,10 @@ class Sharded(Vectors):
     @property
     def e(self) -> int:
         return int(self.sent[0].previous is not None)
+
+    @property
+    def remote(self) -> bool:
+        return self.ranks.waits
 
     @property
     def dtype(self) -> torch.dtype:
