@@ -145,9 +145,11 @@ def test_what_a_run_needs_grows_with_all_that_takes_memory() -> None:
 
 def test_each_kind_of_run_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    monkeypatch.setattr(places, "need_of", lambda e, _: looked.append(e.model) or SMALL)
+    model = places.Model(4000, 100.0, 10_000, False)
+    monkeypatch.setattr(places, "model_of", lambda e, _: looked.append(e.model) or model)
     same = [replace(BASE, seed=k, rule=rule) for k in range(3) for rule in ("median", "krum")]
-    assert len(places.needs([*same, replace(BASE, model="fully-connected")], None)) == 2
+    found = places.needs([*same, replace(BASE, model="fully-connected"), replace(BASE, workers=9)], None)
+    assert len(found) == 2  # of as many models, and numbers of workers
     assert looked == ["linear", "fully-connected"]
 
 

@@ -52,6 +52,14 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def asked(name: str) -> torch.device:
+    """The same, for who asks for a device and not for settings."""
+    try:
+        return device_of(name)
+    except ValueError as error:
+        raise ValueError(f"device: {error}") from None
+
+
 def usable(name: str) -> torch.device:
     """The device of that name, if this machine can compute on it; of "cuda" this thread's, by its number, since other
     threads have another.
@@ -59,10 +67,7 @@ def usable(name: str) -> torch.device:
     Raises:
         ValueError: it cannot.
     """
-    try:
-        device = device_of(name)
-    except ValueError as error:
-        raise ValueError(f"device: {error}") from None
+    device = asked(name)
     failures = (RuntimeError, AssertionError, NotImplementedError, TypeError)
     try:
         one = torch.ones(1, device=device)

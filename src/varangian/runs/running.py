@@ -21,6 +21,7 @@ from ..simulation.metrics import COLUMNS, Measures, Rows
 from ..simulation.simulate import Simulation
 from . import folders
 from .building import NOTHING, Evaluators, Given, build, computing, handed, identified, open_dataset
+from .cards import asked as asked_device
 from .cards import usable
 from .experiment import Experiment, differences, moved
 from .folders import Journal
@@ -148,7 +149,7 @@ def resume(
     _check_interval(checkpoint_every)
     folder = Path(folder).expanduser()
     experiment = settings_of(folder, trust)
-    place = None if device is None else str(device)
+    place = None if device is None else str(asked_device(str(device)))
     if not (folder / folders.RESULT).exists():
         check_place(folder, experiment, place)
     with importing(trust):

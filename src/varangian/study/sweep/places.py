@@ -30,6 +30,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 # host another computes; of small networks the card does one step in a fraction of what the host needs to ask for it.
 CONVOLUTIONS, OTHERS = 2, 4
 SHARE = 0.9  # of the memory that is free on a card, to be filled
+PATIENCE = 300.0  # seconds for a process that looks at the cards: a driver that was asleep takes some
 CONTEXT = 2**30  # bytes of a process on a card before it has computed anything, and of cuDNN's workspaces
 STREAMS = 3  # workers whose activations are held at once where each has a pass of its own
 VECTORS = 4  # matrices of n vectors: what is sent, what is sampled, what is mixed, and room for a rule
@@ -168,38 +169,58 @@ def seeing(place: Place | None) -> Iterator[None]:
 
 def needs(experiments: Iterable[Experiment], data_folder: str | Path | None) -> list[Need]:
     """Of each kind of run, in no order; at least one."""
-    found: dict[tuple[object, ...], Need] = {}
-    opened: dict[str, Dataset | None] = {}
+    models: dict[tuple[str, str, str], Model | None] = {}
+    opened: dict[str, Dataset] = {}
+    found: dict[Need, None] = {}
     for e in experiments:
-        kind = (e.dataset, e.model, e.workers, e.honest, e.batch_size, e.dtype)
-        if kind not in found:
+        kind = e.dataset, e.model, e.dtype
+        if kind not in models:
             try:
                 if e.dataset not in opened:
                     opened.clear()
                     opened[e.dataset] = open_dataset(e, data_folder)
-                dataset = opened[e.dataset]
-                assert dataset is not None
-                found[kind] = need_of(e, dataset)
+                models[kind] = model_of(e, opened[e.dataset])
             except Exception as error:  # of code of somebody's own: the run itself will say so
                 LOG.info("what %s needs of a card is not known: %s", e.name, error)
-                found[kind] = Need(CONTEXT, CONVOLUTIONS)
-    return list(found.values())
+                models[kind] = None
+        model = models[kind]
+        found[Need(CONTEXT, CONVOLUTIONS) if model is None else need_of(e, model)] = None
+    return list(found)
 
 
-def need_of(experiment: Experiment, dataset: Dataset) -> Need:
-    """From the size of the model, what it keeps of an example for its gradient, n, and the batch."""
-    e = experiment
-    model = make_model(e, dataset.shape, dataset.classes, device="cpu").train()
-    size = torch.finfo(getattr(torch, e.dtype)).bits // 8
-    d = sum(p.numel() for p in model.parameters())
-    images = dataset.train.inputs, dataset.test.inputs
-    data = sum(x.numel() * x.element_size() for x in images)
-    convolutions = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in model.modules())
-    at_once = e.batch_size * (min(STREAMS, e.honest) if convolutions else e.honest)
-    kept = 2.0 * at_once * kept_of_an_example(model, dataset)  # and as much again for what flows back
-    return Need(
-        CONTEXT + data + (VECTORS * e.workers + SINGLE) * d * size + kept, CONVOLUTIONS if convolutions else OTHERS
+@dataclass(frozen=True)
+class Model:
+    """What a model and its data take, in bytes.
+
+    Attributes:
+        parameters: all of them.
+        example: what is kept of one for the gradient.
+        data: both splits.
+        convolutional: whether it has convolutions.
+    """
+
+    parameters: int
+    example: float
+    data: int
+    convolutional: bool
+
+
+def model_of(experiment: Experiment, dataset: Dataset) -> Model:
+    made = make_model(experiment, dataset.shape, dataset.classes, device="cpu").train()
+    return Model(
+        sum(p.numel() * p.element_size() for p in made.parameters()),
+        kept_of_an_example(made, dataset),
+        sum(x.numel() * x.element_size() for x in (dataset.train.inputs, dataset.test.inputs)),
+        any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in made.modules()),
     )
+
+
+def need_of(e: Experiment, model: Model) -> Need:
+    """From the size of the model, what it keeps of an example, n, and the batch."""
+    at_once = e.batch_size * (min(STREAMS, e.honest) if model.convolutional else e.honest)
+    kept = 2 * at_once * model.example  # and as much again for what flows back
+    memory = CONTEXT + model.data + (VECTORS * e.workers + SINGLE) * model.parameters + kept
+    return Need(memory, CONVOLUTIONS if model.convolutional else OTHERS)
 
 
 def kept_of_an_example(model: nn.Module, dataset: Dataset) -> float:
