@@ -143,6 +143,13 @@ class Event:
         return True
 
 
+class Generator(torch.Generator):
+    """Stands for torch.Generator of any device: numbers of the CPU's."""
+
+    def __new__(cls, device: object = "cpu") -> Generator:
+        return super().__new__(cls, "cpu")
+
+
 class Stream:
     """Stands for torch.cuda.Stream."""
 
@@ -209,6 +216,7 @@ class PretendedCard(TorchDispatchMode):
             "Stream": lambda *_, **__: Stream(),
         }.items():
             self._patches.enter_context(patch.object(torch.cuda, name, stand_in))
+        self._patches.enter_context(patch.object(torch, "Generator", Generator))
         self._patches.callback(
             torch.__future__.set_swap_module_params_on_conversion,
             torch.__future__.get_swap_module_params_on_conversion(),

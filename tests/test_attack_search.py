@@ -181,7 +181,7 @@ def test_trials_on_distances_agree_with_the_defence(
             x = torch.cat([seen.honest, trials.vector(line, scale).expand(3, -1)])
             expected = float((seen.defence(x).double() - seen.mean.double()).norm())
             tolerance = 1e-6 if dtype == torch.float64 else 2e-3
-            assert trials.damage(line, scale) == pytest.approx(expected, rel=tolerance, abs=1e-5)
+            assert trials.damages([(line, scale)])[0] == pytest.approx(expected, rel=tolerance, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_the_search_comes_close_to_a_dense_one(pre: tuple[vg.Mixing, ...], rule:
     assert found.damage == pytest.approx(float((seen.defence(x) - seen.mean).norm()), rel=1e-5)
     trials = Trials(seen, [LINES[name].craft(seen) - seen.mean for name in names])
     grid = [s * 10**e for e in np.linspace(-1.5, 1.5, 61) for s in (-1, 1)]
-    dense = max(trials.damage(line, scale) for line in range(3) for scale in grid)
+    dense = max(trials.damages([(line, scale) for line in range(3) for scale in grid]))
     assert found.damage >= 0.8 * dense
     again = WorstCase(names).find(seen)
     assert (again.factor, again.damage) == (found.factor, found.damage)

@@ -208,11 +208,15 @@ class Algorithm:
         return vectors, replace(state, worker=tuple(memories))
 
     def _may_spoil(self, gradients: Tensor) -> bool:
-        """Whether some worker may come to remember NaN or infinity: False is certain."""
+        """Whether some worker may come to remember NaN or infinity: False is certain. On a device nobody looks."""
         momenta = [stage for stage in self.worker if stage.remembers]
         if not momenta:
             return False
-        if len(momenta) > 1 or any(type(stage) not in (Clip, Momentum) for stage in self.worker):
+        if (
+            kernels.on_device(gradients)
+            or len(momenta) > 1
+            or any(type(stage) not in (Clip, Momentum) for stage in self.worker)
+        ):
             return True
         assert isinstance(momenta[0], Momentum)
         return not bool((kernels.squared_norms(gradients).sqrt_() < momenta[0].overflow(gradients.dtype)).all())
@@ -378,9 +382,9 @@ def unspoilt(
     if all(memory is None for memory in memories):
         return list(memories)
     finite = finite_rows(vectors)
-    if finite.all():
+    if not kernels.on_device(vectors) and finite.all():  # on a device nobody waits to know
         return list(memories)
-    rows = torch.from_numpy(finite).to(vectors.device).unsqueeze(1)
+    rows = finite.unsqueeze(1)
     momenta = [stage for stage in stages if isinstance(stage, Momentum)]
     if len(momenta) > 1:
         bound = torch.finfo(vectors.dtype).max / (2 * math.prod(1 / (1 - stage.beta) for stage in momenta))
@@ -393,12 +397,15 @@ def unspoilt(
     ]
 
 
-def finite_rows(x: Tensor) -> np.ndarray:
-    """[n] whether a row holds neither NaN nor infinity.
+def finite_rows(x: Tensor) -> Tensor:
+    """[n] whether a row holds neither NaN nor infinity, where the rows are.
 
-    A finite sum has finite terms, and sums are fast. Where finite terms overflow together, the row is looked at.
+    A finite sum has finite terms, and sums are fast. Where finite terms overflow together, the row is looked at; on a
+    device they are added up in double precision, where those of other types do not.
     """
+    if kernels.on_device(x):
+        return x.isfinite().all(1) if x.dtype == torch.float64 else x.sum(1, dtype=torch.float64).isfinite()
     finite = x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()
     for row in (~finite).nonzero()[:, 0].tolist():
         finite[row] = x[row].isfinite().all()
-    return finite.cpu().numpy()
+    return finite

@@ -127,14 +127,15 @@ def weights_in_columns(x: Tensor, table: np.ndarray | None, statistic: Statistic
         statistic: see :meth:`varangian.Rule.statistic`.
         columns: the indices of the columns to look at; without any the weights are 0.
     """
+    if kernels.on_device(x):
+        return kernels.host(mean_weights_in(x.index_select(1, kernels.there(columns, x)), table, statistic))
     n = x.shape[0]
     total = np.zeros(n if table is None else table.shape[0])
     for start in range(0, columns.size, BLOCK):
-        chosen = torch.from_numpy(columns[start : start + BLOCK]).to(x.device)
-        block = x[:, chosen].double()
+        block = x[:, torch.from_numpy(columns[start : start + BLOCK])].double()
         if table is not None:
             block = kernels.weighted_rows(block, table[:, :n])
-        total += column_weights(block.cpu().numpy(), *statistic).sum(1)
+        total += column_weights(block.numpy(), *statistic).sum(1)
     mean = total / max(columns.size, 1)
     return mean if table is None else mean @ table[:, :n]
 

@@ -15,7 +15,7 @@ import numpy as np
 from . import kernels
 from .algorithm import Algorithm
 from .checks import shown
-from .evidence import rejected, scores_of, suspicion, weights_in_columns
+from .evidence import mean_weights_in, rejected, scores_of, suspicion
 from .randomness import Draw
 from .stages import Rule, as_matrix, as_previous, decide
 
@@ -133,17 +133,18 @@ def explain(
     draw = Draw(seed, step)
     decision = decide(matrix, pre, rule, previous=previous, draw=draw)
     n, looked_at, weight = matrix.shape[0], 0, None
+    measured = [kernels.squared_norms(matrix).sqrt(), kernels.squared_distances_to(matrix, decision.aggregate)]
     statistic = rule.statistic(n if decision.table is None else decision.table.shape[0])
     if statistic is not None:
         columns = _sample(matrix.shape[1], coordinates)
         looked_at = columns.size
-        weight = weights_in_columns(matrix, decision.table, statistic, columns)
-    elif decision.table is not None and decision.table.ndim == 1:
-        weight = decision.table[:n]
-
-    norm = kernels.host(kernels.squared_norms(matrix).sqrt())
-    finite = np.isfinite(norm)
-    distance = np.sqrt(kernels.host(kernels.squared_distances_to(matrix, decision.aggregate)))
+        block = matrix.index_select(1, kernels.there(columns, matrix))
+        norm, squared, weight = kernels.host(*measured, mean_weights_in(block, decision.table, statistic))
+    else:
+        norm, squared = kernels.host(*measured)
+        if decision.table is not None and decision.table.ndim == 1:
+            weight = decision.table[:n]
+    finite, distance = np.isfinite(norm), np.sqrt(squared)
     score, score_name = scores_of(matrix, pre, rule, decision.geometry, draw=draw), ""
     if score is not None:
         score_name = (rule.score_name or f"score of {type(rule).__name__}") + (", after mixing" if pre else "")

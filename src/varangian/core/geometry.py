@@ -20,6 +20,8 @@ from . import kernels, numerics
 from .kernels.runtime import jit
 
 ANEW_WIDTH = 8192  # columns at a time where distances are measured anew
+FIRST_WIDTH = 1024  # columns of a device's vectors that are compared first: few agree in more
+PAIRS = 1 << 23  # numbers at a time, where pairs of vectors are compared on a device
 
 Ties = Literal["value", "position"]
 """Who wins among equals: the lexicographically smaller vector, or the one that stands first."""
@@ -30,9 +32,11 @@ class Vectors(ABC):
 
     Attributes:
         unit: the length that counts as 1, in distances and in what is told here (see :func:`unit_of`).
+        remote: whether whoever asks waits for a device: then little is asked, and all of it at once.
     """
 
     unit: float = 1.0
+    remote: bool = False
 
     @property
     @abstractmethod
@@ -61,6 +65,32 @@ class Vectors(ABC):
     def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
         """[2, N], in float64: squared norms of the scaled vectors, and their squared distances to one mixture, of
         weights [N+e] of vectors and extra ones as they are."""
+
+    def places(self, rows: np.ndarray, table: np.ndarray | None, apart: np.ndarray) -> np.ndarray:
+        """[k] the places of some points, from 0, in lexicographic order of their values; equal points share one.
+
+        Args:
+            rows: the indices of k vectors; not looked at where there is a table.
+            table: [k, N+e] the points as mixtures. Sums in another order differ by rounding, which tells nobody apart.
+            apart: [k, k] whether two of them may differ.
+        """
+        ranks = np.zeros(rows.size, int)
+        start, d = 0, self.d
+        while start < d and ranks.max() + 1 < rows.size:
+            # A few columns tell vectors apart, unless they are equal.
+            stop = min(2 * start + 256, start + 8 * ANEW_WIDTH, d)
+            panel, extra = self.columns(start, stop)
+            slack = None
+            if table is None:
+                block = panel.index_select(0, kernels.there(rows, panel))
+            else:
+                block = kernels.weighted_panel(panel, table, extra, start=0, stop=stop - start)
+                every = (panel if extra is None else torch.cat([panel, extra])).double().abs()
+                sizes = kernels.host(torch.where(every.isfinite(), every, 0))
+                slack = numerics.AGREED * (np.abs(table) @ sizes)
+            ranks = _refined(ranks, kernels.host(block if block.dtype == torch.float32 else block.double()), slack)
+            start = stop
+        return ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +123,43 @@ class Held(Vectors):
     def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
         """In one pass."""
         return kernels.host(kernels.squared_around(self.x, weights, self.extra, scales))
+
+    @property
+    def remote(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return kernels.on_device(self.x)
+
+    def places(self, rows: np.ndarray, table: np.ndarray | None, apart: np.ndarray) -> np.ndarray:
+        """On a device all pairs are compared there: k x k signs come over, once, or twice where many columns agree."""
+        if not self.remote:
+            return super().places(rows, table, apart)
+        few = min(self.d, FIRST_WIDTH)
+        signs = kernels.host(self._compared(rows, table, 0, few))
+        if few < self.d and (apart & (signs == 0)).any():
+            signs = np.where(signs == 0, kernels.host(self._compared(rows, table, few, self.d)), signs)
+        return (signs > 0).sum(1)  # how many come before
+
+    def _compared(self, rows: np.ndarray, table: np.ndarray | None, first: int, last: int) -> Tensor:
+        """[k, k] the sign of the first difference of each pair in some columns, 0 where there is none."""
+        width = max(1, PAIRS // rows.size**2)
+        result = torch.zeros(rows.size, rows.size, dtype=torch.float64, device=self.x.device)
+        for start in range(first, last, width):
+            stop = min(start + width, last)
+            panel, extra = self.columns(start, stop)
+            slack: Tensor | float = 0.0
+            if table is None:
+                block = panel.index_select(0, kernels.there(rows, panel)).double()
+            else:
+                block = kernels.weighted_panel(panel, table, extra, start=0, stop=stop - start)
+                every = (panel if extra is None else torch.cat([panel, extra])).double().abs()
+                sizes = kernels.there(np.abs(table), panel) @ torch.where(every.isfinite(), every, 0)
+                slack = numerics.AGREED * torch.maximum(sizes.unsqueeze(1), sizes.unsqueeze(0))
+            apart = block.unsqueeze(1) - block.unsqueeze(0)
+            differ = apart.abs() > slack
+            places = torch.arange(stop - start, device=panel.device)
+            place = torch.where(differ, places, stop - start - 1).amin(2, keepdim=True)
+            sign = torch.where(differ, apart.sign(), 0).gather(2, place).squeeze(2)
+            result = torch.where(result == 0, sign, result)
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +211,8 @@ class Geometry:
         squared[~finite] = squared[:, ~finite] = np.inf
         np.fill_diagonal(squared, 0)
         found = cls(squared, finite[: squared.shape[0] - vectors.e - 1], vectors, None)
-        return replace(found, exact=vectors.dtype == torch.float64 or found.center is not None)
+        wide = vectors.dtype == torch.float64 or (isinstance(vectors, Held) and measured_wide(vectors.x))
+        return replace(found, exact=wide or found.center is not None)
 
     @property
     def unit(self) -> float:
@@ -292,7 +360,10 @@ class Geometry:
         norms = np.sqrt(points.norms)
         seen = points.finite & (norms > 0)
         scales = np.divide(1, norms, out=np.zeros_like(norms), where=seen)
-        directions = points.mix(scales, anew=self.is_small)  # exact where that costs little
+        anew = self.is_small  # exact where that costs little
+        if anew and self.vectors.remote and self.exact:  # and where waiting for it would show
+            anew = bool((numerics.MEASURED * _scaled(points._known, scales)[1] > numerics.ANGLE).any())
+        directions = points.mix(scales, anew=anew)
         squared, lengths = directions.distances, np.where(seen, directions.norms, 1)  # lengths: 1, but for rounding
         result = 0.5 * (lengths[:, None] + lengths[None, :] - squared) / np.sqrt(np.outer(lengths, lengths))
         result[~seen] = result[:, ~seen] = 0
@@ -319,14 +390,15 @@ class Geometry:
         return self if self.exact or not self.is_small else self.measured()
 
     def sharpened(self, index: np.ndarray) -> Geometry:
-        """The same, distances from some points measured again in float64: a pass over the data for each.
+        """The same, distances from some points measured again in float64: a pass over the data for each, or one for
+        all where the vectors are on a device.
 
         Of mixtures all are measured again where that costs little, none where it does not.
         """
         scales = self.scales
         if self.exact or scales is None:
             return self.sharp()
-        if 4 * index.size > self.n:
+        if self.vectors.remote or 4 * index.size > self.n:
             return self.measured()
         squared, done = self.squared.copy(), np.zeros(self.n, bool)
         for i in index:
@@ -473,25 +545,22 @@ class Geometry:
 
     def _by_value(self, index: np.ndarray) -> np.ndarray:
         """The given points in lexicographic order; equal points keep any order."""
-        if not self.squared[np.ix_(index, index)].any():
+        apart = self.squared[np.ix_(index, index)] != 0
+        if not apart.any():
             return index
-        ranks = np.zeros(index.size, int)
-        start, d = 0, self.vectors.d
-        while start < d and ranks.max() + 1 < index.size:
-            # A few columns tell vectors apart, unless they are equal.
-            stop = min(2 * start + 256, start + 8 * ANEW_WIDTH, d)
-            panel, extra = self.vectors.columns(start, stop)
-            slack = None
-            if self.table is None:
-                block = panel[index.tolist()]
-            else:  # sums in another order differ by rounding, which tells nobody apart
-                block = kernels.weighted_panel(panel, self.table[index], extra, start=0, stop=stop - start)
-                every = (panel if extra is None else torch.cat([panel, extra])).double().abs()
-                sizes = torch.where(every.isfinite(), every, 0).cpu().numpy()
-                slack = numerics.AGREED * (np.abs(self.table[index]) @ sizes)
-            ranks = _refined(ranks, (block if block.dtype == torch.float32 else block.double()).cpu().numpy(), slack)
-            start = stop
+        if self.vectors.remote:
+            ranks = self._places[index]
+        else:
+            ranks = self.vectors.places(index, None if self.table is None else self.table[index], apart)
         return index[np.argsort(ranks, kind="stable")]
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """[n] the places of all finite points: asked for once, where whoever asks waits. Later ties ask for nothing."""
+        good, result = np.flatnonzero(self.finite), np.zeros(self.n, int)
+        table = None if self.table is None else self.table[good]
+        result[good] = self.vectors.places(good, table, self.squared[np.ix_(good, good)] != 0)
+        return result
 
 
 def unit_of(x: Tensor, squared: np.ndarray) -> float | None:
@@ -499,19 +568,36 @@ def unit_of(x: Tensor, squared: np.ndarray) -> float | None:
 
     In double precision squares overflow beyond 1e154 and vanish below 1e-162. What is usual then counts as 1, and the
     few vectors that are far beyond that even so as no longer than ``MOST``. ``squared`` [n] are the squared norms of
-    the rows (or distances of that size) as they came out: where they are in range, nothing is looked at but them.
+    the rows (or distances of that size) as they came out: the rows are looked at again only where those that are out
+    of range may matter.
     """
     if x.dtype != torch.float64:
         return None
     odd = ~((squared > numerics.VANISHING) & (squared < np.inf))
     lengths = np.sqrt(squared)
-    if odd.any():
-        lengths[odd] = kernels.norms(x[torch.from_numpy(odd).to(x.device)]).cpu().numpy()
+    if odd.any() and not (kernels.on_device(x) and _ordinary(lengths, odd)):
+        lengths[odd] = _norms_of(x, odd)
     known = lengths[(lengths > 0) & (lengths < np.inf)]
     usual = upper_medians(known[None])[0] if known.size else 1.0
     if not 1 / numerics.ORDINARY < usual < numerics.ORDINARY:
         return power_below(usual)
     return 1.0 if (np.isfinite(lengths) & ~np.isfinite(squared)).any() else None
+
+
+def _norms_of(x: Tensor, odd: np.ndarray) -> np.ndarray:
+    """The norms of some rows, however their squares came out."""
+    if kernels.on_device(x):
+        return kernels.host(kernels.norms(x))[odd]
+    return kernels.norms(x[torch.from_numpy(odd)]).numpy()
+
+
+def _ordinary(lengths: np.ndarray, odd: np.ndarray) -> bool:
+    """Whether what is usual is in range and no finite vector too long, whatever rows are whose squares are not."""
+    if np.isinf(lengths).any():  # or too long
+        return False
+    known, vanished = lengths[~odd], lengths[odd & (lengths >= 0)]  # or null
+    usual = [upper_medians(rows[None])[0] for rows in (known, np.append(known, vanished)) if known.size]
+    return known.size > 0 and all(1 / numerics.ORDINARY < size < numerics.ORDINARY for size in usual)
 
 
 def power_below(length: float) -> float:
@@ -525,9 +611,22 @@ def in_unit(x: Tensor, unit: float) -> Tensor:
     return x / torch.where(lengths / unit > numerics.MOST, lengths / numerics.MOST, unit).unsqueeze(-1)
 
 
+def measured_wide(x: Tensor) -> bool:
+    """Whether :func:`squared_pairs` adds up in float64 from the start: on a device, where that costs little and to
+    measure again would be waited for."""
+    return kernels.on_device(x) and x.shape[1] <= ANEW_WIDTH
+
+
+def squared_pairs(x: Tensor, extra: Tensor | None = None) -> Tensor:
+    """[n+e+1, n+e+1] squared distances between all rows, extra rows and the origin, where they are."""
+    if measured_wide(x):
+        x, extra = x.double(), None if extra is None else extra.double()
+    return kernels.squared_distances(x, extra)
+
+
 def squared_between(x: Tensor, extra: Tensor | None) -> np.ndarray:
-    """[n+e+1, n+e+1] squared distances between all rows, extra rows and the origin."""
-    return kernels.host(kernels.squared_distances(x, extra))
+    """The same on the host."""
+    return kernels.host(squared_pairs(x, extra))
 
 
 def squared_from(x: Tensor, extra: Tensor | None, center: int) -> np.ndarray:

@@ -542,6 +542,14 @@ def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int | Tensor) -> None:
         raise Refused(f"{stage} tolerates {f} vectors with NaN or infinity, got {faulty}.")
 
 
+def refuse_previous(rule: Rule, extra: Tensor, squared: np.ndarray | None) -> None:
+    """Fails closed where the last aggregate [1, d] is not finite. Its squared norm [1], where somebody has it, tells:
+    it is looked at only where that overflowed, perhaps."""
+    known = squared is not None and np.isfinite(squared).all()
+    if not known and not np.isfinite(kernels.host(kernels.norms(extra))).all():
+        raise Refused(f"{rule} needs a finite previous, got one with NaN or infinity.")
+
+
 def required_rows(pre: Sequence[Mixing], rule: Rule) -> int:
     """The least number of vectors that every stage accepts."""
     n = rule.min_n
@@ -582,13 +590,20 @@ def decide(
     previous = None if not rule.uses_previous else kernels.zeros_like_row(x) if previous is None else previous
     if previous is not None:
         require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
-        if not torch.isfinite(kernels.norms(previous)):
-            raise Refused(f"{rule} needs a finite previous, got one with NaN or infinity.")
     extra = None if previous is None else previous.unsqueeze(0)
     geometry, unit, sight = None, 1.0, sights(pre, rule)[0]
+
+    def measured(x: Tensor, extra: Tensor | None) -> np.ndarray:
+        found = _measured(sight, x, extra)
+        if extra is not None:
+            refuse_previous(rule, extra, found[-1, n:-1])
+        return found
+
     if sight != "nothing":
-        geometry, seen = Geometry.seen(x, extra, partial(_measured, sight))
+        geometry, seen = Geometry.seen(x, extra, measured)
         x, unit, previous = seen.x, seen.unit, None if seen.extra is None else seen.extra[0]
+    elif extra is not None:
+        refuse_previous(rule, extra, None)
     table, geometry = weigh(n, pre, rule, geometry, draw=draw)
     answer = checked_answer(rule, rule.apply(x, table, previous, *([draw] if rule.draws else [])), x)
     return Decision(answer if unit == 1 else answer * unit, table, geometry)

@@ -113,6 +113,8 @@ class Clip(Transform):
         _check_call(self, x, out)
         given, x = x, x.detach()  # no gradient goes through: the norm has none
         norm = kernels.norms(x)
+        if kernels.on_device(x):
+            return self._clipped_there(x, self.scales(norm), out), None
         if out is given and not (norm > self.max_norm).any():
             return given, None
         scales, least = self.scales(norm), torch.finfo(x.dtype).tiny
@@ -123,6 +125,18 @@ class Clip(Transform):
         first = torch.where(small, least, scales)
         clipped = torch.mul(x, first.to(x.dtype).unsqueeze(-1), out=out)
         return clipped.mul_((scales / first).to(x.dtype).unsqueeze(-1)), None
+
+    def _clipped_there(self, x: Tensor, scales: Tensor, out: Tensor | None) -> Tensor:
+        """The same on a device, whose numbers nobody looks at: a product in double precision holds any scale of the
+        other types, and rounds as theirs does."""
+        least, out = torch.finfo(x.dtype).tiny, torch.empty_like(x) if out is None else out
+        small = (scales < least) & (scales > 0)
+        if x.dtype == torch.float64:
+            first = torch.where(small, least, scales)
+            second = torch.where(small, scales / least, torch.ones_like(scales))
+            return torch.mul(x, first.unsqueeze(-1), out=out).mul_(second.unsqueeze(-1))
+        rounded = torch.where(small, scales, scales.to(x.dtype).to(scales.dtype))
+        return torch.mul(x, rounded.unsqueeze(-1), out=out)
 
     def scales(self, norm: Tensor) -> Tensor:
         """What vectors of these norms are multiplied by."""

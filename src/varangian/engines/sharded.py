@@ -325,7 +325,7 @@ class Sharded(Vectors):
         return int(self.sent[0].previous is not None)
 
     @property
-    def remote(self) -> bool:
+    def remote(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.ranks.waits
 
     @property
@@ -474,7 +474,7 @@ class Step:
         if part.work is not None:
             part.work.wait()
         x = part.chunk.matrix
-        self._faulty.append((~torch.as_tensor(finite_rows(x))).double())
+        self._faulty.append((~finite_rows(x)).double())
         if self.measures:
             distances = measure(x, self._algorithm.pre, self._algorithm.rule, _row(part.previous))
             assert distances is not None
@@ -645,7 +645,7 @@ class Step:
             error = own
         errors = self._ranks.vector(self._failed(), self._mine(float(error is not None)))
         self._ranks.add(errors)
-        numbers = kernels.host(self._ranks.vector(errors, ~torch.as_tensor(finite_rows(x)), known))
+        numbers = kernels.host(self._ranks.vector(errors, ~finite_rows(x), known))
         errors, lates, faulty, weight, squared = np.split(numbers, [k * n for k in range(1, 5)])
         self._refuse(errors, faulty, name_of)
         if lates.any():

@@ -103,7 +103,7 @@ class Knowledge:
         if self.honest.dtype != torch.float64:
             return 1.0
         # No coordinate is further from its mean than h - 1 standard deviations.
-        size = float(torch.maximum(self.mean.abs(), self.moments[1].nan_to_num(0, inf)).max())
+        size = float(kernels.host(torch.maximum(self.mean.abs(), self.moments[1].nan_to_num(0, inf)).max()))
         return 1.0 if not 0 < size < inf or 1e-60 < size < 1e60 else power_below(size)
 
     def copied(self) -> Knowledge:

@@ -103,7 +103,8 @@ class WorstCase(Attack):
 
     Shape: [h, d] -> f equal rows [f, d].
     Cost: for a selecting rule (behind any mixings) one pass for distances, then each trial in n x n; for other rules
-        a run of the defence each.
+        a run of the defence each. A device is waited for once for the lines, once for the coarse half, and once for
+        each trial that refines.
     Convention: needs a defence: a rule, an algorithm, or any callable. A defence is a value, so trying it advances
         nothing. The search is deterministic. Its answer is a lower bound of the damage that is possible.
 
@@ -169,16 +170,17 @@ class WorstCase(Attack):
         sides = [(line, sign) for line in range(len(lines)) for sign in (1, -1)]
         tried: dict[tuple[int, int], dict[int | float, float]] = {side: {} for side in sides}
 
-        def attempt(side: tuple[int, int], place: float) -> None:
-            tried[side][place] = trials.damage(side[0], side[1] * STEP**place)
+        def attempt(*places: tuple[tuple[int, int], float]) -> None:
+            damages = trials.damages([(side[0], side[1] * STEP**place) for side, place in places])
+            for (side, place), damage in zip(places, damages, strict=True):
+                tried[side][place] = damage
 
         coarse = [(side, place) for place in (0, 1, -1, 2) for side in sides]
         coarse = coarse[: max(self.evaluations // 2, min(len(sides), self.evaluations))]
-        for side, place in coarse:
-            attempt(side, place)
+        attempt(*coarse)
         for _ in range(self.evaluations - len(coarse)):
             side = max(sides, key=lambda one: max(tried[one].values(), default=-inf))
-            attempt(side, next_place(tried[side]))
+            attempt((side, next_place(tried[side])))
         side = max(sides, key=lambda one: max(tried[one].values(), default=-inf))
         place, damage = max(tried[side].items(), key=lambda item: item[1])
         name, length, _ = lines[side[0]]
@@ -189,11 +191,11 @@ class WorstCase(Attack):
         """(name, factor of the unit point, unit point - mean [d]) of each line that is one."""
         within = seen.in_unit()
         a, _, _ = along(within.honest, within.mean, torch.zeros_like(seen.mean))
-        spread = float(np.sqrt(a.mean())) * seen.unit
-        for direction in self.directions:
-            sent = line(direction).send(seen)
-            p = (sent[0] if sent.ndim == 2 else sent) - seen.mean
-            length = float(kernels.norms(p))
+        sent = [line(direction).send(seen) for direction in self.directions]
+        moved = [(rows[0] if rows.ndim == 2 else rows) - seen.mean for rows in sent]
+        squared, *lengths = kernels.host(a, *(kernels.norms(p) for p in moved))
+        spread = float(np.sqrt(squared.mean())) * seen.unit
+        for direction, p, length in zip(self.directions, moved, map(float, lengths), strict=True):
             if length > 0 and isfinite(length):
                 # Where honest vectors agree nothing tells how far to go: the attack's own length.
                 factor = spread / length if spread > 0 else 1.0

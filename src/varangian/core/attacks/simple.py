@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import randomness
 from ..checks import require, set_real, set_whole
 from ..geometry import Geometry
 from .base import ALONE, MEAN, Attack, Knowledge
@@ -151,6 +152,9 @@ class Gaussian(Attack):
     Args:
         std: standard deviation, > 0; 200 where the attack was introduced.
 
+    Convention: on a device the numbers are drawn there, and are others than in main memory; both are a function of
+        (seed, step) alone.
+
     Example:
         >>> import torch
         >>> Gaussian()(torch.zeros(3, 2), f=4).shape
@@ -167,8 +171,7 @@ class Gaussian(Attack):
         set_real(self, "std", "a finite std > 0", lambda std: 0 < std < inf)
 
     def craft(self, seen: Knowledge) -> Tensor:
-        noise = seen.random.standard_normal((seen.f, seen.honest.shape[1]), dtype=np.float32)
-        return torch.from_numpy(noise).to(seen.honest) * self.std
+        return randomness.standard_normal(seen.random, (seen.f, seen.honest.shape[1]), seen.honest) * self.std
 
 
 @dataclass(frozen=True)

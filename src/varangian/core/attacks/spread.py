@@ -11,10 +11,11 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require
-from ..geometry import squared_between
+from ..geometry import squared_pairs
 from .base import ALONE, Attack, Knowledge
 
 AWAY_WIDTH = 8192  # columns at a time where float64 copies are made
+AWAY_WIDTH_THERE = 1 << 22  # the same, on a device
 Direction = Literal["std", "sign", "unit"]
 DIRECTIONS_OF_SHIFT = ("std", "sign", "unit")
 
@@ -25,24 +26,27 @@ def perturbation(seen: Knowledge, direction: Direction) -> Tensor:
         return seen.moments[1]
     if direction == "sign":
         return seen.mean.sign()
-    norm = float(kernels.norms(seen.mean))
-    return seen.mean / norm if norm else seen.mean
+    norm = kernels.norms(seen.mean)
+    return seen.mean / torch.where(norm == 0, torch.ones_like(norm), norm)
 
 
 def check_direction(attack: MinMax | MinSum, h: int) -> None:
     require(attack, h > 1 or attack.direction != "std", 'at least 2 honest vectors with direction="std"', h)
 
 
-def along(honest: Tensor, start: Tensor, p: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
+def along(honest: Tensor, start: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(||start - x_i||^2, <start - x_i, p>, ||p||^2), in float64: all that the distances from start - t p depend on."""
-    a, b, c = np.zeros(len(honest)), np.zeros(len(honest)), 0.0
-    for s in range(0, honest.shape[1], AWAY_WIDTH):
-        away = (start[s : s + AWAY_WIDTH].double() - honest[:, s : s + AWAY_WIDTH].double()).cpu()
-        part = p[s : s + AWAY_WIDTH].double().cpu()
-        a += away.square().sum(1).numpy()
-        b += (away @ part).numpy()
-        c += float(part @ part)
-    return a, b, c
+    width = AWAY_WIDTH_THERE if kernels.on_device(honest) else AWAY_WIDTH
+    a, b, c = torch.zeros(2 * len(honest) + 1, dtype=torch.float64, device=honest.device).tensor_split(
+        (len(honest), 2 * len(honest))
+    )
+    for s in range(0, honest.shape[1], width):
+        away = start[s : s + width].double() - honest[:, s : s + width].double()
+        part = p[s : s + width].double()
+        a += away.square().sum(1)
+        b += away @ part
+        c += part @ part
+    return a, b, c[0]
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,10 @@ class MinMax(Attack):
     def craft(self, seen: Knowledge) -> Tensor:
         unit, seen = seen.unit, seen.in_unit()
         p = perturbation(seen, self.direction)
-        a, b, c = along(seen.honest, seen.mean, p)
+        squared, a, b, c = kernels.host(squared_pairs(seen.honest), *along(seen.honest, seen.mean, p))
         if not c > 0:
             return seen.mean * unit
-        bound = squared_between(seen.honest, None)[:-1, :-1].max()
+        bound = squared[:-1, :-1].max()
         # ||m - x_i||^2 = a_i - 2 b_i gamma + c gamma^2; the mean itself is within the bound, but for rounding.
         gamma = ((b + np.sqrt(np.maximum(b * b - c * (a - bound), 0))) / c).min()
         return torch.add(seen.mean, p, alpha=-float(gamma)) * unit
@@ -131,10 +135,10 @@ class MinSum(Attack):
     def craft(self, seen: Knowledge) -> Tensor:
         unit, seen = seen.unit, seen.in_unit()
         p = perturbation(seen, self.direction)
-        a, _, c = along(seen.honest, seen.mean, p)
+        squared, a, _, c = kernels.host(squared_pairs(seen.honest), *along(seen.honest, seen.mean, p))
         if not c > 0:
             return seen.mean * unit
-        sums = squared_between(seen.honest, None)[:-1, :-1].sum(1)
+        sums = squared[:-1, :-1].sum(1)
         bound = sums.max() if self.bound == "max" else sums.min()
         gamma = np.sqrt(np.maximum(bound - a.sum(), 0) / (a.size * c))
         return torch.add(seen.mean, p, alpha=-float(gamma)) * unit

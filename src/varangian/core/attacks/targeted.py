@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels
+from .. import kernels, randomness
 from ..checks import require, set_real, set_whole
-from ..geometry import Geometry, mean_weights, squared_between, sum_of_smallest
+from ..geometry import Geometry, mean_weights, squared_pairs, sum_of_smallest
 from ..rules import Krum
 from .base import MEAN, Attack, Knowledge
 
@@ -44,8 +44,8 @@ class AntiCGE(Attack):
         margin = max(1e-6, torch.finfo(seen.honest.dtype).eps)
         radius = (1 - margin) * float(np.sqrt(geometry.norms[order[h - f]])) * geometry.unit
         direction = kernels.weighted_rows(seen.honest, mean_weights(order[: h - f], h))
-        norm = float(kernels.norms(direction))
-        return direction * (-radius / norm if norm > 0 else 1.0)
+        norm = kernels.norms(direction)
+        return direction * torch.where(norm > 0, norm.new_full((), -radius) / norm, torch.ones_like(norm))
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ class Fang(Attack):
     Cost: against Krum one pass for distances, each trial in n x n; against the trimmed mean one pass.
     Convention: for gradients, so the model that the paper starts from is the null vector. The adversary tries Krum(f)
         with the f that it controls, whatever defends, so n >= 2f + 3; copies are equal (the paper's epsilon is 0).
-        lambda depends on the bound through halvings only.
+        lambda depends on the bound through halvings only. On a device the trimmed mean's uniform numbers are drawn
+        there, and are others than in main memory.
 
     Example:
         >>> import torch
@@ -207,14 +208,14 @@ class Fang(Attack):
         (h, d), f = seen.honest.shape, seen.f
         n, unit, seen = h + f, seen.unit, seen.in_unit()
         signs = seen.mean.sign()
-        squared = squared_between(seen.honest, None)
+        squared, directed = kernels.host(squared_pairs(seen.honest), signs.any())
         between = squared[:h, :h] + np.diag(np.full(h, inf))
         if self.distance == "plain":
             near = sum_of_smallest(np.sqrt(between), n - f - 2).min() / ((n - 2 * f - 1) * sqrt(d))
         else:
             near = sqrt(sum_of_smallest(between, n - f - 2).min() / ((n - 2 * f - 1) * d))
         size = near + sqrt(squared[:h, -1].max() / d)
-        if not (isfinite(size) and signs.any()):  # honest vectors that are not finite, or no direction to deviate from
+        if not (isfinite(size) and directed):  # honest vectors that are not finite, or no direction to deviate from
             return -signs
         geometry = Geometry.of(torch.cat([seen.honest, (-size * signs).unsqueeze(0)]))
         rows, scale = np.append(np.arange(h), np.full(f, h)), 1.0
@@ -229,5 +230,5 @@ class Fang(Attack):
         positive = seen.mean > 0
         extreme = torch.where(positive, least, greatest)
         end = torch.where((extreme > 0) == positive, extreme / self.b, extreme * self.b)
-        share = torch.from_numpy(seen.random.random((seen.f, extreme.numel()), dtype=np.float32)).to(extreme)
+        share = randomness.uniform(seen.random, (seen.f, extreme.numel()), extreme)
         return extreme + share * (end - extreme)

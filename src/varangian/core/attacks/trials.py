@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf, isfinite, sqrt
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from .. import kernels, numerics
 from ..geometry import Geometry
 from ..rules import Rule, Selecting
-from ..stages import check_rows
+from ..stages import check_rows, deferred_refusals, refuse_faulty
 from .base import ComposedDefence, Knowledge
 
 STEP = 3.0  # between the first factors tried on a line
@@ -63,17 +64,43 @@ class Trials:
         """[d] the point of a line at a scale."""
         return torch.add(self.seen.mean, self.units[line], alpha=scale)
 
-    def damage(self, line: int, scale: float) -> float:
-        """How far F moves from the honest mean; infinitely where it is not finite any more."""
+    def damages(self, places: Sequence[tuple[int, float]]) -> list[float]:
+        """How far F moves from the honest mean for a line and a scale each; infinitely where it is not finite any more.
+
+        A device is waited for once.
+        """
         if self.geometry is not None:
-            moved = sqrt(self._by_distances(self.geometry, line, scale)) * self.geometry.unit
+            unit = self.geometry.unit
+            found = [sqrt(self._by_distances(self.geometry, line, scale)) * unit for line, scale in places]
+        elif kernels.on_device(self.vectors):
+            found = self._tried_there(places)
         else:
-            self.vectors[self.h :] = self.vector(line, scale)
-            answer = self.defence(self.vectors)
-            squared = float(kernels.host(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean))[0])
-            in_range = numerics.VANISHING < squared < inf
-            moved = sqrt(squared) if in_range else float(kernels.norms(answer - self.seen.mean))
-        return moved if isfinite(moved) else inf
+            found = [self._tried(line, scale) for line, scale in places]
+        return [moved if isfinite(moved) else inf for moved in found]
+
+    def _answer(self, line: int, scale: float) -> Tensor:
+        self.vectors[self.h :] = self.vector(line, scale)
+        return self.defence(self.vectors)
+
+    def _tried(self, line: int, scale: float) -> float:
+        answer = self._answer(line, scale)
+        squared = float(kernels.host(kernels.squared_distances_to(answer.unsqueeze(0), self.seen.mean))[0])
+        in_range = numerics.VANISHING < squared < inf
+        return sqrt(squared) if in_range else float(kernels.norms(answer - self.seen.mean))
+
+    def _tried_there(self, places: Sequence[tuple[int, float]]) -> list[float]:
+        """The same of several, which a device is asked for before anything is looked at: refusals too."""
+        asked, mean = [], self.seen.mean
+        with deferred_refusals() as pending:
+            for line, scale in places:
+                answer = self._answer(line, scale)
+                asked += [kernels.squared_distances_to(answer.unsqueeze(0), mean)[0], kernels.norms(answer - mean)]
+        numbers = kernels.host(torch.stack([value.double() for value in (*asked, *(one.faulty for one in pending))]))
+        for one, faulty in zip(pending, numbers[len(asked) :], strict=True):
+            refuse_faulty(one.stage, one.f, int(faulty))
+        squared, lengths = numbers[: len(asked)].reshape(-1, 2).T
+        in_range = (squared > numerics.VANISHING) & (squared < inf)
+        return np.where(in_range, np.sqrt(squared), lengths).tolist()
 
     def _by_distances(self, base: Geometry, line: int, scale: float) -> float:
         assert isinstance(self.defence, ComposedDefence)

@@ -297,6 +297,11 @@ def is_half(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16)
 
 
+def on_device(x: Tensor) -> bool:
+    """Whether it lies elsewhere than in main memory: whoever looks at a number of it waits, and looks once at most."""
+    return x.device.type != "cpu"
+
+
 def host(*tensors: Tensor) -> Any:
     """The numbers of tensors, as arrays: the only place that waits for a device. One array for one tensor, else a tuple
     of them.

@@ -16,7 +16,7 @@ from ..checks import require, set_real, set_whole
 from ..claims import Guarantee
 from ..geometry import Geometry, Held, in_unit, mean_weights, unit_of, upper_medians
 from ..kernels.runtime import jit
-from ..stages import Bound, General, Nearest, Selecting, column_statistic
+from ..stages import Bound, General, Nearest, Selecting, refuse_faulty
 from .coordinatewise import Even, median_ranks
 from .selecting import sure_scores
 
@@ -66,8 +66,9 @@ class Aksel(General):
 
     def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
         n = x.shape[0]
-        median = column_statistic(self, x, (*median_ranks(n, self.even), 0), None)
-        squared = kernels.host(kernels.squared_distances_to(x, median))
+        median, faulty = kernels.column_statistic(x, *median_ranks(n, self.even))
+        squared, count = kernels.host(kernels.squared_distances_to(x, median), faulty)
+        refuse_faulty(self, self.f, int(count))
         if (unit := unit_of(x, squared)) is not None:
             squared = kernels.host(kernels.squared_distances_to(in_unit(x, unit), in_unit(median, unit)))
         del median  # before the answer takes as much

@@ -24,6 +24,7 @@ from ..randomness import BARE, Draw
 from ..stages import General, Selecting, refuse_faulty
 
 KEPT_WIDTH = 1 << 14  # columns looked at together
+KEPT_WIDTH_THERE = 1 << 22  # the same, on a device
 
 
 @dataclass(frozen=True)
@@ -322,16 +323,18 @@ class SignGuard(General):
         return draw.seeded(self.seed).generator("signguard").integers(edges[:-1], edges[1:])
 
     def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:
-        n = x.shape[0]
-        norms, good, _ = finite_norms(self, x)
+        n, columns = x.shape[0], self.coordinates(x.shape[1], draw)
+        counts = torch.zeros(n, 2, dtype=torch.int64, device=x.device)
+        width = KEPT_WIDTH_THERE if kernels.on_device(x) else KEPT_WIDTH
+        for start in range(0, columns.size, width):
+            panel = x.index_select(1, kernels.there(columns[start : start + width], x))
+            counts += torch.stack([(panel > 0).sum(1), (panel < 0).sum(1)], 1)
+        norms, signs = kernels.host(kernels.norms(x), counts)
+        good = np.flatnonzero(np.isfinite(norms))
+        refuse_faulty(self, self.f, n - good.size)
         radius = np.median(norms[good])
         passes = (self.lower * radius <= norms[good]) & (norms[good] / self.upper <= radius)
-
-        columns, counts = self.coordinates(x.shape[1], draw), np.zeros((n, 2))
-        for start in range(0, columns.size, KEPT_WIDTH):
-            panel = x.index_select(1, torch.from_numpy(columns[start : start + KEPT_WIDTH]).to(x.device))
-            counts += torch.stack([(panel > 0).sum(1), (panel < 0).sum(1)], 1).cpu().numpy()
-        shares = counts[good] / columns.size
+        shares = signs[good].astype(float) / columns.size
         usual = largest_cluster(np.column_stack([shares, 1 - shares.sum(1)]))
 
         kept = good[passes & usual] if (passes & usual).any() else good[passes]

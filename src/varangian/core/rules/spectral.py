@@ -148,7 +148,8 @@ class DivideAndConquer(General):
     Tolerates: f < n / 2, of vectors that stick out alike. The definition drops floor(c f) a round by one direction: of
         attackers of very different huge sizes the greatest sets the mean and the direction, and others may survive all
         rounds.
-    Cost: one pass for norms (who is finite), the sampled columns, one pass over the rows kept.
+    Cost: one pass for norms (who is finite), the sampled columns, one pass over the rows kept; a device is waited for
+        once.
     Convention: samples are drawn anew at each step, as a function of (seed, step): a bare call is that of step 0, and
         whoever knows the seed knows in which coordinates nobody will look. Vectors that are not finite are dropped
         first. Where no vector is kept in all rounds, which the paper leaves open, those kept in most. Ties go to the
@@ -192,20 +193,44 @@ class DivideAndConquer(General):
         return np.sort(chosen)
 
     def combine(self, x: Tensor, previous: Tensor | None, draw: Draw = BARE) -> Tensor:
-        n, norms = x.shape[0], kernels.host(kernels.squared_norms(x))
+        n, squared = x.shape[0], kernels.squared_norms(x)
+        # In order of norm, so that what rounding does follows the vectors when they are permuted.
+        if kernels.on_device(x):
+            known = squared.isfinite()
+            rows = torch.where(known, squared, inf).argsort(stable=True)
+            norms, products = kernels.host(squared, self._products(x, rows, known, draw))
+            order = np.argsort(np.where(np.isfinite(norms), norms, inf), kind="stable")[: np.isfinite(norms).sum()]
+        else:
+            norms, products = kernels.host(squared), None
+            order = ranked(x, norms)
         if (unit := unit_of(x, norms)) is not None:
             return self.combine(in_unit(x, unit), previous, draw) * unit
-        # In order of norm, so that what rounding does follows the vectors when they are permuted.
-        order = ranked(x, norms)
         refuse_faulty(self, self.f, n - order.size)
+        if products is None:
+            products = kernels.host(self._products(x, kernels.there(order, x), None, draw))
         times_kept = np.zeros(n, int)
-        for round_ in range(self.rounds):
-            columns = torch.from_numpy(self.coordinates(x.shape[1], round_, draw)).to(x.device)
-            part = x.index_select(1, columns)[order.tolist()].double()
-            centred = part - part.mean(0)
-            direction = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1] @ centred
-            along = centred @ direction / direction.norm().clamp_min(torch.finfo(torch.float64).tiny)
+        for inner in torch.from_numpy(products)[:, : order.size, : order.size]:
+            axis = torch.linalg.eigh(inner).eigenvectors[:, -1]
+            along = inner @ axis
             scores = np.full(n, np.inf)
-            scores[order] = along.square().cpu().numpy()
+            scores[order] = (along / (axis @ along).clamp_min(torch.finfo(torch.float64).tiny).sqrt()).square().numpy()
             times_kept[ranked(x, scores)[: n - floor(self.c * self.f)]] += 1
         return kernels.weighted_rows(x, mean_weights(np.flatnonzero(times_kept == times_kept.max()), n))
+
+    def _products(self, x: Tensor, rows: Tensor, known: Tensor | None, draw: Draw) -> Tensor:
+        """[rounds, k, k] inner products of k rows, centred, on the sample of each round; of all coordinates once.
+
+        On a device, where nobody has looked yet which rows are finite, ``known`` [n] tells, and the others are null.
+        """
+        d, found = x.shape[1], []
+        for round_ in range(self.rounds if d > self.sample else 1):
+            part = x if d <= self.sample else x.index_select(1, kernels.there(self.coordinates(d, round_, draw), x))
+            part = part.index_select(0, rows).double()
+            if known is None:
+                centred = part - part.mean(0)
+            else:
+                finite = known.index_select(0, rows).unsqueeze(1)
+                part = torch.where(finite, part, 0)
+                centred = torch.where(finite, part - part.sum(0) / known.sum(), 0)
+            found.append(centred @ centred.T)
+        return torch.stack(found)
