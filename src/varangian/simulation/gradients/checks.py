@@ -29,7 +29,7 @@ def check_module(model: nn.Module) -> None:
     if not learned:
         raise ValueError(f"{name} has no parameters that require gradients: nothing can be learned.")
     for key, p in learned.items():
-        if isinstance(p, nn.parameter.UninitializedParameter):
+        if nn.parameter.is_lazy(p):
             raise ValueError(f"{name}: {key} has no shape before a first batch; call the module with one.")
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name}: parameters must be float32 or float64, got {key}: {kind_of(p)}.")
