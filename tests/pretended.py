@@ -22,7 +22,7 @@ cuDNN computes. Launches are a lower bound: a sort, say, is several.
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from typing import Any
@@ -253,9 +253,12 @@ def _pinned(x: Tensor) -> Tensor:
 
 
 def _where() -> str:
-    for frame in reversed(traceback.extract_stack()):
-        if PACKAGE in frame.filename and "site-packages" not in frame.filename:
-            return f"{frame.filename.rsplit(PACKAGE, 1)[1]}:{frame.lineno} {frame.name}"
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if PACKAGE in code.co_filename and "site-packages" not in code.co_filename:
+            return f"{code.co_filename.rsplit(PACKAGE, 1)[1]}:{frame.f_lineno} {code.co_name}"
+        frame = frame.f_back
     return "elsewhere"
 
 

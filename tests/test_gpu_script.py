@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import click
 import pytest
 
+from pretended import PretendedCard
 from varangian.cli import commands
 from varangian.study.sweep import places
 
@@ -49,6 +51,19 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def sections_of(script: ModuleType) -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        return importlib.import_module("gpu_sections")
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+
+
+def report_in(script: ModuleType, folder: Path, seconds: float = 60.0, **options: object) -> Any:
+    return script.Report(folder / "gpu.json", time.time() + seconds, **options)
+
+
 @pytest.mark.slow
 def test_every_section_runs_to_its_end_and_finds_nothing_wrong(tmp_path: Path) -> None:
     process = start(*SMALL, cwd=tmp_path)
@@ -60,6 +75,18 @@ def test_every_section_runs_to_its_end_and_finds_nothing_wrong(tmp_path: Path) -
     assert "| panel | ms a step |" in out
     for panel in ("fashion-mnist", "cifar-10", "cnn-fashion-mnist", "wide-resnet"):
         assert re.search(rf"^\| {panel}, .* \| [\d.,]+ \|", out, re.MULTILINE), panel
+
+
+@pytest.mark.slow
+def test_its_sections_obey_a_pretended_card(script: ModuleType, sections_of: ModuleType, tmp_path: Path) -> None:
+    """As they would a card: nothing is handed to the host that has to be asked for, or found on another device."""
+    only = "setup,rates,times,gradients,steps,estimate,determinism,runs"
+    with PretendedCard():
+        report = report_in(script, tmp_path, seconds=345)
+        sections_of.everything(report, argparse.Namespace(device="cuda:0", small=True, data=None, only=only))
+    assert {name: section["status"] for name, section in report.found["sections"].items()} == dict.fromkeys(
+        only.split(","), "done"
+    ), report.found
 
 
 def test_what_was_found_outlives_a_termination(tmp_path: Path) -> None:
@@ -88,10 +115,6 @@ def test_an_unknown_section_or_a_card_that_is_not_there_is_said_in_one_line(tmp_
         assert process.returncode != 0
         assert said in err, err
         assert "Traceback" not in err
-
-
-def report_in(script: ModuleType, folder: Path, **options: object) -> Any:
-    return script.Report(folder / "gpu.json", time.time() + 60, **options)
 
 
 def test_what_fails_is_recorded_and_the_next_thing_is_tried(
@@ -235,15 +258,6 @@ def test_all_that_the_package_imports_is_asked_for(script: ModuleType) -> None:
 PAGE = (ROOT / "docs" / "gpu.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
-
-
-@pytest.fixture(scope="module")
-def sections_of(script: ModuleType) -> ModuleType:
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        return importlib.import_module("gpu_sections")
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
 
 
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "python"])
