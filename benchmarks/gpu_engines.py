@@ -72,7 +72,7 @@ class Measurement:
 
     def model(self) -> nn.Sequential:
         torch.manual_seed(1)
-        wide = 16 if self.small else 2048
+        wide = 16 if self.small else 1024
         layers = [nn.Linear(784 if not self.small else 10, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, 10))
 
@@ -125,7 +125,7 @@ class Measurement:
         self.found[name] = notes
         last: list[bytes] = []
         for turn in range(1 if algorithm is None else 2):
-            model = DistributedDataParallel(self.model().to(self.device), bucket_cap_mb=1e-3 if self.small else 8)
+            model = DistributedDataParallel(self.model().to(self.device), bucket_cap_mb=1e-3 if self.small else 2)
             if algorithm is not None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of f = 0, where there is one rank
@@ -179,7 +179,7 @@ class Measurement:
 
     def refused(self) -> None:
         """NaN of more than f ranks: refused at the end of the backward pass, with nothing left in the gradients."""
-        model = DistributedDataParallel(self.model().to(self.device), bucket_cap_mb=1e-3 if self.small else 8)
+        model = DistributedDataParallel(self.model().to(self.device), bucket_cap_mb=1e-3 if self.small else 2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             protect(model, algorithms(self.size)["momentum, median"])
@@ -248,7 +248,8 @@ class Measurement:
                 self.wrong.append(f"fsdp, {name}: {notes['difference']:.3g} from the training of its two halves")
         notes["ms"] = self._time(model, optimizer)
 
-    def everything(self) -> None:
+    def everything(self, keep: Callable[[], None]) -> None:
+        """All that so many ranks can; what was found is kept after each."""
         tried: list[tuple[str, Callable[[], None]]] = [("plain", lambda: self.ddp("plain", None))]
         for name, algorithm in algorithms(self.size).items():
             tried.append((name, lambda n=name, a=algorithm: self.ddp(n, a)))
@@ -267,6 +268,8 @@ class Measurement:
                 self.wrong.append(f"{name}: {traceback.format_exc()[-1500:]}")
                 if self.size > 1:
                     break  # the others wait for what this rank does not do
+            finally:
+                keep()
 
 
 def flat(tensors: Any) -> Tensor:
@@ -280,39 +283,41 @@ def run(rank: int, size: int, backend: str, device: str, small: bool, folder: st
         shared = backend == "gloo"
         there = torch.device("cuda", there.index or 0 if shared or size == 1 else rank)
         torch.cuda.set_device(there)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if small else 4)
     dist.init_process_group(backend, init_method=f"file://{folder}/store-{backend}-{size}", rank=rank, world_size=size)
     measurement = Measurement(there, small)
-    measurement.everything()
-    told = {"found": measurement.found, "wrong": measurement.wrong}
-    Path(folder, f"{backend}-{size}-{rank}.json").write_text(json.dumps(told), "utf-8")
+
+    def keep() -> None:
+        told = {"found": measurement.found, "wrong": measurement.wrong}
+        path = Path(folder, f"{backend}-{size}-{rank}.json")
+        path.with_suffix(".new").write_text(json.dumps(told), "utf-8")
+        path.with_suffix(".new").replace(path)
+
+    measurement.everything(keep)
     if not measurement.wrong or size == 1:
         dist.destroy_process_group()
 
 
-def world(size: int, backend: str, options: argparse.Namespace, folder: str, seconds: float) -> dict[str, Any]:
-    """So many ranks: here where it is one, else in processes that have so many seconds."""
+def world(size: int, backend: str, options: argparse.Namespace, folder: str, end: float) -> dict[str, Any]:
+    """So many ranks, each a process; what they found until the end."""
     started = time.perf_counter()
     files = [Path(folder, f"{backend}-{size}-{rank}.json") for rank in range(size)]
+    context = torch.multiprocessing.get_context("spawn")
+    arguments = (size, backend, options.device, options.small, folder)
+    processes = [context.Process(target=run, args=(rank, *arguments)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(max(0.1, end - time.perf_counter()))
     ended = ""
-    if size == 1:
-        run(0, 1, backend, options.device, options.small, folder)
-    else:
-        context = torch.multiprocessing.get_context("spawn")
-        arguments = (size, backend, options.device, options.small, folder)
-        processes = [context.Process(target=run, args=(rank, *arguments)) for rank in range(size)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(max(0.1, seconds - (time.perf_counter() - started)))
-        if any(process.is_alive() for process in processes):
-            ended = f"not done in {seconds:.0f} s"
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-                process.join()
-        if any(process.exitcode for process in processes) and not ended:
-            ended = f"ranks ended with {[process.exitcode for process in processes]}"
+    if any(process.is_alive() for process in processes):
+        ended = f"{size} ranks over {backend} were not done in {time.perf_counter() - started:.0f} s"
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    if any(process.exitcode for process in processes) and not ended:
+        ended = f"ranks ended with {[process.exitcode for process in processes]}"
     told = [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
     wrong = [f"rank {rank}: {line}" for rank, each in enumerate(told) for line in each["wrong"]]
     found = told[0]["found"] if told else {}
@@ -326,26 +331,27 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="a tiny model, and no ranks that share a processor")
     parser.add_argument("--json", type=Path, help="where the findings go")
     parser.add_argument("--ranks", type=int, help=f"that share the device over gloo  [{ALONE}; none with --small]")
-    parser.add_argument("--seconds", type=float, default=25.0, help="for these  [25]")
+    parser.add_argument("--seconds", type=float, default=36.0, help="in all  [36]")
     options = parser.parse_args()
+    end = time.perf_counter() + options.seconds
     card = torch.device(options.device).type == "cuda"
     if card and not torch.cuda.is_available():
         raise SystemExit(f"no card here for {options.device}; --device cpu --small tries the script.")
     cards = torch.cuda.device_count() if card else 1
     report: dict[str, Any] = {"torch": torch.__version__, "card": torch.cuda.get_device_name() if card else None}
     shared = options.ranks if options.ranks is not None else 0 if options.small or cards > 1 else ALONE
+    worlds = [(cards, "nccl" if card else "gloo")] + ([(shared, "gloo")] if shared > 1 else [])
+    report["worlds"], wrong = [], []
     with tempfile.TemporaryDirectory() as folder:
-        backend = "nccl" if card else "gloo"
-        report["worlds"] = [world(cards, backend, options, folder, options.seconds)]
-        wrong = list(report["worlds"][0]["wrong"])
-        if shared > 1:
-            other = world(shared, "gloo", options, folder, options.seconds)
-            report["worlds"].append(other)
+        for k, (size, backend) in enumerate(worlds):
+            # What is alone is done in half of the time, unless it hangs.
+            found = world(size, backend, options, folder, end if k + 1 == len(worlds) else end - options.seconds / 2)
+            report["worlds"].append(found)
+            if options.json is not None:
+                options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
             # A gloo that takes no tensors of a card is nobody's fault here.
-            untried = card and any("gloo" in line.lower() for line in other["wrong"])
-            wrong += [] if untried else other["wrong"]
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            untried = card and backend == "gloo" and any("gloo" in line.lower() for line in found["wrong"])
+            wrong += [] if untried else found["wrong"]
     for each in report["worlds"]:
         print(f"{each['ranks']} rank(s) over {each['backend']}, {each['seconds']:.0f} s")
         plain = each["found"].get("plain", {}).get("ms", float("nan"))
