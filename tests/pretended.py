@@ -69,8 +69,8 @@ class CardTensor(Tensor):
         out.held = held
         return out
 
-    device = property(lambda self: CARD)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    device = property(lambda self: CARD if PretendedCard.entered is None else _card().device)  # type: ignore[assignment]
+    is_cuda = property(lambda self: self.device.type == "cuda")  # type: ignore[assignment]
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
     is_meta = property(lambda self: False)  # type: ignore[assignment]
 
@@ -167,14 +167,16 @@ class PretendedCard(TorchDispatchMode):
     """What a card would have been asked to do since the last reset.
 
     Attributes:
+        device: what its tensors say; one of another type than cuda has no float64.
         launches, waits, late, traffic: how many, and bytes moved on the card, by (what, where in the package).
         to_card, to_host: bytes copied.
     """
 
     entered: PretendedCard | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CARD) -> None:
         super().__init__()
+        self.device = device
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore[reportAttributeAccessIssue]
         self._patches = ExitStack()
         self.reset()
@@ -232,7 +234,7 @@ class PretendedCard(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         device = kwargs.get("device")
-        there = device is not None and torch.device(device).type in ("cuda", "meta")
+        there = device is not None and torch.device(device).type in (self.device.type, "meta")
         if there or any(isinstance(t, CardTensor) for t in tree_leaves((args, kwargs))):
             return _run(func, args, kwargs)
         if func._schema.name == "aten::_pin_memory":
@@ -276,7 +278,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     mine = [t for t in tensors if isinstance(t, CardTensor)]
     others = [t for t in tensors if not isinstance(t, CardTensor)]
     device = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
-    to_card = device in ("cuda", "meta")
+    to_card = device in (card.device.type, "meta")
     if name == "_local_scalar_dense":
         card.waits["value read", _where()] += 1
         return func(*tree_map(_unwrap, args))
@@ -307,6 +309,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*tree_map(_unwrap, args), **options)
     if not on_card:
         return out
+    if card.device.type != "cuda" and any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in tree_leaves(out)):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
     if name not in FREE:
         made = sum(_size(t) for t in tree_leaves(out) if isinstance(t, Tensor))
         read = 0 if name in GATHERS else sum(_size(t) for t in mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import varangian as vg
 from contract import FLOATS, FUNCTIONS, cases, hostile, pictures
 from pretended import CardTensor, PretendedCard
 from test_layouts import layouts
 from varangian.core import kernels
+from varangian.core.kernels.runtime import _say_slow, has_float64
 
 by_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 # A single row or column, groups of four rows and the rest of one, and more rows than are sorted in registers.
@@ -178,3 +181,53 @@ def test_a_weight_of_zero_is_never_multiplied() -> None:
     assert np.isnan(found[4])
     assert found[5] == 0
     assert [case for case in found if case == 3.0] == [kernels.plain.weighted_rows(x, table[0]).item()]
+
+
+# ------------------------------------------------------------------------------- where there is no double precision
+
+
+@pytest.fixture
+def narrow() -> Iterator[PretendedCard]:
+    """A pretended device like Apple's."""
+    has_float64.cache_clear()
+    _say_slow.cache_clear()
+    with PretendedCard(torch.device("mps", 0)) as card:
+        with pytest.raises(TypeError):
+            torch.ones(2, device="mps:0").double()
+        yield card
+    has_float64.cache_clear()
+
+
+def test_without_float64_rules_mixings_and_attacks_pass_through_main_memory(
+    narrow: PretendedCard, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.randn(11, 30, generator=torch.Generator().manual_seed(0))
+    root = x.mean(0)
+    calls: dict[str, Any] = {name: rule(f=2) for name, rule in vg.RULES.items()}
+    calls |= {name: m(f=2) if "f" in m.__dataclass_fields__ else m() for name, m in vg.MIXINGS.items()}
+    for name, call in calls.items():
+        options = {"previous": root} if isinstance(call, vg.Rule) and call.needs_root else {}
+        found = call(x.to("mps:0"), **{key: value.to("mps:0") for key, value in options.items()})
+        assert found.device.type == "mps", name
+        assert torch.equal(found.cpu(), call(x, **options)), name
+    flipped = torch.linspace(-1, 1, 60).reshape(2, 30)
+    for name, made in vg.ATTACKS.items():
+        attack = made()
+        options: dict[str, Any] = {"flipped": flipped} if attack.uses_flipped else {}
+        options |= {"defence": vg.Median(f=2)} if attack.uses_defence else {}
+        found = attack(x.to("mps:0"), 2, **options)
+        assert found.device.type == "mps", name
+        np.testing.assert_array_equal(found.cpu().numpy(), attack(x, 2, **options).numpy(), err_msg=name)
+    assert [record.getMessage() for record in caplog.records if "mps" in record.getMessage()] == [
+        "vectors on mps pass through main memory: it has no float64, in which sums are added up."
+    ]
+
+
+def test_without_float64_what_adds_up_is_refused_and_what_does_not_works(narrow: PretendedCard) -> None:
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    there = x.to("mps:0")
+    assert torch.equal(kernels.blend(0.5, there, 2.0, there[0]).cpu(), kernels.blend(0.5, x, 2.0, x[0]))
+    assert torch.equal(kernels.zeros_like_row(there).cpu(), torch.zeros(7))
+    algorithm = vg.Algorithm(rule=vg.Median(f=1))
+    with pytest.raises(ValueError, match=r"^vectors on mps cannot be added up there: it has no float64"):
+        algorithm.aggregate(there, algorithm.init(5, 7, device=torch.device("mps:0")))

@@ -727,7 +727,8 @@ def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         if x.layout != torch.strided or x.is_meta:
             came = "one without numbers (meta)" if x.is_meta else str(x.layout)
             raise ValueError(f"{name} needs a dense tensor, got {came}.")
-        matrix, restore = x.detach(), lambda y: y
+        matrix, device = kernels.where_float64_is(x.detach()), x.device
+        restore = (lambda y: y) if matrix.device == device else (lambda y: y.to(device))
     else:
         raise ValueError(f"{name} needs a tensor, an array or a list of vectors, got {type(x).__name__}.")
     if matrix.ndim != 2 or matrix.shape[1] < 1:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from . import cpu, plain
@@ -28,6 +29,7 @@ from .runtime import (
     contiguous,
     eager,
     exclusive_threads,
+    has_float64,
     host,
     in_threads,
     is_native,
@@ -37,15 +39,22 @@ from .runtime import (
     there,
     threads,
     torch_threads,
+    where_float64_is,
 )
 
 Moments = tuple[Tensor, Tensor]
 """Mean and standard deviation of each column, [d] each."""
 
 
-def _of(x: Tensor) -> ModuleType:
-    """The implementation for the device of a tensor."""
-    return cpu if x.device.type == "cpu" else plain
+def _of(x: Tensor, wide: bool = True) -> ModuleType:
+    """The implementation for the device of a tensor, and for whether double precision is needed."""
+    return cpu if x.device.type == "cpu" else _elsewhere(x.device, wide)
+
+
+def _elsewhere(device: torch.device, wide: bool) -> ModuleType:
+    if wide and not has_float64(device):
+        raise ValueError(f"vectors on {device.type} cannot be added up there: it has no float64; move them to the CPU.")
+    return plain
 
 
 # ------------------------------------------------------------------------------------------------- column by column
@@ -86,7 +95,7 @@ def weighted_panel(x: Tensor, table: np.ndarray, extra: Tensor | None, *, start:
 
 def zeros_like_row(x: Tensor) -> Tensor:
     """[d] zeros, of the type of the rows and where they are."""
-    return _of(x).zeros_like_row(x)
+    return _of(x, wide=False).zeros_like_row(x)
 
 
 # -------------------------------------------------------------------------------------------- norms and distances
@@ -149,7 +158,7 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Te
 
     ``out`` may be x or y. One pass.
     """
-    return _of(x).blend(scale, x, factor, y, out=out)
+    return _of(x, wide=False).blend(scale, x, factor, y, out=out)
 
 
 def send_rows(
@@ -176,7 +185,7 @@ def gather_images(
     """Picks images [N, C, H, W] by index [B], mirrors those with flip, and maps channel c to scale_c p + shift_c:
     [B, C, H, W] float32, in one pass. Index and flip are arrays for images in main memory, and tensors where the images
     are for those on a device."""
-    return _of(images).gather_images(images, index, flip=flip, scale=scale, shift=shift)
+    return _of(images, wide=False).gather_images(images, index, flip=flip, scale=scale, shift=shift)
 
 
 # ------------------------------------------------------------------------------------------- the greatest of a row
@@ -233,5 +242,6 @@ __all__ = [
     "torch_threads",
     "weighted_panel",
     "weighted_rows",
+    "where_float64_is",
     "zeros_like_row",
 ]

@@ -302,6 +302,31 @@ def on_device(x: Tensor) -> bool:
     return x.device.type != "cpu"
 
 
+@lru_cache(maxsize=64)
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in double precision, as cards and main memory do, and Apple's do not."""
+    if device.type in ("cpu", "cuda"):
+        return True
+    try:
+        torch.ones(1, device=device).double().add_(1)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def where_float64_is(x: Tensor) -> Tensor:
+    """The tensor itself; of a device without double precision a copy in main memory, and a notice, once."""
+    if has_float64(x.device):
+        return x
+    _say_slow(x.device.type)
+    return x.cpu()
+
+
+@lru_cache(maxsize=8)
+def _say_slow(kind: str) -> None:
+    logger.warning("vectors on %s pass through main memory: it has no float64, in which sums are added up.", kind)
+
+
 def host(*tensors: Tensor) -> Any:
     """The numbers of tensors, as arrays: the only place that waits for a device. One array for one tensor, else a tuple
     of them.
