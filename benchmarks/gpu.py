@@ -111,7 +111,8 @@ class Report:
     ) -> None:
         """Works on each item as long as there is time, and notes what comes out under its name, unless it is None.
 
-        An item that fails is recorded as wrong with its traceback; one that ended a process before is left out.
+        An item that fails is recorded as wrong with its traceback. What is noted already, or ended a process, is not
+        tried again.
 
         Args:
             at: where findings are noted; by default beside each other in the section.
@@ -120,8 +121,8 @@ class Report:
         late = []
         for item in items:
             this = name(item)
-            if f"{self._name}: {this}" in self.found["killed"]:
-                continue
+            if this in noted or f"{self._name}: {this}" in self.found["killed"]:
+                continue  # of a process before this one
             if self.left <= 0:
                 late.append(this)
                 continue
@@ -151,7 +152,8 @@ class Report:
         begun = time.time()
         seconds = min(seconds, self.end - begun)
         self._name, self._section_end = name, begun + seconds
-        self._section = self.found["sections"][name] = {"status": "running"}
+        self._section = self.found["sections"].setdefault(name, {})
+        self._section["status"] = "running"
         if seconds <= 0:
             self.note("status", "left out for lack of time")
             return
@@ -299,6 +301,7 @@ def supervise(command: list[str], path: Path, end: float) -> int:
         found["killed"].append(running[0] if at is None else f"{running[0]}: {at}")
         found.setdefault("why", {})[found["killed"][-1]] = why
         print(f"  {found['killed'][-1]} {why}; going on behind it.", flush=True)
+        section.pop("at", None)
         section["status"] = "failed" if at is None else "to do"
         path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return 1
