@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,9 @@ import click
 import pytest
 
 from pretended import PretendedCard
+from varangian import Experiment
 from varangian.cli import commands
+from varangian.runs.building import build, computing, open_dataset
 from varangian.study.sweep import places
 
 ROOT = Path(__file__).parents[1]
@@ -290,3 +293,21 @@ def test_the_page_lists_all_sections(sections_of: ModuleType) -> None:
 def test_the_page_says_how_many_runs_share_a_card() -> None:
     assert (places.CONVOLUTIONS, places.OTHERS) == (2, 4)
     assert "at most two where there are convolutions, four else" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("rule", "pre", "most"),
+    [("median", (), 0), ("meamed", (), 0), ("multi-krum", (), 1), ("bulyan", (), 1), ("median", ("nnm",), 1),
+     ("geometric-median", (), 1), ("dnc", (), 3), ("aksel", (), 3), ("lasa", (), 2)],
+)  # fmt: skip
+def test_a_step_waits_as_often_as_the_page_says(rule: str, pre: tuple[str, ...], most: int) -> None:
+    e = Experiment(workers=15, byzantine=3, attack="little", rule=rule, pre=pre, momentum=0.9, momentum_at="worker")
+    dataset = open_dataset(e)
+    with PretendedCard() as card, computing(replace(e, device="cuda:0")):
+        simulation, _ = build(replace(e, device="cuda:0"), dataset)
+        for _ in range(3):
+            simulation.advance()
+        card.reset()
+        simulation.advance()
+        assert card.waits.total() <= most, card
+        assert card.late.total() == 1  # the step before
