@@ -461,6 +461,8 @@ class Simulation:
                 decision = self.algorithm.decide(self.vectors, state)
         except Refused as error:
             self.refused = error
+            if self._spare is not None:  # what workers remember is of this step, as where it is written in place
+                self.state = replace(self.state, worker=state.worker)
             raise
         if [x._version for x in held] != versions:  # what workers remember lives there
             rule = self.algorithm.rule
