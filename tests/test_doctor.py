@@ -173,6 +173,7 @@ def test_the_command(varangian, monkeypatch: pytest.MonkeyPatch, broken: bool) -
     }  # fmt: skip
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_cards_are_told_and_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     case = doctor._Case([], [])
     if torch.version.cuda is None and torch.version.hip is None:
@@ -201,6 +202,7 @@ def test_cards_are_told_and_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_other_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     found = doctor._gpu(doctor._Case([], []))

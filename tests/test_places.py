@@ -103,6 +103,7 @@ def test_a_card_that_is_not_here_is_a_line_before_anything_starts(two: pytest.Mo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_looking_happens_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     if not torch.cuda.is_available():
@@ -241,6 +242,7 @@ def cards_of(out: Path) -> set[int]:
     return {session["cudnn"] - 90000 for found in environments for session in found["sessions"]}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_a_sweep_over_two_cards(pretended: Path) -> None:
     written = StringIO()
     asked = [replace(BASE, seed=k, device="cuda:1" if k == 2 else "cuda") for k in range(4)]
@@ -258,6 +260,7 @@ def test_a_sweep_over_two_cards(pretended: Path) -> None:
     assert (pretended / "runs.csv").read_bytes() == table
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_a_dry_run_says_where(pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def said(*asked: vg.Experiment) -> str:
         written = StringIO()
@@ -273,6 +276,7 @@ def test_a_dry_run_says_where(pretended: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not pretended.exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_a_worker_whose_card_fails_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What an error leaves of a card is of no use to this process: the sweep starts another in its place."""
     signals, sent = signal.getsignal(signal.SIGINT), []

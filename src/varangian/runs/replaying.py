@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,9 @@ class Replay:
         refused: why it refused them, or None.
         measures: the row of metrics.csv, computed again; None where there is none.
         agrees: whether that row is the one in the folder, to the last digit; None where the folder has none.
-        elsewhere: in what this machine differs from the one where the step was made, as far as the folder says it.
+        apart: the greatest difference of a measure that both rows have, as a part of its size; None where they agree or
+            there is nothing to compare.
+        elsewhere: in what this machine differs from those where the run came to the step, as far as the folder says it.
     """
 
     experiment: Experiment
@@ -44,6 +47,7 @@ class Replay:
     refused: str | None
     measures: Measures | None
     agrees: bool | None
+    apart: float | None = None
     elsewhere: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -56,8 +60,11 @@ class Replay:
             record = (
                 "its measures are those of the folder" if self.agrees else "its measures ARE NOT those of the folder"
             )
-            if not self.agrees and self.elsewhere:
-                record += f", which was made elsewhere ({'; '.join(self.elsewhere)})"
+            if self.apart is not None and self.elsewhere:
+                record += (
+                    f": they are apart by up to {self.apart:.1g} of their size, and the folder was made elsewhere "
+                    f"({'; '.join(self.elsewhere)})"
+                )
         what = str(self.explanation) if self.refused is None else f"refused: {self.refused}"
         return f"step {self.step}: {who}; {record}\n{what}"
 
@@ -142,16 +149,32 @@ def replay(
         elsewhere = _elsewhere(folder, step, environment(here.device))
     recorded = _recorded(folder / folders.METRICS, step)
     agrees = None if recorded is None or row is None else recorded == row.row()
-    return Replay(e, step, vectors, explanation, refused, row, agrees, elsewhere)
+    apart = None if recorded is None or row is None or agrees else _apart(recorded, row.row())
+    return Replay(e, step, vectors, explanation, refused, row, agrees, apart, elsewhere)
+
+
+def _apart(recorded: list[str], computed: list[str]) -> float:
+    """The greatest difference of two numbers of two rows, as a part of the greater; infinity where one is none."""
+    worst = 0.0 if len(recorded) == len(computed) else math.inf
+    for one, other in zip(recorded, computed, strict=False):
+        if one != other:
+            try:
+                a, b = float(one), float(other)
+            except ValueError:
+                return math.inf
+            size = max(abs(a), abs(b))
+            worst = max(worst, abs(a - b) / size if math.isfinite(a) and math.isfinite(b) and size else math.inf)
+    return worst
 
 
 def _elsewhere(folder: Path, step: int, now: Mapping[str, object]) -> tuple[str, ...]:
-    """In what this machine differs from the one where the step was made."""
-    made: dict[str, object] = {}
+    """In what this machine differs from those where the run came to the step."""
+    found: dict[str, None] = {}
     for session in folders.sessions_of(folder):
         began = session.get("from_step")
-        made = session if isinstance(began, int) and began <= step else made
-    return tuple(cut(printable(line)) for line in folders.changes(made, now))
+        if isinstance(began, int) and began <= step:
+            found |= dict.fromkeys(cut(printable(line)) for line in folders.changes(session, now))
+    return tuple(found)
 
 
 def _recorded(path: Path, step: int) -> list[str] | None:

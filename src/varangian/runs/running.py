@@ -173,8 +173,8 @@ def check_place(folder: Path, experiment: Experiment, device: str | None) -> Non
         if device is not None:
             raise
         raise ValueError(
-            f"{folder}: {error} Elsewhere than where it began it goes on with --device cpu, or whatever is here (in "
-            'Python device="cpu"), and its numbers are then not quite the same.'
+            f'{folder}: {error} With --device cpu (in Python device="cpu"), or whatever is here, it goes on all the '
+            "same; its numbers are then not quite those of where it began."
         ) from None
 
 
