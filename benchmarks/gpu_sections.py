@@ -59,8 +59,8 @@ class Card:
 
     def __init__(self, name: str, quick: bool = False) -> None:
         self.device, self.quick = torch.device(name), quick
-        # A pretended card says that CUDA is available, and torch that it was built without.
-        self.real = self.device.type == "cuda" and torch.version.cuda is not None
+        # What lies on a pretended card is of a class of its own.
+        self.real = self.device.type == "cuda" and type(torch.empty(0, device=self.device)) is Tensor
 
     def settle(self) -> None:
         if self.real:
@@ -1019,9 +1019,9 @@ def everything(report: Report, options: argparse.Namespace) -> None:
     unknown = [name for name in names if name not in SECTIONS]
     if unknown:
         raise SystemExit(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}.")
-    bench = Bench(report, Card(options.device, options.small), options.small, options.data)
-    if bench.device.type == "cuda" and not torch.cuda.is_available():
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"no card here for {options.device}; --device cpu --small tries the script.")
+    bench = Bench(report, Card(options.device, options.small), options.small, options.data)
     if bench.card.real:
         torch.cuda.set_device(bench.device)
     report.broken = bench.card.broken
