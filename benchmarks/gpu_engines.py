@@ -350,7 +350,9 @@ def main() -> int:
             if options.json is not None:
                 options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
             # A gloo that takes no tensors of a card is nobody's fault here.
-            untried = card and backend == "gloo" and any("gloo" in line.lower() for line in found["wrong"])
+            lacks = ("gloo", "not supported", "not implemented", "no backend")
+            said = " ".join(found["wrong"]).lower()
+            untried = card and backend == "gloo" and any(words in said for words in lacks)
             wrong += [] if untried else found["wrong"]
     for each in report["worlds"]:
         print(f"{each['ranks']} rank(s) over {each['backend']}, {each['seconds']:.0f} s")

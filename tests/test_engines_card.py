@@ -6,6 +6,7 @@ One rank is here, and what the others send is made up: whatever the host does in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from torch import Tensor
 import varangian as vg
 from pretended import PretendedCard
 from varangian.core.evidence import column_weights, mean_weights_in, weights_in_columns
+from varangian.core.geometry import Geometry
+from varangian.engines.ddp import Protection
 from varangian.engines.history import Evidence
-from varangian.engines.sharded import Aggregation, Chunk, Ranks, Refused, Span, Step
+from varangian.engines.sharded import Aggregation, Chunk, Ranks, Refused, Span, Step, arithmetic
 
 W, D = 7, 9000  # more than is measured twice for the sake of precision
 SIZES = {1: (D,), 2: (4501, 4499), 12: (750,) * 12}  # of the buckets
@@ -185,3 +188,46 @@ def test_equal_scores_cost_two_looks_more(rule: vg.Rule, replicated: bool) -> No
         card.reset()
         steps(vg.Algorithm(rule=rule), there, SIZES[1 if replicated else 2], 1, replicated)
         assert card.waits.total() <= 4, card
+
+
+class Own(vg.Krum):
+    """Somebody's own: it may fail on one rank alone, so ranks watch each other."""
+
+    def weights(self, geometry: Geometry) -> np.ndarray:
+        if geometry.norms.min() < 0.5:
+            raise KeyError("mine")
+        return super().weights(geometry)
+
+
+def test_a_stage_of_ones_own_costs_one_wait_more() -> None:
+    with PretendedCard() as card:
+        x = vectors()
+        there = x.to("cuda:0")
+        card.reset()
+        steps(vg.Algorithm(rule=Own(1)), there, SIZES[2], 1)
+        assert card.waits.total() == 3, card
+        with pytest.raises(KeyError, match="mine"):
+            steps(vg.Algorithm(rule=Own(1)), there * 1e-6, SIZES[2], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_scale_beyond_a_half_type_is_applied_without_a_look(dtype: torch.dtype) -> None:
+    scale = 2.0**18
+    gradient = torch.tensor([3.0, -0.25, 60000.0, 0.0]).to(dtype)
+    with PretendedCard() as card:
+        one = SimpleNamespace(_scale=torch.full((), scale).to("cuda:0"))
+        there = gradient.to("cuda:0")
+        card.reset()
+        down = Protection._unscaled(one, there)  # type: ignore[arg-type]
+        up = Protection._scaled(one, down)  # type: ignore[arg-type]
+        assert card.waits.total() == 0
+        assert down.dtype == up.dtype == dtype
+        assert torch.equal(down.held, gradient / scale)  # type: ignore[attr-defined]
+        assert torch.equal(up.held, (gradient / scale) * scale)  # type: ignore[attr-defined]
+
+
+def test_replicated_ranks_ask_their_cards_too() -> None:
+    with PretendedCard():
+        assert arithmetic(torch.device("cuda:0")) not in (arithmetic(), "")
+        assert arithmetic(torch.device("cuda:0")) == arithmetic(torch.device("cuda:0"))
+    assert arithmetic(torch.device("cpu")) == arithmetic()
