@@ -405,6 +405,9 @@ def steady(e: Experiment, steps: int = 4) -> PretendedCard:
         return card
 
 
+LAUNCHES = 100  # of a fully connected step with all that is measured; what Triton fuses is fewer
+
+
 BUDGETS: dict[str, tuple[dict[str, Any], int]] = {
     **{rule: ({"rule": rule}, 0) for rule in COLUMNS_ONLY},
     "multi-krum": ({"rule": "multi-krum"}, 1),
@@ -524,3 +527,9 @@ def test_images_are_moved_once_for_all_runs_on_them() -> None:
         third = Examples(dataset, dataset.train, CUDA, torch.float32)
         assert card.to_card > 0
         assert torch.equal(hosted(third.inputs), dataset.train.inputs)
+
+
+@pytest.mark.parametrize("name", ["median", "multi-krum", "server"])
+def test_a_fully_connected_step_takes_few_launches(name: str) -> None:
+    card = steady(replace(BASE, **CASES[name], model="fully-connected"))
+    assert card.launches.total() < 4 * LAUNCHES, card

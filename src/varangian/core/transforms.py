@@ -141,7 +141,7 @@ class Clip(Transform):
     def scales(self, norm: Tensor) -> Tensor:
         """What vectors of these norms are multiplied by."""
         target = self.max_norm if self.mode == "norm" else 1.0
-        return torch.where(norm > self.max_norm, target / norm, torch.ones_like(norm))
+        return torch.where(norm > self.max_norm, target / norm, 1.0)
 
 
 @dataclass(frozen=True)

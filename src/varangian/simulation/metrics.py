@@ -162,9 +162,9 @@ class Meter:
             )
         vectors = [sampled[0], honest[0], crafted, aggregate, self.previous, self.decayed, parameters - self.initial]
         tensors = _inner_products([v for v in vectors if v is not None])
-        for name, vector in zip(NAMES, vectors, strict=False):
-            if vector is not None:
-                tensors[f"{name}_max"] = _largest(vector)
+        sent = {name: vector for name, vector in zip(NAMES, vectors, strict=False) if vector is not None}
+        for name, largest in zip(sent, _largest(list(sent.values())), strict=True):
+            tensors[f"{name}_max"] = largest
         if h > 1:
             tensors |= {
                 "sampled_deviation": kernels.norms(sampled[1]),
@@ -223,9 +223,12 @@ class Readings:
         return replace(base, **values)
 
 
-def _largest(x: Tensor) -> Tensor:
-    """The largest absolute coordinate: in one launch on a device, in the way that is ten times faster on the CPU."""
-    return x.abs().max() if x.device.type == "cpu" else torch.linalg.vector_norm(x, torch.inf)
+def _largest(vectors: list[Tensor]) -> Sequence[Tensor]:
+    """The largest absolute coordinate of each: in one launch on a device, in the way that is ten times faster on the
+    CPU."""
+    if vectors[0].device.type == "cpu":
+        return [x.abs().max() for x in vectors]
+    return torch._foreach_norm(vectors, torch.inf)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _cosine(products: np.ndarray, i: int, j: int) -> float | None:

@@ -245,7 +245,7 @@ def squared_norms(x: Tensor) -> Tensor:
 @torch.no_grad()
 def norms(x: Tensor) -> Tensor:
     if x.dtype != torch.float64:
-        return squared_norms(x).sqrt()
+        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)  # widened as it is read: one launch
     unit = _power(torch.linalg.vector_norm(x, np.inf, dim=-1))
     inverse = unit.unsqueeze(-1)
     squared = _added_up(x.shape[-1], _rows_of(x), lambda s, t: (x[..., s:t] / inverse).square_().sum(-1))
@@ -309,7 +309,7 @@ def squared_around(
 @torch.no_grad()
 def inner_products(vectors: list[Tensor]) -> Tensor:
     def panel(start: int, stop: int) -> Tensor:
-        wide = torch.stack([v[start:stop].double() for v in vectors])
+        wide = torch.stack([v[start:stop] for v in vectors]).double()
         return wide @ wide.T
 
     products = _added_up(vectors[0].shape[0], len(vectors), panel)
