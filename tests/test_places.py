@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -23,6 +24,7 @@ from varangian.core.references import packed
 from varangian.runs.cards import Card
 from varangian.study.sweep import cluster, local, places
 from varangian.study.sweep.places import Need, Place, deal
+from varangian.study.sweep.plan import kind_of_run
 
 BASE = vg.Experiment(model="linear", rule="median", workers=5, byzantine=1, steps=4, evaluate_every=2, batch_size=8)
 GIB = 2**30
@@ -152,6 +154,17 @@ def test_each_kind_of_run_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     found = places.needs([*same, replace(BASE, model="fully-connected"), replace(BASE, workers=9)], None)
     assert len(found) == 2  # of as many models, and numbers of workers
     assert looked == ["linear", "fully-connected"]
+
+
+def test_what_one_card_took_tells_of_another() -> None:
+    """How long runs take is learned from all cards, and asked for thousands of runs at a time."""
+    e = replace(BASE, device="cuda")
+    assert kind_of_run(e) == kind_of_run(replace(e, device="cuda:3"))
+    assert len({kind_of_run(x) for x in (e, BASE, replace(e, precision="tf32"))}) == 3
+    many = [replace(BASE, device="cuda:1")] * 2000
+    start = time.perf_counter()
+    assert len(set(map(kind_of_run, many))) == 1
+    assert time.perf_counter() - start < 0.5
 
 
 def test_what_is_kept_for_the_gradient_is_counted_once() -> None:

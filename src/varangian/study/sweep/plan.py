@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ...runs.cards import device_of
 from ...runs.environment import processor, versions
 from ...runs.experiment import Experiment
 from ...runs.files import number, read_json, write_whole
 from ...runs.folders import RESULT
 from ...runs.results import settings_of
-from .places import Place, anywhere
+from .places import Place
 
 RETRIES = 2  # of a run whose process died
 
@@ -145,7 +146,6 @@ class Plan:
 
 
 def kind_of_run(e: Experiment) -> tuple[object, ...]:
-    e = anywhere(e)
     return (
         e.dataset,
         e.model,
@@ -154,7 +154,7 @@ def kind_of_run(e: Experiment) -> tuple[object, ...]:
         e.batch_size,
         e.steps,
         e.evaluate_every,
-        e.device,
+        device_of(e.device).type,
         e.precision,
         e.measure,
         e.rule,
