@@ -231,3 +231,20 @@ def test_without_float64_what_adds_up_is_refused_and_what_does_not_works(narrow:
     algorithm = vg.Algorithm(rule=vg.Median(f=1))
     with pytest.raises(ValueError, match=r"^vectors on mps cannot be added up there: it has no float64"):
         algorithm.aggregate(there, algorithm.init(5, 7, device=torch.device("mps:0")))
+
+
+# ------------------------------------------------------------------------------------------------------ its callers
+
+
+@pytest.mark.parametrize("layers", [(), (7, 300, 512, 900, 901)], ids=["one layer", "six layers"])
+def test_lasa_waits_twice_however_many_layers(layers: tuple[int, ...]) -> None:
+    """For the norms, and for what of each layer the host decides on."""
+    rule = vg.LASA(f=2, layers=layers, sparsity=0.4)
+    x = torch.randn(11, 1000, generator=torch.Generator().manual_seed(0)).mul_(4).round_()  # full of equal sizes
+    x[3] = torch.nan
+    with PretendedCard() as card:
+        there = CardTensor(x.clone())
+        found = rule(there)
+        assert card.waits.total() <= 2, card
+        assert card.to_host <= 8 * (11 + 3 * 6 * 11)
+    torch.testing.assert_close(found.held, rule(x), rtol=1e-6, atol=0)  # type: ignore[attr-defined]
