@@ -2,10 +2,13 @@
 
 A shell starts what it puts in the background with interrupts ignored, nohup with hang-ups ignored, and children inherit
 that; tests send such signals to programs and look at what becomes of them.
+
+Triton decides when it is imported whether its interpreter runs kernels, which is what it is to do without a card.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +24,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 class Ended:

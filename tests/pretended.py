@@ -34,6 +34,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from varangian.core import kernels
+from varangian.core.kernels import plain
+
 CARD = torch.device("cuda", 0)
 PACKAGE = "/varangian/"  # whose lines are told
 COPIES = {"_to_copy", "copy_"}
@@ -168,15 +171,16 @@ class PretendedCard(TorchDispatchMode):
 
     Attributes:
         device: what its tensors say; one of another type than cuda has no float64.
+        triton: whether its kernels are Triton's, interpreted, or torch's own operations.
         launches, waits, late, traffic: how many, and bytes moved on the card, by (what, where in the package).
         to_card, to_host: bytes copied.
     """
 
     entered: PretendedCard | None = None
 
-    def __init__(self, device: torch.device = CARD) -> None:
+    def __init__(self, device: torch.device = CARD, *, triton: bool = False) -> None:
         super().__init__()
-        self.device = device
+        self.device, self.triton = device, triton
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore[reportAttributeAccessIssue]
         self._patches = ExitStack()
         self.reset()
@@ -219,6 +223,12 @@ class PretendedCard(TorchDispatchMode):
         }.items():
             self._patches.enter_context(patch.object(torch.cuda, name, stand_in))
         self._patches.enter_context(patch.object(torch, "Generator", Generator))
+        self._patches.enter_context(patch.object(kernels, "for_card", lambda device: plain))
+        if self.triton:
+            from varangian.core.kernels import cuda
+
+            self._patches.enter_context(patch.object(kernels, "for_card", lambda device: cuda))
+            self._patches.enter_context(patch.object(cuda.launching, "run", self._interpret))
         self._patches.callback(
             torch.__future__.set_swap_module_params_on_conversion,
             torch.__future__.get_swap_module_params_on_conversion(),
@@ -230,6 +240,12 @@ class PretendedCard(TorchDispatchMode):
         PretendedCard.entered = None
         self._patches.close()
         super().__exit__(*error)
+
+    def _interpret(self, kernel: Any, grid: int, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """A launch of a kernel of Triton's, whose interpreter takes tensors of the CPU."""
+        assert all(isinstance(a, CardTensor) for a in arguments if isinstance(a, Tensor))
+        self.launches[kernel.__name__, _where()] += 1
+        kernel[(grid,)](*(_unwrap(a) for a in arguments), **options)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -15,7 +15,10 @@ and Numba's cache on disk looks at the file of a function only, so that one comp
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -42,6 +45,11 @@ from .runtime import (
     where_float64_is,
 )
 
+TRITON = (3, 5)  # the oldest that compiles the kernels for cards
+CAPABILITY = (8, 0)  # of the oldest cards that they are compiled for
+
+logger = logging.getLogger("varangian.core.kernels")
+
 Moments = tuple[Tensor, Tensor]
 """Mean and standard deviation of each column, [d] each."""
 
@@ -54,6 +62,28 @@ def _of(x: Tensor, wide: bool = True) -> ModuleType:
 def _elsewhere(device: torch.device, wide: bool) -> ModuleType:
     if wide and not has_float64(device):
         raise ValueError(f"vectors on {device.type} cannot be added up there: it has no float64; move them to the CPU.")
+    return for_card(device) if device.type == "cuda" else plain
+
+
+@lru_cache(maxsize=64)
+def for_card(device: torch.device) -> ModuleType:
+    """The implementation for a card: Triton's kernels, or torch's own operations, and a notice why."""
+    try:
+        import triton  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return _without("Triton is not installed")
+    if tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2]) < TRITON:
+        return _without(f"Triton is {triton.__version__}, older than {TRITON[0]}.{TRITON[1]}")
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < CAPABILITY:
+        return _without(f"{torch.cuda.get_device_name(device)} is not of NVIDIA's Ampere generation or later")
+    from . import cuda
+
+    return cuda
+
+
+@lru_cache(maxsize=8)
+def _without(why: str) -> ModuleType:
+    logger.warning("kernels run as torch's own operations, which is several times slower: %s.", why)
     return plain
 
 
