@@ -151,6 +151,14 @@ def test_norms_and_moments_of_float64_out_of_range() -> None:
         torch.testing.assert_close(kernels.plain.norms(x), kernels.cpu.norms(x), rtol=1e-15, atol=0)
 
 
+def test_units_change_no_bit_of_ordinary_numbers() -> None:
+    x = torch.randn(9, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    assert torch.equal(kernels.plain.norms(x), x.square().sum(-1).sqrt())
+    mean, std = kernels.plain.mean_and_std(x)
+    assert torch.equal(mean, x.sum(0) / 9)
+    assert torch.equal(std, ((x - mean).square().sum(0) / 8).sqrt())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_what_workers_send_has_the_bits_of_the_operations_one_by_one(dtype: torch.dtype) -> None:
     x, y, memory = (hostile(7, 90, dtype, seed=seed) for seed in range(3))
