@@ -195,8 +195,8 @@ class Readings:
     present: list[bool]
 
     @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are answers here
-    def row(self, base: Measures, numbers: Sequence[np.ndarray]) -> Measures:
-        """The completed row, of the numbers of ``tensors`` on the host."""
+    def row(self, base: Measures, numbers: Sequence[np.ndarray], loss: float | None = None) -> Measures:
+        """The completed row, of the numbers of ``tensors`` on the host, and of the loss if the base lacks it."""
         found, k = dict(zip(self.tensors, numbers, strict=True)), len(self.present)
         products, units = np.zeros((k, k)), np.ones(k)
         products[np.ix_(self.present, self.present)] = found.pop("products")
@@ -205,6 +205,8 @@ class Readings:
         sizes = np.sqrt(np.diag(products))
         values: dict[str, float | None] = {name: float(value) for name, value in found.items()}
         values["distance"] = float(sizes[6] * units[6])
+        if loss is not None:
+            values["loss"] = loss
         for i, name in enumerate(NAMES):
             if self.present[i]:
                 values[f"{name}_norm"] = float(sizes[i] * units[i])

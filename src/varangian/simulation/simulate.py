@@ -695,8 +695,8 @@ class _Begun:
 
 def _row(base: Measures, readings: Readings | None, numbers: Sequence[np.ndarray]) -> Measures:
     """The row, of the mean loss and of what was measured, on the host."""
-    base = replace(base, loss=float(numbers[0]))
-    return base if readings is None else readings.row(base, numbers[1:])
+    loss = float(numbers[0])
+    return replace(base, loss=loss) if readings is None else readings.row(base, numbers[1:], loss)
 
 
 def _kind(x: Tensor | None) -> str:

@@ -335,7 +335,7 @@ def host(*tensors: Tensor) -> Any:
     float64. bfloat16 becomes float32.
     """
     held = _storable(tensors)
-    if all(t.device.type == "cpu" for t in held):
+    if all(t.is_cpu for t in held):
         return _one_or_all([t.numpy() for t in held])
     if len(held) == 1:
         return held[0].cpu().numpy()
