@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import varangian as vg
 from pretended import PretendedCard
 from varangian import Experiment, Measures, run
+from varangian.core import kernels
 from varangian.core.attacks import Knowledge
 from varangian.runs.building import build, computing, handed, open_dataset
 from varangian.runs.replaying import replay
@@ -533,3 +534,13 @@ def test_images_are_moved_once_for_all_runs_on_them() -> None:
 def test_a_fully_connected_step_takes_few_launches(name: str) -> None:
     card = steady(replace(BASE, **CASES[name], model="fully-connected"))
     assert card.launches.total() < 4 * LAUNCHES, card
+
+
+@pytest.mark.parametrize("name", ["median", "multi-krum"])
+def test_launches_do_not_grow_with_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    e = replace(BASE, **CASES[name], model="fully-connected")
+    one = steady(e)
+    for module in (kernels, kernels.runtime):
+        monkeypatch.setattr(module, "own_threads", lambda: 16)
+        monkeypatch.setattr(module, "threads", lambda: 16)
+    assert steady(e).launches.total() == one.launches.total()

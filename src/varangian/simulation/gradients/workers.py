@@ -359,7 +359,9 @@ class WorkerGradients:
             return self._by_loop(point, batch, out, 0, step)
 
     def _in_groups(self, compute: Compute, point: Tensor, batch: Batch, out: Tensor) -> Tensor:
-        """The workers in as many groups as there are threads of our own."""
+        """The workers in as many groups as there are threads of our own; on a device in one."""
+        if out.device.type != "cpu":
+            return compute(point, batch, out, 0)
         h = batch.labels.shape[0]
         losses = out.new_empty(h)
         bounds = np.linspace(0, h, min(h, kernels.own_threads()) + 1).astype(int)
