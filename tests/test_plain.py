@@ -43,6 +43,19 @@ def test_images_are_those_of_main_memory() -> None:
         case.check(case.run(kernels.plain), case.run(kernels.cpu))
 
 
+@pytest.mark.parametrize(("n", "d", "dtype"), [(11, 40, torch.float32), (5, 23, torch.float64), (1, 1, torch.float32)])
+@pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning")  # by the interpreter, which is NumPy
+def test_so_are_those_of_the_kernels_for_cards(n: int, d: int, dtype: torch.dtype) -> None:
+    """On a card, or without one in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed: make setup")
+    from varangian.core.kernels import cuda
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for case in [*cases(n, d, dtype), *pictures()]:
+        found = case.run(cuda, lambda x: x.to(device))
+        case.check(tuple(t.cpu() for t in found), case.run(kernels.cpu))
+
+
 @by_dtype
 def test_whatever_the_layout(dtype: torch.dtype) -> None:
     names = [name for name, _ in layouts(torch.zeros(2, 2, dtype=dtype))]
