@@ -25,6 +25,7 @@ import pytest
 from pretended import PretendedCard
 from varangian import Experiment
 from varangian.cli import commands
+from varangian.core import kernels
 from varangian.runs.building import build, computing, open_dataset
 from varangian.study.sweep import places
 
@@ -311,3 +312,9 @@ def test_a_step_waits_as_often_as_the_page_says(rule: str, pre: tuple[str, ...],
         simulation.advance()
         assert card.waits.total() <= most, card
         assert card.late.total() == 1  # the step before
+
+
+def test_the_page_says_what_the_kernels_need() -> None:
+    assert (kernels.TRITON, kernels.CAPABILITY) == ((3, 5), (8, 0))
+    assert "Triton 3.5 or later" in PAGE
+    assert "cards since Ampere" in PAGE
