@@ -1,7 +1,8 @@
 """The kernels for cards against those for main memory, on numbers made to break them: to the bit where it is promised.
 
 Without a card Triton's interpreter runs them (``conftest.py`` asks for it); on a machine with one they run on the card.
-What the interpreter does not see, compiling does: ``compiling.py``, for an H100, without one.
+What the interpreter does not see, compiling does: ``compiling.py``, for an H100, without one. The whole table of the
+contract is gone through in ``test_plain.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from contract import cases
 from pretended import PretendedCard
 from varangian.core import kernels
 from varangian.core.kernels import cpu, definitions, plain
@@ -527,12 +527,6 @@ def test_images_have_the_bits_of_main_memory(shape: tuple[int, ...]) -> None:
                     on(images), on(torch.from_numpy(index)), flip=flags, scale=scale, shift=shift
                 )
                 same(found, wanted)
-
-
-@pytest.mark.parametrize(("n", "d", "dtype"), [(11, 60, torch.float32), (5, 30, torch.float64), (1, 1, torch.float32)])
-def test_the_contract_is_kept(n: int, d: int, dtype: torch.dtype) -> None:
-    for case in cases(n, d, dtype):
-        case.check(tuple(found.cpu() for found in case.run(cuda, on)), case.run(cpu))
 
 
 # ------------------------------------------------------------------------------------------- layouts, devices, launches
