@@ -79,9 +79,12 @@ class Aksel(General):
 def ranked(x: Tensor, scores: np.ndarray) -> np.ndarray:
     """The rows that have a finite score, by score; ties by value."""
     finite = np.isfinite(scores)
-    apart = 1.0 - np.eye(scores.size)  # distances unknown: all rows may differ
-    points = Geometry(np.pad(apart, (0, 1)), finite, Held(x), None)
-    return points.smallest(scores, scores.size)[: int(finite.sum())]
+    return unplaced(x, finite).smallest(scores, scores.size)[: int(finite.sum())]
+
+
+def unplaced(x: Tensor, finite: np.ndarray) -> Geometry:
+    """The rows as points whose distances nobody knows: all may differ."""
+    return Geometry(np.pad(1.0 - np.eye(finite.size), (0, 1)), finite, Held(x), None)
 
 
 @dataclass(frozen=True)

@@ -342,15 +342,6 @@ class SignGuard(General):
         return kernels.weighted_rows(x, mean_weights(kept, n) * scales)
 
 
-def finite_norms(rule: General, x: Tensor) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Norms of all rows, the indices of those that are finite, and the unit in which their squares are to be taken."""
-    norms = kernels.host(kernels.norms(x))
-    good = np.flatnonzero(np.isfinite(norms))
-    refuse_faulty(rule, rule.f, x.shape[0] - good.size)
-    with np.errstate(over="ignore", under="ignore"):
-        return norms, good, unit_of(x, np.square(norms))
-
-
 def largest_cluster(points: np.ndarray) -> np.ndarray:
     """[n] whether a point belongs to the largest cluster of mean shift with a flat kernel.
 
@@ -437,15 +428,29 @@ class LASA(General):
         return "2f + 1", 2 * self.f + 1
 
     def combine(self, x: Tensor, previous: Tensor | None) -> Tensor:
-        d = x.shape[1]
+        n, d = x.shape
         require(self, max(self.layers, default=0) < d, f"layers within d = {d}", self.layers)
-        norms, good, unit = finite_norms(self, x)
+        dropped, ends, kept, sums = floor(self.sparsity * d), (0, *self.layers, d), None, None
+        if kernels.on_device(x):  # asked of all rows at once, before anybody knows which are finite
+            kept = kernels.kept_of(x, np.arange(n), dropped)
+            norms, sums = kernels.host(kernels.norms(x), kernels.kept_sums(x, kept, ends))
+        else:
+            norms = kernels.host(kernels.norms(x))
+        good = np.flatnonzero(np.isfinite(norms))
+        refuse_faulty(self, self.f, n - good.size)
+        with np.errstate(over="ignore", under="ignore"):
+            unit = unit_of(x, np.square(norms))
         if unit is not None:
             return self.combine(in_unit(x, unit), previous) * unit
         radius = np.median(norms[good])
         scales = np.divide(radius, norms[good], out=np.ones(good.size), where=norms[good] > radius)
-        kept, ends = kernels.kept_of(x, good, floor(self.sparsity * d)), (0, *self.layers, d)
-        squares, signs, counts = kernels.host(kernels.kept_sums(x, kept, ends))
+        if kept is None or sums is None:
+            kept = kernels.kept_of(x, good, dropped)
+            squares, signs, counts = kernels.host(kernels.kept_sums(x, kept, ends))
+        else:
+            chosen = kernels.there(good, x)
+            kept = kernels.Kept(good, kept.least.index_select(0, chosen), kept.cuts.index_select(0, chosen))
+            squares, signs, counts = sums[:, :, good]
         lengths, purities = scales * np.sqrt(squares), 0.5 * (1 + signs / np.maximum(counts, 1))
         within = 1 + numerics.TIE  # a value exactly at the bound passes, whatever rounding makes of it
         passing = (_oddness(lengths) <= self.lambda_norm * within) & (_oddness(purities) <= self.lambda_sign * within)

@@ -16,7 +16,7 @@ from ..claims import FINITE, Guarantee
 from ..geometry import Geometry, in_unit, mean_weights, unit_of
 from ..randomness import BARE, Draw
 from ..stages import General, Selecting, refuse_faulty
-from .central import ranked
+from .central import ranked, unplaced
 from .search import least_top_eigenvalue
 from .selecting import subset_weights
 
@@ -208,13 +208,13 @@ class DivideAndConquer(General):
         refuse_faulty(self, self.f, n - order.size)
         if products is None:
             products = kernels.host(self._products(x, kernels.there(order, x), None, draw))
-        times_kept = np.zeros(n, int)
+        times_kept, points = np.zeros(n, int), unplaced(x, np.isfinite(norms))
         for inner in torch.from_numpy(products)[:, : order.size, : order.size]:
             axis = torch.linalg.eigh(inner).eigenvectors[:, -1]
             along = inner @ axis
             scores = np.full(n, np.inf)
             scores[order] = (along / (axis @ along).clamp_min(torch.finfo(torch.float64).tiny).sqrt()).square().numpy()
-            times_kept[ranked(x, scores)[: n - floor(self.c * self.f)]] += 1
+            times_kept[points.smallest(scores, order.size)[: n - floor(self.c * self.f)]] += 1
         return kernels.weighted_rows(x, mean_weights(np.flatnonzero(times_kept == times_kept.max()), n))
 
     def _products(self, x: Tensor, rows: Tensor, known: Tensor | None, draw: Draw) -> Tensor:
