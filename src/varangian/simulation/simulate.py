@@ -451,7 +451,8 @@ class Simulation:
                 raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
             if self.native:
-                kernels.in_threads(lambda i: byzantine[i].copy_(rows[i]), f, byzantine.numel())
+                parts = kernels.threads()
+                kernels.in_threads(lambda i: byzantine[i::parts].copy_(rows[i::parts]), parts, byzantine.numel())
             else:
                 byzantine.copy_(rows)
         held = [self.vectors] if state.previous is None else [self.vectors, state.previous]
