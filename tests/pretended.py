@@ -16,15 +16,17 @@ How: for C++ a wrapper lies on the meta device, which needs no CUDA; Python sees
 FakeTensorMode, so that torch does not start CUDA where it parses a device. FakeTensorMode itself knows no values, so
 nothing would get past its first n x n decision.
 
-Not seen by it: threads other than the one that entered (factories there make tensors of the CPU), memory, streams, what
-cuDNN computes. Launches are a lower bound: a sort, say, is several.
+Streams, generators and graphs: pretended_graphs.py.
+
+Not seen by it: threads other than the one that entered (factories there make tensors of the CPU), how much memory there
+is, what cuDNN computes. Launches are a lower bound: a sort, say, is several.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -34,10 +36,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pretended_graphs import CARD, CUDAGraph, Event, Generators, Memory, Streams, graph, span_of
 from varangian.core import kernels
 from varangian.core.kernels import plain
 
-CARD = torch.device("cuda", 0)
 PACKAGE = "/varangian/"  # whose lines are told
 COPIES = {"_to_copy", "copy_"}
 GATHERS = {"index", "index_select", "gather"}
@@ -58,9 +60,10 @@ class CardTensor(Tensor):
     """What lies on the pretended card."""
 
     held: Tensor
+    memory: Memory
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> CardTensor:
+    def __new__(cls, held: Tensor, memory: Memory | None = None) -> CardTensor:
         out = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
             cls,
             held.shape,
@@ -70,6 +73,7 @@ class CardTensor(Tensor):
             device="meta",
         )
         out.held = held
+        out.memory = Memory(_card().streams) if memory is None else memory
         return out
 
     device = property(lambda self: CARD if PretendedCard.entered is None else _card().device)  # type: ignore[assignment]
@@ -79,14 +83,14 @@ class CardTensor(Tensor):
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]
-        return self.detach()
+        return CardTensor(self.held, self.memory)  # with a count of writes of its own
 
     @data.setter
     def data(self, value: Tensor) -> None:
         """``p.data = view`` gives a parameter other memory: here, what it holds."""
         assert isinstance(value, CardTensor)
         Tensor.data.__set__(self, value)  # pyright: ignore[reportAttributeAccessIssue]
-        self.held = value.held
+        self.held, self.memory = value.held, value.memory
 
     def __repr__(self, **_: Any) -> str:
         return f"CardTensor({tuple(self.shape)}, {self.dtype})"
@@ -97,7 +101,7 @@ class CardTensor(Tensor):
     __array__ = numpy
 
     def tolist(self) -> Any:
-        _card().waits["tolist", _where()] += 1
+        _card().waited("tolist")
         return self.held.tolist()
 
     def data_ptr(self) -> int:
@@ -130,42 +134,6 @@ class CardTensor(Tensor):
         return _run(func, args, kwargs or {})
 
 
-class Event:
-    """Stands for torch.cuda.Event: what was asked for before it is there at once."""
-
-    def __init__(self, **_: Any) -> None:
-        pass
-
-    def record(self, stream: object = None) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        _card().late["event", _where()] += 1
-
-    def query(self) -> bool:
-        return True
-
-
-class Generator(torch.Generator):
-    """Stands for torch.Generator of any device: numbers of the CPU's."""
-
-    def __new__(cls, device: object = "cpu") -> Generator:
-        return super().__new__(cls, "cpu")
-
-
-class Stream:
-    """Stands for torch.cuda.Stream."""
-
-    def wait_stream(self, other: object) -> None:
-        pass
-
-    def wait_event(self, event: object) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        _card().waits["synchronize", _where()] += 1
-
-
 class PretendedCard(TorchDispatchMode):
     """What a card would have been asked to do since the last reset.
 
@@ -174,6 +142,8 @@ class PretendedCard(TorchDispatchMode):
         triton: whether its kernels are Triton's, interpreted, or torch's own operations.
         launches, waits, late, traffic: how many, and bytes moved on the card, by (what, where in the package).
         to_card, to_host: bytes copied.
+        replays: of graphs, each of which is a launch too.
+        streams: and what is captured on them.
     """
 
     entered: PretendedCard | None = None
@@ -183,6 +153,7 @@ class PretendedCard(TorchDispatchMode):
         self.device, self.triton = device, triton
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore[reportAttributeAccessIssue]
         self._patches = ExitStack()
+        self.streams = Streams(self._count, self._count_late, self._count_replay)
         self.reset()
 
     def reset(self) -> None:
@@ -190,12 +161,25 @@ class PretendedCard(TorchDispatchMode):
         self.waits: Counter[tuple[str, str]] = Counter()
         self.late: Counter[tuple[str, str]] = Counter()
         self.traffic: Counter[tuple[str, str]] = Counter()
-        self.to_card = self.to_host = 0
+        self.to_card = self.to_host = self.replays = 0
+
+    def waited(self, what: str) -> None:
+        self.streams.waited(what)
+
+    def _count(self, what: str) -> None:
+        self.waits[what, _where()] += 1
+
+    def _count_late(self) -> None:
+        self.late["event", _where()] += 1
+
+    def _count_replay(self) -> None:
+        self.launches["a graph", _where()] += 1
+        self.replays += 1
 
     def arrived(self, x: Tensor, waits: bool) -> None:
         self.to_card += _size(x)
         if waits:
-            self.waits["copy from pageable memory", _where()] += 1
+            self.waited("copy from pageable memory")
 
     def __str__(self) -> str:
         return (
@@ -206,23 +190,31 @@ class PretendedCard(TorchDispatchMode):
     def __enter__(self) -> PretendedCard:
         assert PretendedCard.entered is None
         PretendedCard.entered = self
-        stream = Stream()
+        streams = self.streams
         for name, stand_in in {
             "is_available": lambda: True,
             "device_count": lambda: 1,
             "current_device": lambda: 0,
-            "current_stream": lambda device=None: stream,
+            "current_stream": lambda device=None: streams.current,
+            "default_stream": lambda device=None: streams.main,
+            "stream": streams.on,
+            "set_stream": streams.set_current,
+            "device": lambda device: nullcontext(),
+            "graph": graph,
+            "CUDAGraph": CUDAGraph,
+            "default_generators": (streams.default,),
             "get_device_name": lambda device=None: "a pretended card",
             "get_device_capability": lambda device=None: (9, 0),
             "mem_get_info": lambda device=None: (2**33, 2**34),
             "empty_cache": lambda: None,
-            "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
-            "synchronize": lambda device=None: stream.synchronize(),
+            "get_rng_state": lambda device="cuda": streams.default.get_state(),
+            "set_rng_state": lambda state, device="cuda": streams.default.set_state(state),
+            "synchronize": lambda device=None: streams.synchronized(),
             "Event": Event,
-            "Stream": lambda *_, **__: Stream(),
+            "Stream": streams.stream,
         }.items():
             self._patches.enter_context(patch.object(torch.cuda, name, stand_in))
-        self._patches.enter_context(patch.object(torch, "Generator", Generator))
+        self._patches.enter_context(patch.object(torch, "Generator", Generators))
         self._patches.enter_context(patch.object(kernels, "for_card", lambda device: plain))
         if self.triton:
             from varangian.core.kernels import cuda
@@ -240,6 +232,8 @@ class PretendedCard(TorchDispatchMode):
         PretendedCard.entered = None
         self._patches.close()
         super().__exit__(*error)
+        if error[0] is None:
+            self.streams.check()
 
     def _interpret(self, kernel: Any, grid: int, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         """A launch of a kernel of Triton's, whose interpreter takes tensors of the CPU."""
@@ -288,6 +282,14 @@ def _unwrap(x: Any) -> Any:
     return x.held if isinstance(x, CardTensor) else x
 
 
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The operands that it writes to."""
+    places = func._schema.arguments
+    given = dict(zip((a.name for a in places), args, strict=False)) | kwargs
+    written = [given.get(a.name) for a in places if a.alias_info is not None and a.alias_info.is_write]
+    return [x for x in tree_leaves(written) if isinstance(x, Tensor)]
+
+
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     card, name = _card(), func._schema.name.split("::")[1]
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -296,12 +298,12 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     device = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
     to_card = device in (card.device.type, "meta")
     if name == "_local_scalar_dense":
-        card.waits["value read", _where()] += 1
+        card.waited("value read")
         return func(*tree_map(_unwrap, args))
     if name in WAITING:
-        card.waits[name, _where()] += 1
+        card.waited(name)
     if name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1]):
-        card.waits["boolean index", _where()] += 1
+        card.waited("boolean index")
     if name in COPIES:
         source = args[0] if name == "_to_copy" else args[1]
         on_card = isinstance(args[0], CardTensor) if name == "copy_" or device is None else to_card
@@ -309,7 +311,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(source, CardTensor) and not on_card:
             card.to_host += _size(source)
             if not (alone and getattr(args[0], "pinned", False)):
-                card.waits["copy to the host", _where()] += 1
+                card.waited("copy to the host")
         elif not isinstance(source, CardTensor) and on_card:
             if source.ndim or name == "_to_copy":
                 card.arrived(source, waits=not (alone and getattr(source, "pinned", False)))
@@ -322,17 +324,22 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     options = tree_map(_unwrap, kwargs)
     if to_card:
         options["device"] = torch.device("cpu")
-    out = func(*tree_map(_unwrap, args), **options)
+    held = tree_map(_unwrap, args)
     if not on_card:
-        return out
+        for t in mine:
+            t.memory.used(card.streams.current, span_of(t.held), writes=False)
+        return func(*held, **options)
+    memories = {t.held.untyped_storage().data_ptr(): t.memory for t in mine}
+    operands, written = [(t.held, t.memory) for t in mine], _written(func, held, options)
+    out = card.streams.run(func, held, options, operands=operands, free=name in FREE, written=written)
     if card.device.type != "cuda" and any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in tree_leaves(out)):
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
     if name not in FREE:
         made = sum(_size(t) for t in tree_leaves(out) if isinstance(t, Tensor))
         read = 0 if name in GATHERS else sum(_size(t) for t in mine)
-        written = 2 * made if name in GATHERS else 0 if name.endswith("_") or "out" in kwargs else made
+        moved = 2 * made if name in GATHERS else 0 if name.endswith("_") or "out" in kwargs else made
         card.launches[name, _where()] += 1
-        card.traffic[name, _where()] += read + written
+        card.traffic[name, _where()] += read + moved
     if torch.Tag.inplace_view in func.tags:  # squeeze_() and the like change the wrapper's own shape too
         with torch.utils._mode_utils.no_dispatch():
             func(*args, **kwargs)
@@ -340,6 +347,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     known = {id(t.held): t for t in mine}  # what was written in place stays the same tensor
 
     def wrap(x: Any) -> Any:
-        return x if not isinstance(x, Tensor) else known[id(x)] if id(x) in known else CardTensor(x)
+        if not isinstance(x, Tensor):
+            return x
+        return known[id(x)] if id(x) in known else CardTensor(x, memories.get(x.untyped_storage().data_ptr()))
 
     return tree_map(wrap, out)

@@ -24,8 +24,9 @@ class Loss(ABC):
         """The mean over the batch, a number; ``weights``, [B], sum to 1."""
 
     @abstractmethod
-    def total(self, outputs: Tensor, labels: Tensor) -> tuple[float, float]:
-        """The sum over a part of a data set, and what to divide such sums by for the mean."""
+    def total(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """The sum over a part of a data set, and what to divide such sums by for the mean: numbers, or tensors [] that
+        nobody has waited for."""
 
     @abstractmethod
     def fault(self, outputs: Tensor, labels: Tensor, classes: int | None) -> str | None:
@@ -77,8 +78,8 @@ class CrossEntropy(Loss):
         least = torch.finfo(shares.dtype).tiny
         return (each.reshape(labels.shape) * shares).sum() / shares.sum().clamp_min(least)
 
-    def total(self, outputs: Tensor, labels: Tensor) -> tuple[float, float]:
-        return float(self._of(outputs, labels, "sum")), int(self.counted(labels).sum())
+    def total(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self._of(outputs, labels, "sum"), self.counted(labels).sum()
 
     def counted(self, labels: Tensor) -> Tensor:
         return labels != self.ignore_index
@@ -111,8 +112,8 @@ class _OfNumbers(Loss):
     def mean(self, outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         return (self._examples(outputs, labels) * weights).sum()
 
-    def total(self, outputs: Tensor, labels: Tensor) -> tuple[float, float]:
-        return float(self._examples(outputs, labels).sum()), len(labels)
+    def total(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        return self._examples(outputs, labels).sum(), len(labels)
 
     def fault(self, outputs: Tensor, labels: Tensor, classes: int | None) -> str | None:
         name = _NAMES[type(self)]
@@ -177,9 +178,10 @@ class OwnLoss(Loss):
     def mean(self, outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         return self.function(outputs, labels)
 
-    def total(self, outputs: Tensor, labels: Tensor) -> tuple[float, float]:
+    def total(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor | float, float]:
         # Copies: it may write there, and others go on with both.
-        return float(self.function(outputs.clone(), labels.clone())) * len(labels), len(labels)
+        mean = self.function(outputs.clone(), labels.clone())
+        return (mean.double().reshape(()) if isinstance(mean, Tensor) else float(mean)) * len(labels), len(labels)
 
     def fault(self, outputs: Tensor, labels: Tensor, classes: int | None) -> str | None:
         if outputs.ndim == 0 or len(outputs) != len(labels):

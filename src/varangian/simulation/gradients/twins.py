@@ -6,6 +6,7 @@ import copy
 from collections.abc import Container, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...core.checks import cut, kind_of
@@ -74,6 +75,59 @@ class Twin:
             for key, value in vars(module).items()
             if isinstance(value, (int, float))
         }
+
+
+class FlatBuffers:
+    """What one worker makes of a model's buffers, on a device: one vector for each type, of which the buffers are
+    pieces, so that one copy there and one mean over the workers do for all of them."""
+
+    def __init__(self, buffers: dict[str, Tensor]) -> None:
+        self._names: dict[torch.dtype, list[str]] = {}
+        for name, b in buffers.items():
+            self._names.setdefault(b.dtype, []).append(name)
+        self.flat = {
+            dtype: buffers[names[0]].new_empty(sum(buffers[name].numel() for name in names))
+            for dtype, names in self._names.items()
+        }
+        # .data: a count of writes of their own, or a write to one would spoil what autograd keeps of another.
+        self._pieces = {name: piece.data for name, piece in self.pieces(self.flat, buffers).items()}
+
+    def pieces(self, flat: dict[torch.dtype, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Such vectors as buffers of these shapes."""
+        found = {}
+        for dtype, names in self._names.items():
+            parts = flat[dtype].split([buffers[name].numel() for name in names])
+            found |= {name: part.view(buffers[name].shape) for name, part in zip(names, parts, strict=True)}
+        return found
+
+    def begin(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The worker's buffers, which start as these."""
+        for dtype, names in self._names.items():
+            torch.cat([buffers[name].detach().reshape(-1) for name in names], out=self.flat[dtype])
+        return self._pieces
+
+    def keep(self, found: dict[str, Tensor]) -> None:
+        """What forward has left where it did not write into what it was given."""
+        for name, value in found.items():
+            if value.data_ptr() != self._pieces[name].data_ptr():
+                self._pieces[name].copy_(value)
+
+    @staticmethod
+    def mean_into(buffers: dict[str, Tensor], made: Sequence[FlatBuffers], names: Container[str]) -> None:
+        """Buffers of these names become the mean of what workers made of them; integers, what the first one did."""
+        start, flat = FlatBuffers(buffers), {}
+        start.begin(buffers)
+        for dtype, before in start.flat.items():
+            rows = torch.stack([worker.flat[dtype] for worker in made])
+            real = dtype.is_floating_point or dtype.is_complex
+            # Where nobody moved it, rounding the mean must not either.
+            flat[dtype] = torch.where((rows == before).all(0), before, rows.mean(0)) if real else rows[0]
+        after = start.pieces(flat, buffers)
+        for among in start._names.values():
+            moved = [name for name in among if name in names]
+            if moved:
+                places, values = ([held[name] for name in moved] for held in (buffers, after))
+                torch._foreach_copy_(places, values)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

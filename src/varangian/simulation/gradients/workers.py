@@ -1,14 +1,15 @@
 """The gradients of h workers that share a model: which way, computing, and evaluation.
 
-The only files that know how an nn.Module computes are those of this folder. Three ways to the same numbers:
+The only files that know how an nn.Module computes are those of this folder. Four ways to the same numbers:
 
     "loop"   one worker after the other, as plain torch does it: right for any module, and the oracle of the others;
     "vmap"   torch.func over workers, for models without randomness and without buffers that change;
-    "chain"  batched matrix products, for models that are linear layers with ReLU between them.
+    "chain"  batched matrix products, for models that are linear layers with ReLU between them;
+    "graph"  the loop as one CUDA graph, on a card, for models that read nothing on the host.
 
 Which one is chosen by what the model does with its first batch, and not by what its layers are called: whatever draws
 random numbers, changes buffers or convolves (which is faster one by one than grouped) is for the loop, and so is what
-the faster ways cannot do, or do not do alike.
+the faster ways cannot do, or do not do alike. On a card what is for the loop is for the graph where that can be.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...core import kernels, randomness
 from ...core.checks import cut, kind_of, printable
@@ -34,10 +34,14 @@ from ...core.randomness import Drawn
 from ..losses import CrossEntropy, Loss, OwnLoss
 from .chain import chain_of
 from .checks import alike, check_finite, check_module, check_outputs, explained, type_of
-from .twins import Twin
+from .graphs import LoopGraph, Operations, captures
+from .twins import FlatBuffers, Twin
 
-Method = Literal["auto", "chain", "vmap", "loop"]
+Method = Literal["auto", "chain", "vmap", "loop", "graph"]
 Metric = Callable[[Tensor, Tensor], Any]
+
+STREAMS = 3  # on which a graph has workers side by side
+KEPT = 4  # graphs of a model: one for each shape, of which a run has one or two
 
 _log = logging.getLogger("varangian.simulation")
 
@@ -50,8 +54,8 @@ class Batch:
         inputs: [h, b, ...], of the model's type, or int64 where they are tokens.
         labels: [h, b] or, where every place of a sequence has one, [h, b, T] int64; real numbers [h, b] or [h, b, k].
         weights: [h, b], each row summing to 1, where some samples are padding (weight 0); None for plain means.
-        sizes: [h] how many samples of each worker are no padding, if that is known; else weights are counted, which on
-            a device has to be waited for.
+        sizes: [h] how many samples of each worker, the first ones, are no padding, if that is known; else weights are
+            looked at, which on a device has to be waited for.
     """
 
     inputs: Tensor
@@ -65,6 +69,12 @@ class Batch:
             return h * self.labels.shape[1]
         sizes = kernels.host((self.weights > 0).sum(1)) if self.sizes is None else self.sizes
         return int(sizes[:h].sum())
+
+    def kept(self, worker: int, loss: Loss) -> slice | Tensor | None:
+        """Which samples of a worker a loss is of that knows no weights; None where it is of all, as they are."""
+        if self.weights is None or loss.weighs:
+            return None
+        return self.weights[worker] > 0 if self.sizes is None else slice(int(self.sizes[worker]))
 
     def rows(self, rows: slice) -> Batch:
         """Those of some of the workers."""
@@ -88,6 +98,7 @@ class WorkerGradients:
         seed: of what the model draws, such as dropout masks.
         loss: of a batch's outputs and labels: a :class:`varangian.simulation.losses.Loss` or a function of both that
             answers their mean; the cross entropy by default.
+        streams: how many workers a graph has side by side, at most.
 
     Buffers that change in forward, such as running statistics: every worker starts from those of before the step, and
     the model's become the mean over the workers of what each made of them, so that their order does not matter; those
@@ -106,6 +117,7 @@ class WorkerGradients:
         *,
         seed: int = 0,
         loss: Loss | Metric | None = None,
+        streams: int = STREAMS,
     ) -> None:
         check_module(model)
         self.model = model.train(training)
@@ -117,15 +129,23 @@ class WorkerGradients:
         self._shapes = [p.shape for p in self._parameters]
         self._ends = np.cumsum([p.numel() for p in self._parameters]).tolist()
         self.d: int = self._ends[-1]
+        self.device = self._parameters[0].device
         self._chain = chain_of(model) if method in ("auto", "chain") and self.loss == CrossEntropy() else None
         if method == "chain" and self._chain is None:
             raise ValueError("method 'chain' needs linear layers with ReLU between them; use 'auto'.")
+        if method == "graph" and not captures(self.device):
+            raise ValueError(f"method 'graph' needs a model on a card, and this one is on {self.device}; use 'auto'.")
         self.method: Method = method
         self._looked = False
         self._stochastic = False
         self._writes = False  # whether forward writes into its inputs, as a first layer with inplace=True does
         self._changing: set[str] = set()  # buffers that forward changes
-        self._seen: dict[int, dict[str, Tensor]] = {}  # worker -> buffers that its batch changed, within one call
+        # worker -> buffers that its batch changed, at the last call: by name, or on a device all of them, flat
+        self._seen: dict[int, dict[str, Tensor]] = {}
+        self._made: dict[int, FlatBuffers] = {}
+        self._flat: dict[int, FlatBuffers] = {}  # worker -> memory for them
+        self.streams = streams
+        self._graphs: dict[tuple[object, ...], LoopGraph] = {}
         # Twins of the model, for each thread that has needed one; functional_call may leave its own tensors in them.
         self._idle: dict[str, list[Twin]] = {"plain": [], "functional": []}
 
@@ -171,13 +191,25 @@ class WorkerGradients:
     def begin(self, point: Tensor, batch: Batch, out: Tensor, step: int = 0) -> Tensor:
         """The same, but the model's buffers stay what they were until :meth:`adopt_buffers`: nothing has changed for
         whoever does without these gradients after all, or computes them again."""
+        return self._begin(point, batch, out, step)
+
+    def _begin(self, point: Tensor, batch: Batch, out: Tensor, step: int, stays: bool = True) -> Tensor:
+        """``stays``: whether ``out`` may be the same memory at the next call."""
         assert out.shape == (batch.labels.shape[0], self.d)
         self.look(batch)
+        self._forget()
+        return self._compute(point, batch, out, step, stays)
+
+    def _forget(self) -> None:
         self._seen.clear()
-        return self._compute(point, batch, out, step)
+        self._made.clear()
 
     def adopt_buffers(self) -> None:
         """The model's buffers become the mean of what the workers made of them at the last call, in their order."""
+        if self._made:
+            made = [self._made[i] for i in sorted(self._made)]
+            FlatBuffers.mean_into(dict(self.model.named_buffers()), made, self._changing)
+            return
         for name, b in self.model.named_buffers():
             if name in self._changing and self._seen:
                 values = torch.stack([self._seen[i][name] for i in sorted(self._seen)])
@@ -206,10 +238,12 @@ class WorkerGradients:
         point = self.parameters()
         out = point.new_empty(len(inputs), self.d)
         if len({x.shape for x in inputs}) == 1:
-            x, y = (every if isinstance(every, Tensor) else torch.stack(list(every)) for every in (inputs, labels))
-            return out, self(point, Batch(x, y), out, step)
+            stacked, truth = (x if isinstance(x, Tensor) else torch.stack(list(x)) for x in (inputs, labels))
+            losses = self._begin(point, Batch(stacked, truth), out, step, stays=False)
+            self.adopt_buffers()
+            return out, losses
         self.look(Batch(inputs[0].unsqueeze(0), labels[0].unsqueeze(0)))
-        self._seen.clear()
+        self._forget()
         losses = [
             self._by_loop(point, Batch(x.unsqueeze(0), y.unsqueeze(0)), out[i : i + 1], i, step)
             for i, (x, y) in enumerate(zip(inputs, labels, strict=True))
@@ -242,29 +276,39 @@ class WorkerGradients:
         if self._looked:
             return
         one, name = batch.rows(slice(1)), type(self.model).__name__
-        row, convolves = self._try(one, classes)
+        row, seen = self._try(one, classes)
         reason = "it draws random numbers" if self._stochastic else ""
         reason = "its buffers change in forward" if self._changing else reason
         if self.method == "auto":
-            self.method = self._fastest(one, row, reason or ("it convolves" if convolves else ""))
+            self.method = self._fastest(one, row, reason or ("it convolves" if seen.convolved else ""))
+            if self.method == "loop" and captures(self.device):
+                self.method = "graph"
+                if seen.fault is not None:
+                    self._give_up_graphs(seen.fault)
         elif self.method != "loop":
-            fault = reason or self._disagreement(self.method, one, row)
+            fault = seen.fault if self.method == "graph" else reason or self._disagreement(self.method, one, row)
             if fault:
                 raise ValueError(f"method {self.method!r} cannot compute {name}: {fault}; use 'auto'.")
         self._looked = True
 
-    def _try(self, one: Batch, classes: int | None) -> tuple[Tensor, bool]:
-        """The gradient [1, d] of one worker by the loop, and whether anything is convolved for it."""
+    def _give_up_graphs(self, fault: str) -> None:
+        self.method = "loop"
+        self._graphs.clear()
+        _tell_once(type(self.model).__name__, "one worker after the other, since it cannot be a CUDA graph", fault)
+
+    def _try(self, one: Batch, classes: int | None) -> tuple[Tensor, Operations]:
+        """The gradient [1, d] of one worker by the loop, and what was seen of how it is computed."""
         name, inputs, labels = type(self.model).__name__, one.inputs[0], one.labels[0]
         point = self.parameters()
         kept, buffers = point.clone(), self.buffers()
         seed, answers = randomness.integer(self.seed, "dropout", 0, 0), []
-        with self._twin() as twin, _Operations() as operations:
+        operations = Operations()
+        with self._twin() as twin:
             twin.hold(self._split(point))
             for _ in range(2):
                 twin.take(buffers)
                 given = inputs.clone()
-                with torch.enable_grad(), Drawn(seed) as drawn, explained(self.model, inputs):
+                with operations, torch.enable_grad(), Drawn(seed) as drawn, explained(self.model, inputs):
                     outputs = twin.module(given)
                 self._stochastic |= drawn.counts
                 self._writes |= given._version > 0
@@ -286,14 +330,15 @@ class WorkerGradients:
                     f"{f' ({moved[0]} has changed)' if moved else ''}: what it keeps from call to call must be a "
                     "buffer, and what it draws must come from torch's own generators."
                 )
-            with torch.enable_grad(), Drawn(seed):
-                loss = self._loss(outputs, labels, _weights(one, point)[0], one.weights is not None)
+            weights, kept_samples = _weights(one, point), one.kept(0, self.loss)
+            with operations, torch.enable_grad(), Drawn(seed):
+                loss = self._loss(outputs, labels, weights[0], kept_samples)
             if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.dtype == point.dtype):
                 raise ValueError(f"loss: it must answer one number of {type_of(point)}, got {kind_of(loss)}.")
             check_finite("the loss", loss)
             if not loss.requires_grad:
                 raise ValueError(f"{name}: the loss depends on none of the parameters: nothing can be learned.")
-            with Drawn(seed) as drawn:
+            with operations, Drawn(seed) as drawn:
                 gradients = torch.autograd.grad(loss, twin.learned, allow_unused=True)
             if drawn.counts:
                 raise ValueError(
@@ -306,7 +351,7 @@ class WorkerGradients:
                 raise ValueError(f"{name}: the gradient of {key} is sparse; say sparse=False.")
             if gradient is not None:
                 target[0] = gradient
-        return row, operations.convolved
+        return row, operations
 
     def _fastest(self, one: Batch, row: Tensor, reason: str) -> Method:
         if self._chain is not None and self._disagreement("chain", one, row) is None:
@@ -318,9 +363,7 @@ class WorkerGradients:
         fault = self._disagreement("vmap", one, row)
         if fault is None:
             return "vmap"
-        if (name, fault) not in _told:
-            _told.add((name, fault))
-            _log.warning("%s: one worker after the other, since it cannot be batched: %s", name, printable(fault))
+        _tell_once(name, "one worker after the other, since it cannot be batched", fault)
         return "loop"
 
     def _disagreement(self, method: Method, one: Batch, row: Tensor) -> str | None:
@@ -344,7 +387,11 @@ class WorkerGradients:
 
     # ------------------------------------------------------------------------------------------------ computing
 
-    def _compute(self, point: Tensor, batch: Batch, out: Tensor, step: int) -> Tensor:
+    def _compute(self, point: Tensor, batch: Batch, out: Tensor, step: int, stays: bool) -> Tensor:
+        if self.method == "graph" and (batch.weights is None or self.loss.weighs):
+            losses = self._by_graph(point, batch, out, step, stays)
+            if losses is not None:
+                return losses
         if self.method == "chain":
             return self._in_groups(self._by_chain, point, batch, out)
         if self.method == "vmap" and (batch.weights is None or self.loss.weighs):
@@ -354,6 +401,7 @@ class WorkerGradients:
             losses = self._in_groups(self._by_loop, point, batch, out)
             if torch.equal(_generator_state(out.device), before):
                 return losses
+            _put_back(out.device, before)
             self._stochastic = True  # in a branch that the first batch did not take: once more, from the seed
         with kernels.torch_threads():  # one worker at a time, on all threads
             return self._by_loop(point, batch, out, 0, step)
@@ -394,9 +442,14 @@ class WorkerGradients:
         finally:
             self._idle[use].append(twin)
 
-    def _loss(self, outputs: Tensor, labels: Tensor, weights: Tensor, padded: bool) -> Tensor:
-        if padded and not self.loss.weighs:
-            outputs, labels = outputs[weights > 0], labels[weights > 0]
+    def _flat_of(self, worker: int, buffers: dict[str, Tensor]) -> FlatBuffers:
+        if worker not in self._flat:
+            self._flat[worker] = FlatBuffers(buffers)
+        return self._flat[worker]
+
+    def _loss(self, outputs: Tensor, labels: Tensor, weights: Tensor, kept: slice | Tensor | None) -> Tensor:
+        if kept is not None:
+            outputs, labels = outputs[kept], labels[kept]
         return self.loss.mean(outputs, labels, weights)
 
     def _by_vmap(self, point: Tensor, batch: Batch, out: Tensor, first: int) -> Tensor:
@@ -416,24 +469,71 @@ class WorkerGradients:
         return losses.detach()
 
     def _by_loop(self, point: Tensor, batch: Batch, out: Tensor, first: int, step: int = 0) -> Tensor:
-        weights, targets = _weights(batch, out), self._split(out)
-        buffers = dict(self.model.named_buffers())
-        losses = []
+        weights, buffers = _weights(batch, out), dict(self.model.named_buffers())
+        on_device, losses = out.device.type != "cpu", []
         with self._twin() as twin:
             for i in range(batch.labels.shape[0]):
                 if i == 0 or point.ndim > 1:
                     twin.hold(self._split(point if point.ndim == 1 else point[i]))
-                twin.take(buffers)
-                with torch.enable_grad(), self._drawn("dropout", step, first + i):
-                    outputs = twin.module(batch.inputs[i])
-                    loss = self._loss(outputs, batch.labels[i], weights[i], batch.weights is not None)
-                gradients = torch.autograd.grad(loss, twin.learned, allow_unused=True)
-                for target, gradient in zip(targets, gradients, strict=True):
-                    target[i] = 0 if gradient is None else gradient
-                losses.append(loss.detach())
-                if self.model.training:
+                made = self._flat_of(first + i, buffers) if on_device else None
+                twin.take(buffers if made is None else made.begin(buffers), copied=made is None)
+                drawn, kept = self._drawn("dropout", step, first + i), batch.kept(i, self.loss)
+                losses.append(self._one(twin, batch.inputs[i], batch.labels[i], weights[i], out[i], drawn, kept))
+                if self.model.training and made is not None:
+                    made.keep(twin.values(buffers))
+                    self._made[first + i] = made
+                elif self.model.training:
                     self._seen[first + i] = twin.values(self._changing)
         return torch.stack(losses)
+
+    def _one(
+        self, twin: Twin, inputs: Tensor, labels: Tensor, weights: Tensor, row: Tensor,
+        drawn: AbstractContextManager[object] | None = None, kept: slice | Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The loss of one worker, whose gradient is written into the row."""
+        with torch.enable_grad(), drawn or nullcontext():
+            loss = self._loss(twin.module(inputs), labels, weights, kept)
+        gradients = torch.autograd.grad(loss, twin.learned, allow_unused=True)
+        parts = [
+            p.new_zeros(p.numel()) if gradient is None else gradient.reshape(-1)
+            for p, gradient in zip(twin.learned, gradients, strict=True)
+        ]
+        torch.cat(parts, out=row)
+        return loss.detach()
+
+    def _by_graph(self, point: Tensor, batch: Batch, out: Tensor, step: int, stays: bool) -> Tensor | None:
+        """None where it cannot be captured after all; then the loop is the method."""
+        buffers, weights = dict(self.model.named_buffers()), _weights(batch, out)
+        read = [*buffers.values(), *(p for p in self.model.parameters() if not p.requires_grad)]
+        given = {"point": point, "inputs": batch.inputs, "labels": batch.labels, "weights": weights}
+        key = (
+            *((x.shape, x.dtype) for x in given.values()), self.model.training, *(x.data_ptr() for x in read),
+        )  # fmt: skip
+        place = out.data_ptr() if stays else None
+        known = [where for kind, where in self._graphs if kind == key]
+        # Into what is handed over, if that is always the same; else into memory of its own, and copied from there.
+        where = place if place in known or (stays and not known) else None
+        graph = self._graphs.pop((key, where), None)
+        if graph is None:
+            twins = [Twin(self.model, self._parameters) for _ in range(min(self.streams, len(out)))]
+            for twin in twins:
+                twin.module.train(self.model.training)
+            try:
+                graph = LoopGraph(
+                    self._one, twins, self._split, buffers, **given, out=torch.empty_like(out) if where is None else out
+                )
+            except RuntimeError as error:
+                self._give_up_graphs(cut(str(error)).rstrip("."))
+                return None
+        self._graphs[key, where] = graph  # the one used last
+        while len(self._graphs) > KEPT:
+            del self._graphs[next(iter(self._graphs))]
+        losses = graph(**given, seed_of=lambda i: randomness.integer(self.seed, "dropout", step, i))
+        if where is None:
+            out.copy_(graph.out)
+        if self.model.training:
+            self._made = dict(enumerate(graph.made))
+        return losses
 
     def _drawn(self, purpose: str, step: int, worker: int) -> AbstractContextManager[object]:
         """Where the model may draw random numbers."""
@@ -447,13 +547,13 @@ class WorkerGradients:
         """(accuracy, mean loss, metrics ...) in evaluation mode over chunks of prepared inputs and labels.
 
         The accuracy is that of the greatest output, over all labels that count; NaN where labels are no classes. Each
-        metric is called once with all outputs and labels.
+        metric is called once with all outputs and labels, which are in main memory, wherever the model is.
         """
         self.look(Batch(inputs[0][:2].unsqueeze(0), labels[0][:2].unsqueeze(0)))
-        was_training = self.model.training
+        was_training, device = self.model.training, parameters.device
         self.model.eval()
         values, buffers = self._split(parameters), dict(self.model.named_buffers())
-        found = np.zeros((len(inputs), 4))
+        found: list[tuple[Tensor | float, ...]] = [()] * len(inputs)
         answers: list[Tensor | None] = [None] * len(inputs)
 
         def task(c: int) -> None:
@@ -464,52 +564,42 @@ class WorkerGradients:
                 else:
                     with self._twin() as twin, self._drawn("evaluation", 0, c):
                         twin.hold(values)
-                        twin.take(buffers)
+                        if device.type == "cpu":
+                            twin.take(buffers)
+                        else:
+                            twin.take(self._flat_of(-1, buffers).begin(buffers), copied=False)
                         # What was prepared serves other evaluations too, also those of other models.
                         outputs = twin.module(inputs[c].clone() if self._writes else inputs[c])
-                found[c, :2] = self._correct(outputs, labels[c])
-                found[c, 2:] = self.loss.total(outputs, labels[c])
+                found[c] = *self._correct(outputs, labels[c]), *self.loss.total(outputs, labels[c])
                 if metrics:
                     answers[c] = outputs
 
         def all_tasks() -> None:
-            if kernels.own_threads() > 1:
+            if kernels.own_threads() > 1 and device.type == "cpu":
                 kernels.in_threads(task, len(inputs), sum(x.numel() for x in inputs))
             else:
                 for c in range(len(inputs)):
                     task(c)
 
-        before = _generator_state(parameters.device)
+        before = _generator_state(device)
         all_tasks()
-        if not self._stochastic and not torch.equal(_generator_state(parameters.device), before):
+        if not self._stochastic and not torch.equal(_generator_state(device), before):
+            _put_back(device, before)
             self._stochastic = True  # in evaluation alone: once more, from the seed
             all_tasks()
         self.model.train(was_training)
-        correct, counted, loss, weight = found.sum(0)
-        measured = []
-        if metrics:
-            every, truth = torch.cat([x for x in answers if x is not None]), torch.cat(list(labels))
-            measured = [float(metric(every.clone(), truth.clone())) for metric in metrics]  # which may write there
+        every = [torch.cat([x for x in answers if x is not None]), torch.cat(list(labels))] if metrics else []
+        numbers, every = _fetched(found, every)
+        correct, counted, loss, weight = numbers.sum(0)
+        measured = [float(metric(*(x.clone() for x in every))) for metric in metrics]  # which may write there
         return float(correct / counted) if counted else nan, float(loss / weight) if weight else nan, *measured
 
-    def _correct(self, outputs: Tensor, labels: Tensor) -> tuple[float, float]:
+    def _correct(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """How many of the labels that count have the greatest output, and how many there are."""
         if labels.is_floating_point() or outputs.ndim != labels.ndim + 1:
             return 0, 0
         counted = self.loss.counted(labels)
-        return float(((outputs.argmax(-1) == labels) & counted).sum()), float(counted.sum())
-
-
-class _Operations(TorchDispatchMode):
-    """Sees what is computed inside, whoever asks for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolved = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.convolved |= "convolution" in func.name()
-        return func(*args, **(kwargs or {}))
+        return ((outputs.argmax(-1) == labels) & counted).sum(), counted.sum()
 
 
 def _generator_state(device: torch.device) -> Tensor:
@@ -517,7 +607,35 @@ def _generator_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
+def _put_back(device: torch.device, state: Tensor) -> None:
+    """What a user's own code draws from is left as it was."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
 _told: set[tuple[str, str]] = set()  # what was said once
+
+
+def _tell_once(name: str, what: str, fault: str) -> None:
+    if (name, fault) not in _told:
+        _told.add((name, fault))
+        _log.warning("%s: %s: %s", name, what, printable(fault))
+
+
+def _fetched(found: list[tuple[Tensor | float, ...]], others: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
+    """The numbers of each chunk as [chunks, numbers] in float64, and other tensors, in main memory: all in one copy."""
+    columns = [list(column) for column in zip(*found, strict=True)]
+    there = [torch.stack(column) for column in columns if all(isinstance(x, Tensor) for x in column)]
+    there += others
+    if not there or there[0].device.type == "cpu":
+        return np.array([[float(x) for x in chunk] for chunk in found]), others
+    fetched = iter(kernels.host(*there) if len(there) > 1 else [kernels.host(*there)])
+    numbers = [next(fetched) if all(isinstance(x, Tensor) for x in column) else column for column in columns]
+    return np.stack([np.asarray(column, np.float64) for column in numbers], 1), [
+        torch.from_numpy(next(fetched)).to(x.dtype) for x in others
+    ]
 
 
 def _weights(batch: Batch, like: Tensor) -> Tensor:
