@@ -658,7 +658,8 @@ def _timed(bench: Bench, name: str, entry: Timed, rate: float) -> dict[str, floa
 
 
 def gradients(bench: Bench) -> None:
-    """All workers' gradients in the way that is chosen, beside the plain loop: the same numbers, and ms."""
+    """All workers' gradients in the way that is chosen, beside the plain loop and with more or fewer workers side by
+    side: the same numbers, and ms."""
     names = ("cifar-10", "wide-resnet", "fashion-mnist")
     panels = [(name, tf32) for name in names for tf32 in ((False,) if bench.small else (True, False))]
     bench.report.each(panels, lambda item: f"{item[0]}, {'tf32' if item[1] else 'float32'}", partial(_gradients, bench))
@@ -667,6 +668,7 @@ def gradients(bench: Bench) -> None:
 WAYS: dict[str, dict[str, Any]] = {
     "loop": {"method": "loop"},
     "chosen": {},
+    **{f"{count} at a time": {"streams": count} for count in (1, 2, 5)},
 }
 
 
@@ -680,7 +682,8 @@ def _gradients(bench: Bench, item: tuple[str, bool]) -> dict[str, Any]:
         inputs = torch.rand(h, b, *dataset.shape, device=bench.device)
         labels = torch.randint(dataset.classes, (h, b), device=bench.device)
         rows, bits = [], []
-        for way, options in WAYS.items():
+        graphs = panel.network != "fully connected"  # and workers side by side on streams
+        for way, options in WAYS.items() if graphs else list(WAYS.items())[:2]:
             model = build_model(partial(_factory, _model(name, tiny)), dataset.shape, dataset.classes, seed=1)
             of_workers = WorkerGradients(model.to(bench.device), **options, seed=1)
             point, out = of_workers.parameters(), torch.empty(h, of_workers.d, device=bench.device)
@@ -1000,7 +1003,7 @@ SECTIONS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # and seconds
     "rates": (15, rates),
     "correct": (70, correct),
     "times": (45, times),
-    "gradients": (30, gradients),
+    "gradients": (40, gradients),
     "steps": (70, steps),
     "estimate": (5, estimate),
     "determinism": (30, determinism),
