@@ -80,7 +80,8 @@ def timed_step(simulation: Simulation, watch: Stopwatch) -> None:
         point = a.point(s.parameters, s.state, rate)
         s.gradients(point, batch, s.sampled, s.steps_done)
     with watch.part("l2, clip, momentum, moments"):
-        honest, state, _, moments = s._send(point)
+        state, _, _, moments = s._send(point)
+        honest = s.vectors[: s.h]
     with watch.part("attack and its copies"):
         random = generator(s.seed, "attack", s.steps_done)
         seen = Knowledge(honest, s.real_byzantine, None, state.previous, random, known=moments)
