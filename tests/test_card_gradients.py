@@ -243,14 +243,40 @@ def test_two_on_one_model_and_rows_of_a_loop_of_ones_own(card: PretendedCard) ->
     plain = WorkerGradients(model, method="loop", seed=SEED)
     for step in range(4):
         agree(plain, (one, other)[step % 2], plain.parameters(), Batch(moved(inputs, step), labels), step)
-    kept = []
+    kept, one = [], WorkerGradients(one.model, seed=SEED)
     for step in range(3):
         rows, losses = one.rows(there(moved(inputs, step)), there(labels), step)
         expected = plain.rows(moved(inputs, step), labels, step)
         kept.append((rows, losses, *expected))
+    assert len(one._graphs) == 1
     for rows, losses, expected_rows, expected_losses in kept:  # an answer stays what it was
         torch.testing.assert_close(held(rows), expected_rows, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(held(losses), expected_losses, rtol=1e-9, atol=1e-11)
+
+
+class Scaled(nn.Module):
+    """One buffer counts in the gradient, and another one of its type is written to thereafter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+        self.register_buffer("scale", torch.tensor(0.1, dtype=torch.float64))
+        self.register_buffer("largest", torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x) * self.scale
+        with torch.no_grad():
+            self.largest.copy_(torch.maximum(self.largest, y.max()))
+        return y
+
+
+@pytest.mark.parametrize("method", ["loop", "graph"])
+def test_buffers_that_lie_side_by_side_are_written_apart(method: str, card: PretendedCard) -> None:
+    plain, found = pair(Scaled().double(), method)
+    scale = plain.buffers()["scale"]
+    for step in range(2):
+        agree(plain, found, plain.parameters() * (1 + step), Batch(modules.inputs_of("frozen"), modules.LABELS), step)
+        assert torch.equal(held(found.buffers()["scale"]), scale)  # rounding a mean moves nothing that nobody moved
 
 
 @pytest.mark.parametrize(
