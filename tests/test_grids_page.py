@@ -51,7 +51,7 @@ def test_the_message(varangian: Callable[..., Any], tmp_path: Path) -> None:
 def test_options_in_the_table(varangian: Callable[..., Any]) -> None:
     known = set(re.findall(r"--[a-z-]+", varangian("sweep", "--help").out))
     rows = re.findall(r"^\| `(--.*?)` \|", PAGE, re.MULTILINE)
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert {word for row in rows for word in shlex.split(row) if word.startswith("--")} <= known
 
 

@@ -53,7 +53,8 @@ FORBIDDEN_METHODS = (".extract", ".extractall", ".unpack_archive", ".exec_module
 # A file that somebody names is a program of theirs, and executed where references.importing says that they handed it
 # over; from its bytes, whose hash is the run's, and which may have come from another machine. tests/test_references.py
 # holds what reads folders to that.
-ARGUED = {"core/references.py": ["exec", "compile"]}
+# A kernel of a card that is straight-line code for its number of rows is written from integers alone.
+ARGUED = {name: ["exec", "compile"] for name in ("core/references.py", "core/kernels/cuda/launching.py")}
 
 
 def dangers(source: str) -> list[str]:
@@ -231,7 +232,7 @@ def test_settings_of_others(settings: dict, message: str) -> None:
     start = time.perf_counter()
     with pytest.raises(ConfigurationError, match=re.escape(message)) as caught:
         Experiment.from_dict(settings)
-    assert len(str(caught.value)) < 6000
+    assert len(str(caught.value)) < 7000  # all settings are named once in each of some twenty faults
     assert time.perf_counter() - start < 20  # they took minutes, or did not end
 
 

@@ -210,7 +210,8 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch, **parts: object) -> Any:
     text = RULE.format(**({"factor": 1.0, "comment": "", "answer": "helper(x)"} | parts))
     (folder / "my_rule.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(folder)
-    sys.modules.pop("my_rule", None)
+    monkeypatch.setitem(sys.modules, "my_rule", sys)  # so that what stood there before, or nothing, does so again
+    del sys.modules["my_rule"]
     importlib.invalidate_caches()
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     module = importlib.import_module("my_rule")
