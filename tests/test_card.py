@@ -374,6 +374,14 @@ def test_an_algorithm_waits_for_distances_alone(algorithm: vg.Algorithm, given: 
 # ---------------------------------------------------------------------------------------------------- refusals
 
 
+def refused_later(stage: Any, *given: Tensor) -> None:
+    """Runs a stage and then looks at what it deferred, as a simulation does."""
+    with deferred_refusals() as pending:
+        stage(*given)
+    for one in pending:
+        refuse_faulty(one.stage, one.f, int(one.faulty.cpu()))
+
+
 @pytest.mark.parametrize("name", [*(r for r in RULES if r != "average"), "nnm", "arc"])
 def test_refusals_are_those_of_the_cpu_at_once_or_later(name: str) -> None:
     stage: Any = rule_named(name) if name in RULES else mixing_named(name)
