@@ -17,7 +17,7 @@ from torch import Tensor
 import varangian as vg
 from pretended import OnTwoDevices, PretendedCard
 from varangian import testing
-from varangian.core import randomness
+from varangian.core import kernels, randomness
 from varangian.core.attacks import ATTACKS
 from varangian.core.checks import Refused
 from varangian.core.evidence import column_weights, weights_in_columns
@@ -182,6 +182,25 @@ def test_lexicographic_order_in_one_look_is_that_of_the_cpu(seed: int, mixed: bo
         found = held.places(np.arange(9), table, apart)
         assert card.waits.total() == 2  # equal vectors among them: the rest of the columns tells nothing more
     np.testing.assert_array_equal(np.argsort(found, kind="stable"), np.argsort(expected, kind="stable"))
+
+
+@pytest.mark.parametrize(("d", "dtype"), [(ANEW_WIDTH, torch.float64), (WIDE, torch.float32)])
+def test_few_coordinates_are_measured_in_double_precision_at_once(
+    d: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that nothing need be measured again: the geometry may say that it is exact."""
+    seen: list[torch.dtype] = []
+    measure = kernels.squared_distances
+
+    def noted(x: Tensor, extra: Tensor | None = None) -> Tensor:
+        seen.append(x.dtype)
+        return measure(x, extra)
+
+    monkeypatch.setattr(kernels, "squared_distances", noted)
+    with PretendedCard():
+        geometry = vg.Geometry.of(vectors(d).to("cuda:0"))
+    assert seen == [dtype]
+    assert geometry.exact == (dtype == torch.float64)
 
 
 def test_doubles_out_of_range() -> None:
@@ -395,15 +414,8 @@ def test_refusals_are_those_of_the_cpu_at_once_or_later(name: str) -> None:
         with pytest.raises(Refused) as found:
             stage(there, *root)
         assert str(found.value) == str(expected.value)
-
-        def looked_at_later() -> None:
-            with deferred_refusals() as pending:
-                stage(there, *root)
-                for one in pending:  # whoever deferred it looks
-                    refuse_faulty(one.stage, one.f, int(one.faulty.cpu()))
-
         with pytest.raises(Refused) as later:
-            looked_at_later()
+            refused_later(stage, there, *root)
         assert str(later.value) == str(expected.value)
         after = stage(good.to("cuda:0"), *root)  # nothing is left of it
         assert_like(after, stage(good, *arguments))
