@@ -121,6 +121,16 @@ def test_looking_happens_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert places.look() == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+def test_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(places, "PATIENCE", 0.01)
+    with pytest.raises(
+        ValueError, match=r"^device: 'cuda' cannot be used here: its driver has not answered for 0.01 s"
+    ):
+        places.look()
+
+
 # ----------------------------------------------------------------------------------------------- what a run needs
 
 

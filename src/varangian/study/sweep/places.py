@@ -21,6 +21,7 @@ from ...runs.building import make_model, open_dataset
 from ...runs.cards import Card, device_of, usable, why_no_card
 from ...runs.experiment import Experiment
 from ...simulation.data import Dataset, prepare
+from ...simulation.gradients.workers import STREAMS
 
 LOG = logging.getLogger("varangian.study.sweep")
 
@@ -32,7 +33,6 @@ CONVOLUTIONS, OTHERS = 2, 4
 SHARE = 0.9  # of the memory that is free on a card, to be filled
 PATIENCE = 300.0  # seconds for a process that looks at the cards: a driver that was asleep takes some
 CONTEXT = 2**30  # bytes of a process on a card before it has computed anything, and of cuDNN's workspaces
-STREAMS = 3  # workers whose activations are held at once where each has a pass of its own
 VECTORS = 4  # matrices of n vectors: what is sent, what is sampled, what is mixed, and room for a rule
 SINGLE = 24  # vectors beside them: parameters, momenta, aggregates, those of the measures in float64
 
@@ -124,9 +124,13 @@ def look() -> list[Card]:
         "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from varangian.runs.cards import cards;"
         "print(json.dumps([[c.name, c.free, c.total] for c in cards()]))"
     )
-    end = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(sys.path)], capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-c", code, json.dumps(sys.path)]
+    try:
+        end = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"device: 'cuda' cannot be used here: its driver has not answered for {PATIENCE:g} s; try nvidia-smi."
+        ) from None
     try:
         return [Card(*values) for values in json.loads(end.stdout.splitlines()[-1])]
     except (IndexError, ValueError, TypeError):
