@@ -17,8 +17,8 @@ from torch import Tensor
 import varangian as vg
 from pretended import OnTwoDevices, PretendedCard
 from varangian import testing
-from varangian.core import kernels, randomness
-from varangian.core.attacks import ATTACKS
+from varangian.core import geometry, kernels, randomness
+from varangian.core.attacks import ATTACKS, spread
 from varangian.core.checks import Refused
 from varangian.core.evidence import column_weights, weights_in_columns
 from varangian.core.geometry import ANEW_WIDTH
@@ -201,6 +201,26 @@ def test_few_coordinates_are_measured_in_double_precision_at_once(
         geometry = vg.Geometry.of(vectors(d).to("cuda:0"))
     assert seen == [dtype]
     assert geometry.exact == (dtype == torch.float64)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_few_columns_at_a_time_decide_alike(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device compares and adds up in panels, as if it had memory for some fifty columns."""
+    numbers = np.random.default_rng(5)
+    x = torch.from_numpy(numbers.integers(0, 2, (9, 4)).astype(np.float32)).repeat_interleave(450, 1)
+    table = np.eye(9)[numbers.permutation(9)] / 3 if mixed else None
+    shifted = {name: run_attack(name, ATTACKS[name]()) for name in ("min-max", "min-sum")}
+    with PretendedCard():
+        held = vg.Geometry.of(x.to("cuda:0")).vectors
+        places = held.places(np.arange(9), table, np.ones((9, 9), bool))
+    far = {name: on_card(run, vectors(300, torch.float64))[0].cpu() for name, run in shifted.items()}
+    monkeypatch.setattr(geometry, "PAIRS", 81 * 53)
+    monkeypatch.setattr(spread, "AWAY_WIDTH_THERE", 53)
+    with PretendedCard():
+        held = vg.Geometry.of(x.to("cuda:0")).vectors
+        np.testing.assert_array_equal(held.places(np.arange(9), table, np.ones((9, 9), bool)), places)
+    for name, run in shifted.items():
+        assert_like(on_card(run, vectors(300, torch.float64))[0], far[name])
 
 
 def test_doubles_out_of_range() -> None:
