@@ -44,6 +44,13 @@ def test_a_sound_installation() -> None:
     assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
 
 
+def test_it_changes_no_number_of_threads() -> None:
+    """In a process of its own: pools are started once."""
+    code = "import torch, varangian as vg; torch.set_num_threads(3); vg.doctor(); print(torch.get_num_threads())"
+    end = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert end.stdout == "3\n"
+
+
 def test_the_home_folder_is_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = tmp_path / "home" / "somebody"
     monkeypatch.setenv("HOME", str(home))

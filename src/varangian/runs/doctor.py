@@ -206,8 +206,8 @@ def _vector_sets() -> str:
 
 
 def _threads(case: _Case) -> dict[str, str]:
-    import numba
     import torch
+    from numba.core import config
     from threadpoolctl import threadpool_info
 
     from ..core import kernels
@@ -218,7 +218,8 @@ def _threads(case: _Case) -> dict[str, str]:
     return {
         "torch": str(torch.get_num_threads()),
         "kernels": str(kernels.threads()),
-        "numba": str(numba.get_num_threads()),
+        # Asking Numba itself would start a pool that nobody needs, and move torch's number.
+        "numba": str(config.NUMBA_NUM_THREADS),  # pyright: ignore[reportAttributeAccessIssue]
         "pools": ", ".join(pools) or "none",
         "environment": ", ".join(said) or "nothing set",
     }
