@@ -80,7 +80,7 @@ def hostile(n: int, d: int, dtype: torch.dtype, seed: int = 0, finite: bool = Fa
         x[0, d // 3] = -np.inf
     if n > 7 and not finite:
         x[6, d // 3 :: 5], x[7, d // 2] = np.inf, -np.inf
-        x[7, 0] = np.nan
+        x[7, 0] = -np.nan  # which some sorts take for less than -inf
     return torch.from_numpy(x).to(dtype)
 
 

@@ -10,7 +10,8 @@ Tensors made on, or moved to, "cuda:0" are wrappers: they say device cuda:0, hol
 operation of torch on it. What a card refuses is refused: operands on two devices, .numpy(), np.asarray(). What it makes
 the host wait for is counted: reading a value (.item(), bool(), float(), nonzero, boolean indices), copies to the host,
 copies from pageable memory (indexing with a list is one), eigh and svd. Pinned memory and non_blocking=True are not
-waited for; events are counted apart, as ``late``: what they stand behind was asked for before.
+waited for; events are counted apart, as ``late``: what they stand behind was asked for before. Sorts put a NaN with a
+sign where a card does.
 
 How: for C++ a wrapper lies on the meta device, which needs no CUDA; Python sees cuda:0. The mode takes the key of
 FakeTensorMode, so that torch does not start CUDA where it parses a device. FakeTensorMode itself knows no values, so

@@ -189,6 +189,26 @@ def test_what_workers_send_has_the_bits_of_the_operations_one_by_one(dtype: torc
             assert torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
+@pytest.mark.parametrize("n", [15, 32, 33, 51, 64, 65, 100])
+@by_dtype
+def test_no_sign_of_a_nan_puts_it_before_the_least(dtype: torch.dtype, n: int) -> None:
+    """A card sorts many values by their bits: a NaN with a sign would come first, and move every rank."""
+    x, f = torch.from_numpy(np.random.default_rng(n).normal(size=(n, 40))).to(dtype), n // 4
+    signed = torch.full_like(x[: f - 2], np.nan).copysign(torch.tensor(-1.0))
+    assert signed.isnan().all()
+    assert signed.signbit().all()
+    x[: f - 2], x[f - 2], x[f - 1] = signed, np.nan, -np.inf
+    mixing = np.roll(np.eye(n), 1, axis=0) + np.eye(n)
+    with PretendedCard():
+        there = x.to("cuda:0")
+        assert bool(there.sort(dim=0).values[0].isnan().all()) == (n > 32)  # as on a card
+        for low, high, window in ((n // 2, n // 2 + 1, 0), (f, n - f, 0), (f, n - f, n - f), (n // 2, n // 2 + 1, 5)):
+            for table in (None, mixing):
+                found = [t.cpu() for t in kernels.plain.column_statistic(there, low, high, window, mixing=table)]
+                wanted = kernels.cpu.column_statistic(x, low, high, window, mixing=table)
+                torch.testing.assert_close(found, list(wanted), equal_nan=True, msg=f"{low} {high} {window} {table}")
+
+
 def test_a_weight_of_zero_is_never_multiplied() -> None:
     """By neither of what stands in front of a row, nor behind it, whatever the others are given."""
     x = torch.tensor([[1.0], [np.nan], [np.inf], [-np.inf], [2.0]])

@@ -141,6 +141,18 @@ def test_statistics_are_those_of_main_memory(n: int, dtype: torch.dtype) -> None
         assert int(faulty) == int(cpu.column_statistic(x, *case)[1]) == int((~x.isfinite().all(1)).sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [16, 17, 31, 32, 33, 50, 51, 63, 64])
+def test_half_types_of_many_rows_with_nan_of_both_signs(n: int, dtype: torch.dtype) -> None:
+    """The median, and the values around the trimmed mean."""
+    f, x = n // 4, hostile(n, 140, dtype)
+    x[-f:-2] = torch.tensor(float("nan")).copysign(torch.tensor(-1.0))
+    for case in ((n // 2, n // 2 + 1, 0), (f, n - f, n - f)):
+        found, faulty = cuda.column_statistic(on(x), *case)
+        same(found, rounded(lambda x, case=case: cpu.column_statistic(x, *case)[0], x))
+        assert int(faulty) == int((~x.isfinite()).any(1).sum())
+
+
 def test_more_rows_than_registers_hold_are_sorted_by_torch() -> None:
     x = hostile(columns.SORTED_ROWS + 1, 40)
     with launches() as seen:

@@ -184,9 +184,15 @@ def _values(x: Tensor, mixing: np.ndarray | None, *, low: int, high: int, window
     return lambda start, stop: (mixtures(start, stop) / divisor).float(), rule
 
 
+def _in_order(values: Tensor) -> Tensor:
+    """Columns from the least value to the greatest, NaN behind +inf. A card sorts many values by their bits, where a
+    NaN with a sign is less than -inf: x86 makes such ones of inf - inf, and of every NaN that it rounds to bfloat16."""
+    return values.nan_to_num(np.nan, np.inf, -np.inf).sort(dim=0).values
+
+
 def _statistic(values: Tensor, statistic: Statistic) -> Tensor:
     low, high, window = statistic.low, statistic.high, statistic.window
-    ordered = values.sort(dim=0).values
+    ordered = _in_order(values)
     if high - low == 1 and not window and statistic.total == statistic.scale:
         return ordered[low]
     ordered = (ordered if window else ordered[low:high]).double() * statistic.scale
@@ -374,7 +380,7 @@ def kept_of(x: Tensor, rows: np.ndarray, dropped: int) -> Kept:
     d, chosen = x.shape[1], there(rows.astype(np.int64), x)
     least, cuts = [], []
     for part in chosen.split(max(1, NUMBERS // d)):
-        sizes = x.index_select(0, part).abs()
+        sizes = x.index_select(0, part).abs()  # without signs, those of NaN too: see _in_order
         value = sizes.sort(dim=1).values[:, dropped : dropped + 1].clone()
         equal = sizes == value
         remain = (sizes <= value).sum(1, keepdim=True) - dropped  # of the equal ones
