@@ -111,6 +111,8 @@ class Memory:
         (self.written if writes else self.read)[span, stream] = stream.done
 
     def __del__(self) -> None:
+        if self.capture is not None and self.capture is not self.streams.capture:
+            return  # a graph's own pool: nobody gets it before the graph is gone, and giving it back waits for the card
         every = [*self.read.items(), *self.written.items()]
         if any(not self.home.knows(other, moment) for (_, other), moment in every):
             self.streams.hazards.append("memory was freed while another stream may use it")

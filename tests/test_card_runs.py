@@ -398,7 +398,7 @@ def steady(e: Experiment, steps: int = 4) -> PretendedCard:
     dataset = opened(e)
     with PretendedCard() as card, computing(e):
         simulation, _ = build(e, dataset)
-        for _ in range(2):
+        for _ in range(24):  # until what is asked for in one go is captured
             simulation.advance()
         card.reset()
         for _ in range(steps):

@@ -172,7 +172,7 @@ class Meter:
             }
         if spread is not None:
             tensors["attack_deviation"] = kernels.norms(spread)
-        self.previous = sampled[0].clone()
+        self.previous = sampled[0].clone() if self.previous is None else self.previous.copy_(sampled[0])
         self.decayed.add_(sampled[0]).mul_(self.momentum)
         return Readings(tensors, [v is not None for v in vectors])
 

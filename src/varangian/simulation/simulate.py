@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from math import nan
-from typing import Literal
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,8 +21,9 @@ from ..core import kernels, randomness
 from ..core.algorithm import Algorithm, State, unspoilt
 from ..core.attacks import Attack, ComposedDefence, Knowledge, parts
 from ..core.checks import Refused
-from ..core.stages import Pending, deferred_refusals, refuse_faulty
+from ..core.stages import Decision, Pending, deferred_refusals, refuse_faulty
 from ..core.transforms import Clip, Momentum
+from .captured import Repeated
 from .data import Dataset, Partition, Split, partition, prepare
 from .gradients import Batch, WorkerGradients
 from .identity import is_ours
@@ -131,17 +133,24 @@ class Sampler:
         self._ahead: _Ahead | None = None
 
     def __call__(self, step: int) -> Batch:
-        h, b = self.h, self.batch_size
+        return self.batch(*self.drawn(step))
+
+    def drawn(self, step: int) -> tuple[Any, Any, np.ndarray | None]:
+        """What a step samples, for :meth:`batch`: examples [h b] and which are mirrored [h b], if any, as arrays or
+        where they are on the device; and weights [h, b] on the host where some batch is short."""
         if self.examples.native:
             index, flip, weights = self._drawn(step)
-            inputs, labels = self.examples(index.reshape(-1), None if flip is None else flip.reshape(-1))
-        else:
-            if self._ahead is None or not 0 <= step - self._ahead.first < len(self._ahead.index):
-                self._ahead = self._drawn_ahead(step)
-            place, ahead = step - self._ahead.first, self._ahead
-            weights = ahead.weights[place]
-            inputs, labels = self.examples(ahead.index[place], None if ahead.flip is None else ahead.flip[place])
-        shape, numbers = (h, b), None if weights is None else self._weights(weights)
+            return index.reshape(-1), None if flip is None else flip.reshape(-1), weights
+        if self._ahead is None or not 0 <= step - self._ahead.first < len(self._ahead.index):
+            self._ahead = self._drawn_ahead(step)
+        place, ahead = step - self._ahead.first, self._ahead
+        return ahead.index[place], None if ahead.flip is None else ahead.flip[place], ahead.weights[place]
+
+    def batch(self, index: Any, flip: Any, weights: np.ndarray | None) -> Batch:
+        """The examples of what was drawn."""
+        shape = self.h, self.batch_size
+        inputs, labels = self.examples(index, flip)
+        numbers = None if weights is None else self._weights(weights)
         sizes = None if weights is None else (weights > 0).sum(1)
         return Batch(inputs.unflatten(0, shape), labels.unflatten(0, shape), numbers, sizes)
 
@@ -352,6 +361,14 @@ class Simulation:
         self._spare: Tensor | None = None
         if self.in_one_go and self.momentum is not None and not self.native:
             self._spare = torch.zeros_like(self.vectors if self.active == self.h else self.sent)
+        # Of a small model on a card what is asked for in the same way each time is asked for in one go: without attacks
+        # that look back, for whom memory lies elsewhere each time.
+        plain = attack is None or not (self.own_attack or attack.uses_previous or attack.uses_flipped)
+        plain &= self.in_one_go and not algorithm.remembers_aggregate and all(is_ours(s) for s in algorithm.server)
+        self.repeated = Repeated(self.parameters.device) if plain and self.parameters.is_cuda else None
+        self.ours = is_ours(algorithm.rule) and all(is_ours(stage) for stage in algorithm.pre)
+        self._drawn: list[Tensor] = []  # where a card finds what is sampled
+        self._answers: list[Tensor] = []  # and what was decided
         self._begun: _Begun | None = None
         self._known: list[Measures] = []  # rows that nobody has been told yet
         self._former: list[Tensor] = []  # where a device keeps what a step writes over and may have to take back
@@ -411,6 +428,9 @@ class Simulation:
     def _begin(self, step: int) -> tuple[float, Batch, Tensor, Tensor]:
         """(learning rate, batch, point, losses) of a step whose gradients are begun; changes nothing that lasts."""
         lr = self.learning_rate(step)
+        again = self._begin_again(step, lr)
+        if again is not None:
+            return again
         batch = self.batches(step)
         if self.active > self.h:
             if batch.labels.is_floating_point():
@@ -423,22 +443,94 @@ class Simulation:
         point = self.algorithm.point(self.parameters, self.state, lr)
         return lr, batch, point, self.gradients.begin(point, batch, self.sampled, step)
 
+    def _begin_again(self, step: int, lr: float) -> tuple[float, Batch, Tensor, Tensor] | None:
+        """The same where it can be asked for in one go."""
+        batches = self.batches
+        if self.repeated is None or self.gradients.method != "chain" or not isinstance(batches, Sampler):
+            return None
+        index, flip, weights = batches.drawn(step)
+        if weights is not None:
+            return None
+        given = [x for x in (index, flip) if x is not None]
+        if not self._drawn:
+            self._drawn = [x.clone() for x in given]
+        for place, x in zip(self._drawn, given, strict=True):
+            place.copy_(x)
+        drawn = self._drawn
+
+        def gradients() -> tuple[Batch, Tensor, Tensor]:
+            batch = batches.batch(drawn[0], None if flip is None else drawn[1], None)
+            point = self.algorithm.point(self.parameters, self.state, lr)
+            return batch, point, self.gradients.begin(point, batch, self.sampled, step)
+
+        places = [self.parameters, self.sampled, *self.state.worker, *self.state.server]
+        return lr, *self.repeated("the gradients", gradients, numbers=(lr,), places=places)
+
     def _finish(self, lr: float, batch: Batch, point: Tensor, losses: Tensor) -> None:
         """All of a step but its gradients."""
-        step, h, f = self.steps_done, self.h, self.real_byzantine
+        if self._spare is not None:
+            self._exchange()
+        step, again = self.steps_done, self.repeated if self.gradients.method == "chain" else None
         before = None if self.momentum is None else self.state.worker[-1]
+        memories = [*self.state.worker, *self.state.server, None if self.meter is None else self.meter.previous]
+        places, rest = [self.parameters, self.vectors, self.sent, point, losses, *memories], "all that follows"
+        if again is not None and self.ours and rest not in again.faults:
+            done = again(rest, lambda: self._all(lr, point, losses), numbers=(lr,), places=places)
+        elif again is not None:
+            sent = again("what is sent", lambda: self._sent(point), places=places)
+            decision, pending = self._decided(sent)
+            answers = [decision.aggregate, *(p.faulty for p in pending)]
+            if len(self._answers) != len(answers):
+                self._answers = [x.clone() for x in answers]
+            aggregate, *faulty = (place.copy_(x) for place, x in zip(self._answers, answers, strict=True))
+            decision = replace(decision, aggregate=aggregate)
+            pending = [replace(p, faulty=x) for p, x in zip(pending, faulty, strict=True)]
+            made = [*sent.norms, *(sent.sampled or ()), *(sent.honest or ()), sent.crafted, *self._answers]
+            done = again(
+                "the update",
+                lambda: self._updated(lr, losses, sent, decision, pending),
+                numbers=(lr,),
+                places=[*places, *made],
+            )
+            done = replace(done, decision=decision)
+        else:
+            done = self._all(lr, point, losses)
+        h, f = self.h, self.real_byzantine
+        take_back = self._undo(replace(done.sent.state, step=self.state.step)) if done.pending else None
+        share = done.decision.weight_of(slice(h, self.workers)) if f and done.readings is not None else None
+        base = Measures(step, self.points, lr, nan, byzantine_share=share)
+        self.state = replace(done.state, step=self.state.step + 1)
+        if self.attack is not None and self.attack.uses_previous:
+            self.previous = done.decision.aggregate.clone()
+        self.points += batch.points(h)
+        self.steps_done += 1
+        if self.native:
+            numbers = kernels.host(*done.tensors)
+            self._known.append(_row(base, done.readings, numbers if len(done.tensors) > 1 else [numbers]))
+            return
+        assert done.packed is not None
+        norms, read = done.sent.norms, done.packed.later()
+        spoilt = None if before is None or not norms else (self.sent, before)
+        self._begun = _Begun(read, base, done.readings, len(done.tensors), len(norms), done.pending, take_back, spoilt)
+
+    def _all(self, lr: float, point: Tensor, losses: Tensor) -> _Done:
+        sent = self._sent(point)
+        return self._updated(lr, losses, sent, *self._decided(sent))
+
+    def _sent(self, point: Tensor) -> _Sent:
+        """What workers send and the attack crafts, in the matrix of all vectors."""
+        step, h, f = self.steps_done, self.h, self.real_byzantine
         state, norms, sampled_moments, honest_moments = self._send(point)
         if self.active > h:
             self.vectors.copy_(self.sent)
-        honest = self.vectors[:h]
         seen = Knowledge(
-            honest,
+            self.vectors[:h],
             f,
             ComposedDefence(
                 self.algorithm.pre, self.algorithm.rule, state.previous, randomness.Draw(self.seed, step).fork()
             ),
             self.previous,
-            randomness.generator(self.seed, "attack", step),
+            self._random(),
             self.vectors[h:] if self.active > h else None,
             honest_moments,
         )
@@ -455,6 +547,20 @@ class Simulation:
                 kernels.in_threads(lambda i: byzantine[i::parts].copy_(rows[i::parts]), parts, byzantine.numel())
             else:
                 byzantine.copy_(rows)
+        if self.meter is not None:
+            if sampled_moments is None:
+                sampled_moments = kernels.mean_and_std(self.sampled[:h]) if self.separate else seen.moments
+            honest_moments = seen.moments
+        return _Sent(state, norms, sampled_moments, honest_moments, crafted)
+
+    def _random(self) -> np.random.Generator:
+        """The attack's random numbers of this step: made for our own attacks when they ask for them."""
+        made = partial(randomness.generator, self.seed, "attack", self.steps_done)
+        return made() if self.repeated is None else cast(np.random.Generator, _WhenAsked(made))
+
+    def _decided(self, sent: _Sent) -> tuple[Decision, list[Pending]]:
+        """What the server makes of the vectors, and what it may prove to have refused."""
+        state = sent.state
         held = [self.vectors] if state.previous is None else [self.vectors, state.previous]
         versions = [x._version for x in held]
         try:
@@ -468,50 +574,56 @@ class Simulation:
         if [x._version for x in held] != versions:  # what workers remember lives there
             rule = self.algorithm.rule
             raise ValueError(f"{rule} wrote into the vectors that it was shown; it must clone what it changes.")
-        take_back = self._take_back(state) if pending else None
-        update, self.state = self.algorithm.finish(decision, state, in_place=True)
-        if self.attack is not None and self.attack.uses_previous:
-            self.previous = decision.aggregate.clone()
+        return decision, pending
+
+    def _updated(self, lr: float, losses: Tensor, sent: _Sent, decision: Decision, pending: list[Pending]) -> _Done:
+        """The server's transforms, what is measured, and the new parameters."""
+        h = self.h
+        if pending:
+            self._keep()
+        update, state = self.algorithm.finish(decision, sent.state, in_place=True)
         tensors, readings = [losses[:h].mean()], None
         if self.meter is not None:
-            if sampled_moments is None:
-                sampled_moments = kernels.mean_and_std(self.sampled[:h]) if self.separate else seen.moments
+            assert sent.sampled is not None
+            assert sent.honest is not None
             readings = self.meter.read(
-                parameters=self.parameters, sampled=sampled_moments, honest=seen.moments, attack=crafted,
+                parameters=self.parameters, sampled=sent.sampled, honest=sent.honest, attack=sent.crafted,
                 aggregate=decision.aggregate, h=h,
             )  # fmt: skip
             tensors += readings.tensors.values()
-        share = decision.weight_of(slice(h, self.workers)) if f and readings is not None else None
-        base = Measures(step, self.points, lr, nan, byzantine_share=share)
         self.parameters.add_(update, alpha=-lr)
-        self.points += batch.points(h)
-        self.steps_done += 1
-        if self.native:
-            numbers = kernels.host(*tensors)
-            self._known.append(_row(base, readings, numbers if len(tensors) > 1 else [numbers]))
-            return
-        squared = kernels.squared_norms(self.parameters)
-        spoilt = None if before is None or not norms else (self.sent, before)
-        read = kernels.later(squared, *tensors, *norms, *(p.faulty for p in pending))
-        self._begun = _Begun(read, base, readings, len(tensors), len(norms), pending, take_back, spoilt)
+        packed = None
+        if not self.native:
+            squared = kernels.squared_norms(self.parameters)
+            packed = kernels.Packed(squared, *tensors, *sent.norms, *(p.faulty for p in pending))
+        return _Done(sent, decision, pending, state, tensors, readings, packed)
 
-    def _take_back(self, state: State) -> Callable[[], None]:
-        """What undoes the rest of a step, in which the server proves to have refused; but for what workers remember,
-        which is of that step on the CPU too."""
+    def _overwritten(self) -> list[Tensor]:
+        """What the second part of a step writes over."""
         meter = self.meter
-        written = [self.parameters, *(m for m in state.server if m is not None)]
-        written += [] if meter is None else [meter.decayed]
-        if not self._former:
+        measured = [] if meter is None else [meter.decayed, *([] if meter.previous is None else [meter.previous])]
+        return [self.parameters, *(m for m in self.state.server if m is not None), *measured]
+
+    def _keep(self) -> None:
+        """Keeps what a step writes over that may have to be taken back."""
+        written = self._overwritten()
+        if len(self._former) != len(written):
             self._former = [torch.empty_like(x) for x in written]
         torch._foreach_copy_(self._former, written)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _undo(self, state: State) -> Callable[[], None]:
+        """What undoes the rest of a step, in which the server proves to have refused; but for what workers remember,
+        which is of that step on the CPU too."""
+        meter, former = self.meter, self._former
         step, points, attacked = self.steps_done, self.points, self.previous
-        sampled = None if meter is None else meter.previous
+        every = self._overwritten()
+        written, first = every[: len(former)], len(every) > len(former)  # before the first step nothing was sampled
 
         def undo() -> None:
-            torch._foreach_copy_(written, self._former)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(written, former)  # pyright: ignore[reportPrivateImportUsage]
             self.state, self.previous, self.steps_done, self.points = state, attacked, step, points
-            if meter is not None:
-                meter.previous = sampled
+            if meter is not None and first:
+                meter.previous = None
 
         return undo
 
@@ -628,8 +740,6 @@ class Simulation:
                     kept.append(memory.clone())  # some worker may send NaN, and is not to remember it
             return torch.ones_like(norm) if clip is None else clip.scales(norm)
 
-        if self._spare is not None:
-            self._exchange()
         out, found = self.sent, []
         for rows in (slice(0, self.h), slice(self.h, self.active)):
             if rows.start < rows.stop:
@@ -668,6 +778,58 @@ class Simulation:
         if self._finite is None:
             return not bool(np.isfinite(kernels.host(kernels.squared_norms(self.parameters))))
         return not self._finite
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """The first half of a step, behind the gradients.
+
+    Attributes:
+        state: of the algorithm, with what workers remember now.
+        norms: on a device those that say whether some worker may have sent what is not finite.
+        sampled, honest: moments of what honest workers sampled and sent, where they are measured.
+        crafted: what the attack sends, [d] or [f, d].
+    """
+
+    state: State
+    norms: list[Tensor]
+    sampled: Moments | None
+    honest: Moments | None
+    crafted: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """A step whose work is asked for.
+
+    Attributes:
+        sent: its first half.
+        decision, pending: what the server made of it, and may prove to have refused.
+        state: of the algorithm, behind it.
+        tensors: the mean loss and what was measured.
+        readings: of the latter.
+        packed: on a device, the squared norm of the parameters, ``tensors``, the norms, and the counts of faulty
+            vectors.
+    """
+
+    sent: _Sent
+    decision: Decision
+    pending: list[Pending]
+    state: State
+    tensors: list[Tensor]
+    readings: Readings | None
+    packed: kernels.Packed | None
+
+
+class _WhenAsked:
+    """A generator of random numbers that is made at its first use; work that uses one is other work each time."""
+
+    def __init__(self, make: Callable[[], np.random.Generator]) -> None:
+        self._made = lru_cache(make)
+
+    def __getattr__(self, name: str) -> Any:
+        kernels.varies("it draws random numbers")
+        return getattr(self._made(), name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from torch import Tensor
 from . import cpu, plain
 from .definitions import Kept, network
 from .runtime import (
+    Packed,
     cache_folders,
     contiguous,
     eager,
@@ -36,7 +37,6 @@ from .runtime import (
     host,
     in_threads,
     is_native,
-    later,
     on_device,
     own_threads,
     there,
@@ -44,6 +44,7 @@ from .runtime import (
     torch_threads,
     where_float64_is,
 )
+from .watching import Varies, Watch, varies, watched
 
 TRITON = (3, 5)  # the oldest that compiles the kernels for cards
 CAPABILITY = (8, 0)  # of the oldest cards that they are compiled for
@@ -241,6 +242,9 @@ def kept_mean(x: Tensor, kept: Kept, weights: np.ndarray, ends: Sequence[int]) -
 
 __all__ = [
     "Kept",
+    "Packed",
+    "Varies",
+    "Watch",
     "blend",
     "cache_folders",
     "column_statistic",
@@ -255,7 +259,6 @@ __all__ = [
     "kept_mean",
     "kept_of",
     "kept_sums",
-    "later",
     "mean_and_std",
     "mixed_distances",
     "network",
@@ -270,6 +273,8 @@ __all__ = [
     "there",
     "threads",
     "torch_threads",
+    "varies",
+    "watched",
     "weighted_panel",
     "weighted_rows",
     "where_float64_is",

@@ -22,6 +22,8 @@ from numba.core.caching import FunctionCache
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from .watching import varies, watching
+
 logger = logging.getLogger("varangian.core.kernels")
 
 STREAM_WIDTH = 2048  # columns per block of a pass that streams
@@ -337,6 +339,7 @@ def host(*tensors: Tensor) -> Any:
     held = _storable(tensors)
     if all(t.is_cpu for t in held):
         return _one_or_all([t.numpy() for t in held])
+    varies("it waits for the device")
     if len(held) == 1:
         return held[0].cpu().numpy()
     flat, apart = _in_one(held)
@@ -369,31 +372,43 @@ def _in_one(tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[np.ndarray], A
 
 def there(values: np.ndarray, x: Tensor) -> Tensor:
     """An array as a tensor where x is. To a card it is copied from pinned memory, so that nobody waits for it."""
-    made = torch.from_numpy(np.ascontiguousarray(values))
-    if x.device.type == "cuda":
+    made, watch = torch.from_numpy(np.ascontiguousarray(values)), watching()
+    if x.device.type != "cuda":
+        return made.to(x.device)
+    if watch is None:
         return made.pin_memory().to(x.device, non_blocking=True)
-    return made.to(x.device)
+    return watch.there(made, x.device)
 
 
-def later(*tensors: Tensor) -> Callable[[], Any]:
-    """A function that answers the numbers that tensors have now, as :func:`host` does. They are fetched at once, and
-    nobody waits for them before it is called, on a card."""
-    held = _storable(tensors)
-    if any(t.device.type != "cuda" for t in held):
-        native = all(t.device.type == "cpu" for t in held)
-        found = host(*(t.clone() for t in held)) if native else host(*held)
-        return lambda: found
-    flat, apart = (held[0], lambda array: array) if len(held) == 1 else _in_one(held)
-    landed = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
-    landed.copy_(flat, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(flat.device))
+class Packed:
+    """The numbers of tensors in one vector where they lie, to be fetched in one copy."""
 
-    def read() -> Any:
-        arrived.synchronize()
-        return apart(landed.numpy())
+    def __init__(self, *tensors: Tensor) -> None:
+        self.held = _storable(tensors)
+        self.on_card = all(t.device.type == "cuda" for t in self.held)
+        self._apart: Callable[[np.ndarray], Any] = lambda array: array
+        if self.on_card and len(self.held) > 1:
+            flat, self._apart = _in_one(self.held)
+            self.held = [flat]
 
-    return read
+    def later(self) -> Callable[[], Any]:
+        """A function that answers the numbers that are there now, as :func:`host` does. They are fetched at once, and
+        on a card nobody waits for them before it is called."""
+        if not self.on_card:
+            native = all(t.device.type == "cpu" for t in self.held)
+            found = host(*(t.clone() for t in self.held)) if native else host(*self.held)
+            return lambda: found
+        flat, apart = self.held[0], self._apart
+        landed = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+        landed.copy_(flat, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(flat.device))
+
+        def read() -> Any:
+            arrived.synchronize()
+            return apart(landed.numpy())
+
+        return read
 
 
 def panels(x: Tensor) -> list[tuple[int, int]]:
