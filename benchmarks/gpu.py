@@ -3,6 +3,7 @@
     python benchmarks/gpu.py --fetch wheels                  elsewhere: what that machine lacks, as wheels to carry
     python benchmarks/gpu.py --wheels wheels --data data     there: everything, into gpu/gpu.json and a table
     python benchmarks/gpu.py --only times,steps              some sections
+    python benchmarks/gpu.py --only steps --items median     of those the items with this in their names
     python benchmarks/gpu.py --device cpu --small            the same lines without a card, in seconds: no figures
 
 --wheels is a folder of wheels, unpacked and put before what is installed; --data a folder with the four files of
@@ -24,6 +25,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,10 +78,11 @@ class Report:
         path: of the JSON file, with which it goes on where it is there.
         end: of the whole script, as time.time() has it.
         broken: whether the card no longer answers.
+        items: what the names of items are to match; a regular expression.
     """
 
-    def __init__(self, path: Path, end: float, broken: Callable[[], bool] = lambda: False) -> None:
-        self.path, self.end, self.broken = path, end, broken
+    def __init__(self, path: Path, end: float, broken: Callable[[], bool] = lambda: False, items: str = "") -> None:
+        self.path, self.end, self.broken, self.items = path, end, broken, items
         self.found = read(path)
         self._section: dict[str, Any] = {}
         self._name, self._section_end = "", end
@@ -123,6 +126,8 @@ class Report:
             this = name(item)
             if this in noted or f"{self._name}: {this}" in self.found["killed"]:
                 continue  # of a process before this one
+            if not re.search(self.items, this):
+                continue
             if self.left <= 0:
                 late.append(this)
                 continue
@@ -261,7 +266,7 @@ def measure(options: argparse.Namespace) -> int:
         return 2
     import gpu_sections  # only now can what it imports be found
 
-    report = Report(options.out / "gpu.json", options.end)
+    report = Report(options.out / "gpu.json", options.end, items=options.items)
     signal.signal(signal.SIGTERM, _end)
     try:
         gpu_sections.everything(report, options)
@@ -326,6 +331,14 @@ def _keep(path: Path) -> None:
         os.replace(path, path.with_name(f"{path.stem}-{made}{path.suffix}"))
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, default=Path("gpu"), help="folder of gpu.json  [gpu]")
@@ -335,6 +348,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda:0", help="cuda:0, or cpu to try the script  [cuda:0]")
     made.add_argument("--small", action="store_true", help="tiny sizes, so that every line runs in seconds")
     made.add_argument("--only", metavar="NAMES", help="these sections, comma-separated")
+    made.add_argument("--items", type=_pattern, default="", metavar="PATTERN", help="of sections, what matches this")
     made.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything  [{SECONDS:g}]")
     made.add_argument("--end", type=float, help=argparse.SUPPRESS)  # of the process that measures
     return made

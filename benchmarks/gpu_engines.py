@@ -98,7 +98,7 @@ class Measurement:
             finally:
                 if self.real:
                     torch.cuda.set_sync_debug_mode("default")
-        places += [f"{Path(w.filename).name}:{w.lineno}" for w in said if "synchronizing" in str(w.message)]
+        places += [f"{Path(w.filename).name}:{w.lineno}" for w in said if "called a synchronizing" in str(w.message)]
 
     def expected(self, algorithm: vg.Algorithm) -> Tensor:
         """The same training by the algorithm's two halves, on the processor in one process: [d]."""

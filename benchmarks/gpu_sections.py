@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import cProfile
 import csv
 import json
 import math
 import multiprocessing
 import os
 import platform
+import pstats
 import statistics
 import subprocess
 import sys
@@ -119,7 +121,7 @@ class Card:
                 call()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        return [f"{Path(w.filename).name}:{w.lineno}" for w in said if "synchronizing" in str(w.message)]
+        return [f"{Path(w.filename).name}:{w.lineno}" for w in said if "called a synchronizing" in str(w.message)]
 
     def traced(self, call: Callable[[], object], steps: int) -> dict[str, Any]:
         """A step as torch's profiler sees it: what the host asks for, ms that the card is busy, the longest kernels."""
@@ -235,17 +237,19 @@ def rates(bench: Bench) -> None:
     note, card = bench.report.note, bench.card
     note("copy_tb_per_s", _copy_rate(bench) / 1e9)
     one = torch.zeros(1, device=bench.device)
-    note("launch_us", 1e6 * card.seconds(lambda: [one.add_(1) for _ in range(1000)]) / 1000)
-    note("wait_us", 1e6 * card.seconds(lambda: [one.cpu() for _ in range(100)]) / 100)
+    for name, call in (("launch_us", lambda: one.add_(1)), ("wait_us", one.cpu)):
+        card.seconds(call)  # loads the kernel
+        note(name, 1e6 * card.seconds(lambda call=call: [call() for _ in range(1000)]) / 1000)
     bench.report.each(
         [
-            (panel, images, tf32)
+            (panel, images, way)
             for panel, images in (("cifar-10", 50), ("wide-resnet", 20), ("cifar-10", 14 * 50), ("wide-resnet", 7 * 20))
-            for tf32 in (True, False)
+            for way in ("tf32", "float32", "tf32, channels last", "float32, channels last", "tf32, autotuned",
+                        "tf32, channels last, autotuned")
         ],
-        lambda item: f"{item[0]}, {item[1]} images, {'tf32' if item[2] else 'float32'}",
-        lambda item: _gradient_rate(bench, item[0], 4 if bench.small else item[1], item[2]),
-    )
+        lambda item: f"{item[0]}, {item[1]} images, {item[2]}",
+        lambda item: _gradient_rate(bench, item[0], 4 if bench.small else item[1], item[2].split(", ")),
+    )  # fmt: skip
 
 
 def _copy_rate(bench: Bench) -> float:
@@ -255,18 +259,20 @@ def _copy_rate(bench: Bench) -> float:
     return 2 * x.nbytes / bench.card.median_ms(lambda i: y.copy_(x), most=20)
 
 
-def _gradient_rate(bench: Bench, panel: str, batch: int, tf32: bool) -> dict[str, float]:
+def _gradient_rate(bench: Bench, panel: str, batch: int, way: Sequence[str]) -> dict[str, float]:
     """Forward and backward of plain torch on one batch: ms, and the rate of its products."""
+    layout = torch.channels_last if "channels last" in way else torch.contiguous_format
     shape = (3, 8, 8) if bench.small else (3, 32, 32)
-    model = build_model(partial(_factory, _model(panel, bench.small)), shape, 10, seed=1).to(bench.device)
-    x = torch.rand(batch, *shape, device=bench.device)
+    model = build_model(partial(_factory, _model(panel, bench.small)), shape, 10, seed=1)
+    model = model.to(bench.device, memory_format=layout)
+    x = torch.rand(batch, *shape, device=bench.device).to(memory_format=layout)
     y = torch.zeros(batch, dtype=torch.int64, device=bench.device)
 
     def gradient(i: int) -> None:
         loss = nn.functional.cross_entropy(model(x), y)
         torch.autograd.grad(loss, list(model.parameters()))
 
-    with numerics(str(bench.device), "tf32" if tf32 else "float32"):
+    with numerics(str(bench.device), way[0], autotune="autotuned" in way):
         with FlopCounterMode(display=False) as counter:
             gradient(0)
         ms = bench.card.median_ms(gradient, most=20)
@@ -344,12 +350,15 @@ def _types(small: bool) -> list[str]:
 
 @lru_cache(maxsize=16)
 def hostile(n: int, d: int, f: int, dtype: torch.dtype) -> Tensor:
-    """[n, d] on the host, about a point that is not the origin; the last f rows are NaN, infinite, huge, null."""
+    """[n, d] on the host, about a point that is not the origin; the last f rows are NaN of
+    either sign, infinite, huge, null."""
     generator = np.random.default_rng(0)
     x = generator.standard_normal((n, d)) + generator.standard_normal(d)
     for i, row in enumerate(range(n - f, n)):
         value = (np.nan, np.inf, 1e30, 0.0)[i % 4]
         x[row, :: (1, 3, 1, 1)[i % 4]] = value
+        if i % 4 == 0:
+            x[row, 1::2] = -np.nan
     return torch.from_numpy(x).to(dtype)
 
 
@@ -783,11 +792,13 @@ def _step(bench: Bench, case: Case) -> dict[str, Any]:
     with computing(e):
         simulation, evaluator = build(e, case.data(bench))
         first = card.seconds(simulation.step)
-        _advance(simulation, 1 if bench.small else 4)
+        captured = PANELS[case.panel].network == "fully connected"  # which takes its time
+        _advance(simulation, 30 if captured else 1 if bench.small else 4)
         evaluate = partial(evaluator, simulation.gradients, simulation.parameters, 0)
         evaluate()
         each = card.seconds(partial(_advance, simulation, count)) / count
         evaluation = card.seconds(evaluate)
+        host = _host_profile(partial(_advance, simulation, count))
         simulation.advance()  # so that the one below has one to look back at, as in the middle of a run
         ms, waits = 1e3 * (each + evaluation / e.evaluate_every), card.waits(simulation.advance)
         if len(waits) > case.waits:
@@ -803,8 +814,18 @@ def _step(bench: Bench, case: Case) -> dict[str, Any]:
             "method": simulation.gradients.method,
             "waits": waits,
             "peak_gib": card.peak_gib(),
+            "host": host,
             "profile": card.traced(simulation.advance, 1 if bench.small else 3),
         }
+
+
+def _host_profile(call: Callable[[], object]) -> list[str]:
+    """Where the host's time goes, the longest first: ms in the function itself, calls, which."""
+    profile = cProfile.Profile()
+    profile.runcall(call)
+    entries = pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
+    longest = sorted(((own, calls, *place) for place, (_, calls, own, *_) in entries), reverse=True)[:30]
+    return [f"{1e3 * own:.1f} ms, {calls}: {Path(file).name}:{line} {name}" for own, calls, file, line, name in longest]
 
 
 def _advance(simulation: Simulation, count: int) -> None:
@@ -1000,7 +1021,7 @@ def _ms_of(known: dict[int, float], workers: int) -> float:
 SECTIONS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # and seconds
     "setup": (10, setup),
     "compile": (60, compile_all),
-    "rates": (15, rates),
+    "rates": (25, rates),
     "correct": (70, correct),
     "times": (45, times),
     "gradients": (40, gradients),
@@ -1008,7 +1029,7 @@ SECTIONS: dict[str, tuple[float, Callable[[Bench], None]]] = {  # and seconds
     "estimate": (5, estimate),
     "determinism": (30, determinism),
     "runs": (40, runs),
-    "engines": (40, engines),
+    "engines": (60, engines),
     "together": (40, together),
 }
 

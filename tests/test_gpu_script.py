@@ -152,6 +152,16 @@ def test_what_fails_is_recorded_and_the_next_thing_is_tried(
     assert found["noted apart"]["halves"] == {"by 3": 2}
 
 
+def test_items_are_chosen_by_their_names(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    report = report_in(script, tmp_path, items="^median|B$")
+    report.run("some", 5, lambda: report.each(["median, A", "norms, A", "norms, B", "a median"], str, len))
+    found = report.found["sections"]["some"]
+    assert [name for name in found if name not in ("status", "seconds")] == ["median, A", "norms, B"]
+    with pytest.raises(SystemExit):
+        script.main(["--items", "("])
+    assert "is no regular expression" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_named(script: ModuleType, tmp_path: Path) -> None:
     report = report_in(script, tmp_path)
     report.run("slow", 0.2, lambda: report.each(["one", "two", "three"], str, lambda _: time.sleep(0.25)))
