@@ -12,11 +12,12 @@ import torch
 import torch._dynamo  # which torch imports where a module is made, and which looks at what is pretended
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import test_gradients as on_cpu
 import test_modules as modules
 import varangian as vg
-from pretended import CARD, PretendedCard
+from pretended import CARD, CardTensor, PretendedCard
 from varangian.core import kernels
 from varangian.simulation import models
 from varangian.simulation.gradients import Batch, WorkerGradients, graphs, workers
@@ -74,7 +75,10 @@ def held(x: Any) -> Tensor:
 def pair(model: nn.Module, method: Any = "auto", **options: Any) -> tuple[WorkerGradients, WorkerGradients]:
     """The plain loop on the CPU, and a model alike on the card."""
     twin = copy.deepcopy(model).to(CARD)
-    plain = WorkerGradients(model, method="loop", seed=SEED, **options)
+    kinds = {type(module) for module in model.modules()}
+    # Masks are drawn in the order of memory: to be the card's on the CPU, too, images have to lie alike.
+    layout = "channels-last" if {nn.Conv2d, nn.Dropout} <= kinds else "contiguous"
+    plain = WorkerGradients(model, method="loop", seed=SEED, layout=layout, **options)
     return plain, WorkerGradients(twin, method=method, seed=SEED, **options)
 
 
@@ -197,6 +201,171 @@ def test_evaluation_waits_once_metrics_included(name: str, card: PretendedCard) 
         card.reset()
         assert found.evaluate(*given) == pytest.approx(expected, rel=1e-9)
         assert card.waits.total() == 1, card.waits
+
+
+# --------------------------------------------------------------------------------------------------------- layouts
+
+
+class Convolutions(TorchDispatchMode):
+    """Whether channels were last in all that convolutions of the card were given, forth and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution" in func._schema.name:
+            given = [x for x in args[:3] if isinstance(x, CardTensor) and x.ndim == 4]
+            last = (x.is_contiguous(memory_format=torch.channels_last) and x.stride(1) == 1 for x in given)
+            self.last += [all(last)] if given else []
+        return func(*args, **(kwargs or {}))
+
+
+def without_masks(name: str, shape: tuple[int, ...] = (3, 16, 16)) -> Case:
+    model = models.build(name, shape, on_cpu.CLASSES, 1) if name != "wide-resnet" else on_cpu.model_of(name)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    draw = torch.Generator().manual_seed(2)
+    shape = on_cpu.SHAPE if name == "wide-resnet" else shape
+    inputs = torch.randn(H, 3, *shape, generator=draw, dtype=torch.float64)
+    return model.double(), inputs, torch.randint(on_cpu.CLASSES, (H, 3), generator=draw)
+
+
+@pytest.mark.parametrize("method", ["loop", "graph"])
+@pytest.mark.parametrize("name", ["cnn", "cnn of one channel", "cnn-small", "resnet-18", "resnet-20", "wide-resnet"])
+def test_channels_are_last_on_a_card_and_the_numbers_are_those_of_the_cpu(
+    name: str, method: str, card: PretendedCard
+) -> None:
+    one = "one channel" in name or name == "cnn-small"
+    model, inputs, labels = without_masks(name.split(" ")[0], (1, 16, 16) if one else (3, 8, 8))
+    plain, found = WorkerGradients(model, method="loop"), WorkerGradients(copy.deepcopy(model).to(CARD), method=method)  # pyright: ignore
+    start = plain.parameters()
+    found.look(on_card(Batch(inputs, labels)))
+    assert (plain.layout, found.layout) == ("auto", "channels-last")
+    for step, own in enumerate((False, True, False)):
+        point = start + 0.01 * step
+        point = torch.stack([point * (1 + 0.02 * i) for i in range(H)]) if own else point
+        with Convolutions() as seen:
+            agree(plain, found, point, Batch(inputs, labels), step)
+        assert all(seen.last)
+        assert seen.last or method == "graph"  # which nobody sees when it is replayed
+    with Convolutions() as seen:
+        values = found.evaluate(there(start), [there(x) for x in inputs], [there(y) for y in labels])
+    assert seen.last
+    assert all(seen.last)
+    assert values == pytest.approx(plain.evaluate(start, list(inputs), list(labels)), rel=1e-9)
+    assert plain.layout == "contiguous"
+
+
+def test_weights_are_turned_round_once_a_step_and_gradients_once_a_worker(card: PretendedCard) -> None:
+    model, inputs, labels = without_masks("cnn")
+    given, asked = on_card(Batch(inputs, labels)), {}
+    for layout in ("contiguous", "channels-last"):
+        found = WorkerGradients(copy.deepcopy(model).to(CARD), method="loop", layout=layout)  # pyright: ignore
+        point, out = found.parameters(), torch.empty(H, found.d, dtype=torch.float64, device=CARD)
+        found(point, given, out, 0)
+        card.reset()
+        found(point, given, out, 1)
+        assert card.waits.total() == 0
+        asked[layout] = card.launches.total()
+    convolutions, flatten = 4, 1
+    assert asked["channels-last"] <= asked["contiguous"] + convolutions + 1 + H * (convolutions + flatten)
+
+
+class Pictures(nn.Module):
+    """A convolution and a line on what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 1), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.flat(self.second(self.first(x).relu())))
+
+    def flat(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+class Viewed(Pictures):
+    def flat(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
+
+
+class ViewedLater(Pictures):
+    def flat(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1) if len(x) == 5 else x.flatten(1)
+
+
+class ViewedInEvaluation(Pictures):
+    def flat(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if self.training else x.view(len(x), -1)
+
+
+class InMemory(Pictures):
+    """Right for one layout alone."""
+
+    def flat(self, x: Tensor) -> Tensor:
+        return x.as_strided((len(x), 12), (12, 1))
+
+
+def pictures(size: int = 6) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    inputs = torch.randn(H, size, 2, 4, 4, generator=draw, dtype=torch.float64)
+    return inputs, torch.randint(4, (H, size), generator=draw)
+
+
+@pytest.mark.parametrize("method", ["auto", "loop"])
+@pytest.mark.parametrize("kind", [Pictures, Viewed, ViewedLater, ViewedInEvaluation, InMemory])
+def test_a_model_that_needs_its_images_as_they_are_has_them_so_and_that_is_said(
+    kind: type[Pictures], method: Any, card: PretendedCard, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(4)
+    plain, found = pair(kind().double(), method)
+    for step, size in enumerate((6, 5, 6, 5)):
+        agree(plain, found, plain.parameters() * (1 + 0.1 * step), Batch(*pictures(size)), step)
+    inputs, labels = pictures()
+    values = plain.evaluate(plain.parameters(), list(inputs), list(labels))
+    given = [there(x) for x in inputs], [there(y) for y in labels]
+    assert found.evaluate(there(plain.parameters()), *given) == pytest.approx(values, rel=1e-9)
+    agree(plain, found, plain.parameters(), Batch(*pictures()), 9)
+    assert found.method == ("graph" if method == "auto" else "loop")
+    said = [record.getMessage() for record in caplog.records if "channels last" in record.getMessage()]
+    if kind is Pictures:
+        assert (found.layout, said) == ("channels-last", [])
+    else:
+        reason = "its numbers come out otherwise" if kind is InMemory else "view size is not compatible"
+        assert found.layout == "contiguous"
+        assert len(said) == 1
+        assert reason in said[0]
+    if kind in (Viewed, InMemory):
+        with pytest.raises(ValueError, match=f"layout 'channels-last' cannot serve {kind.__name__}: .*use 'auto'"):
+            WorkerGradients(kind().double().to(CARD), layout="channels-last").look(on_card(Batch(inputs, labels)))
+
+
+class Broken(Pictures):
+    """Cannot compute batches of five, whatever their layout."""
+
+    def flat(self, x: Tensor) -> Tensor:
+        if len(x) == 5:
+            raise RuntimeError("five is too many")
+        return x.flatten(1)
+
+
+def computed(found: WorkerGradients, sizes: tuple[int, ...]) -> None:
+    for step, size in enumerate(sizes):
+        out = torch.empty(H, found.d, dtype=torch.float64, device=CARD)
+        found(found.parameters(), on_card(Batch(*pictures(size))), out, step)
+
+
+@pytest.mark.parametrize("method", ["auto", "loop"])
+def test_an_error_of_the_model_itself_is_raised_as_it_is(method: Any, card: PretendedCard) -> None:
+    for sizes in ((5,), (6, 5)):
+        found = pair(Broken().double(), method)[1]
+        with pytest.raises(RuntimeError, match="five is too many") as raised:
+            computed(found, sizes)
+        assert raised.traceback[-1].name == "flat"
+        assert raised.value.__cause__ is None
 
 
 # ------------------------------------------------------------------------------------ what comes between two calls

@@ -229,26 +229,44 @@ class Evaluator:
     ) -> None:
         self.examples = Examples(dataset, dataset.test, device, dtype)
         self.seed, self.mirrors = seed, profile == "published" and dataset.flip
-        count = len(dataset.test)
-        self.chunks: list[np.ndarray] | list[Tensor] = np.array_split(np.arange(count), -(-count // CHUNK))
-        if not self.examples.native:
-            every = torch.arange(count, device=device)
-            self.chunks = [every[chunk[0] : chunk[-1] + 1] for chunk in self.chunks]
+        self.every = None if self.examples.native else torch.arange(len(dataset.test), device=device)
+        self.chunks = _chunks(len(dataset.test), CHUNK)
         once = self.examples.native and not self.mirrors
-        self._prepared = [self.examples(chunk) for chunk in self.chunks] if once else None
+        self._prepared = [self.examples(np.arange(c.start, c.stop)) for c in self.chunks] if once else None
 
     def __call__(
         self, gradients: WorkerGradients, parameters: Tensor, step: int, metrics: Sequence[Score] = ()
     ) -> tuple[float, ...]:
-        prepared = self._prepared
+        prepared, flip = self._prepared, None
+        if self.mirrors:
+            count = len(self.examples.split)
+            flip = randomness.indices(self.seed, "test-flips", step, rows=1, columns=count, size=2)[0].astype(bool)
+        if self.every is not None:
+            return self._on_device(gradients, parameters, flip, metrics)
         if prepared is None:
-            flip: np.ndarray | Tensor | None = None
-            if self.mirrors:
-                count = len(self.examples.split)
-                drawn = randomness.indices(self.seed, "test-flips", step, rows=1, columns=count, size=2)[0].astype(bool)
-                flip = drawn if self.examples.native else kernels.there(drawn, self.examples.labels)
-            prepared = [self.examples(chunk, None if flip is None else flip[chunk]) for chunk in self.chunks]
+            prepared = [
+                self.examples(np.arange(c.start, c.stop), None if flip is None else flip[c]) for c in self.chunks
+            ]
         return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared], metrics)
+
+    def _on_device(
+        self, gradients: WorkerGradients, parameters: Tensor, flip: np.ndarray | None, metrics: Sequence[Score]
+    ) -> tuple[float, ...]:
+        """As many examples at a time as the model leaves room for, each chunk gathered when it is its turn."""
+        every, examples = self.every, self.examples
+        assert every is not None
+        chunks = _chunks(len(every), gradients.chunk(lambda: examples(every[:2])))
+        mirrored = None if flip is None else kernels.there(flip, examples.labels)
+
+        def prepared(c: int) -> tuple[Tensor, Tensor]:
+            return examples(every[chunks[c]], None if mirrored is None else mirrored[chunks[c]])
+
+        return gradients.evaluate_chunks(parameters, prepared, len(chunks), metrics)
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    """As few parts as have no more examples than that, of nearly equal sizes."""
+    return [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(count), -(-count // size))]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

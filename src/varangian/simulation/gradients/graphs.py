@@ -37,12 +37,14 @@ class Operations(TorchDispatchMode):
     Attributes:
         convolved: whether anything was.
         draws: whether anything may have drawn random numbers.
+        largest: bytes that one operation has made, at most.
         fault: why a graph would not do the same, on a card; None where nothing says so.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.convolved = self.draws = False
+        self.largest = 0
         self.fault: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -52,6 +54,9 @@ class Operations(TorchDispatchMode):
         self.convolved |= "convolution" in name
         draws = torch.Tag.nondeterministic_seeded in func.tags
         self.draws |= draws
+        if not any(answer.alias_info for answer in func._schema.returns):  # no view, and not in place
+            made = [t.numel() * t.element_size() for t in tree_leaves(out) if isinstance(t, Tensor)]
+            self.largest = max(self.largest, *made, 0)
         if self.fault is None:
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             there, here = (any(t.is_cuda is on_card for t in tensors) for on_card in (True, False))
@@ -107,8 +112,12 @@ class Graph:
         with torch.cuda.device(device):
             here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
             side.wait_stream(here)
-            with torch.cuda.stream(side), Operations() as seen:
-                work()
+            try:
+                with torch.cuda.stream(side), Operations() as seen:
+                    work()
+            except BaseException:
+                torch.cuda.synchronize(device)  # what was asked for on other streams uses memory that goes now
+                raise
             here.wait_stream(side)
             if seen.fault is not None:
                 raise RuntimeError(seen.fault)
@@ -140,8 +149,9 @@ class LoopGraph:
     Args:
         one: computes one of them.
         twins: of the model, one for each stream; nobody else may use them.
-        split: [d] as the parameters' shapes.
+        values: [d] as the parameters that the model computes with.
         buffers: the model's own, where they stay.
+        like: memory for inputs, in the layout that the model computes in.
         point, inputs, labels, weights: as they are to be copied in, for their shapes and to begin with.
         out: [h, d], where the gradients are written.
 
@@ -153,9 +163,10 @@ class LoopGraph:
         self,
         one: OneWorker,
         twins: Sequence[Twin],
-        split: Callable[[Tensor], list[Tensor]],
+        values: Callable[[Tensor], list[Tensor]],
         buffers: dict[str, Tensor],
         *,
+        like: Callable[[Tensor], Tensor],
         point: Tensor,
         inputs: Tensor,
         labels: Tensor,
@@ -163,7 +174,8 @@ class LoopGraph:
         out: Tensor,
     ) -> None:
         self.out, self._buffers = out, buffers  # kept: the graph knows no more than where they lie
-        self._given = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (point, inputs, labels, weights)]
+        empty = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (point, labels, weights)]
+        self._given = [empty[0], like(inputs), *empty[1:]]
         self._fill(point, inputs, labels, weights)
         h, device = len(labels), out.device
         self._losses = out.new_empty(h)
@@ -173,8 +185,8 @@ class LoopGraph:
         static_point, static_inputs, static_labels, static_weights = self._given
         self._twins = twins
 
-        def worker(i: int, twin: Twin) -> None:
-            twin.hold(split(static_point if static_point.ndim == 1 else static_point[i]))
+        def worker(i: int, twin: Twin, shared: list[Tensor] | None) -> None:
+            twin.hold(values(static_point[i]) if shared is None else shared)
             twin.take(self.made[i].begin(buffers), copied=False)
             with drawing_from(generators[i]):
                 loss = one(twin, static_inputs[i], static_labels[i], static_weights[i], out[i])
@@ -183,12 +195,13 @@ class LoopGraph:
 
         def work() -> None:
             here = torch.cuda.current_stream(device)
+            shared = values(static_point) if static_point.ndim == 1 else None
             for stream in streams:
                 stream.wait_stream(here)
             for s, (stream, twin) in enumerate(zip(streams, twins, strict=True)):
                 with torch.cuda.stream(stream):
                     for i in range(s, h, len(streams)):
-                        worker(i, twin)
+                        worker(i, twin, shared)
             for stream in streams:
                 here.wait_stream(stream)
 

@@ -35,6 +35,7 @@ from ..losses import CrossEntropy, Loss, OwnLoss
 from .chain import chain_of
 from .checks import alike, check_finite, check_module, check_outputs, explained, type_of
 from .graphs import LoopGraph, Operations, captures
+from .layouts import Layout, channels_last, empty_channels_last, write_row
 from .twins import FlatBuffers, Twin
 
 Method = Literal["auto", "chain", "vmap", "loop", "graph"]
@@ -42,6 +43,8 @@ Metric = Callable[[Tensor, Tensor], Any]
 
 STREAMS = 3  # on which a graph has workers side by side
 KEPT = 4  # graphs of a model: one for each shape, of which a run has one or two
+LARGEST = 2**28  # bytes of what one operation makes in an evaluation on a device
+TF32 = 2**-10  # what products on a card may be right to
 
 _log = logging.getLogger("varangian.simulation")
 
@@ -99,6 +102,8 @@ class WorkerGradients:
         loss: of a batch's outputs and labels: a :class:`varangian.simulation.losses.Loss` or a function of both that
             answers their mean; the cross entropy by default.
         streams: how many workers a graph has side by side, at most.
+        layout: how images and the weights of convolutions lie where workers are computed one after the other; "auto" is
+            channels last on a card, where the model can be computed so.
 
     Buffers that change in forward, such as running statistics: every worker starts from those of before the step, and
     the model's become the mean over the workers of what each made of them, so that their order does not matter; those
@@ -118,6 +123,7 @@ class WorkerGradients:
         seed: int = 0,
         loss: Loss | Metric | None = None,
         streams: int = STREAMS,
+        layout: Layout = "auto",
     ) -> None:
         check_module(model)
         self.model = model.train(training)
@@ -136,10 +142,13 @@ class WorkerGradients:
         if method == "graph" and not captures(self.device):
             raise ValueError(f"method 'graph' needs a model on a card, and this one is on {self.device}; use 'auto'.")
         self.method: Method = method
+        self.layout: Layout = layout
+        self._chooses_layout = layout == "auto"
         self._looked = False
         self._stochastic = False
         self._writes = False  # whether forward writes into its inputs, as a first layer with inplace=True does
         self._changing: set[str] = set()  # buffers that forward changes
+        self._largest = 0.0  # bytes that one operation of forward makes, at most, of one example
         # worker -> buffers that its batch changed, at the last call: by name, or on a device all of them, flat
         self._seen: dict[int, dict[str, Tensor]] = {}
         self._made: dict[int, FlatBuffers] = {}
@@ -289,7 +298,67 @@ class WorkerGradients:
             fault = seen.fault if self.method == "graph" else reason or self._disagreement(self.method, one, row)
             if fault:
                 raise ValueError(f"method {self.method!r} cannot compute {name}: {fault}; use 'auto'.")
+        self._look_at_layouts(one, row, seen.convolved)
         self._looked = True
+
+    def _look_at_layouts(self, one: Batch, row: Tensor, convolved: bool) -> None:
+        turns = convolved and any(len(shape) == 4 for shape in self._shapes) and self.method in ("loop", "graph")
+        if not turns or (self.layout == "auto" and not captures(self.device)):
+            self.layout = "contiguous"
+        if self.layout != "contiguous":
+            fault = self._fault_of_channels_last(one, row)
+            self.layout = "channels-last"
+            if fault is not None:
+                self._give_up_channels_last(fault)
+
+    def _fault_of_channels_last(self, one: Batch, row: Tensor) -> str | None:
+        """Why a worker cannot be computed with channels last, or not alike; None where it can."""
+        point, out = self.parameters(), torch.empty_like(row)
+        self.layout = "channels-last"
+        try:
+            self._by_loop(point, Batch(one.inputs.clone(), one.labels, one.weights, one.sizes), out, 0)
+            found, expected = out, row
+            if self._stochastic:  # masks are drawn in the order of memory: compare what needs none
+                found = self._in_evaluation(point, one.inputs[0])
+                self.layout = "contiguous"
+                expected = self._in_evaluation(point, one.inputs[0])
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
+            return cut(str(error)).rstrip(".") or type(error).__name__
+        finally:
+            self._forget()
+        error = (found - expected).norm()
+        bound = TF32 if found.dtype == torch.float32 else torch.finfo(found.dtype).eps
+        return None if error <= bound**0.5 * expected.norm() else "its numbers come out otherwise"
+
+    def _in_evaluation(self, point: Tensor, inputs: Tensor) -> Tensor:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self._twin() as twin:
+                twin.hold(self._values(point))
+                twin.take(dict(self.model.named_buffers()))
+                return twin.module(self._inputs(inputs.clone()))
+        finally:
+            self.model.train(was_training)
+
+    def _give_up_channels_last(self, fault: str) -> None:
+        name = type(self.model).__name__
+        if not self._chooses_layout:
+            raise ValueError(f"layout 'channels-last' cannot serve {name}: {fault}; use 'auto'.")
+        self.layout = "contiguous"
+        self._graphs.clear()
+        _tell_once(name, "images as they are, which takes longer, since channels last cannot serve", fault)
+
+    def _values(self, point: Tensor) -> list[Tensor]:
+        """[d] as the parameters that a twin computes with."""
+        values = self._split(point)
+        if self.layout != "channels-last":
+            return values
+        return [channels_last(value) if value.ndim == 4 else value for value in values]
+
+    def _inputs(self, inputs: Tensor, images: int = 4) -> Tensor:
+        """Inputs as the model computes with them, if there are ``images`` dimensions where they are images."""
+        return channels_last(inputs) if self.layout == "channels-last" and inputs.ndim == images else inputs
 
     def _give_up_graphs(self, fault: str) -> None:
         self.method = "loop"
@@ -314,6 +383,8 @@ class WorkerGradients:
                 self._writes |= given._version > 0
                 self._changing |= twin.changing(buffers)
                 answers.append((outputs, twin.values(self._changing), twin.numbers()))
+            largest = max(operations.largest, inputs.numel() * inputs.element_size())
+            self._largest = largest / len(inputs)
             outputs, changed, numbers = answers[1]
             check_outputs(name, outputs, point)
             fault = self.loss.fault(outputs, labels, classes)
@@ -388,6 +459,21 @@ class WorkerGradients:
     # ------------------------------------------------------------------------------------------------ computing
 
     def _compute(self, point: Tensor, batch: Batch, out: Tensor, step: int, stays: bool) -> Tensor:
+        method = self.method
+        try:
+            return self._computed(point, batch, out, step, stays)
+        except RuntimeError as error:
+            self._without_channels_last(error)
+        self.method = method
+        return self._computed(point, batch, out, step, stays)
+
+    def _without_channels_last(self, error: RuntimeError) -> None:
+        """Raises the error where the layout cannot be its reason; else from now on images lie as they come."""
+        if self.layout != "channels-last" or isinstance(error, torch.OutOfMemoryError) or not self._chooses_layout:
+            raise error
+        self._give_up_channels_last(cut(str(error)).rstrip("."))
+
+    def _computed(self, point: Tensor, batch: Batch, out: Tensor, step: int, stays: bool) -> Tensor:
         if self.method == "graph" and (batch.weights is None or self.loss.weighs):
             losses = self._by_graph(point, batch, out, step, stays)
             if losses is not None:
@@ -470,15 +556,15 @@ class WorkerGradients:
 
     def _by_loop(self, point: Tensor, batch: Batch, out: Tensor, first: int, step: int = 0) -> Tensor:
         weights, buffers = _weights(batch, out), dict(self.model.named_buffers())
-        on_device, losses = out.device.type != "cpu", []
+        on_device, losses, inputs = out.device.type != "cpu", [], self._inputs(batch.inputs, images=5)
         with self._twin() as twin:
             for i in range(batch.labels.shape[0]):
                 if i == 0 or point.ndim > 1:
-                    twin.hold(self._split(point if point.ndim == 1 else point[i]))
+                    twin.hold(self._values(point if point.ndim == 1 else point[i]))
                 made = self._flat_of(first + i, buffers) if on_device else None
                 twin.take(buffers if made is None else made.begin(buffers), copied=made is None)
                 drawn, kept = self._drawn("dropout", step, first + i), batch.kept(i, self.loss)
-                losses.append(self._one(twin, batch.inputs[i], batch.labels[i], weights[i], out[i], drawn, kept))
+                losses.append(self._one(twin, inputs[i], batch.labels[i], weights[i], out[i], drawn, kept))
                 if self.model.training and made is not None:
                     made.keep(twin.values(buffers))
                     self._made[first + i] = made
@@ -494,6 +580,9 @@ class WorkerGradients:
         with torch.enable_grad(), drawn or nullcontext():
             loss = self._loss(twin.module(inputs), labels, weights, kept)
         gradients = torch.autograd.grad(loss, twin.learned, allow_unused=True)
+        if self.layout == "channels-last":
+            write_row(row, list(gradients), self._split(row))
+            return loss.detach()
         parts = [
             p.new_zeros(p.numel()) if gradient is None else gradient.reshape(-1)
             for p, gradient in zip(twin.learned, gradients, strict=True)
@@ -519,8 +608,15 @@ class WorkerGradients:
             for twin in twins:
                 twin.module.train(self.model.training)
             try:
+                turned = self.layout == "channels-last" and batch.inputs.ndim == 5
                 graph = LoopGraph(
-                    self._one, twins, self._split, buffers, **given, out=torch.empty_like(out) if where is None else out
+                    self._one,
+                    twins,
+                    self._values,
+                    buffers,
+                    like=empty_channels_last if turned else torch.empty_like,
+                    **given,
+                    out=torch.empty_like(out) if where is None else out,
                 )
             except RuntimeError as error:
                 self._give_up_graphs(cut(str(error)).rstrip("."))
@@ -549,48 +645,90 @@ class WorkerGradients:
         The accuracy is that of the greatest output, over all labels that count; NaN where labels are no classes. Each
         metric is called once with all outputs and labels, which are in main memory, wherever the model is.
         """
-        self.look(Batch(inputs[0][:2].unsqueeze(0), labels[0][:2].unsqueeze(0)))
-        was_training, device = self.model.training, parameters.device
-        self.model.eval()
-        values, buffers = self._split(parameters), dict(self.model.named_buffers())
-        found: list[tuple[Tensor | float, ...]] = [()] * len(inputs)
-        answers: list[Tensor | None] = [None] * len(inputs)
+        numbers = sum(x.numel() for x in inputs)
+        return self.evaluate_chunks(parameters, lambda c: (inputs[c], labels[c]), len(inputs), metrics, numbers=numbers)
 
-        def task(c: int) -> None:
+    def chunk(self, some: Callable[[], tuple[Tensor, Tensor]]) -> int:
+        """How many examples are to be evaluated at a time on a device: as many as make no operation's result larger
+        than 256 MiB, of which two or three are there at a time.
+
+        Args:
+            some: answers examples [B, ...] and labels, to be looked at where no batch has been.
+        """
+        self._look_at(some)
+        return max(1, int(LARGEST / self._largest))
+
+    def _look_at(self, some: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        if not self._looked:
+            inputs, labels = some()
+            self.look(Batch(inputs[:2].unsqueeze(0), labels[:2].unsqueeze(0)))
+
+    def evaluate_chunks(
+        self,
+        parameters: Tensor,
+        prepared: Callable[[int], tuple[Tensor, Tensor]],
+        count: int,
+        metrics: Sequence[Metric] = (),
+        *,
+        numbers: int = 0,
+    ) -> tuple[float, ...]:
+        """The same, of so many chunks (inputs, labels) that are prepared when it is their turn; ``numbers``: how many
+        there are in all inputs, where they are to be shared out over threads."""
+        self._look_at(lambda: prepared(0))
+        was_training, device, values = self.model.training, parameters.device, self._split(parameters)
+        self.model.eval()
+        buffers = dict(self.model.named_buffers())
+        found: list[tuple[Tensor | float, ...]] = [()] * count
+        answers: list[tuple[Tensor, Tensor] | None] = [None] * count
+
+        def task(c: int, twin: Twin | None) -> None:
+            inputs, labels = prepared(c)
             with torch.no_grad():
-                if self.method == "chain":
+                if twin is None:
                     assert self._chain is not None
-                    outputs = self._chain.logits(inputs[c], values)
+                    outputs = self._chain.logits(inputs, values)
                 else:
-                    with self._twin() as twin, self._drawn("evaluation", 0, c):
-                        twin.hold(values)
+                    with self._drawn("evaluation", 0, c):
                         if device.type == "cpu":
                             twin.take(buffers)
                         else:
                             twin.take(self._flat_of(-1, buffers).begin(buffers), copied=False)
                         # What was prepared serves other evaluations too, also those of other models.
-                        outputs = twin.module(inputs[c].clone() if self._writes else inputs[c])
-                found[c] = *self._correct(outputs, labels[c]), *self.loss.total(outputs, labels[c])
+                        outputs = twin.module(self._inputs(inputs.clone() if self._writes else inputs))
+                found[c] = *self._correct(outputs, labels), *self.loss.total(outputs, labels)
                 if metrics:
-                    answers[c] = outputs
+                    answers[c] = outputs, labels
+
+        def tasks(chunks: Sequence[int]) -> None:
+            if self.method == "chain":
+                for c in chunks:
+                    task(c, None)
+                return
+            with self._twin() as twin:
+                twin.hold(self._values(parameters))
+                for c in chunks:
+                    task(c, twin)
 
         def all_tasks() -> None:
             if kernels.own_threads() > 1 and device.type == "cpu":
-                kernels.in_threads(task, len(inputs), sum(x.numel() for x in inputs))
+                kernels.in_threads(lambda c: tasks([c]), count, numbers)
             else:
-                for c in range(len(inputs)):
-                    task(c)
+                tasks(range(count))
 
         before = _generator_state(device)
-        all_tasks()
+        try:
+            all_tasks()
+        except RuntimeError as error:
+            self._without_channels_last(error)
+            all_tasks()
         if not self._stochastic and not torch.equal(_generator_state(device), before):
             _put_back(device, before)
             self._stochastic = True  # in evaluation alone: once more, from the seed
             all_tasks()
         self.model.train(was_training)
-        every = [torch.cat([x for x in answers if x is not None]), torch.cat(list(labels))] if metrics else []
-        numbers, every = _fetched(found, every)
-        correct, counted, loss, weight = numbers.sum(0)
+        every = [torch.cat(parts) for parts in zip(*(x for x in answers if x is not None), strict=True)]
+        sums, every = _fetched(found, every)
+        correct, counted, loss, weight = sums.sum(0)
         measured = [float(metric(*(x.clone() for x in every))) for metric in metrics]  # which may write there
         return float(correct / counted) if counted else nan, float(loss / weight) if weight else nan, *measured
 
@@ -615,27 +753,23 @@ def _put_back(device: torch.device, state: Tensor) -> None:
         torch.set_rng_state(state)
 
 
-_told: set[tuple[str, str]] = set()  # what was said once
+_told: set[tuple[str, str, str]] = set()  # what was said once
 
 
 def _tell_once(name: str, what: str, fault: str) -> None:
-    if (name, fault) not in _told:
-        _told.add((name, fault))
+    if (name, what, fault) not in _told:
+        _told.add((name, what, fault))
         _log.warning("%s: %s: %s", name, what, printable(fault))
 
 
 def _fetched(found: list[tuple[Tensor | float, ...]], others: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
     """The numbers of each chunk as [chunks, numbers] in float64, and other tensors, in main memory: all in one copy."""
-    columns = [list(column) for column in zip(*found, strict=True)]
-    there = [torch.stack(column) for column in columns if all(isinstance(x, Tensor) for x in column)]
-    there += others
+    there = [x for chunk in found for x in chunk if isinstance(x, Tensor)] + others
     if not there or there[0].device.type == "cpu":
         return np.array([[float(x) for x in chunk] for chunk in found]), others
     fetched = iter(kernels.host(*there) if len(there) > 1 else [kernels.host(*there)])
-    numbers = [next(fetched) if all(isinstance(x, Tensor) for x in column) else column for column in columns]
-    return np.stack([np.asarray(column, np.float64) for column in numbers], 1), [
-        torch.from_numpy(next(fetched)).to(x.dtype) for x in others
-    ]
+    numbers = [[float(next(fetched)) if isinstance(x, Tensor) else x for x in chunk] for chunk in found]
+    return np.array(numbers, np.float64), [torch.from_numpy(next(fetched)).to(x.dtype) for x in others]
 
 
 def _weights(batch: Batch, like: Tensor) -> Tensor:
