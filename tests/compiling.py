@@ -88,6 +88,7 @@ def compile_distances() -> None:
             cuda.squared_around(x, table[0], None, np.ones(n))
             cuda.squared_around(x, table[0])
         cuda.inner_products([x[0]] * 7)
+        cuda.inner_products([x[0]] * 8)
         cuda.inner_products([x[0].double()])
 
 

@@ -46,14 +46,16 @@ def run(kernel: Any, grid: int, arguments: tuple[Any, ...], options: dict[str, A
         kernel[(grid,)](*arguments, **options)
 
 
-def emitted(name: str, source: str) -> Any:
-    """A kernel from its source, which defines a function called ``kernel``: for code that is straight only once sizes
-    are known. Triton wants to read the source of what it compiles, so the source is left where Python looks for it."""
+def emitted(name: str, source: str, function: str = "kernel", *called: Any) -> Any:
+    """A kernel from its source, which defines a function of that name and calls others: for code that is straight only
+    once sizes are known. Triton wants to read the source of what it compiles, so the source is left where Python looks
+    for it."""
     file = f"<{name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
     space: dict[str, Any] = {"tl": tl, "float_of": float_of, "__name__": __name__}
+    space |= {other.__name__: other for other in called}
     exec(compile(source, file, "exec"), space)
-    return kernel(space["kernel"])
+    return kernel(space[function])
 
 
 def bits(value: float) -> int:
