@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
@@ -354,6 +354,7 @@ def test_an_algorithm_is_a_value() -> None:
     [
         ({"device": "nope"}, "Algorithm needs a device, such as cpu, cuda or cuda:1, got 'nope'."),
         ({"device": []}, "Algorithm needs a device, such as cpu, cuda or cuda:1, got []."),
+        ({"device": "mtia"}, "Algorithm: torch cannot compute on 'mtia' here."),
         ({"dtype": "float32"}, "Algorithm needs a floating-point dtype, such as torch.float32, got 'float32'."),
         ({"dtype": torch.int64}, "Algorithm needs a floating-point dtype, such as torch.float32, got torch.int64."),
     ],
@@ -361,3 +362,48 @@ def test_an_algorithm_is_a_value() -> None:
 def test_devices_and_types_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         vg.Algorithm((vg.Momentum(0.9),), rule=vg.Average()).init(3, 2, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        (lambda x: x.to_sparse(), "sparse_coo"),
+        (lambda x: x.to("meta"), "on meta"),
+        (
+            lambda x: torch.nested.as_nested_tensor(list(x)) if x.ndim == 2 else x.to_sparse(),
+            "(a nested tensor|sparse)",
+        ),
+    ],
+    ids=["sparse", "meta", "nested"],
+)
+def test_tensors_without_numbers_at_regular_places_are_refused_in_one_line(
+    change: Callable[[torch.Tensor], torch.Tensor], came: str
+) -> None:
+    x = torch.ones(5, 3)
+    algorithm = vg.Algorithm((vg.Clip(2.0), vg.Momentum(0.9)), rule=vg.CenteredClipping(f=1))
+    state = algorithm.init(5, 3)
+    spoilt = replace(state, previous=change(x[0]))
+    for call in (
+        lambda: algorithm.send(change(x), state),
+        lambda: algorithm.aggregate(change(x), state),
+        lambda: algorithm.aggregate(x, spoilt),
+        lambda: vg.Clip(2.0)(change(x), None),
+        lambda: vg.Momentum(0.9)(x, change(x)),
+        lambda: vg.CenteredClipping(f=1)(x, previous=change(x[0])),
+    ):
+        with pytest.raises(ValueError, match=rf"^[^\n]*, got [^\n]*{came}[^\n]*\.$"):
+            call()
+
+
+@pytest.mark.parametrize("change", [lambda x: x.to_sparse(), lambda x: x.to("meta")], ids=["sparse", "meta"])
+def test_an_answer_without_numbers_at_regular_places_is_refused_in_one_line(
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    class Elsewhere(vg.General):
+        needs = "1", 1  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+
+        def combine(self, x, previous):
+            return change(x.mean(0))
+
+    with pytest.raises(ValueError, match=r"^Elsewhere must answer float32 \[3\], got float32 \[3\] [a-z_ ]+\.$"):
+        Elsewhere(f=0)(torch.ones(5, 3))

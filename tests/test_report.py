@@ -594,6 +594,27 @@ def test_mistakes_on_the_command_line(arguments: list[str]) -> None:
     assert CliRunner().invoke(reproduce, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--device", "CUDA"], "device: 'CUDA' is no device"),
+        (["--device", "cuda", "--precision", "tf33"], "precision: must be 'float32' or 'tf32'"),
+        (["--precision", "tf32"], "precision: tf32 is of cards"),
+    ],
+)
+def test_a_wrong_device_or_precision_is_refused_before_data_is_looked_for(
+    asked: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from varangian.cli import study as cli_study
+
+    looked = []
+    monkeypatch.setattr(cli_study, "open_dataset", lambda *given: looked.append(given))
+    result = CliRunner().invoke(reproduce, [*asked, "--dry-run", "--out", str(tmp_path / "study")])
+    assert message in str(result.exception)
+    assert not looked
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("rules", [("median",), ("median", "bulyan"), ("median", "krum", "phocas", "meamed")])
 def test_names_of_low_panels_are_whole(rules: tuple[str, ...]) -> None:
     [group] = groups(made(rules))

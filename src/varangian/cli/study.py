@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -324,6 +324,7 @@ def reproduce(
     What is complete is not run again: the same command resumes. Exit status 1 where a run failed.
     """
     chosen = panels or (("fashion-mnist",) if quick else OF_THE_PAPER)
+    replace(PANELS[chosen[0]].base, **asked.where())  # a wrong device is refused before anything is downloaded
     present = _with_data(chosen, asked.data)
     if not present:
         raise click.ClickException("none of the chosen panels has its data.")

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .checks import kind_of, shown, whole
+from .checks import kind_of, not_dense, shown, whole
 from .mixing import Mixing
 from .randomness import Draw
 from .rules import Average, Rule
@@ -125,6 +125,10 @@ class Algorithm:
             options = {"dtype": dtype, "device": torch.device(device)}
         except (RuntimeError, TypeError):
             raise ValueError(f"Algorithm needs a device, such as cpu, cuda or cuda:1, got {shown(device)}.") from None
+        try:
+            torch.empty(0, device=options["device"])
+        except (RuntimeError, AssertionError, NotImplementedError):  # of torch, in as many lines as it likes
+            raise ValueError(f"Algorithm: torch cannot compute on {shown(str(device))} here.") from None
         h, d = whole(self, "h", h), whole(self, "d", d)
         return State(
             worker=tuple(torch.zeros(h, d, **options) if stage.remembers else None for stage in self.worker),
@@ -312,7 +316,7 @@ def _vectors(
 
 
 def _check_vectors(name: str, x: Tensor, ndim: int) -> None:
-    held = isinstance(x, Tensor) and x.ndim == ndim and x.is_floating_point()
+    held = isinstance(x, Tensor) and not not_dense(x) and x.ndim == ndim and x.is_floating_point()
     if not held or (name == "vectors" and x.shape[1] < 1):
         wanted = "[h, d]" if name == "gradients" else "[n, d]" if name == "vectors" else "[d]"
         raise ValueError(f"Algorithm needs {name} as a floating-point tensor {wanted}, got {kind_of(x)}.")

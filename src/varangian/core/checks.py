@@ -72,12 +72,26 @@ def set_real(owner: object, name: str, rule: str, holds: Callable[[Any], bool], 
 
 def kind_of(value: object) -> str:
     """For a message: "float32 [5, 3]" of a tensor, else what kind of object it is."""
+    if getattr(value, "is_nested", False) is True:
+        return "a nested tensor"
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None:
         return "nothing" if value is None else f"a {type(value).__name__}"
     device = str(getattr(value, "device", "cpu"))
     text = f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+    layout = str(getattr(value, "layout", "torch.strided")).removeprefix("torch.").removeprefix("_")
+    text = text if layout == "strided" else f"{text} {layout}"
     return text if device == "cpu" else f"{text} on {device}"
+
+
+def not_dense(x: Any) -> str:
+    """For a message: what a tensor is that is not numbers at regular places in memory; "" where it is."""
+    if x.is_nested:
+        return "a nested one"
+    if x.is_meta:
+        return "one without numbers (meta)"
+    layout = str(x.layout)
+    return "" if layout == "torch.strided" else layout
 
 
 def brief(value: Any) -> str:

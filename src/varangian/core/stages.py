@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .checks import UNSAID, Refused, brief, kind_of, require, set_whole, shown, whole
+from .checks import UNSAID, Refused, brief, kind_of, not_dense, require, set_whole, shown, whole
 from .claims import NEAR, Guarantee
 from .construction import Constructed
 from .geometry import Geometry, distances_from, mean_weights, squared_between, squared_from
@@ -477,8 +477,8 @@ def checked_weights(stage: Rule | Mixing, weights: Any, *shapes: tuple[int, ...]
 
 def checked_answer(rule: Rule, answer: Any, x: Tensor) -> Tensor:
     """The aggregate, held to the contract."""
-    good = isinstance(answer, Tensor) and answer.shape == x.shape[1:]
-    if not (good and answer.dtype == x.dtype and answer.device == x.device):
+    good = isinstance(answer, Tensor) and not answer.is_nested and answer.shape == x.shape[1:]
+    if not (good and answer.dtype == x.dtype and answer.device == x.device and answer.layout == x.layout):
         array = isinstance(answer, np.ndarray)
         came = f"an array; torch.from_numpy makes a tensor of {kind_of(answer)}" if array else kind_of(answer)
         raise ValueError(f"{type(rule).__name__} must answer {kind_of(x[0])}, got {came}.")
@@ -672,8 +672,8 @@ def as_previous(owner: object, previous: Any, matrix: Tensor) -> Tensor | None:
         vector = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device).detach()
     except (TypeError, ValueError, RuntimeError):  # torch's and numpy's words about what is no vector
         vector = None
-    if vector is None or vector.shape != matrix.shape[1:]:
-        came = kind_of(previous) if vector is None else list(vector.shape)
+    if vector is None or not_dense(vector) or vector.shape != matrix.shape[1:]:
+        came = kind_of(previous) if vector is None or not_dense(vector) else list(vector.shape)
         raise ValueError(f"{type(owner).__name__} needs previous of shape [{matrix.shape[1]}], got {came}.")
     return vector
 
@@ -724,8 +724,7 @@ def as_matrix(owner: object, x: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
             raise ValueError(
                 f"{name} needs floating-point vectors (float16, bfloat16, float32, float64), got {x.dtype}."
             )
-        if x.layout != torch.strided or x.is_meta:
-            came = "one without numbers (meta)" if x.is_meta else str(x.layout)
+        if came := not_dense(x):
             raise ValueError(f"{name} needs a dense tensor, got {came}.")
         matrix, device = kernels.where_float64_is(x.detach()), x.device
         restore = (lambda y: y) if matrix.device == device else (lambda y: y.to(device))

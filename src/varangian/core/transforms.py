@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .checks import kind_of, require, set_real
+from .checks import kind_of, not_dense, require, set_real
 from .construction import Constructed
 
 
@@ -22,7 +22,14 @@ def check_like(owner: object, what: str, value: object, x: Tensor, *, rows: bool
     """Raises ValueError unless the value is a tensor of x's shape (its last dimension alone without ``rows``), type and
     device. Kernels index what they are given: nothing of another shape may come near them."""
     shape = x.shape if rows else x.shape[-1:]
-    if not (isinstance(value, Tensor) and value.shape == shape and value.dtype == x.dtype and value.device == x.device):
+    if not (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and value.shape == shape
+        and value.dtype == x.dtype
+        and value.device == x.device
+        and value.layout == x.layout
+    ):
         name = owner if isinstance(owner, str) else type(owner).__name__
         wanted = kind_of(x if rows or x.ndim == 1 else x[0])
         raise ValueError(f"{name} needs {what} as {wanted}, got {kind_of(value)}.")
@@ -30,7 +37,7 @@ def check_like(owner: object, what: str, value: object, x: Tensor, *, rows: bool
 
 def _check_call(stage: Transform, x: Tensor, out: Tensor | None) -> None:
     """Raises ValueError for vectors that are none, and for an ``out`` that is not like them."""
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
+    if not (isinstance(x, Tensor) and x.is_floating_point() and not not_dense(x)):
         raise ValueError(f"{type(stage).__name__} needs vectors as a floating-point tensor [..., d], got {kind_of(x)}.")
     if out is not None:
         check_like(stage, "out", out, x)

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..core import kernels
 from ..core.algorithm import Algorithm, State, finite_rows, unspoilt
-from ..core.checks import Refused, brief, kind_of, shown
+from ..core.checks import Refused, brief, kind_of, not_dense, shown
 from ..core.evidence import mean_weights_in, scores, scores_of, suspicion, weights_of_table
 from ..core.geometry import Geometry, Vectors
 from ..core.randomness import Draw
@@ -831,8 +831,7 @@ def check_tensors(state: object) -> None:
             raise ValueError(f"load_state_dict needs names of tensors, got {shown(key)}.")
         if not isinstance(tensor, Tensor):
             raise ValueError(f"load_state_dict needs tensors, got {type(tensor).__name__} in {key!r}.")
-        if tensor.layout != torch.strided or tensor.is_meta:
-            kind = "one without numbers" if tensor.is_meta else str(tensor.layout)
+        if kind := not_dense(tensor):
             raise ValueError(f"load_state_dict needs dense tensors, got {kind} in {key!r}.")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from ...core.checks import cut, shown
+from ...core.checks import cut, not_dense, shown
 from .dataset import IGNORED, Dataset, Split, is_float
 from .partitions import set_aside
 
@@ -154,8 +154,9 @@ def _tensor(value: Any, what: str) -> Tensor:
             raise ValueError(f"{what}: a tensor that requires grad is no data; detach() it.")
         if value.is_complex() or value.is_quantized:
             raise ValueError(f"{what}: must be real numbers, got {_kind(value)}.")
-        if value.layout != torch.strided:
-            raise ValueError(f"{what}: must be a dense tensor, got {value.layout}; use to_dense().")
+        if came := not_dense(value):
+            advice = "" if value.is_nested or value.is_meta else "; use to_dense()"
+            raise ValueError(f"{what}: must be a dense tensor, got {came}{advice}.")
         return value.cpu()
     if np.ma.is_masked(value):
         raise ValueError(f"{what}: an array with masked values is not whole; fill them, or leave these examples out.")
