@@ -238,7 +238,7 @@ def test_channels_are_last_on_a_card_and_the_numbers_are_those_of_the_cpu(
     name: str, method: str, card: PretendedCard
 ) -> None:
     one = "one channel" in name or name == "cnn-small"
-    model, inputs, labels = without_masks(name.split(" ")[0], (1, 16, 16) if one else (3, 8, 8))
+    model, inputs, labels = without_masks(name.split(" ")[0], (1, 16, 16) if one else (3, 16, 16))
     plain, found = WorkerGradients(model, method="loop"), WorkerGradients(copy.deepcopy(model).to(CARD), method=method)  # pyright: ignore
     start = plain.parameters()
     found.look(on_card(Batch(inputs, labels)))
