@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,11 @@ from varangian.core.attacks import Knowledge
 from varangian.runs import building
 from varangian.runs.building import build, computing, handed, open_dataset
 from varangian.runs.replaying import replay
+from varangian.simulation import models
 from varangian.simulation.data import Dataset, Dirichlet, Split
-from varangian.simulation.gradients import Batch, WorkerGradients
+from varangian.simulation.gradients import Batch, WorkerGradients, workers
 from varangian.simulation.metrics import COLUMNS
-from varangian.simulation.simulate import AHEAD, DRAWN, Examples, Sampler, Simulation, Snapshot
+from varangian.simulation.simulate import AHEAD, DRAWN, Evaluator, Examples, Sampler, Simulation, Snapshot
 
 CUDA = "cuda:0"
 NEAR = 2e-5  # relative to the largest number of a tensor; of float32, whose sums come in another order
@@ -174,6 +176,37 @@ def test_a_run_comes_to_what_it_comes_to_on_the_cpu(name: str) -> None:
     assert found[1] == wanted[1]
     alike(found[0], wanted[0])
     near(found[2], wanted[2])
+
+
+@pytest.mark.parametrize("profile", ["described", "published"])
+@pytest.mark.parametrize("model", ["fully-connected", "cnn"])
+def test_a_card_evaluates_as_many_examples_at_a_time_as_there_is_room_for(
+    model: str, profile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once, or in seven chunks; mirrored ones too; and for one that has seen no batch."""
+    e = replace(BASE, dataset="synthetic(shape=(3,16,16),classes=4,train=60,test=70)", model=model, dtype="float64")
+    data = replace(opened(e), flip=True)
+    found: dict[tuple[str, int], tuple[float, ...]] = {}
+    asked = []
+    scores = [vg.simulation.scores.macro_f1]
+    for device, chunks in (("cpu", 0), (CUDA, 1), (CUDA, 7)):
+        with machine(device) as card, computing(e):
+            gradients = WorkerGradients(models.build(model, data.shape, 4, seed=1).double().to(device))
+            evaluator = Evaluator(data, 1, profile=profile, device=device, dtype=torch.float64)
+            some = Examples(data, data.test, device, torch.float64)
+            if chunks > 1:
+                gradients.look(Batch(*(x.unsqueeze(0) for x in some(np.arange(5)))))
+                monkeypatch.setattr(workers, "LARGEST", 10 * gradients._largest)
+            evaluator(gradients, gradients.parameters(), 3, scores)
+            if card is not None:
+                card.reset()
+            found[device, chunks] = evaluator(gradients, gradients.parameters(), 3, scores)
+            if card is not None:
+                assert card.waits.total() == 1
+                asked.append(sum(count for (name, _), count in card.launches.items() if name == "argmax"))
+    assert asked == [1, 7]
+    for values in found.values():
+        assert values == pytest.approx(found["cpu", 0], rel=1e-9)
 
 
 def normalised() -> nn.Module:
