@@ -195,7 +195,8 @@ def test_a_card_evaluates_as_many_examples_at_a_time_as_there_is_room_for(
             evaluator = Evaluator(data, 1, profile=profile, device=device, dtype=torch.float64)
             some = Examples(data, data.test, device, torch.float64)
             if chunks > 1:
-                gradients.look(Batch(*(x.unsqueeze(0) for x in some(np.arange(5)))))
+                inputs, labels = some(np.arange(5))
+                gradients.look(Batch(inputs.unsqueeze(0), labels.unsqueeze(0)))
                 monkeypatch.setattr(workers, "LARGEST", 10 * gradients._largest)
             evaluator(gradients, gradients.parameters(), 3, scores)
             if card is not None:
