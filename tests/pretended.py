@@ -291,6 +291,14 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     return [x for x in tree_leaves(written) if isinstance(x, Tensor)]
 
 
+def _check_aligned(operands: list[Tensor]) -> None:
+    """Where channels are last, kernels of a card read sixteen bytes at a time."""
+    images = [x for x in operands if x.ndim == 4]
+    turned = any(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() for x in images)
+    if turned and any(x.data_ptr() % 16 for x in operands):
+        raise RuntimeError("CUDA error: misaligned address")
+
+
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     card, name = _card(), func._schema.name.split("::")[1]
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -330,6 +338,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         for t in mine:
             t.memory.used(card.streams.current, span_of(t.held), writes=False)
         return func(*held, **options)
+    if "convolution" in name or "batch_norm" in name:
+        _check_aligned([t.held for t in mine])
     memories = {t.held.untyped_storage().data_ptr(): t.memory for t in mine}
     operands, written = [(t.held, t.memory) for t in mine], _written(func, held, options)
     out = card.streams.run(func, held, options, operands=operands, free=name in FREE, written=written)

@@ -233,6 +233,27 @@ def without_masks(name: str, shape: tuple[int, ...] = (3, 16, 16)) -> Case:
 
 
 @pytest.mark.parametrize("method", ["loop", "graph"])
+def test_all_that_convolutions_and_batch_norms_are_given_is_aligned(method: str, card: PretendedCard) -> None:
+    """Pieces of vectors lie anywhere: here parameters, buffers, images and points of odd sizes."""
+    torch.manual_seed(4)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 7, 1), nn.BatchNorm2d(7), nn.ReLU()),
+        *(nn.Conv2d(7, 3, 3, padding=1), nn.Flatten(), nn.Linear(75, on_cpu.CLASSES)),
+    )  # fmt: skip
+    inputs = torch.randn(H, 3, 3, 7, 7, generator=torch.Generator().manual_seed(5))
+    labels = torch.zeros(H, 3, dtype=torch.int64)
+    plain, found = WorkerGradients(model, method="loop"), WorkerGradients(copy.deepcopy(model).to(CARD), method=method)  # pyright: ignore
+    assert plain.d % 4, plain.d
+    start = plain.parameters()
+    for step, point in enumerate((start, torch.stack([start * (1 + 0.02 * i) for i in range(H)]))):
+        out, expected = there(torch.empty(H, plain.d)), torch.empty(H, plain.d)
+        plain(point, Batch(inputs, labels), expected, step)
+        found(there(point), on_card(Batch(inputs, labels)), out, step)
+        torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-5)
+    assert (found.layout, found.method) == ("channels-last", method)
+
+
+@pytest.mark.parametrize("method", ["loop", "graph"])
 @pytest.mark.parametrize("name", ["cnn", "cnn of one channel", "cnn-small", "resnet-18", "resnet-20", "wide-resnet"])
 def test_channels_are_last_on_a_card_and_the_numbers_are_those_of_the_cpu(
     name: str, method: str, card: PretendedCard

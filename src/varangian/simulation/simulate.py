@@ -230,6 +230,8 @@ class Evaluator:
         self.examples = Examples(dataset, dataset.test, device, dtype)
         self.seed, self.mirrors = seed, profile == "published" and dataset.flip
         self.every = None if self.examples.native else torch.arange(len(dataset.test), device=device)
+        on_card = self.every is not None and self.every.is_cuda
+        self._again = Repeated(self.every.device) if on_card and self.every is not None and not self.mirrors else None
         self.chunks = _chunks(len(dataset.test), CHUNK)
         once = self.examples.native and not self.mirrors
         self._prepared = [self.examples(np.arange(c.start, c.stop)) for c in self.chunks] if once else None
@@ -261,7 +263,7 @@ class Evaluator:
         def prepared(c: int) -> tuple[Tensor, Tensor]:
             return examples(every[chunks[c]], None if mirrored is None else mirrored[chunks[c]])
 
-        return gradients.evaluate_chunks(parameters, prepared, len(chunks), metrics)
+        return gradients.evaluate_chunks(parameters, prepared, len(chunks), metrics, again=self._again)
 
 
 def _chunks(count: int, size: int) -> list[slice]:
@@ -488,7 +490,9 @@ class Simulation:
         """All of a step but its gradients."""
         if self._spare is not None:
             self._exchange()
-        step, again = self.steps_done, self.repeated if self.gradients.method == "chain" else None
+        step, again = self.steps_done, self.repeated
+        if again is not None and self.gradients.method != "chain":
+            again = None
         before = None if self.momentum is None else self.state.worker[-1]
         memories = [*self.state.worker, *self.state.server, None if self.meter is None else self.meter.previous]
         places, rest = [self.parameters, self.vectors, self.sent, point, losses, *memories], "all that follows"

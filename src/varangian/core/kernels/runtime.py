@@ -361,11 +361,14 @@ def _in_one(tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[np.ndarray], A
     order = sorted(range(len(tensors)), key=lambda i: str(tensors[i].dtype))
     groups = [[tensors[i].reshape(-1) for i in same] for _, same in groupby(order, lambda i: tensors[i].dtype)]
     joined = [(torch.cat(group) if len(group) > 1 else group[0]).double() for group in groups]
-    ends = np.cumsum([tensors[i].numel() for i in order])[:-1]
+    places: list[tuple[slice, torch.Size]] = [(slice(0), torch.Size())] * len(tensors)
+    end = 0
+    for i in order:
+        start, end = end, end + tensors[i].numel()
+        places[i] = slice(start, end), tensors[i].shape
 
     def apart(flat: np.ndarray) -> Any:
-        parts = dict(zip(order, np.split(flat, ends), strict=True))
-        return _one_or_all([parts[i].reshape(t.shape) for i, t in enumerate(tensors)])
+        return _one_or_all([flat[place].reshape(shape) for place, shape in places])
 
     return torch.cat(joined) if len(joined) > 1 else joined[0], apart
 

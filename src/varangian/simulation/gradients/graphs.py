@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ...core import randomness
+from .layouts import aligned
 from .twins import FlatBuffers, Twin
 
 # What the host waits for, which a capture refuses; some of it is seen only in what it is a part of.
@@ -189,7 +190,7 @@ class LoopGraph:
             twin.hold(values(static_point[i]) if shared is None else shared)
             twin.take(self.made[i].begin(buffers), copied=False)
             with drawing_from(generators[i]):
-                loss = one(twin, static_inputs[i], static_labels[i], static_weights[i], out[i])
+                loss = one(twin, aligned(static_inputs[i]), static_labels[i], static_weights[i], out[i])
             self._losses[i].copy_(loss)
             self.made[i].keep(twin.values(buffers))
 

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+ALIGNED = 16  # bytes
+
 Layout = Literal["auto", "contiguous", "channels-last"]
 
 
@@ -20,6 +22,13 @@ def channels_last(x: Tensor) -> Tensor:
     if c == 1 or h * w == 1:  # with strides that say so, which are what an operator goes by
         return x.reshape(*most, h, w, c).movedim(-1, -3)
     return x.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x itself where it lies as cards read it, sixteen bytes at a time, as all memory of its own does; else a copy. Of
+    pieces of something larger cuDNN's kernels for channels last take that for granted: others break the card for the
+    whole process."""
+    return x if x.data_ptr() % ALIGNED == 0 else x.clone()
 
 
 def empty_channels_last(like: Tensor) -> Tensor:

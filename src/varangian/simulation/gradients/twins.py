@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...core.checks import cut, kind_of
 from .checks import alike
+from .layouts import ALIGNED
 
 
 class Twin:
@@ -86,9 +87,12 @@ class FlatBuffers:
         for name, b in buffers.items():
             self._names.setdefault(b.dtype, []).append(name)
         self.flat = {
-            dtype: buffers[names[0]].new_empty(sum(buffers[name].numel() for name in names))
+            dtype: buffers[names[0]].new_empty(sum(_room(buffers[name]) for name in names))
             for dtype, names in self._names.items()
         }
+        # Behind each piece as much as the next one needs to lie as cards read it.
+        gaps = {name: _room(b) - b.numel() for name, b in buffers.items()}
+        self._gaps = {name: [buffers[name].new_zeros(gap)] if gap else [] for name, gap in gaps.items()}
         # .data: a count of writes of their own, or a write to one would spoil what autograd keeps of another.
         self._pieces = {name: piece.data for name, piece in self.pieces(self.flat, buffers).items()}
 
@@ -96,14 +100,18 @@ class FlatBuffers:
         """Such vectors as buffers of these shapes."""
         found = {}
         for dtype, names in self._names.items():
-            parts = flat[dtype].split([buffers[name].numel() for name in names])
-            found |= {name: part.view(buffers[name].shape) for name, part in zip(names, parts, strict=True)}
+            parts = flat[dtype].split([_room(buffers[name]) for name in names])
+            found |= {
+                name: part[: buffers[name].numel()].view(buffers[name].shape)
+                for name, part in zip(names, parts, strict=True)
+            }
         return found
 
     def begin(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
         """The worker's buffers, which start as these."""
         for dtype, names in self._names.items():
-            torch.cat([buffers[name].detach().reshape(-1) for name in names], out=self.flat[dtype])
+            parts = [x for name in names for x in (buffers[name].detach().reshape(-1), *self._gaps[name])]
+            torch.cat(parts, out=self.flat[dtype])
         return self._pieces
 
     def keep(self, found: dict[str, Tensor]) -> None:
@@ -128,6 +136,12 @@ class FlatBuffers:
             if moved:
                 places, values = ([held[name] for name in moved] for held in (buffers, after))
                 torch._foreach_copy_(places, values)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _room(x: Tensor) -> int:
+    """How many numbers of its type it takes, so that what lies behind it is aligned."""
+    each = max(1, ALIGNED // x.element_size())
+    return -(-x.numel() // each) * each
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

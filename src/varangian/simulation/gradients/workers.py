@@ -31,11 +31,12 @@ from torch.func import functional_call, grad_and_value, vmap
 from ...core import kernels, randomness
 from ...core.checks import cut, kind_of, printable
 from ...core.randomness import Drawn
+from ..captured import Repeated
 from ..losses import CrossEntropy, Loss, OwnLoss
 from .chain import chain_of
 from .checks import alike, check_finite, check_module, check_outputs, explained, type_of
 from .graphs import LoopGraph, Operations, captures
-from .layouts import Layout, channels_last, empty_channels_last, write_row
+from .layouts import Layout, aligned, channels_last, empty_channels_last, write_row
 from .twins import FlatBuffers, Twin
 
 Method = Literal["auto", "chain", "vmap", "loop", "graph"]
@@ -219,8 +220,8 @@ class WorkerGradients:
             made = [self._made[i] for i in sorted(self._made)]
             FlatBuffers.mean_into(dict(self.model.named_buffers()), made, self._changing)
             return
-        for name, b in self.model.named_buffers():
-            if name in self._changing and self._seen:
+        for name, b in self.model.named_buffers() if self._seen else ():
+            if name in self._changing:
                 values = torch.stack([self._seen[i][name] for i in sorted(self._seen)])
                 if not bool((values == b).all()):  # else rounding the mean would move what nobody moved
                     b.copy_(values.mean(0) if b.is_floating_point() or b.is_complex() else values[0])
@@ -354,7 +355,7 @@ class WorkerGradients:
         values = self._split(point)
         if self.layout != "channels-last":
             return values
-        return [channels_last(value) if value.ndim == 4 else value for value in values]
+        return [aligned(channels_last(value) if value.ndim == 4 else value) for value in values]
 
     def _inputs(self, inputs: Tensor, images: int = 4) -> Tensor:
         """Inputs as the model computes with them, if there are ``images`` dimensions where they are images."""
@@ -564,7 +565,8 @@ class WorkerGradients:
                 made = self._flat_of(first + i, buffers) if on_device else None
                 twin.take(buffers if made is None else made.begin(buffers), copied=made is None)
                 drawn, kept = self._drawn("dropout", step, first + i), batch.kept(i, self.loss)
-                losses.append(self._one(twin, inputs[i], batch.labels[i], weights[i], out[i], drawn, kept))
+                given = aligned(inputs[i]) if on_device else inputs[i]
+                losses.append(self._one(twin, given, batch.labels[i], weights[i], out[i], drawn, kept))
                 if self.model.training and made is not None:
                     made.keep(twin.values(buffers))
                     self._made[first + i] = made
@@ -671,10 +673,29 @@ class WorkerGradients:
         metrics: Sequence[Metric] = (),
         *,
         numbers: int = 0,
+        again: Repeated | None = None,
     ) -> tuple[float, ...]:
-        """The same, of so many chunks (inputs, labels) that are prepared when it is their turn; ``numbers``: how many
-        there are in all inputs, where they are to be shared out over threads."""
+        """The same, of so many chunks (inputs, labels) that are prepared when it is their turn.
+
+        Args:
+            numbers: how many there are in all inputs, where they are to be shared out over threads.
+            again: on a card, where chunks are prepared in the same way at each call, what does this in one go.
+        """
         self._look_at(lambda: prepared(0))
+        if again is not None and self._chain is not None and self.method == "chain" and not metrics:
+            chain = self._chain
+
+            def totals() -> tuple[Totals, kernels.Packed]:
+                found: Totals = []
+                for c in range(count):
+                    inputs, labels = prepared(c)
+                    outputs = chain.logits(inputs, self._split(parameters))
+                    found.append((*self._correct(outputs, labels), *self.loss.total(outputs, labels)))
+                return found, kernels.Packed(*_tensors(found))
+
+            with torch.no_grad():
+                found, packed = again("an evaluation", totals, places=[parameters])
+            return _scores(_numbers(found, packed.later()()))
         was_training, device, values = self.model.training, parameters.device, self._split(parameters)
         self.model.eval()
         buffers = dict(self.model.named_buffers())
@@ -728,9 +749,8 @@ class WorkerGradients:
         self.model.train(was_training)
         every = [torch.cat(parts) for parts in zip(*(x for x in answers if x is not None), strict=True)]
         sums, every = _fetched(found, every)
-        correct, counted, loss, weight = sums.sum(0)
         measured = [float(metric(*(x.clone() for x in every))) for metric in metrics]  # which may write there
-        return float(correct / counted) if counted else nan, float(loss / weight) if weight else nan, *measured
+        return *_scores(sums), *measured
 
     def _correct(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """How many of the labels that count have the greatest output, and how many there are."""
@@ -762,14 +782,34 @@ def _tell_once(name: str, what: str, fault: str) -> None:
         _log.warning("%s: %s: %s", name, what, printable(fault))
 
 
-def _fetched(found: list[tuple[Tensor | float, ...]], others: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
-    """The numbers of each chunk as [chunks, numbers] in float64, and other tensors, in main memory: all in one copy."""
-    there = [x for chunk in found for x in chunk if isinstance(x, Tensor)] + others
+Totals = list[tuple[Tensor | float, ...]]  # of each chunk: correct, counted, loss, weight
+
+
+def _tensors(found: Totals) -> list[Tensor]:
+    return [x for chunk in found for x in chunk if isinstance(x, Tensor)]
+
+
+def _numbers(found: Totals, fetched: Any) -> np.ndarray:
+    """[chunks, 4] in float64, of what was fetched of the tensors among them."""
+    arrays = iter(fetched if isinstance(fetched, tuple) else [fetched])
+    return np.array([[float(next(arrays)) if isinstance(x, Tensor) else x for x in chunk] for chunk in found])
+
+
+def _scores(totals: np.ndarray) -> tuple[float, float]:
+    """Accuracy and loss."""
+    correct, counted, loss, weight = totals.sum(0)
+    return float(correct / counted) if counted else nan, float(loss / weight) if weight else nan
+
+
+def _fetched(found: Totals, others: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
+    """The numbers of each chunk as [chunks, 4] in float64, and other tensors, in main memory: all in one copy."""
+    tensors = _tensors(found)
+    there = tensors + others
     if not there or there[0].device.type == "cpu":
         return np.array([[float(x) for x in chunk] for chunk in found]), others
-    fetched = iter(kernels.host(*there) if len(there) > 1 else [kernels.host(*there)])
-    numbers = [[float(next(fetched)) if isinstance(x, Tensor) else x for x in chunk] for chunk in found]
-    return np.array(numbers, np.float64), [torch.from_numpy(next(fetched)).to(x.dtype) for x in others]
+    fetched = kernels.host(*there) if len(there) > 1 else (kernels.host(*there),)
+    rest = [torch.from_numpy(array).to(x.dtype) for array, x in zip(fetched[len(tensors) :], others, strict=True)]
+    return _numbers(found, fetched[: len(tensors)]), rest
 
 
 def _weights(batch: Batch, like: Tensor) -> Tensor:
