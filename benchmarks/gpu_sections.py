@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import pstats
+import re
 import statistics
 import subprocess
 import sys
@@ -299,6 +300,7 @@ def compile_all(bench: Bench) -> None:
         for n, d, f in _sizes(bench.small)
         for kind in _types(bench.small)
         for name in STAGES
+        if re.search(bench.report.items, f"{name} ({n}, {d}) {kind}")
     ]
     tasks += [("kernels", n, 1003, f, "float32", "") for n, _, f in _shapes(bench.small).values()]
     tasks.sort(key=lambda task: -task[1])  # what takes longest first
