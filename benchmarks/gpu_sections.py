@@ -681,7 +681,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "chosen": {},
     "loop, images as they are": {"method": "loop", "layout": "contiguous"},
     "images as they are": {"layout": "contiguous"},
-    **{f"{count} at a time": {"streams": count} for count in (1, 5, 7)},
+    **{f"{count} at a time": {"streams": count} for count in (1, 3, 7)},
 }
 
 

@@ -593,3 +593,18 @@ def test_a_capture_that_fails_leaves_the_stream_and_the_loop_goes_on(
     assert found.method == "loop"
     assert torch.cuda.current_stream() is here
     assert "cannot be a CUDA graph: " in caplog.text
+
+
+@pytest.mark.parametrize(("free", "streams"), [(2**40, 5), (0, 1), (3.5, 3)])
+def test_as_many_workers_go_side_by_side_as_half_of_the_memory_holds(
+    free: float, streams: int, card: PretendedCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.Dropout(0.5), nn.Linear(128, 4)).to(CARD)
+    found = WorkerGradients(model, method="graph")
+    inputs, labels = torch.randn(7, 3, 1, 8, 8), torch.zeros(7, 3, dtype=torch.int64)
+    found.look(on_card(Batch(inputs, labels)))
+    forward = 4 * 3 * (3 * 128 + 4)  # the layer, a mask, what it leaves, the outputs, and no view
+    assert 0.8 * forward < 3 * found._forward < 2 * forward
+    each = 2 * 3 * found._forward + 2 * 4 * found.d
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(2 * each * free) if free < 9 else free, 2**41))
+    assert found._side_by_side(on_card(Batch(inputs, labels)), there(torch.empty(7, found.d))) == streams

@@ -39,13 +39,14 @@ class Operations(TorchDispatchMode):
         convolved: whether anything was.
         draws: whether anything may have drawn random numbers.
         largest: bytes that one operation has made, at most.
+        made: bytes that all of them have made.
         fault: why a graph would not do the same, on a card; None where nothing says so.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.convolved = self.draws = False
-        self.largest = 0
+        self.largest = self.made = 0
         self.fault: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,7 +58,7 @@ class Operations(TorchDispatchMode):
         self.draws |= draws
         if not any(answer.alias_info for answer in func._schema.returns):  # no view, and not in place
             made = [t.numel() * t.element_size() for t in tree_leaves(out) if isinstance(t, Tensor)]
-            self.largest = max(self.largest, *made, 0)
+            self.largest, self.made = max(self.largest, *made, 0), self.made + sum(made)
         if self.fault is None:
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             there, here = (any(t.is_cuda is on_card for t in tensors) for on_card in (True, False))
@@ -80,6 +81,12 @@ class Operations(TorchDispatchMode):
 def captures(device: torch.device) -> bool:
     """Whether there are graphs there."""
     return device.type == "cuda"
+
+
+def room(device: torch.device) -> int:
+    """Bytes of a card that nobody uses, or that torch keeps for whoever asks next."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 @contextmanager

@@ -35,14 +35,14 @@ from ..captured import Repeated
 from ..losses import CrossEntropy, Loss, OwnLoss
 from .chain import chain_of
 from .checks import alike, check_finite, check_module, check_outputs, explained, type_of
-from .graphs import LoopGraph, Operations, captures
+from .graphs import LoopGraph, Operations, captures, room
 from .layouts import Layout, aligned, channels_last, empty_channels_last, write_row
 from .twins import FlatBuffers, Twin
 
 Method = Literal["auto", "chain", "vmap", "loop", "graph"]
 Metric = Callable[[Tensor, Tensor], Any]
 
-STREAMS = 3  # on which a graph has workers side by side
+STREAMS = 5  # on which a graph has workers side by side, at most, and where half of a card's free memory holds them
 KEPT = 4  # graphs of a model: one for each shape, of which a run has one or two
 LARGEST = 2**28  # bytes of what one operation makes in an evaluation on a device
 TF32 = 2**-10  # what products on a card may be right to
@@ -149,7 +149,8 @@ class WorkerGradients:
         self._stochastic = False
         self._writes = False  # whether forward writes into its inputs, as a first layer with inplace=True does
         self._changing: set[str] = set()  # buffers that forward changes
-        self._largest = 0.0  # bytes that one operation of forward makes, at most, of one example
+        self._largest = 0.0  # bytes that one operation of forward makes, at most, of one example,
+        self._forward = 0.0  # and that all of them make
         # worker -> buffers that its batch changed, at the last call: by name, or on a device all of them, flat
         self._seen: dict[int, dict[str, Tensor]] = {}
         self._made: dict[int, FlatBuffers] = {}
@@ -385,7 +386,7 @@ class WorkerGradients:
                 self._changing |= twin.changing(buffers)
                 answers.append((outputs, twin.values(self._changing), twin.numbers()))
             largest = max(operations.largest, inputs.numel() * inputs.element_size())
-            self._largest = largest / len(inputs)
+            self._largest, self._forward = largest / len(inputs), operations.made / 2 / len(inputs)
             outputs, changed, numbers = answers[1]
             check_outputs(name, outputs, point)
             fault = self.loss.fault(outputs, labels, classes)
@@ -606,7 +607,7 @@ class WorkerGradients:
         where = place if place in known or (stays and not known) else None
         graph = self._graphs.pop((key, where), None)
         if graph is None:
-            twins = [Twin(self.model, self._parameters) for _ in range(min(self.streams, len(out)))]
+            twins = [Twin(self.model, self._parameters) for _ in range(self._side_by_side(batch, out))]
             for twin in twins:
                 twin.module.train(self.model.training)
             try:
@@ -632,6 +633,11 @@ class WorkerGradients:
         if self.model.training:
             self._made = dict(enumerate(graph.made))
         return losses
+
+    def _side_by_side(self, batch: Batch, out: Tensor) -> int:
+        """How many workers a graph has side by side: each makes activations, their gradients, and two vectors."""
+        each = 2 * self._forward * batch.labels.shape[1] + 2 * out.shape[1] * out.element_size()
+        return max(1, min(self.streams, len(out), int(room(out.device) / 2 / each)))
 
     def _drawn(self, purpose: str, step: int, worker: int) -> AbstractContextManager[object]:
         """Where the model may draw random numbers."""
