@@ -11,6 +11,7 @@ import struct
 import tarfile
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from varangian.simulation import data
 from varangian.simulation.data import readers
+from varangian.simulation.simulate import Sampler
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -601,6 +603,10 @@ disjoint = st.one_of(
     st.floats(1e-6, 1e6).map(lambda alpha: data.Dirichlet(alpha=alpha)),
     st.floats(0, 1).map(lambda gamma: data.Similarity(gamma=gamma)),
     st.just(data.Extreme()),
+    st.floats(1e-6, 1e6).map(lambda alpha: data.DirichletMixture(alpha=alpha)),
+    st.floats(1e-6, 1e6).map(lambda alpha: data.Quantity(alpha=alpha)),
+    st.just(data.Shards(per_worker=1)),
+    st.just(data.LongTail(imbalance=1)),
 )
 
 
@@ -614,6 +620,54 @@ def test_disjoint_partitions(how, workers, more, classes, seed):
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
     again = data.partition(labels, workers, how, seed)
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 20), st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(0, 999))
+def test_shards_and_classes_hold_as_many_as_they_say_or_refuse(each, workers, counts, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    if len(labels) == 0:
+        return
+    if len(labels) < workers * each:
+        with pytest.raises(ValueError, match="needs at least one example per shard"):
+            data.partition(labels, workers, data.Shards(each), seed)
+    else:
+        parts = data.partition(labels, workers, data.Shards(each), seed)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        assert np.ptp([len(part) for part in parts]) <= each
+    present, least = sum(count > 0 for count in counts), min(count for count in counts if count)
+    refused = len(labels) < workers or each > present or workers * each < present
+    try:
+        parts = data.partition(labels, workers, data.Classes(each), seed)
+    except ValueError as error:
+        refused |= "leaves worker" in str(error) and least < workers
+        parts = []
+    assert refused == (not parts)
+    if not parts:
+        return
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+    table = np.array([np.bincount(labels[part], minlength=len(counts)) for part in parts])
+    assert ((table > 0).sum(1) <= each).all()
+    if least >= workers:
+        assert ((table > 0).sum(1) == each).all()  # everybody has all that it is to hold
+        assert np.ptp((table > 0).sum(0)[np.array(counts) > 0]) <= 1
+    for column, count in zip(table.T, counts, strict=True):
+        assert count == 0 or np.ptp(column[column > 0]) <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(1, 1e9), st.one_of(st.none(), st.floats(0.05, 100)), st.integers(1, 9), st.integers(0, 999))
+def test_long_tails_keep_what_the_formula_says(imbalance, alpha, workers, seed):
+    counts = np.random.default_rng(seed).integers(1, 60, seed % 7 + 2)
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    kept = [max(round(c * imbalance ** (-k / (len(counts) - 1))), 1) for k, c in enumerate(counts.tolist())]
+    if sum(kept) < workers:
+        with pytest.raises(ValueError, match=f"{workers} workers, and keeps {sum(kept)} of {len(labels)} examples"):
+            data.partition(labels, workers, data.LongTail(imbalance, alpha), seed)
+        return
+    together = np.concatenate(data.partition(labels, workers, data.LongTail(imbalance, alpha), seed))
+    assert len(np.unique(together)) == len(together)
+    assert np.bincount(labels[together]).tolist() == kept
 
 
 LABEL_COLUMN = torch.arange(1000) % 10
@@ -654,15 +708,88 @@ def test_dirichlet_has_the_moments_of_its_formula():
     assert shares.var() == pytest.approx(0.25 * 0.75 / 3, rel=0.25)
 
 
+def test_the_two_conventions_of_dirichlet():
+    """Over the workers amounts differ and each class has its own proportions; over the classes amounts are equal."""
+    labels = np.repeat(np.arange(5), 4000)
+    parts = data.partition(labels, 500, data.DirichletMixture(alpha=2.0), seed=1)
+    assert {len(part) for part in parts} == {40}
+    shares = np.array([np.bincount(labels[part], minlength=5) for part in parts[:250]]) / 40  # before any is used up
+    # q ~ Dirichlet(0.4, ..., 0.4), then 40 draws: variance p(1-p) (1/3 + (1 - 1/3) / 40)
+    assert shares.mean(0) == pytest.approx([0.2] * 5, abs=0.06)
+    assert shares.var() == pytest.approx(0.16 * (1 / 3 + 2 / 3 / 40), rel=0.15)
+    amounts = [len(part) for part in data.partition(labels, 50, data.Dirichlet(alpha=0.4), seed=1)]
+    assert max(amounts) > 2 * min(amounts)
+
+
+def test_amounts_have_the_moments_of_their_formula():
+    """A share has mean 1/n and variance (1/n)(1 - 1/n) / (n alpha + 1)."""
+    labels = np.zeros(100_000, np.int64)
+    shares = [len(p) / 1e5 for seed in range(300) for p in data.partition(labels, 4, data.Quantity(0.5), seed)]
+    assert np.var(shares) == pytest.approx(0.25 * 0.75 / 3, rel=0.1)
+
+
+def test_quantities_take_labels_of_any_kind():
+    for labels in (np.random.default_rng(1).normal(size=(50, 3)), np.arange(100).reshape(50, 2), np.arange(50) % 3):
+        parts = data.partition(labels, 6, "quantity(alpha=0.3)", seed=1)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(50))
+    for how in ("shards", "classes", "long-tail", "dirichlet-mixture", "dirichlet", "similarity", "extreme"):
+        with pytest.raises(ValueError, match="have numbers to predict: use iid or quantity, or one of your own"):
+            data.partition(np.ones(50), 6, how, seed=1)
+        with pytest.raises(ValueError, match="have a class for each token: use iid or quantity, or one of your own"):
+            data.partition(np.ones((50, 2), np.int64), 6, how, seed=1)
+
+
+def test_one_worker_has_everything_and_one_class_is_shared():
+    for how in data.PARTITIONS:
+        if how not in ("classes", "long-tail"):
+            [part] = data.partition(LABEL_COLUMN, 1, how, seed=1)
+            assert np.array_equal(part, np.arange(1000))
+        one = "classes(per_worker=1)" if how == "classes" else how
+        for workers in (1, 7, 11):
+            parts = data.partition(np.zeros(40, np.int64), workers, one, seed=1)
+            assert min(map(len, parts)) >= 1
+            if how != "iid":
+                assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(40))
+
+
+def test_shards_of_one_are_blocks_dealt_at_random():
+    """So each worker of `Shards(1)` sees what some worker of `Extreme` sees."""
+    labels = np.arange(120) % 5
+    kinds = [
+        sorted(np.bincount(labels[p], minlength=5).tolist() for p in data.partition(labels, 7, how, seed=3))
+        for how in (data.Shards(1), data.Extreme())
+    ]
+    assert sorted(map(sum, kinds[0])) == sorted(map(sum, kinds[1]))
+    assert kinds[0] == kinds[1]
+
+
+def test_each_worker_samples_from_its_own_part_whatever_its_size() -> None:
+    """Unequal amounts are real: a worker with one example sends its gradient, one with many draws from all of them."""
+    inputs = torch.arange(60.0)[:, None]
+    split = data.Split(inputs, torch.arange(60) % 3)
+    sampler = Sampler(data.Dataset("mine", split, split, 3), 4, 50, seed=1, deal=Pieces())
+    drawn = torch.cat([sampler(step).inputs for step in range(20)], 1)[:, :, 0].long()
+    assert [sorted(set(row.tolist())) for row in drawn] == [[59], [0, 1], list(range(2, 7)), list(range(7, 59))]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Parts of one, two, five and all other examples."""
+
+    def __call__(self, labels: np.ndarray, classes: int, workers: int, seed: int) -> list[np.ndarray]:
+        return [np.array([59]), np.arange(2), np.arange(2, 7), np.arange(7, 59)]
+
+
 def test_seeds_matter():
-    for how in ("dirichlet", "similarity"):
+    for how in ("dirichlet", "similarity", "dirichlet-mixture", "shards", "classes", "long-tail", "quantity"):
         one, two = (data.partition(LABEL_COLUMN, 5, how, seed) for seed in (1, 2))
         assert not all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e300])
-def test_dirichlet_at_its_limits(alpha):
-    parts = data.partition(LABEL_COLUMN, 20, data.Dirichlet(alpha=alpha), seed=1)
+@pytest.mark.parametrize("kind", [data.Dirichlet, data.DirichletMixture, data.Quantity])
+def test_dirichlet_at_its_limits(alpha, kind):
+    parts = data.partition(LABEL_COLUMN, 20, kind(alpha=alpha), seed=1)
     assert sum(map(len, parts)) == 1000
     assert min(map(len, parts)) >= 1
 
@@ -674,6 +801,19 @@ def test_dirichlet_at_its_limits(alpha):
         (lambda: data.Dirichlet(alpha=float("nan")), "alpha > 0, got nan"),
         (lambda: data.Dirichlet(alpha=float("inf")), "alpha > 0, got inf"),
         (lambda: data.Similarity(gamma=1.1), "gamma from 0 to 1, got 1.1"),
+        (lambda: data.DirichletMixture(alpha=0), "DirichletMixture needs a finite alpha > 0, got 0"),
+        (lambda: data.Quantity(alpha=-1), "Quantity needs a finite alpha > 0, got -1"),
+        (lambda: data.LongTail(imbalance=0.5), "LongTail needs a finite imbalance >= 1, got 0.5"),
+        (lambda: data.LongTail(alpha=0), "LongTail needs a finite alpha > 0 or None, got 0"),
+        (lambda: data.Shards(per_worker=0), "Shards needs per_worker >= 1, got 0"),
+        (lambda: data.Classes(per_worker=1.5), "Classes needs per_worker >= 1, got 1.5"),  # type: ignore[arg-type]
+        (lambda: data.partition(np.arange(9), 5, "shards", 1), "5 workers have 10 shards, got 9 examples"),
+        (lambda: data.partition(np.arange(9), 4, "classes", 1), "4 hold 8 of 9, and the examples of the others would"),
+        (lambda: data.partition(np.zeros(9, int), 4, "classes", 1), "as many classes as each worker .*, got 1"),
+        (lambda: data.partition([0, 0, 0, 0, 0, 1], 4, data.Classes(1), 1), "leaves worker . with nothing"),  # type: ignore[arg-type]
+        (lambda: data.partition(np.arange(3), 4, "dirichlet-mixture", 1), "4 workers, got 3 examples"),
+        (lambda: data.partition(np.arange(3), 4, "quantity", 1), "4 workers, got 3 examples"),
+        (lambda: data.partition(np.arange(3), 4, "classes", 1), "4 workers, got 3 examples"),
         (lambda: data.partition(np.arange(3), 4, "extreme", 1), "4 workers, got 3 examples"),
         (lambda: data.partition(np.arange(3), 0, "iid", 1), "at least one worker"),
         (lambda: data.partition(np.arange(0), 2, "iid", 1), "at least one worker and one example"),

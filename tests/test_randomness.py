@@ -113,7 +113,9 @@ GOLDEN_INTEGER = 7885510040596268705
 
 SEEDS = [0, 1, 2**31, 2**32, 2**53 - 1, 2**53, 2**53 + 1, 2**53 + 2, 2**63 - 2, 2**63 - 1]
 PURPOSES = ["batches", "flips", "shuffle", "attack", "model", "dropout", "rule", "mixing", "bucketing", "test-flips",
-            "partition dirichlet", "partition similarity", "synthetic train", "synthetic prototypes"]  # fmt: skip
+            "partition dirichlet", "partition similarity", "synthetic train", "synthetic prototypes",
+            "partition dirichlet-mixture", "partition shards", "partition classes", "partition long-tail",
+            "partition quantity"]  # fmt: skip
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
