@@ -474,7 +474,7 @@ def clip(norms: Tensor) -> Tensor:
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("remembers", ["nothing", "rows", "one row", "in place"])
 def test_what_workers_send_has_the_bits_of_main_memory(remembers: str, clipped: bool, dtype: torch.dtype) -> None:
-    for h, d in ((1, 1), (2, 300), (5, 33), (14, 257), (27, 300)):
+    for h, d in ((1, 1), (2, 300), (5, 33), (14, 257), (27, 300), (33, 70)):
         generator = torch.Generator().manual_seed(h)
         x, y, memory = (torch.randn(s, generator=generator).to(dtype) for s in ((h, d), (h, d), (h, d)))
         x[0] *= 1e-3
@@ -501,6 +501,9 @@ def test_what_workers_send_has_the_bits_of_main_memory(remembers: str, clipped: 
                     near(found, wanted, 1e-14, 1e-14)
             if not clipped:
                 same(answers[1][0], answers[0][0])
+                if h * x.element_size() <= workers.STRAIGHT:  # added up in the same order
+                    for found, wanted in zip(answers[1], answers[0], strict=True):
+                        same(found, wanted)
 
 
 def test_workers_that_send_elsewhere_or_are_many() -> None:
@@ -512,7 +515,9 @@ def test_workers_that_send_elsewhere_or_are_many() -> None:
         first = cpu.send_rows(x, 1e-4, y, **settings, memory=memory, out=wanted, moments=True)
         with launches() as seen:
             second = cuda.send_rows(on(x), 1e-4, on(y), **settings, memory=on(memory), out=into, moments=True)
-        assert {name for name, _, _ in seen} == ({"squares", "total", "sent"} if h == workers.SENT_ROWS else set())
+        assert {name for name, _, _ in seen} == (
+            {"squares", "total", "sent_of_many"} if h == workers.SENT_ROWS else set()
+        )
         near(into, wanted, 1e-6, 1e-7)
         for found, exact in zip([*second[0], *second[1]], [*first[0], *first[1]], strict=True):  # type: ignore[misc]
             near(found, exact, 1e-6, 1e-7)
@@ -749,12 +754,12 @@ def test_kernels_compile_for_an_h100_without_spilling(group: str, tmp_path: Path
 
 
 # Of 65,536 registers of a multiprocessor: 128 a thread leave room for 512 threads at once.
-REGISTERS = {"pairs": 168, "fold": 144, "around": 160, "sent": 160}
+REGISTERS = {"pairs": 168, "fold": 144, "around": 160, "sent": 168, "sent_of_many": 160}
 FUSED = {"pairs", "products", "around"}  # sums in an order of their own anyway
 NAMES = {
     "columns": {"mixtures", "column_moments"},
     "distances": {"mixtures", "pairs", "fold", "squares", "products", "around", "total"},
-    "workers": {"blended", "squares", "total", "sent", "gathered"},
+    "workers": {"blended", "squares", "total", "sent", "sent_of_many", "gathered"},
     "ordinary sorting": {"statistic", "mixtures"},
     "long sorting": {"statistic"},
 }

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +16,13 @@ from torch import Tensor
 from .. import plain
 from ..runtime import there
 from .distances import lengths
-from .launching import bits, float_of, kernel, launch, rows, tl, triton
+from .launching import bits, emitted, float_of, kernel, launch, rows, tl, triton
 
 BLEND_BLOCK = 1024  # numbers per program where rows are only added to one another
 IMAGE_BLOCK = 1024  # and of an image
+STRAIGHT = 256  # bytes of a column: what so few workers send is straight code, a thread has a column of all of them
+TOGETHER = 128  # so many at most where what they remember is asked for at once too
+SMALL = 1 << 20  # columns: up to so many are spread over the card by 64, more go by 128
 SENT_ROWS = 128  # so many workers at most are taken in one pass: their columns are in registers together
 SENT = 4096  # numbers in registers at a time
 HELD = (torch.float32, torch.float64)  # what is added up in its own type, as main memory does
@@ -65,12 +70,89 @@ def _fits(out: Tensor) -> bool:
     return (out.stride(-1) == 1 or out.shape[-1] <= 1) and not out.is_neg()
 
 
+def sent_source(h: int, *, size: int, one: bool, scaled: bool, remembers: bool, measures: bool) -> str:
+    """The kernel for columns of what h workers send, (x + factor y) scale, then momentum; and the moments of both.
+
+    Straight code: a thread reads a column of all workers once, keeps it in registers, and adds up as main memory does,
+    one worker after the other. Everything is read before anything is written, which may go where it was read. Numbers
+    have ``size`` bytes; y is one row for all of them or one for each.
+    """
+    together, kind = h * size <= TOGETHER, f"tl.float{8 * size}"
+    lines = [
+        "def sent(",
+        "    x, stride, factor, y, ystride, scales, keep, beta, memory, mstride, out, ostride, moments, d,",
+        "    BLOCK: tl.constexpr,",
+        "):",
+        "    column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
+        "    inside = column < d",
+        *(f"    {name}_ = float_of({name}).to({kind})" for name in ("factor", "keep", "beta")),
+    ]
+
+    def each(pointer: str, stride: str, line: str) -> None:
+        """A line for each row, in which AT is its place."""
+        lines.append(f"    at, apart = {pointer} + column, tl.cast({stride}, tl.int64)")
+        for i in range(h):
+            lines.append("    " + line.replace("AT", "at").replace("#", str(i)))
+            if i < h - 1:
+                lines.append("    at += apart")
+
+    def moments(name: str, first: int) -> None:
+        lines.append("    total = tl.zeros([BLOCK], tl.float64)")
+        lines.extend(f"    total += {name}{i}.to(tl.float64)" for i in range(h))
+        lines.extend([f"    mean = total / {h}.0", "    spread = tl.zeros([BLOCK], tl.float64)"])
+        for i in range(h):
+            # As it stands the compiler would keep what it made float64 of, in two registers each; a choice it cannot
+            # see through makes it convert again.
+            value = f"{name}{i}" if size == 8 else f"tl.where(inside, {name}{i}, factor_)"
+            lines.extend([f"    away = {value}.to(tl.float64) - mean", "    spread += away * away"])
+        lines.extend(
+            [
+                f"    place = moments + {first} * tl.cast(d, tl.int64) + column",
+                f"    tl.store(place, mean.to({kind}), mask=inside)",
+                f"    tl.store(place + d, tl.sqrt(spread / {h - 1}.0).to({kind}), mask=inside)",
+            ]
+        )
+
+    def remember() -> None:
+        each("memory", "mstride", "m# = tl.load(AT, mask=inside, other=0)")
+
+    each("x", "stride", "a# = tl.load(AT, mask=inside, other=0)")
+    if one:
+        lines.append("    b = factor_ * tl.load(y + column, mask=inside, other=0)")
+    else:
+        each("y", "ystride", "b# = factor_ * tl.load(AT, mask=inside, other=0)")
+    if remembers and together:
+        remember()
+    for i in range(h):
+        scale = f" * tl.load(scales + {i}).to({kind})" if scaled else ""
+        lines.append(f"    a{i} = (a{i} + {'b' if one else f'b{i}'}){scale}")
+    if remembers and measures and not together:
+        moments("a", 0)
+    if remembers and not together:
+        remember()
+    if remembers:
+        lines += [f"    c{i} = keep_ * a{i} + beta_ * m{i}" for i in range(h)]
+    each("out", "ostride", f"tl.store(AT, {'c' if remembers else 'a'}#, mask=inside)")
+    if measures and (together or not remembers):
+        moments("a", 0)
+    if measures and remembers:
+        moments("c", 2)
+    return "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=64)
+def sent(h: int, *, size: int, one: bool, scaled: bool, remembers: bool, measures: bool) -> Any:
+    """That kernel: compiled at its first launch, and kept on disk by Triton."""
+    source = sent_source(h, size=size, one=one, scaled=scaled, remembers=remembers, measures=measures)
+    return emitted(f"sent by {h}: {size} {one} {scaled} {remembers} {measures}", source, "sent")
+
+
 @kernel
-def sent(
+def sent_of_many(
     x, stride, factor, y, ystride, scales, keep, beta, memory, mstride, out, ostride, moments, h, d,
     H: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, REMEMBERS: tl.constexpr, MEASURES: tl.constexpr,
 ):  # fmt: skip
-    """Columns of what h workers send, (x + factor y) scale, then momentum; and the moments of both. One pass."""
+    """The same in blocks, for more workers than a thread has registers for: sums go across threads."""
     i, column = tl.arange(0, H), tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = (i < h)[:, None] & (column < d)[None, :]
     a = tl.load(x + i[:, None] * tl.cast(stride, tl.int64) + column[None, :], mask=inside, other=0)
@@ -109,14 +191,27 @@ def send_rows(
     found = torch.empty(2 if memory is None else 4, d, dtype=x.dtype, device=x.device) if moments else None
     fits = _fits(out)
     made = out if fits else torch.empty(h, d, dtype=x.dtype, device=x.device)
-    at_once = triton.next_power_of_2(h)
-    block = max(32, min(256, SENT // at_once))
-    launch(
-        sent, triton.cdiv(d, block), a, a.stride(0), bits(factor), b, apart, a if scales is None else scales,
-        bits(keep), bits(beta), held, between, made, made.stride(0), a if found is None else found, h, d, H=at_once,
-        BLOCK=block, SCALED=scales is not None, REMEMBERS=memory is not None, MEASURES=moments,
-        num_warps=8 if at_once * block >= SENT else 4, enable_fp_fusion=False,
+    places = (
+        a, a.stride(0), bits(factor), b, apart, a if scales is None else scales, bits(keep), bits(beta), held, between,
+        made, made.stride(0), a if found is None else found,
     )  # fmt: skip
+    size = x.element_size()
+    if h * size <= STRAIGHT:
+        warps = 2 if d <= SMALL else 4
+        straight = sent(
+            h, size=size, one=apart == 0, scaled=scales is not None, remembers=memory is not None, measures=moments
+        )  # fmt: skip
+        launch(
+            straight, triton.cdiv(d, 32 * warps), *places, d, BLOCK=32 * warps, num_warps=warps, enable_fp_fusion=False
+        )  # fmt: skip
+    else:
+        at_once = triton.next_power_of_2(h)
+        block = max(32, min(256, SENT // at_once))
+        launch(
+            sent_of_many, triton.cdiv(d, block), *places, h, d, H=at_once, BLOCK=block, SCALED=scales is not None,
+            REMEMBERS=memory is not None, MEASURES=moments, num_warps=8 if at_once * block >= SENT else 4,
+            enable_fp_fusion=False,
+        )  # fmt: skip
     if not fits:
         out.copy_(made)
     if found is None:
