@@ -13,7 +13,8 @@ Nothing that was found is ever lost. Each section has its seconds, and what does
 recorded with its traceback, and the next thing is tried; gpu.json is written before and after whatever is tried, and
 that of an earlier call is kept under another name. Sections run in a process of their own: where a kernel breaks the
 card for its process, crashes it or never ends, what was tried then is named, and another process goes on behind it.
-SIGTERM and Ctrl-C end the script in order. Exit status 1 where anything failed or was found wrong.
+SIGTERM and Ctrl-C end the script in order. Exit status 1 where anything failed or was found wrong; 2 where the command
+line or the machine forbids the whole, which is said in a line for each fault, and then nothing is left behind.
 
 What the sections measure is in gpu_sections.py; this file needs the standard library alone.
 """
@@ -34,7 +35,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -46,7 +47,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 345.0  # in all
 GRACE = 5.0  # that a section has beyond its seconds and half as many
 RESTARTS = 8  # of the process that measures
+REFUSED = 2  # exit status where nothing can be measured
 BROKEN, HUNG = 3, 4  # its exit status where the card no longer answers it, and where it had to be killed
+SECTIONS = (  # of gpu_sections.py, which cannot be imported before what it needs is there
+    "setup", "compile", "rates", "correct", "times", "gradients", "steps", "estimate", "determinism", "runs", "engines",
+    "together",
+)  # fmt: skip
 CARRIED = (  # what a machine that is set up for torch usually lacks
     "pydantic", "pydantic-core", "typing-inspection", "annotated-types", "tomlkit", "pooch", "platformdirs",
 )  # fmt: skip
@@ -232,8 +238,6 @@ def fetch(folder: Path) -> int:
 def unpack(wheels: Path, into: Path) -> list[str]:
     """The wheels of a folder, unpacked; their names."""
     found = sorted(wheels.glob("*.whl"))
-    if not found:
-        raise SystemExit(f"{wheels} holds no wheels; --fetch {wheels} downloads them.")
     for wheel in found:
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(into)
@@ -254,6 +258,121 @@ def lacking() -> list[str]:
     return reasons
 
 
+def absent(device: str) -> list[str]:
+    """Why this machine does not have the device, in a line; none where it has."""
+    if device == "cpu":
+        return []
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.removeprefix("cuda:")) < count:
+        return []
+    there = f" ({count} there: the last is cuda:{count - 1})" if count else ""
+    return [f"--device: no card here for {device}{there}; --device cpu --small tries the script."]
+
+
+# ------------------------------------------------------------------------------------------------ what it is asked
+
+
+def parser() -> argparse.ArgumentParser:
+    """Takes everything as text: what is wrong with it is said by :func:`asked`, all at once."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", default="gpu", help="folder of gpu.json  [gpu]")
+    made.add_argument("--wheels", help="folder of wheels of what this machine lacks")
+    made.add_argument("--fetch", metavar="FOLDER", help="download these wheels, and nothing else")
+    made.add_argument("--data", help="folder of data files")
+    made.add_argument("--device", default="cuda:0", help="cuda:0, or cpu to try the script  [cuda:0]")
+    made.add_argument("--small", action="store_true", help="tiny sizes, so that every line runs in seconds")
+    made.add_argument("--only", metavar="NAMES", help="these sections, comma-separated")
+    made.add_argument("--items", default="", metavar="PATTERN", help="of sections, what matches this")
+    made.add_argument("--seconds", default=f"{SECONDS:g}", help=f"for everything  [{SECONDS:g}]")
+    made.add_argument("--end", type=float, help=argparse.SUPPRESS)  # of the process that measures
+    made.add_argument("--seek", action="store_true", help=argparse.SUPPRESS)  # of the process that looks for the card
+    return made
+
+
+def asked(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What the command line asks for, and its faults, a line each. All that can be known without torch."""
+    options, rest = parser().parse_known_args(arguments)
+    faults = [f"nothing here is called {' '.join(rest)}; --help says what is."] if rest else []
+    for name in ("out", "wheels", "fetch", "data"):
+        text = getattr(options, name)
+        if text == "":
+            faults.append(f"--{name}: must be the name of a folder, got none.")
+        setattr(options, name, Path(text) if text else None)
+    for name in ("out", "fetch"):
+        folder = getattr(options, name)
+        why = "" if folder is None or (name == "out" and options.fetch) else unwritable(folder)
+        if why:
+            faults.append(f"--{name}: {folder} cannot be written: {why}; choose another --{name}.")
+    if options.wheels is not None:
+        faults += [f"--wheels: {fault}" for fault in torn(options.wheels)]
+    if options.data is not None and not options.data.is_dir():
+        faults.append(f"--data: {options.data} is no folder; without --data, images of the true shapes are made up.")
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]{0,2}))?", options.device):
+        faults.append(f"--device: must be cpu, cuda or cuda:N, got {options.device!r}.")
+    elif options.device == "cuda":
+        options.device = "cuda:0"
+    names = [] if options.only is None else [name.strip() for name in options.only.split(",")]
+    unknown = [name or "''" for name in names if name not in SECTIONS]
+    if unknown:
+        faults.append(f"--only: no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}.")
+    try:
+        re.compile(options.items)
+    except re.error as error:
+        faults.append(f"--items: {options.items!r} is no regular expression: {error}.")
+    try:
+        seconds = float(options.seconds)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        faults.append(f"--seconds: must be a number above 0, got {options.seconds!r}.")
+    options.seconds = seconds
+    return options, faults
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written there, "" where something can: tried, and taken back."""
+    made = _missing(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        _remove(made)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Of the folder and those that it is in, what is not there, from the inside."""
+    return [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # somebody else has put something there, or it was never made
+            folder.rmdir()
+
+
+def torn(wheels: Path) -> list[str]:
+    """What is wrong with a folder of wheels, a line each: every wheel is read to its end."""
+    if not wheels.is_dir():
+        return [f"{wheels} is no folder; --fetch {wheels} downloads what belongs there."]
+    found = sorted(wheels.glob("*.whl"))
+    faults = [] if found else [f"{wheels} holds no wheels; --fetch {wheels} downloads them."]
+    for wheel in found:
+        try:
+            with zipfile.ZipFile(wheel) as packed:
+                bad = packed.testzip()
+            why = "" if bad is None else f"{bad} in it is damaged"
+        except Exception as error:  # whatever zipfile and zlib have to say of bytes that are none of theirs
+            why = str(error) or type(error).__name__
+        if why:
+            faults.append(f"{wheel} cannot be unpacked: {why.rstrip('.')}; copy it again.")
+    return faults
+
+
 # ------------------------------------------------------------------------------------------------ two processes
 
 
@@ -263,7 +382,10 @@ def measure(options: argparse.Namespace) -> int:
     if missing:
         print("This machine lacks:\n  " + "\n  ".join(missing), file=sys.stderr)
         print(f"Carry them: --fetch FOLDER downloads {', '.join(CARRIED)}; then --wheels FOLDER.", file=sys.stderr)
-        return 2
+        return REFUSED
+    faults = absent(options.device)
+    if faults:
+        return refuse(faults)
     import gpu_sections  # only now can what it imports be found
 
     report = Report(options.out / "gpu.json", options.end, items=options.items)
@@ -294,7 +416,7 @@ def supervise(command: list[str], path: Path, end: float) -> int:
                 child.kill()
             print("ended before the end; what was found is kept.", flush=True)
             return 130
-        if status in (0, 2, 130) or time.time() > end:
+        if status in (0, REFUSED, 130) or time.time() > end:
             return status
         found = read(path)
         running = [name for name, section in found["sections"].items() if section["status"] == "running"]
@@ -324,64 +446,81 @@ def _wait(child: subprocess.Popen[bytes], path: Path) -> int:
                 return HUNG
 
 
-def _keep(path: Path) -> None:
-    """What an earlier call has found, under the name of its day and time."""
-    if path.exists():
-        made = "".join(c for c in read(path)["made"] if c.isalnum())[:15]
-        os.replace(path, path.with_name(f"{path.stem}-{made}{path.suffix}"))
-
-
-def _pattern(text: str) -> str:
+def _keep(path: Path) -> Path | None:
+    """What an earlier call has found, under the name of its day and time; where that is."""
+    if not path.exists():
+        return None
     try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
-    return text
+        made = str(read(path)["made"])
+    except (OSError, ValueError, KeyError, TypeError):  # no report, or one that was torn: kept, too
+        made = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat()
+    made = "".join(c for c in made if c.isalnum())[:15]
+    return path.replace(path.with_name(f"{path.stem}-{made}{path.suffix}"))
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--out", type=Path, default=Path("gpu"), help="folder of gpu.json  [gpu]")
-    made.add_argument("--wheels", type=Path, help="folder of wheels of what this machine lacks")
-    made.add_argument("--fetch", type=Path, metavar="FOLDER", help="download these wheels, and nothing else")
-    made.add_argument("--data", type=Path, help="folder of data files")
-    made.add_argument("--device", default="cuda:0", help="cuda:0, or cpu to try the script  [cuda:0]")
-    made.add_argument("--small", action="store_true", help="tiny sizes, so that every line runs in seconds")
-    made.add_argument("--only", metavar="NAMES", help="these sections, comma-separated")
-    made.add_argument("--items", type=_pattern, default="", metavar="PATTERN", help="of sections, what matches this")
-    made.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything  [{SECONDS:g}]")
-    made.add_argument("--end", type=float, help=argparse.SUPPRESS)  # of the process that measures
-    return made
+def refuse(faults: list[str]) -> int:
+    """Says them, and gives the exit status for it."""
+    print("\n".join(faults), file=sys.stderr)
+    return REFUSED
+
+
+def sought(device: str) -> list[str]:
+    """What is wrong with the device, as far as torch can say: in a process of its own, which may fail."""
+    command = [sys.executable, str(Path(__file__)), "--device", device, "--seek"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if line]
 
 
 def main(arguments: list[str] | None = None) -> int:
     start = time.time()
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(arguments)
+    options, faults = asked(arguments)
+    if options.seek:
+        print(*absent(options.device), sep="\n")
+        return 0
+    if faults:
+        known = options.fetch or options.device == "cpu" or any(f.startswith(("--device", "--fetch")) for f in faults)
+        return refuse(faults if known else faults + sought(options.device))
     if options.fetch is not None:
         return fetch(options.fetch)
     if options.end is not None:
         return measure(options)
-    end, path = start + options.seconds, options.out / "gpu.json"
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        _keep(path)
-    except OSError as error:
-        raise SystemExit(f"{options.out} cannot be written: {error.strerror}; choose another --out.") from None
-    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory() as folder:
-        carried = [] if options.wheels is None else unpack(options.wheels, Path(folder))
-        places = [folder, str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
-        path.write_text(json.dumps(read(path) | {"asked": arguments, "carried": carried}), "utf-8")
-        status = supervise([sys.executable, str(Path(__file__)), *arguments, "--end", str(end)], path, end)
-    found = read(path) | {"seconds": round(time.time() - start, 1)}
+        return _measured(options, arguments, start, Path(folder))
+
+
+def _measured(options: argparse.Namespace, arguments: list[str], start: float, folder: Path) -> int:
+    """The whole, with a folder for what is unpacked; the exit status."""
+    end, path = start + options.seconds, options.out / "gpu.json"
+    carried: list[str] = []
+    if options.wheels is not None:
+        try:
+            carried = unpack(options.wheels, folder)
+        except OSError as error:
+            return refuse([f"--wheels: {options.wheels} cannot be unpacked into {folder}: {error.strerror}."])
+    places = [str(folder), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
+    made = _missing(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    earlier = _keep(path)
+    signal.signal(signal.SIGTERM, _end)
+    path.write_text(json.dumps(read(path) | {"asked": arguments, "carried": carried}), "utf-8")
+    status = supervise([sys.executable, str(Path(__file__)), *arguments, "--end", str(end)], path, end)
+    found = read(path)
+    if status == REFUSED and not found["sections"]:
+        path.unlink()
+        if earlier is not None:
+            earlier.replace(path)
+        _remove(made)
+        return REFUSED
+    found["seconds"] = round(time.time() - start, 1)
     path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     if not found["sections"]:
         return status
     print(table(found))
     failed = [name for name, section in found["sections"].items() if section["status"] != "done"]
     print(f"\n{path}: {found['seconds']} s; {', '.join(failed + found['killed']) or 'all done'}")
+    status = 1 if status == REFUSED else status  # by a process that goes on behind another: the card is gone
     return status or bool(failed or found["killed"])
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 
 from pretended import PretendedCard
 from varangian import Experiment
@@ -108,17 +109,125 @@ def test_what_was_found_outlives_a_termination(tmp_path: Path) -> None:
     assert "ended before the end" in out
 
 
-def test_an_unknown_section_or_a_card_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
-    for arguments, said in (
-        ((*SMALL, "--only", "setup,kernel"), "no section kernel; there are setup, compile,"),
-        (("--only", "setup"), "no card here for cuda:0; --device cpu --small tries the script."),
-        ((*SMALL, "--wheels", "."), "holds no wheels; --fetch . downloads them."),
-    ):
-        process = start(*arguments, cwd=tmp_path)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode != 0
-        assert said in err, err
-        assert "Traceback" not in err
+NO_CARD = "--device: no card here for cuda:0; --device cpu --small tries the script."
+CPU = ("--device", "cpu")
+
+
+def said(arguments: tuple[str, ...], cwd: Path) -> tuple[int, list[str]]:
+    """Exit status and lines of what is refused."""
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=120)
+    assert out == ""
+    return process.returncode, err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--device", "CUDA"), "--device: must be cpu, cuda or cuda:N, got 'CUDA'."),
+        (("--device", "cuda:-1"), "--device: must be cpu, cuda or cuda:N, got 'cuda:-1'."),
+        (("--device", "cuda:01"), "--device: must be cpu, cuda or cuda:N, got 'cuda:01'."),
+        (("--device", "cpu:1"), "--device: must be cpu, cuda or cuda:N, got 'cpu:1'."),
+        (("--device", ""), "--device: must be cpu, cuda or cuda:N, got ''."),
+        (("--device", "mps", "--small"), "--device: must be cpu, cuda or cuda:N, got 'mps'."),
+        (("--only", "setup"), NO_CARD),
+        (("--device", "cuda", "--out", "some/where"), NO_CARD),
+        ((*CPU, "--wheels", "torn"), "--wheels: torn/a-1-py3-none-any.whl cannot be unpacked: File is not a zip file; "
+         "copy it again."),
+        ((*CPU, "--wheels", "damaged"), "--wheels: damaged/a-1-py3-none-any.whl cannot be unpacked: a.py in it is "
+         "damaged; copy it again."),
+        ((*CPU, "--wheels", "."), "--wheels: . holds no wheels; --fetch . downloads them."),
+        ((*CPU, "--wheels", "none"), "--wheels: none is no folder; --fetch none downloads what belongs there."),
+        ((*CPU, "--wheels", ""), "--wheels: must be the name of a folder, got none."),
+        (("--fetch", "file/wheels"), "--fetch: file/wheels cannot be written: Not a directory; choose another "
+         "--fetch."),
+        (("--fetch", ""), "--fetch: must be the name of a folder, got none."),
+        ((*CPU, "--out", ""), "--out: must be the name of a folder, got none."),
+        ((*CPU, "--out", "file"), "--out: file cannot be written: File exists; choose another --out."),
+        ((*CPU, "--data", "nowhere"), "--data: nowhere is no folder; without --data, images of the true shapes are "
+         "made up."),
+        ((*CPU, "--data", ""), "--data: must be the name of a folder, got none."),
+        ((*CPU, "--seconds", "nan"), "--seconds: must be a number above 0, got 'nan'."),
+        ((*CPU, "--seconds", "-3"), "--seconds: must be a number above 0, got '-3'."),
+        ((*CPU, "--seconds", "0"), "--seconds: must be a number above 0, got '0'."),
+        ((*CPU, "--seconds", "inf"), "--seconds: must be a number above 0, got 'inf'."),
+        ((*CPU, "--seconds", "soon"), "--seconds: must be a number above 0, got 'soon'."),
+        ((*CPU, "--only", "setup,,kernel"), "--only: no section '', kernel; there are setup, compile, rates, correct, "
+         "times, gradients, steps, estimate, determinism, runs, engines, together."),
+        ((*CPU, "--items", "("), "--items: '(' is no regular expression: missing ), unterminated subpattern at "
+         "position 0."),
+        ((*CPU, "--tiny"), "nothing here is called --tiny; --help says what is."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_in_one_line_and_leaves_nothing_behind(
+    arguments: tuple[str, ...], line: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    wheel = "a-1-py3-none-any.whl"
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / wheel).write_bytes(b"")
+    (tmp_path / "damaged").mkdir()
+    with zipfile.ZipFile(tmp_path / "damaged" / wheel, "w") as packed:
+        packed.writestr("a.py", "HERE = True\n")
+    whole = (tmp_path / "damaged" / wheel).read_bytes()
+    (tmp_path / "damaged" / wheel).write_bytes(whole.replace(b"True", b"Trux"))
+    before = sorted(tmp_path.rglob("*"))
+    assert said(arguments, tmp_path) == (2, [line])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_all_faults_are_said_at_once(tmp_path: Path) -> None:
+    arguments = shlex.split("--out '' --data nowhere --only kernel --items '(' --seconds 0 --wheels w")
+    status, lines = said(tuple(arguments), tmp_path)
+    assert status == 2
+    assert [line.partition(":")[0] for line in lines] == [
+        "--out", "--wheels", "--data", "--only", "--items", "--seconds", "--device",
+    ]  # fmt: skip
+    assert lines[-1] == NO_CARD
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_found_before_stays_where_it_was_when_a_call_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "gpu" / "gpu.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(script.read(path) | {"sections": {"setup": {"status": "done"}}}), "utf-8")
+    before = path.read_bytes()
+    assert said(("--only", "setup"), tmp_path) == (2, [NO_CARD])
+    assert [*path.parent.iterdir()] == [path]
+    assert path.read_bytes() == before
+
+
+def test_cuda_alone_is_the_first_card(script: ModuleType) -> None:
+    options, faults = script.asked(["--device", "cuda"])
+    assert (options.device, faults) == ("cuda:0", [])
+
+
+@pytest.mark.parametrize(("count", "device", "words"), [
+    (1, "cuda:0", []), (2, "cuda:1", []), (1, "cuda:1", ["(1 there: the last is cuda:0)"]),
+    (2, "cuda:257", ["(2 there: the last is cuda:1)"]), (0, "cpu", []),
+])  # fmt: skip
+def test_a_card_is_there_or_not_by_its_number(
+    count: int, device: str, words: list[str], script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    faults = script.absent(device)
+    assert len(faults) == len(words)
+    assert all(word in fault for word, fault in zip(words, faults, strict=True))
+
+
+def test_a_card_that_is_gone_for_the_process_behind_another_is_a_failure_and_no_refusal(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def supervise(command: list[str], path: Path, end: float) -> int:
+        path.write_text(json.dumps(script.read(path) | {"sections": {"setup": {"status": "done"}}}), "utf-8")
+        return 2
+
+    monkeypatch.setattr(script, "supervise", supervise)
+    monkeypatch.setattr(script.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert script.main(["--device", "cpu", "--out", str(tmp_path / "out")]) == 1
+    assert json.loads((tmp_path / "out" / "gpu.json").read_text("utf-8"))["sections"] == {"setup": {"status": "done"}}
 
 
 def test_what_fails_is_recorded_and_the_next_thing_is_tried(
@@ -152,14 +261,11 @@ def test_what_fails_is_recorded_and_the_next_thing_is_tried(
     assert found["noted apart"]["halves"] == {"by 3": 2}
 
 
-def test_items_are_chosen_by_their_names(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_items_are_chosen_by_their_names(script: ModuleType, tmp_path: Path) -> None:
     report = report_in(script, tmp_path, items="^median|B$")
     report.run("some", 5, lambda: report.each(["median, A", "norms, A", "norms, B", "a median"], str, len))
     found = report.found["sections"]["some"]
     assert [name for name in found if name not in ("status", "seconds")] == ["median, A", "norms, B"]
-    with pytest.raises(SystemExit):
-        script.main(["--items", "("])
-    assert "is no regular expression" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_named(script: ModuleType, tmp_path: Path) -> None:
@@ -236,6 +342,15 @@ def test_what_an_earlier_call_found_is_kept(script: ModuleType, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["gpu-20261127T045009.json"]
 
 
+@pytest.mark.parametrize("text", ['{"made": "2026-11', "[]", "{}"])
+def test_what_an_earlier_call_has_left_half_written_is_kept(script: ModuleType, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(text, "utf-8")
+    os.utime(path, (0, 0))
+    script._keep(path)
+    assert [(p.name, p.read_text("utf-8")) for p in tmp_path.iterdir()] == [("gpu-19700101T000000.json", text)]
+
+
 def test_wheels_are_unpacked(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels" / "carried-1-py3-none-any.whl", "w") as wheel:
@@ -289,7 +404,8 @@ def test_the_commands_of_the_page_are_understood(
     program, name, *arguments = shlex.split(line)
     if program == "python":
         assert (ROOT / name) == SCRIPT
-        script.parser().parse_args(arguments)
+        faults = script.asked(arguments)[1]
+        assert not [line for line in faults if " is no folder; " not in line]  # which are the reader's
         return
     assert program == "varangian"
     command = commands.get_command(click.Context(commands), name)
@@ -299,6 +415,10 @@ def test_the_commands_of_the_page_are_understood(
 
 def test_the_page_lists_all_sections(sections_of: ModuleType) -> None:
     assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == list(sections_of.SECTIONS)
+
+
+def test_the_command_line_knows_all_sections(script: ModuleType, sections_of: ModuleType) -> None:
+    assert tuple(sections_of.SECTIONS) == script.SECTIONS
 
 
 def test_the_page_says_how_many_runs_share_a_card() -> None:
