@@ -364,6 +364,7 @@ def test_devices_and_types_that_are_none(options: dict[str, Any], message: str) 
         vg.Algorithm((vg.Momentum(0.9),), rule=vg.Average()).init(3, 2, **options)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("change", "came"),
     [

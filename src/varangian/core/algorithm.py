@@ -250,14 +250,19 @@ class Algorithm:
         return self.finish(self.decide(vectors, state), state)
 
     @kernels.eager
-    def decide(self, vectors: Tensor | np.ndarray | Sequence[Any], state: State) -> Decision:
-        """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered."""
+    def decide(
+        self, vectors: Tensor | np.ndarray | Sequence[Any], state: State, *, seen: Tensor | None = None
+    ) -> Decision:
+        """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered.
+
+        ``seen``: the distances that it begins with, where somebody has them: what ``core.stages.look`` answers.
+        """
         _check_state(state)
         x: Any = _vectors(self, vectors, state)[0] if isinstance(vectors, (np.ndarray, list, tuple)) else vectors
         _check_vectors("vectors", x, 2)
         _check_memories(self.server, "server", state.server, x[0] if len(x) else None)
         self._check_previous(state, x)
-        return decide(x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step))
+        return decide(x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step), seen=seen)
 
     @kernels.eager
     def finish(self, decision: Decision, state: State, in_place: bool = False) -> tuple[Tensor, State]:

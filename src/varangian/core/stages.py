@@ -19,7 +19,7 @@ from . import kernels
 from .checks import UNSAID, Refused, brief, kind_of, not_dense, require, set_whole, shown, whole
 from .claims import NEAR, Guarantee
 from .construction import Constructed
-from .geometry import Geometry, distances_from, mean_weights, squared_between, squared_from
+from .geometry import Geometry, distances_from, mean_weights, squared_between, squared_from, squared_pairs
 from .randomness import BARE, Draw
 
 Bound = Callable[[int, int], float]
@@ -578,10 +578,15 @@ def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
 
 
 def decide(
-    x: Tensor, pre: Sequence[Mixing], rule: Rule, *, previous: Tensor | None = None, draw: Draw = BARE
-) -> Decision:
-    """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result."""
+    x: Tensor, pre: Sequence[Mixing], rule: Rule, *, previous: Tensor | None = None, draw: Draw = BARE,
+    seen: Tensor | None = None,
+) -> Decision:  # fmt: skip
+    """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result.
+
+    ``seen``: what :func:`look` answers, where somebody has it.
+    """
     x, n = kernels.contiguous(x.detach()), x.shape[0]
+    first = x
     check_rows(pre, rule, n)
     if rule.needs_root and previous is None:
         raise ValueError(
@@ -594,14 +599,14 @@ def decide(
     geometry, unit, sight = None, 1.0, sights(pre, rule)[0]
 
     def measured(x: Tensor, extra: Tensor | None) -> np.ndarray:
-        found = _measured(sight, x, extra)
+        found = kernels.host(_seen(sight, x, extra) if seen is None or x is not first else seen)
         if extra is not None:
             refuse_previous(rule, extra, found[-1, n:-1])
         return found
 
     if sight != "nothing":
-        geometry, seen = Geometry.seen(x, extra, measured)
-        x, unit, previous = seen.x, seen.unit, None if seen.extra is None else seen.extra[0]
+        geometry, held = Geometry.seen(x, extra, measured)
+        x, unit, previous = held.x, held.unit, None if held.extra is None else held.extra[0]
     elif extra is not None:
         refuse_previous(rule, extra, None)
     table, geometry = weigh(n, pre, rule, geometry, draw=draw)
@@ -636,9 +641,16 @@ def measure(x: Tensor, pre: Sequence[Mixing], rule: Rule, extra: Tensor | None) 
     return kernels.squared_distances(x, extra) if sight == "pairs" else distances_from(x, extra, sight)
 
 
-def _measured(sight: Sight, x: Tensor, extra: Tensor | None) -> np.ndarray:
+def look(x: Tensor, pre: Sequence[Mixing], rule: Rule) -> Tensor | None:
+    """The squared distances that :func:`decide` begins with, on the device of the vectors; None where it begins with
+    none, or where the rule looks at the last aggregate too."""
+    sight = sights(pre, rule)[0]
+    return None if sight == "nothing" or rule.uses_previous else _seen(sight, x, None)
+
+
+def _seen(sight: Sight, x: Tensor, extra: Tensor | None) -> Tensor:
     assert sight != "nothing"
-    return squared_between(x, extra) if sight == "pairs" else squared_from(x, extra, sight)
+    return squared_pairs(x, extra) if sight == "pairs" else distances_from(x, extra, sight)
 
 
 def weigh(

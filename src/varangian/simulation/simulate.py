@@ -21,7 +21,7 @@ from ..core import kernels, randomness
 from ..core.algorithm import Algorithm, State, unspoilt
 from ..core.attacks import Attack, ComposedDefence, Knowledge, parts
 from ..core.checks import Refused
-from ..core.stages import Decision, Pending, deferred_refusals, refuse_faulty
+from ..core.stages import Decision, Pending, deferred_refusals, look, refuse_faulty
 from ..core.transforms import Clip, Momentum
 from .captured import Repeated
 from .data import Dataset, Partition, Split, partition, prepare
@@ -499,7 +499,7 @@ class Simulation:
         if again is not None and self.ours and rest not in again.faults:
             done = again(rest, lambda: self._all(lr, point, losses), numbers=(lr,), places=places)
         elif again is not None:
-            sent = again("what is sent", lambda: self._sent(point), places=places)
+            sent = again("what is sent", lambda: self._sent(point, looks=True), places=places)
             decision, pending = self._decided(sent)
             answers = [decision.aggregate, *(p.faulty for p in pending)]
             if len(self._answers) != len(answers):
@@ -539,8 +539,9 @@ class Simulation:
         sent = self._sent(point)
         return self._updated(lr, losses, sent, *self._decided(sent))
 
-    def _sent(self, point: Tensor) -> _Sent:
-        """What workers send and the attack crafts, in the matrix of all vectors."""
+    def _sent(self, point: Tensor, looks: bool = False) -> _Sent:
+        """What workers send and the attack crafts, in the matrix of all vectors; where that is asked for, the distances
+        between them that the server begins with."""
         step, h, f = self.steps_done, self.h, self.real_byzantine
         state, norms, sampled_moments, honest_moments = self._send(point)
         if self.active > h:
@@ -573,7 +574,8 @@ class Simulation:
             if sampled_moments is None:
                 sampled_moments = kernels.mean_and_std(self.sampled[:h]) if self.separate else seen.moments
             honest_moments = seen.moments
-        return _Sent(state, norms, sampled_moments, honest_moments, crafted)
+        squared = look(self.vectors, self.algorithm.pre, self.algorithm.rule) if looks else None
+        return _Sent(state, norms, sampled_moments, honest_moments, crafted, squared)
 
     def _random(self) -> np.random.Generator:
         """The attack's random numbers of this step: made for our own attacks when they ask for them."""
@@ -587,7 +589,7 @@ class Simulation:
         versions = [x._version for x in held]
         try:
             with deferred_refusals() as pending:
-                decision = self.algorithm.decide(self.vectors, state)
+                decision = self.algorithm.decide(self.vectors, state, seen=sent.squared)
         except Refused as error:
             self.refused = error
             if self._spare is not None:  # what workers remember is of this step, as where it is written in place
@@ -811,6 +813,7 @@ class _Sent:
         norms: on a device those that say whether some worker may have sent what is not finite.
         sampled, honest: moments of what honest workers sampled and sent, where they are measured.
         crafted: what the attack sends, [d] or [f, d].
+        squared: distances that the server looks at, where somebody has measured them.
     """
 
     state: State
@@ -818,6 +821,7 @@ class _Sent:
     sampled: Moments | None
     honest: Moments | None
     crafted: Tensor | None
+    squared: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
