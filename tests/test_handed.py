@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -304,6 +305,9 @@ class Single(Items):
 
 
 X, Y = numbers((20, 4), 1), torch.arange(20) % 2
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch says of each that its interface is young
+    NESTED = torch.nested.as_nested_tensor(list(X))
 FAULTS: dict[str, tuple[Any, str]] = {
     "labels that start at 1": ((X, Y + 1), "labels must be classes 0, 1, 2, ..., got 1, 2; say classes="),
     "labels of signs": ((X, 2 * Y - 1), "labels must be classes 0, 1, 2, ..., got -1, 1; say classes="),
@@ -330,7 +334,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "sparse": ((X.to_sparse(), Y), "must be a dense tensor, got torch.sparse_coo; use to_dense()"),
     "meta": ((X.to("meta"), Y), "must be a dense tensor, got one without numbers (meta)."),
     "labels on meta": ((X, Y.to("meta")), "must be a dense tensor, got one without numbers (meta)."),
-    "nested": ((torch.nested.as_nested_tensor(list(X)), Y), "must be a dense tensor, got a nested one."),
+    "nested": ((NESTED, Y), "must be a dense tensor, got a nested one."),
     "a loader": (torch_data.DataLoader(Items((X, Y))), "a DataLoader draws batches by itself; hand over its .dataset"),
     "no end": (Endless(), "an IterableDataset has neither length nor order"),
     "no pairs": (Single((X, Y)), "items must be pairs (input, label), that of index 0 is a Tensor"),
