@@ -757,8 +757,8 @@ def test_kernels_compile_for_an_h100_without_spilling(group: str, tmp_path: Path
 REGISTERS = {"pairs": 168, "fold": 144, "around": 160, "sent": 168, "sent_of_many": 160}
 FUSED = {"pairs", "products", "around"}  # sums in an order of their own anyway
 NAMES = {
-    "columns": {"mixtures", "column_moments"},
-    "distances": {"mixtures", "pairs", "fold", "squares", "products", "around", "total"},
+    "columns": {"mixtures", "mixed", "column_moments"},
+    "distances": {"mixtures", "mixed", "pairs", "fold", "squares", "products", "around", "total"},
     "workers": {"blended", "squares", "total", "sent", "sent_of_many", "gathered"},
     "ordinary sorting": {"statistic", "mixtures"},
     "long sorting": {"statistic"},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ SORTED_ROWS = 64  # so many rows at most are sorted in registers: for 128 of the
 SORT_BLOCK = 128  # columns per program of a statistic: one a thread
 MIX_BLOCK = 128  # columns per program of weighted sums: of so many in registers
 MIX_ROWS = 16  # at a time
+MIX_WARPS = 2  # of a program for several mixtures, each thread of which has
+MIX_COLUMNS = 2  # columns, and float64 sums of up to MIX_SUMS mixtures for each,
+MIX_SUMS = 13  # which 51, 39, 25 and 11 fill;
+MIX_AHEAD = 4  # of so many vectors asked for together
 MOMENT_BLOCK = 256  # columns per program of moments
 PANEL = 1 << 23  # numbers of mixtures that are held at a time: what a card's cache keeps
 KINDS = {  # of keys: the integer, the float, the shift to the sign, the bits without it, those of infinity
@@ -47,7 +52,7 @@ def _term(x, extra, stride, estride, n, weights, used, width, rank, c, count, co
 
 
 @kernel
-def mixtures(
+def mixed(
     x, extra, stride, estride, n, d, weights, used, count, m, width, factor, divisor, out, ostride,
     M: tl.constexpr, BLOCK: tl.constexpr, EXTRA: tl.constexpr, FOURS: tl.constexpr, DIVIDES: tl.constexpr,
 ):  # fmt: skip
@@ -81,24 +86,102 @@ def mixtures(
     tl.store(place, total.to(out.dtype.element_ty), mask=(rank < m)[:, None] & inside[None, :])
 
 
+def mixtures_source(rows: int, *, extra: bool, divides: bool) -> str:
+    """The kernel for so many mixtures at a time, added up in the order of the vectors: straight code, a thread has
+    columns of its own and a float64 sum for each mixture.
+
+    What a weight is zero for adds nothing, not even NaN. So products are taken without looking, zeros leaving sums as
+    they are; only where a sum came out as NaN is everything added up again, looking.
+    """
+    lines = [
+        "def mixtures(",
+        "    x, extra, stride, estride, n, d, weights, used, count, m, width, factor, divisor, out, ostride,",
+        "    BLOCK: tl.constexpr,",
+        "):",
+        f"    groups = width // {rows}",
+        f"    rank = (tl.program_id(0) % groups) * {rows}",
+        f"    column = (tl.program_id(0) // groups).to(tl.int64) * (BLOCK * {MIX_COLUMNS}) + tl.arange(0, BLOCK)",
+        "    weights += rank",
+    ]
+    sums = list(product(range(rows), range(MIX_COLUMNS)))
+    lines += [f"    inside{u} = column + {u} * BLOCK < d" for u in range(MIX_COLUMNS)]
+
+    def added(indent: str, *, looks: bool) -> None:
+        body = [f"total{j}_{u} = tl.zeros([BLOCK], tl.float64)" for j, u in sums]
+        ahead = 1 if looks else MIX_AHEAD  # what is rare is to be short, since compiling takes its time
+        body.append(f"for c in range(0, count, {ahead}):")
+        for k in range(ahead):
+            body.append(f"    i = tl.load(used + c + {k})")
+            place = "x + i * tl.cast(stride, tl.int64)"
+            if extra:
+                place = f"tl.where(i < n, {place}, extra + (i - n) * tl.cast(estride, tl.int64))"
+            body.append(f"    at = {place} + column")
+            for u in range(MIX_COLUMNS):
+                mask = f"inside{u} & (c + {k} < count)"
+                body.append(f"    value{k}_{u} = tl.load(at + {u} * BLOCK, mask={mask}, other=0)")
+        for k in range(ahead):
+            place = f"weights + (c + {k}) * tl.cast(width, tl.int64)"
+            body += [f"    weight{j} = tl.load({place} + {j})" for j in range(rows)]
+            body += [f"    wide{u} = value{k}_{u}.to(tl.float64)" for u in range(MIX_COLUMNS)]
+            for j, u in sums:
+                term = f"weight{j} * wide{u}"
+                body.append(f"    total{j}_{u} += " + (f"tl.where(weight{j} != 0, {term}, 0.0)" if looks else term))
+        lines.extend(indent + line for line in body)
+
+    added("    ", looks=False)
+    lines += [f"    seen{u} = " + " + ".join(f"total{j}_{u}" for j in range(rows)) for u in range(MIX_COLUMNS)]
+    lost = " | ".join(f"(inside{u} & (seen{u} != seen{u}))" for u in range(MIX_COLUMNS))
+    lines.append(f"    if tl.max(({lost}).to(tl.int32), 0) > 0:")
+    added("        ", looks=True)
+    for j, u in sums:
+        lines.append(f"    answer = total{j}_{u} * float_of(factor)" + (" / float_of(divisor)" if divides else ""))
+        lines += [
+            "    if out.dtype.element_ty != tl.float64:",
+            "        answer = answer.to(tl.float32)",  # half types by way of it, as in main memory
+            f"    place = out + (rank + {j}) * tl.cast(ostride, tl.int64) + column + {u} * BLOCK",
+            f"    tl.store(place, answer.to(out.dtype.element_ty), mask=inside{u} & (rank + {j} < m))",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=64)
+def mixtures(rows: int, *, extra: bool, divides: bool) -> Any:
+    """That kernel: compiled at its first launch, and kept on disk by Triton."""
+    source = mixtures_source(rows, extra=extra, divides=divides)
+    return emitted(f"mixtures, {rows} at a time: {extra} {divides}", source, "mixtures")
+
+
 def _mix(
     x: Tensor, table: np.ndarray, extra: Tensor | None = None, *,
     out: Tensor, factor: float = 1.0, divisor: float = 1.0, fours: bool = False,
 ) -> Tensor:  # fmt: skip
     """The mixtures that a table [m, n+e] makes of rows and extra rows, to ``out``. The table is one small copy."""
     m, used = len(table), np.flatnonzero((table != 0).any(0))
-    width = m if m == 1 else triton.cdiv(m, MIX_ROWS) * MIX_ROWS  # so that weights are fetched by twos
-    weights = np.zeros((used.size, width))
-    weights[:, :m] = table[:, used].T
-    sent = there(np.concatenate([weights.ravel(), used.astype(np.int64).view(np.float64)]), x)
+    straight = m > 1 and not fours and (extra is None or extra.dtype == x.dtype)
+    groups = triton.cdiv(m, MIX_SUMS if straight else MIX_ROWS)
+    together = triton.cdiv(m, groups) if straight else 1 if m == 1 else MIX_ROWS
+    width = groups * together
+    padded = triton.cdiv(used.size, MIX_AHEAD) * MIX_AHEAD
+    weights, places = np.zeros((padded, width)), np.zeros(padded, dtype=np.int64)
+    weights[: used.size, :m], places[: used.size] = table[:, used].T, used
+    sent = there(np.concatenate([weights.ravel(), places.view(np.float64)]), x)
     (n, d), a, b = x.shape, rows(x), rows(x if extra is None else extra)
-    together = min(width, MIX_ROWS)
-    launch(
-        mixtures, triton.cdiv(d, MIX_BLOCK) * triton.cdiv(m, together), a, b, a.stride(0), b.stride(0), n, d, sent,
-        sent[weights.size :].view(torch.int64), used.size, m, width, bits(factor), bits(divisor), out, out.stride(0),
-        M=together, BLOCK=MIX_BLOCK, EXTRA=extra is not None, FOURS=fours,
-        DIVIDES=bool(divisor != 1), enable_fp_fusion=False,
+    arguments = (
+        a, b, a.stride(0), b.stride(0), n, d, sent, sent[weights.size :].view(torch.int64), used.size, m, width,
+        bits(factor), bits(divisor), out, out.stride(0),
     )  # fmt: skip
+    divides = bool(divisor != 1)
+    if straight:
+        block = 32 * MIX_WARPS
+        launch(
+            mixtures(together, extra=extra is not None, divides=divides), triton.cdiv(d, block * MIX_COLUMNS) * groups,
+            *arguments, BLOCK=block, num_warps=MIX_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    else:
+        launch(
+            mixed, triton.cdiv(d, MIX_BLOCK) * groups, *arguments, M=together, BLOCK=MIX_BLOCK, EXTRA=extra is not None,
+            FOURS=fours, DIVIDES=divides, enable_fp_fusion=False,
+        )  # fmt: skip
     return out
 
 
