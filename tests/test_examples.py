@@ -39,6 +39,10 @@ COMMANDS = {
         "varangian list my_rule.py:MyRule",
         "varangian run --rule my_rule.py:MyRule(m=3) --pre nnm --attack little --steps 5",
     ],
+    "patient_attack.py": [
+        "varangian check patient_attack.py:Patient",
+        "varangian run --rule median --attack patient_attack.py:Patient(wait=2) --steps 5",
+    ],
     "my_attack.py": [
         "varangian check my_attack.py:MyAttack",
         "varangian run --rule median --attack my_attack.py:MyAttack(factor=4.0) --steps 5",

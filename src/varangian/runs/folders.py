@@ -40,6 +40,8 @@ from .files import line_of_text, no_follow, number, read_json, sync, whole, writ
 
 FORMAT = 1  # of run folders
 SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS = "experiment.json", "environment.json", "metrics.csv", "evaluations.csv"
+# Of a state, what came after the first folders were written: left out where it is nothing.
+LATER = ("memory",)
 CHECKPOINT, FORMER, STATE, RESULT, LOCK = "checkpoint.pt", "checkpoint-former.pt", "state.pt", "result.json", ".lock"
 FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, CHECKPOINT, FORMER, STATE, RESULT)
 PARTIAL = ".partial"
@@ -267,6 +269,7 @@ def read_state(path: Path) -> Trained:
 def _pack(past: Past, settings: str, digest: str) -> dict[str, Any]:
     """As plain values and tensors, with a checksum over all of them."""
     state = {f.name: _plain(getattr(past.snapshot, f.name)) for f in fields(Snapshot)}
+    state = {name: value for name, value in state.items() if name not in LATER or value is not None}
     content = {
         "format": FORMAT,
         "digest": digest,
@@ -288,10 +291,16 @@ def _matrix(rows: list[tuple[float, ...]]) -> Tensor:
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         # On the processor, and with no more memory behind it than it shows: torch.save writes all that is there.
-        return torch.from_numpy(value.detach().cpu().contiguous().numpy())
+        dense = value.detach().cpu().contiguous()
+        return dense.clone() if dense.dtype == torch.bfloat16 else torch.from_numpy(dense.numpy())  # which NumPy lacks
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    """Tuples for the lists that they were packed as."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -373,7 +382,8 @@ def _unpack(content: dict[str, Any]) -> Past:
     """Whoever can write a checkpoint can write its checksum: types and ranges are looked at all the same."""
     try:
         state = _typed(content["state"], dict)
-        values = {f.name: state[f.name] for f in fields(Snapshot)}
+        values = {f.name: state[f.name] for f in fields(Snapshot) if f.name not in LATER}
+        values |= {name: _tuples(state.get(name)) for name in LATER}
         for name in ("step", "points"):
             whole(values[name], name)
         for name in ("worker", "server"):

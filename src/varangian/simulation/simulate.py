@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core import kernels, randomness
 from ..core.algorithm import Algorithm, State, unspoilt
-from ..core.attacks import Attack, ComposedDefence, Knowledge, parts
+from ..core.attacks import Attack, ComposedDefence, Knowledge, Memory, check_memory, own, parts
 from ..core.checks import Refused
 from ..core.stages import Decision, Pending, deferred_refusals, look, refuse_faulty
 from ..core.transforms import Clip, Momentum
@@ -281,6 +281,7 @@ class Snapshot:
         parameters: [d].
         worker, server, aggregate: the algorithm's :class:`varangian.State`, ``aggregate`` being its ``previous``.
         attacked: [d], the last aggregate where the attack looks at it.
+        memory: what the attack remembers.
         sampled, decayed: [d] each, the meter's memory; None where nothing is measured, or nothing was yet.
         buffers: of the model, by name.
     """
@@ -295,6 +296,7 @@ class Snapshot:
     sampled: Tensor | None
     decayed: Tensor | None
     buffers: dict[str, Tensor]
+    memory: Memory = None
 
 
 class Simulation:
@@ -357,6 +359,8 @@ class Simulation:
         self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
         self.meter = Meter(self.parameters, momentum) if measure else None
         self.previous: Tensor | None = None  # the last aggregate, where the attack looks at it
+        self.remembers = attack is not None and attack.remembers
+        self.memory: Memory = None  # what it remembers
         self.steps_done = 0
         self.points = 0
         # What the server refused: an attack that tries the defence may be refused too, which ends no run.
@@ -384,7 +388,12 @@ class Simulation:
         # Of a small model on a card what is asked for in the same way each time is asked for in one go: without attacks
         # that look back, for whom memory lies elsewhere each time.
         plain = attack is None or not (self.own_attack or attack.uses_previous or attack.uses_flipped)
-        plain &= self.in_one_go and not algorithm.remembers_aggregate and all(is_ours(s) for s in algorithm.server)
+        plain &= (
+            not self.remembers
+            and self.in_one_go
+            and not algorithm.remembers_aggregate
+            and all(is_ours(s) for s in algorithm.server)
+        )
         self.repeated = Repeated(self.parameters.device) if plain and self.parameters.is_cuda else None
         self.ours = is_ours(algorithm.rule) and all(is_ours(stage) for stage in algorithm.pre)
         self._drawn: list[Tensor] = []  # where a card finds what is sampled
@@ -524,6 +533,7 @@ class Simulation:
         self.state = replace(done.state, step=self.state.step + 1)
         if self.attack is not None and self.attack.uses_previous:
             self.previous = done.decision.aggregate.clone()
+        self.memory = done.sent.memory
         self.points += batch.points(h)
         self.steps_done += 1
         if self.native:
@@ -556,12 +566,14 @@ class Simulation:
             self._random(),
             self.vectors[h:] if self.active > h else None,
             honest_moments,
+            self.memory,
         )
-        crafted = None
+        crafted, memory = None, self.memory
         if self.attack is not None and f:
             # Momenta live in what is shown, and whoever writes there through NumPy leaves no trace.
             shown = seen.copied() if self.own_attack else seen
-            crafted = self.attack.send(shown)
+            crafted, memory = self.attack.crafted(shown)
+            memory = own(memory)
             if self.own_attack and not shown.same_vectors(seen):
                 raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
@@ -575,7 +587,7 @@ class Simulation:
                 sampled_moments = kernels.mean_and_std(self.sampled[:h]) if self.separate else seen.moments
             honest_moments = seen.moments
         squared = look(self.vectors, self.algorithm.pre, self.algorithm.rule) if looks else None
-        return _Sent(state, norms, sampled_moments, honest_moments, crafted, squared)
+        return _Sent(state, norms, sampled_moments, honest_moments, crafted, squared, memory)
 
     def _random(self) -> np.random.Generator:
         """The attack's random numbers of this step: made for our own attacks when they ask for them."""
@@ -639,13 +651,14 @@ class Simulation:
         """What undoes the rest of a step, in which the server proves to have refused; but for what workers remember,
         which is of that step on the CPU too."""
         meter, former = self.meter, self._former
-        step, points, attacked = self.steps_done, self.points, self.previous
+        step, points, attacked, memory = self.steps_done, self.points, self.previous, self.memory
         every = self._overwritten()
         written, first = every[: len(former)], len(every) > len(former)  # before the first step nothing was sampled
 
         def undo() -> None:
             torch._foreach_copy_(written, former)  # pyright: ignore[reportPrivateImportUsage]
             self.state, self.previous, self.steps_done, self.points = state, attacked, step, points
+            self.memory = memory
             if meter is not None and first:
                 meter.previous = None
 
@@ -696,6 +709,7 @@ class Simulation:
             sampled=None if meter is None else meter.previous,
             decayed=None if meter is None else meter.decayed,
             buffers=self.gradients.buffers(),
+            memory=self.memory,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -725,10 +739,15 @@ class Simulation:
         for name, mine, theirs in pairs + made:
             if _kind(mine) != _kind(theirs):
                 raise ValueError(f"{name}: {_kind(mine)} is needed, got {_kind(theirs)}.")
+        if snapshot.memory is not None and not (begun and self.remembers):
+            raise ValueError("memory: nothing is needed, got what an attack remembers.")
+        device = self.parameters.device
+        check_memory(self.attack, snapshot.memory, None)
+        memory = own(snapshot.memory, device)
         for _, mine, theirs in pairs:
             if mine is not None and theirs is not None:
                 mine.copy_(theirs)  # in place: momenta may live in the matrix of all vectors
-        device = self.parameters.device
+        self.memory = memory
         self.previous = None if snapshot.attacked is None else snapshot.attacked.clone().to(device)
         if self.meter is not None:
             self.meter.previous = None if snapshot.sampled is None else snapshot.sampled.clone().to(device)
@@ -814,6 +833,7 @@ class _Sent:
         sampled, honest: moments of what honest workers sampled and sent, where they are measured.
         crafted: what the attack sends, [d] or [f, d].
         squared: distances that the server looks at, where somebody has measured them.
+        memory: what it remembers now.
     """
 
     state: State
@@ -822,6 +842,7 @@ class _Sent:
     honest: Moments | None
     crafted: Tensor | None
     squared: Tensor | None
+    memory: Memory
 
 
 @dataclass(frozen=True, eq=False)

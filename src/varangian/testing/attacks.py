@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.attacks import Attack
+from ..core.attacks import Attack, Memory, own, same
 from ..core.randomness import generator
 from ..core.rules import Median
 from .examples import (
@@ -28,19 +28,30 @@ from .examples import (
 from .report import Check
 from .trying import Found, Raised, difference, global_state, seeded, short
 
+STEPS = 3  # of attacks that remember
+
 
 def attacked(attack: Attack, given: Any, f: int, x: Tensor, *, first: bool = False) -> Any:
     """What an attack sends, given all that it may know; the f in the defence is another than the one that attack.
+    Of one that remembers: what it sends in the last of some steps.
 
     In the first step of a run there is no last aggregate.
     """
+    sent, memory = remembering(attack, given, f, x, None, first=first)
+    for _ in range(1, STEPS if attack.remembers and not first else 1):
+        sent, memory = remembering(attack, given, f, x, own(memory))  # copied, as whoever runs it keeps it
+    return sent
+
+
+def remembering(attack: Attack, given: Any, f: int, x: Tensor, memory: Memory, *, first: bool = False) -> Any:
+    """What it sends in a step, and remembers for the next."""
     h, d = x.shape
     defence = Median(f=min(f, (h + f - 1) // 2))
     flipped = -x[torch.arange(f) % h]
     try:
         previous = None if first else x.double().mean(0).to(x.dtype)
         random = generator(h * d, "attack")
-        return attack(given, f, defence, previous=previous, random=random, flipped=flipped)
+        return attack(given, f, defence, previous=previous, random=random, flipped=flipped, memory=memory)
     except Exception as error:
         raise Raised(error, x, f) from error
 
@@ -66,6 +77,13 @@ def _attack_input(attack: Attack) -> Found:
             attacked(attack, given, f, x)
             if not torch.equal(stacked(given), x):
                 yield f"the {name} given was written to", x, f
+        if attack.remembers:
+            memory, kept = None, None
+            for step in range(STEPS):
+                after = remembering(attack, there(x), f, x, memory)[1]
+                if not same(memory, kept):
+                    yield f"the memory that it found in step {step} was written to", x, f
+                memory, kept = own(after), own(after)
 
 
 def _attack_ownership(attack: Attack) -> Found:
@@ -77,8 +95,23 @@ def _attack_ownership(attack: Attack) -> Found:
             out[0] = 1.0
             if not torch.equal(stacked(given), x):
                 yield f"writing to what is sent changed the {name} given", x, f
+            if attack.remembers:
+                yield from _owned_memory(attack, name, given, f, x)
             if f > 1 and not bool((torch.as_tensor(out)[1:] == 9.0).all()):
                 yield "writing to one of the vectors sent changed another", x, f
+
+
+def _owned_memory(attack: Attack, name: str, given: Any, f: int, x: Tensor) -> Found:
+    """Of whoever runs an attack each memory is copied; what is answered to a bare call is its own too."""
+    _, memory = remembering(attack, given, f, x, None)
+    out, after = remembering(attack, given, f, x, own(memory))
+    kept = own(after)
+    out[...] = 7.0
+    if not same(after, kept):
+        yield f"writing to what is sent of a {name} changed what is remembered", x, f
+    remembering(attack, -given if isinstance(given, (Tensor, np.ndarray)) else given, f, x, after)
+    if not same(after, kept):
+        yield "a later call changed what was remembered", x, f
 
 
 def _attack_kind(attack: Attack) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Attack, ComposedDefence, Defence, Knowledge
+from .memory import Memory, check_memory, own, same
 from .search import ATTACKS, Found, WorstCase, parts
 from .simple import Empire, Gaussian, Inf, LabelFlip, Little, Mimic, NaN, SignFlip, Zero
 from .spread import MinMax, MinSum
@@ -10,6 +11,6 @@ from .targeted import ROP, AntiCGE, Fang, HiddenVulnerability
 
 __all__ = [
     "ATTACKS", "ROP", "AntiCGE", "Attack", "ComposedDefence", "Defence", "Empire", "Fang", "Found", "Gaussian",
-    "HiddenVulnerability", "Inf", "Knowledge", "LabelFlip", "Little", "Mimic", "MinMax", "MinSum", "NaN", "SignFlip",
-    "WorstCase", "Zero", "parts",
+    "HiddenVulnerability", "Inf", "Knowledge", "LabelFlip", "Little", "Memory", "Mimic", "MinMax", "MinSum", "NaN",
+    "SignFlip", "WorstCase", "Zero", "check_memory", "own", "parts", "same",
 ]  # fmt: skip

@@ -19,16 +19,18 @@ from torch import Tensor
 
 from .. import kernels, randomness
 from ..algorithm import Algorithm
-from ..checks import brief, require, whole
+from ..checks import brief, kind_of, require, whole
 from ..construction import Constructed
 from ..geometry import power_below
 from ..mixing import Mixing
 from ..randomness import BARE, Draw
 from ..rules import Rule
 from ..stages import as_matrix, decide
+from .memory import Memory, check_memory, own
 
 Defence = Callable[[Any], Any]
 TRIED = BARE.fork()  # what an adversary tries a defence with
+_NOT_ASKED: Any = object()  # for its memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,8 @@ class Knowledge:
         flipped: [f, d] what the f workers would send if they followed the protocol on data whose labels c are turned
             into C - 1 - c; or None. Only for attacks that say so (``uses_flipped``).
         known: the moments of the honest vectors, where somebody has computed them already.
+        memory: what the attack remembers of the step before, for attacks that say so (``remembers``); None in the first
+            step.
     """
 
     honest: Tensor
@@ -87,6 +91,7 @@ class Knowledge:
     random: np.random.Generator
     flipped: Tensor | None = None
     known: tuple[Tensor, Tensor] | None = None
+    memory: Memory = None
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -118,6 +123,7 @@ class Knowledge:
             previous=None if self.previous is None else self.previous.clone(),
             flipped=None if self.flipped is None else self.flipped.clone(),
             known=None if self.known is None else (self.known[0].clone(), self.known[1].clone()),
+            memory=own(self.memory),
         )
 
     def same_vectors(self, other: Knowledge) -> bool:
@@ -148,8 +154,11 @@ class Attack(Constructed):
     """An attack: the honest vectors to f Byzantine ones. An immutable value; subclasses write :meth:`craft`, and
     :meth:`check` where they cannot do with any h, f and d.
 
-    Attacks remember nothing: what their papers carry from step to step is taken from what an omniscient adversary sees
-    anyway (the last aggregate, the momenta inside honest vectors), under "Convention" in each docstring.
+    An attack is a value, and keeps nothing in itself. One that says ``remembers = True`` answers (vectors, memory), and
+    finds its memory of the step before in ``seen.memory``, None at first: a tensor, or a tuple of tensors, on the
+    device of the vectors. Whoever runs it keeps that for it, and a run saves it, so that it goes on exactly. Others
+    take what their papers carry from step to step from what an omniscient adversary sees anyway (the last aggregate,
+    the momenta inside honest vectors), under "Convention" in each docstring.
 
     Example:
         >>> import varangian as vg
@@ -170,6 +179,7 @@ class Attack(Constructed):
     uses_previous: ClassVar[bool] = False  # whoever runs it must keep the last aggregate
     uses_defence: ClassVar[bool] = False
     uses_flipped: ClassVar[bool] = False  # whoever runs it must have the f workers learn from flipped labels
+    remembers: ClassVar[bool] = False  # craft answers (vectors, memory): whoever runs it must keep the latter
     exempt: ClassVar[Mapping[str, str]] = {}  # what it does not claim: the name of a varangian.testing.Check, and why
 
     @overload
@@ -183,6 +193,17 @@ class Attack(Constructed):
         defence: Defence | Algorithm | None = None, *,
         previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
     ) -> np.ndarray: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, honest: Tensor | Sequence[Tensor], f: int, defence: Defence | Algorithm | None = None, *,
+        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None, memory: Memory,
+    ) -> tuple[Tensor, Memory]: ...  # fmt: skip
+    @overload
+    def __call__(
+        self, honest: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], f: int,
+        defence: Defence | Algorithm | None = None, *,
+        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None, memory: Memory,
+    ) -> tuple[np.ndarray, Memory]: ...  # fmt: skip
     @kernels.eager
     def __call__(
         self,
@@ -193,8 +214,10 @@ class Attack(Constructed):
         previous: Any = None,
         random: np.random.Generator | None = None,
         flipped: Any = None,
+        memory: Any = _NOT_ASKED,
     ) -> Any:
         """[h, d] -> [f, d], of the same kind, dtype and device; a new array, and the honest vectors are only read.
+        With ``memory`` a pair: that, and what the attack remembers for the next step.
 
         Args:
             honest: the vectors of the h honest workers.
@@ -203,23 +226,42 @@ class Attack(Constructed):
             previous: [d], the last aggregate, for attacks that use it.
             random: the source of random numbers; a fixed one by default, so that the call is reproducible.
             flipped: [f, d], what the f workers would send had they learnt from flipped labels, for LabelFlip.
+            memory: what the call for the step before answered, None in the first step; only read. Left out, this is the
+                first step, and what is remembered of it is not asked for.
+
+        Example:
+            >>> import torch, varangian as vg
+            >>> attack, memory = vg.Mimic(warmup=2), None
+            >>> for step in range(3):
+            ...     sent, memory = attack(torch.tensor([[0.0], [1.0], [5.0 - 3 * step]]), f=1, memory=memory)
+            >>> sent  # of the worker who stood out in the first two steps
+            tensor([[-1.]])
         """
         matrix, restore = as_matrix(self, honest)
         f = whole(self, "f", f)
+        asked = memory is not _NOT_ASKED
+        memory = memory if asked else None
         if f == 0:
-            return restore(matrix.new_empty(0, matrix.shape[1]))
+            nobody = restore(matrix.new_empty(0, matrix.shape[1]))
+            return (nobody, memory) if asked else nobody
+        if memory is not None:
+            require(self, self.remembers, "no memory, since it remembers nothing", memory)
+            check_memory(self, memory, matrix.device)
         if previous is not None:
             previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device).detach()
         if flipped is not None:
             flipped = as_matrix(self, flipped)[0].to(matrix)
         random = randomness.generator(0, "attack") if random is None else random
-        crafted = self.send(Knowledge(matrix, f, as_defence(defence, previous), previous, random, flipped))
+        seen = Knowledge(matrix, f, as_defence(defence, previous), previous, random, flipped, memory=memory)
+        crafted, memory = self.crafted(seen)
         self.warn_if_idle(matrix.shape[0], f)
-        return restore(crafted.expand(f, -1).clone() if crafted.ndim == 1 else crafted)
+        sent = restore(crafted.expand(f, -1).clone() if crafted.ndim == 1 else crafted)
+        return (sent, own(memory)) if asked else sent
 
     @abstractmethod
-    def craft(self, seen: Knowledge) -> Tensor:
-        """A new [d] that all f workers send, or a new [f, d]; f >= 1."""
+    def craft(self, seen: Knowledge) -> Tensor | tuple[Tensor, Memory]:
+        """A new [d] that all f workers send, or a new [f, d]; f >= 1. With ``remembers`` that and the memory for the
+        next step."""
 
     def check(self, h: int, f: int, d: int | None = None) -> None:
         """Raises ValueError where the attack is not defined for h honest vectors and f >= 1 of its own, of d
@@ -238,7 +280,12 @@ class Attack(Constructed):
             warnings.warn(f"{brief(self)} attacks nobody with n = {h + f}, f = {f}: {reason}.", stacklevel=3)
 
     def send(self, seen: Knowledge) -> Tensor:
-        """:meth:`craft` as whoever runs an attack calls it: asked what is possible, what is sent looked at.
+        """What :meth:`crafted` says is sent."""
+        return self.crafted(seen)[0]
+
+    def crafted(self, seen: Knowledge) -> tuple[Tensor, Memory]:
+        """:meth:`craft` as whoever runs an attack calls it: asked what is possible, what is sent and what is to be
+        remembered looked at; the latter is None of attacks that remember nothing, and may be memory of others.
 
         Half precision is crafted in single precision and rounded once, since deviations and squares soon leave its
         range; what is too large for it is sent as its greatest number.
@@ -250,7 +297,23 @@ class Attack(Constructed):
         require(self, h >= 1, "at least 1 honest vector", h)
         self.check(h, f, d)
         half = dtype in (torch.float16, torch.bfloat16)
-        crafted = self.craft(_widened(seen) if half else seen)
+        came = self.craft(_widened(seen) if half else seen)
+        memory = None
+        if self.remembers:
+            if not (isinstance(came, tuple) and len(came) == 2):
+                kind = f"a tuple of {len(came)}" if isinstance(came, tuple) else kind_of(came)
+                raise ValueError(
+                    f"{type(self).__name__} remembers (remembers = True): it must answer (vectors, memory), got {kind}."
+                )
+            crafted, memory = came
+            check_memory(self, memory, seen.honest.device)
+        elif isinstance(came, tuple):
+            raise ValueError(
+                f"{type(self).__name__} must send vectors, got a tuple; to remember something it must say remembers = "
+                "True."
+            )
+        else:
+            crafted = came
         wanted = f"{type(self).__name__} must send [d] = [{d}] or [f, d] = [{f}, {d}] of {dtype}"
         if not isinstance(crafted, Tensor):
             raise ValueError(f"{wanted}, got {type(crafted).__name__}.")
@@ -261,7 +324,7 @@ class Attack(Constructed):
             crafted = torch.where(crafted.isfinite(), crafted.clamp(-limit, limit), crafted).to(dtype)
         if crafted.dtype != dtype or crafted.device != seen.honest.device:
             raise ValueError(f"{wanted} on {seen.honest.device}, got {crafted.dtype} on {crafted.device}.")
-        return crafted
+        return crafted, memory
 
 
 def _widened(seen: Knowledge) -> Knowledge:

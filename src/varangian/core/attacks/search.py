@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from math import inf, isfinite
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from ..references import NotImported, known
 from ..rules import Rule
 from ..stages import as_matrix
 from .base import Attack, Knowledge, as_defence
+from .memory import Memory
 from .simple import Empire, Gaussian, Inf, LabelFlip, Little, Mimic, NaN, SignFlip, Zero
 from .spread import MinMax, MinSum, along
 from .targeted import ROP, AntiCGE, Fang, HiddenVulnerability
@@ -106,7 +107,9 @@ class WorstCase(Attack):
         a run of the defence each. A device is waited for once for the lines, once for the coarse half, and once for
         each trial that refines.
     Convention: needs a defence: a rule, an algorithm, or any callable. A defence is a value, so trying it advances
-        nothing. The search is deterministic. Its answer is a lower bound of the damage that is possible.
+        nothing. Of attacks that remember, named in ``directions``, each remembers as if it alone attacked; a bare
+        ``search`` is their first step. The search is deterministic. Its answer is a lower bound of the damage that is
+        possible.
 
     Example:
         >>> import torch, varangian as vg
@@ -157,13 +160,30 @@ class WorstCase(Attack):
         random = randomness.generator(0, "attack")
         return self.find(Knowledge(matrix, f, as_defence(defence, previous), previous, random))
 
-    def craft(self, seen: Knowledge) -> Tensor:
-        return self.find(seen).vector
+    @property
+    def remembers(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  an option says it
+        return any(line(direction).remembers for direction in self.directions)
+
+    def craft(self, seen: Knowledge) -> Tensor | tuple[Tensor, Memory]:
+        found, memory = self._found(seen)
+        return (found.vector, memory) if self.remembers else found.vector
 
     def find(self, seen: Knowledge) -> Found:
         """:meth:`search`, from what the adversary knows."""
+        return self._found(seen)[0]
+
+    def _found(self, seen: Knowledge) -> tuple[Found, Memory]:
+        """And what the attacks named remember."""
         require(self, seen.defence is not None, "a defence to try: defence=rule, an algorithm or a callable", None)
-        lines = list(self._lines(seen))
+        attacks = [line(direction) for direction in self.directions]
+        each = [seen] * len(attacks)
+        if isinstance(seen.memory, tuple):
+            each = [replace(seen, memory=memory, known=seen.moments) for memory in seen.memory]
+        crafted = [attack.crafted(one) for attack, one in zip(attacks, each, strict=True)]
+        return self._searched(seen, [sent for sent, _ in crafted]), tuple(memory for _, memory in crafted)
+
+    def _searched(self, seen: Knowledge, sent: Sequence[Tensor]) -> Found:
+        lines = list(self._lines(seen, sent))
         if not lines:  # honest vectors that all agree, or that are not finite, show no direction
             return Found("none", 0.0, 0.0, seen.mean.clone())
         trials = Trials(seen, [unit for _, _, unit in lines])
@@ -187,11 +207,10 @@ class WorstCase(Attack):
         scale = side[1] * STEP**place
         return Found(name, scale * length, damage, trials.vector(side[0], scale))
 
-    def _lines(self, seen: Knowledge) -> Any:
+    def _lines(self, seen: Knowledge, sent: Sequence[Tensor]) -> Any:
         """(name, factor of the unit point, unit point - mean [d]) of each line that is one."""
         within = seen.in_unit()
         a, _, _ = along(within.honest, within.mean, torch.zeros_like(seen.mean))
-        sent = [line(direction).send(seen) for direction in self.directions]
         moved = [(rows[0] if rows.ndim == 2 else rows) - seen.mean for rows in sent]
         squared, *lengths = kernels.host(a, *(kernels.norms(p) for p in moved))
         spread = float(np.sqrt(squared.mean())) * seen.unit

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import NormalDist
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import randomness
+from .. import kernels, randomness
 from ..checks import require, set_real, set_whole
-from ..geometry import Geometry
+from ..geometry import Geometry, mean_weights
 from .base import ALONE, MEAN, Attack, Knowledge
+from .memory import Memory
+from .spread import along
 
 
 @dataclass(frozen=True)
@@ -239,11 +241,23 @@ class Mimic(Attack):
 
     z = the top principal direction of the centred honest vectors;  x_i of greatest |<z, x_i>|
 
+    With a warm-up z is the direction of greatest variance over steps, learnt by Oja's iteration, and i is kept behind
+    it. At step t = 0, 1, ..., with s_i the mean so far of <z, x_i>:
+
+    mu <- (t mu + mean) / (t + 1);  C = sum over i of (x_i - mu) (x_i - mu)^T
+    z <- (t z + C z / ||C z||) / (t + 1), brought to norm 1;  x_i of greatest |s_i|
+
+    Args:
+        warmup: over how many steps z and i are learnt, >= 0; 0 looks at each step alone, and remembers nothing.
+
     Shape: [h, d] -> f equal rows [f, d].
-    Cost: one pass for h x h distances; the eigenvectors are found between them.
-    Convention: the paper learns z and i over a warm-up of many steps and then keeps i; this is the form of one step, on
-        honest vectors that carry the past in their momenta. Ties go to the lexicographically smaller vector; honest
-        vectors that are not finite are never copied.
+    Cost: one pass for h x h distances; the eigenvectors are found between them. In a warm-up three passes and 2 d
+        numbers to remember; behind it next to nothing.
+    Convention: without a warm-up this is the form of one step, on honest vectors that carry the past in their momenta.
+        Ties go to the lexicographically smaller vector; honest vectors that are not finite are never copied. In a
+        warm-up z begins as the top principal direction, where the paper draws it; C z counts by its direction, so
+        that lengths do not matter (not certain: the paper's step); i is the best so far; ties go to the first; behind
+        it whatever worker i sends is copied.
 
     Example:
         >>> import torch
@@ -253,24 +267,92 @@ class Mimic(Attack):
     Reference: Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022.
     """
 
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        set_whole(self, "warmup")
+
+    @property
+    def remembers(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  an option says it
+        return self.warmup > 0
+
     def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
         return ALONE if h == 1 else None
 
-    def craft(self, seen: Knowledge) -> Tensor:
+    def craft(self, seen: Knowledge) -> Tensor | tuple[Tensor, Memory]:
+        if self.warmup:
+            return self._warming(seen)
         geometry = Geometry.of(seen.honest)
-        good = np.flatnonzero(geometry.finite)
+        good, axis = _principal(geometry)
         if not good.size:
             return seen.honest[0].clone()
         squared, norms = geometry.distances[np.ix_(good, good)], geometry.norms[good]
         inner = 0.5 * (norms[:, None] + norms[None, :] - squared)
-        # About the first honest vector rather than about their mean: nothing cancels, and one more centring follows.
-        about = 0.5 * (squared[:, :1] + squared[:1] - squared)
-        centred = about - about.mean(0) - about.mean(1)[:, None] + about.mean()
-        axis = np.linalg.eigh(centred)[1][:, -1]
-        along = (axis - axis.mean()) @ inner
         scores = np.full(geometry.n, inf)
-        scores[good] = -np.abs(along)
+        scores[good] = -np.abs((axis - axis.mean()) @ inner)
         return seen.honest[int(geometry.smallest(scores, 1)[0])].clone()
+
+    def _warming(self, seen: Knowledge) -> tuple[Tensor, Memory]:
+        honest, memory = seen.honest, seen.memory
+        h = honest.shape[0]
+        if isinstance(memory, tuple) and len(memory) == 1:  # whom to copy
+            [chosen] = memory
+            assert isinstance(chosen, Tensor)
+            return honest.index_select(0, chosen)[0], memory
+        origin = torch.zeros(honest.shape[1], dtype=torch.float64, device=honest.device)
+        z, mu, scores, t = origin, origin, np.zeros(h), 0
+        if memory is not None:
+            z, mu, *numbers = cast(tuple[Tensor, ...], memory)
+            scores, count = kernels.host(*numbers)
+            t = int(count[0])
+        _, toward, length = kernels.host(*along(honest, origin, z))  # -<x_i, z>, which is no number where x_i is none
+        good = np.isfinite(toward)
+        if not good.any():
+            return honest[0].clone(), memory
+        mean = seen.mean if good.all() else kernels.weighted_rows(honest, mean_weights(np.flatnonzero(good), h))
+        mu = torch.lerp(mu, mean.double(), 1 / (t + 1))
+        if length > 0:
+            turned = _weighted(honest, -toward - float(kernels.host((mu * z).sum())), mu)
+        else:
+            found, axis = _principal(Geometry.of(honest))
+            weights = np.zeros(h)
+            weights[found] = axis - axis.mean() if found.size else 0.0
+            turned = _weighted(honest, weights, origin)
+        z = _unit(torch.lerp(z, turned, 1 / (t + 1)))
+        _, projected, _ = kernels.host(*along(honest, origin, z))
+        scores = (t * scores - np.where(good, projected, 0.0)) / (t + 1)
+        best = int(np.argmax(np.where(good, np.abs(scores), -1.0)))
+        if t + 1 < self.warmup:
+            kept = (z, mu, kernels.there(scores, honest), kernels.there(np.array([t + 1]), honest))
+        else:
+            kept = (kernels.there(np.array([best]), honest),)
+        return honest[best].clone(), kept
+
+
+def _principal(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Which vectors are finite, and up to a constant the share of each in the direction in which they differ most."""
+    good = np.flatnonzero(geometry.finite)
+    if not good.size:
+        return good, np.zeros(0)
+    squared = geometry.distances[np.ix_(good, good)]
+    # About the first honest vector rather than about their mean: nothing cancels, and one more centring follows.
+    about = 0.5 * (squared[:, :1] + squared[:1] - squared)
+    centred = about - about.mean(0) - about.mean(1)[:, None] + about.mean()
+    return good, np.linalg.eigh(centred)[1][:, -1]
+
+
+def _weighted(honest: Tensor, weights: np.ndarray, about: Tensor) -> Tensor:
+    """The direction of the sum of w_i (x_i - about), in float64; those of no finite weight are left out."""
+    weights = np.where(np.isfinite(weights), weights, 0.0)
+    size = np.abs(weights).max(initial=0.0)
+    weights = weights / size if size > 0 else weights
+    return _unit(kernels.weighted_rows(honest, weights).double() - weights.sum() * about)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x / ||x||, and 0 of 0."""
+    length = kernels.norms(x)
+    return torch.where(length > 0, x / length, torch.zeros_like(x))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..checks import require, set_real, set_whole
 from ..geometry import Geometry, mean_weights, squared_pairs, sum_of_smallest
 from ..rules import Krum
 from .base import MEAN, Attack, Knowledge
+from .memory import Memory
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,14 @@ class ROP(Attack):
         pi: where to start: 1 at the last aggregate G_prev, 0 at the mean of honest vectors.
         decay: the lambda of u.
         angle: in degrees, from u towards p; at 270, the opposite of p.
+        history: what u_prev is: "aggregate", the last aggregate; "own", the u of the step before, as the paper has it,
+            which the attack remembers.
 
     Shape: [h, d] -> f equal rows [f, d], with ``previous`` [d]: the last aggregate, the origin when there is none.
     Cost: one pass for the mean.
-    Convention: stateless. The last aggregate stands for u_prev, the running mean of what honest workers sent, which it
-        is up to what the rule does. Not certain: the origin and the sense of the angle.
+    Convention: with history "aggregate" stateless: the last aggregate stands for u_prev, the running mean of what
+        honest workers sent, which it is up to what the rule does. u begins at 0. Not certain: the origin and the sense
+        of the angle.
 
     Example:
         >>> import torch
@@ -126,6 +130,7 @@ class ROP(Attack):
     pi: float = 1.0
     decay: float = 0.9
     angle: float = 270.0
+    history: Literal["aggregate", "own"] = "aggregate"
 
     uses_previous: ClassVar[bool] = True
 
@@ -134,14 +139,22 @@ class ROP(Attack):
         set_real(self, "pi", "pi in [0, 1]", lambda pi: 0 <= pi <= 1)
         set_real(self, "decay", "decay in [0, 1)", lambda decay: 0 <= decay < 1)
         set_real(self, "angle", "a finite angle", isfinite)
+        require(self, self.history in ("aggregate", "own"), 'history "aggregate" or "own"', self.history)
+
+    @property
+    def remembers(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  an option says it
+        return self.history == "own"
 
     def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
         return MEAN if self.z == 0 and self.pi == 0 else None
 
-    def craft(self, seen: Knowledge) -> Tensor:
+    def craft(self, seen: Knowledge) -> Tensor | tuple[Tensor, Memory]:
         mean = seen.mean.double()
         last = torch.zeros_like(mean) if seen.previous is None else seen.previous.double()
-        u = torch.add(self.decay * last, mean, alpha=1 - self.decay)
+        before = last
+        if self.remembers:
+            before = seen.memory if isinstance(seen.memory, Tensor) else torch.zeros_like(mean)
+        u = remembered = torch.add(self.decay * before, mean, alpha=1 - self.decay)
         length = kernels.norms(u)
         u = torch.where(length > 0, u / length, u)
         p = 1 - u * u.sum()
@@ -149,7 +162,8 @@ class ROP(Attack):
         # Where u points along the ones nothing is left but rounding.
         p = torch.where(size > 1e-12 * sqrt(p.numel()), p / size, torch.zeros_like(p))
         turned = cos(radians(self.angle)) * u + sin(radians(self.angle)) * p
-        return (self.pi * last + (1 - self.pi) * mean + self.z * turned).to(seen.honest.dtype)
+        vector = (self.pi * last + (1 - self.pi) * mean + self.z * turned).to(seen.honest.dtype)
+        return (vector, remembered) if self.remembers else vector
 
 
 @dataclass(frozen=True)
