@@ -94,6 +94,8 @@ if TYPE_CHECKING:
     from .runs.experiment import ConfigurationError as ConfigurationError
     from .runs.experiment import Experiment as Experiment
     from .runs.folders import FolderInUse as FolderInUse
+    from .runs.holdings import Heterogeneity as Heterogeneity
+    from .runs.holdings import heterogeneity as heterogeneity
     from .runs.replaying import Replay as Replay
     from .runs.replaying import replay as replay
     from .runs.results import Evaluation as Evaluation
@@ -144,6 +146,7 @@ _HOMES = {
     "simulation.models": "MODELS",
     "simulation.scores": "METRICS",
     "core.randomness": "Draw",
+    "runs.holdings": "Heterogeneity heterogeneity",
     "runs.replaying": "Replay replay",
     "runs.results": "Evaluation Result load_model read",
     "runs.running": "resume run",

@@ -20,6 +20,7 @@ from ..core.checks import likely, printable, unknown
 # name: (module, the command there, what it does)
 COMMANDS = {
     "check": (".check", "check_command", "Whether a rule, a mixing or an attack of your own keeps its contract."),
+    "data": (".data", "data_command", "Who holds which data, and how far apart that puts honest gradients: G and B."),
     "demo": (".runs", "demo_command", "The paper's comparison in small, in under a minute."),
     "doctor": (".doctor", "doctor_command", "What a bug report should hold: versions, machine, data, a self-test."),
     "import": (".study", "import_command", "Result folders of the paper's own code as runs, for the report."),

@@ -32,7 +32,7 @@ output = Console()
 notices = Console(stderr=True)
 
 
-def _knobs(command: Callable[..., Any]) -> Callable[..., Any]:
+def knobs(command: Callable[..., Any]) -> Callable[..., Any]:
     """One option for each field of Experiment. Values stay text: Experiment reports all faults at once."""
     hints = get_type_hints(Experiment)
     for knob in reversed([field for field in fields(Experiment) if field.name not in HASHES]):
@@ -58,7 +58,7 @@ def _choices(hint: Any) -> str | None:
     return f"[{'|'.join(words)}]" if words else None
 
 
-def _experiment(config: Path | None, settings: dict[str, Any]) -> Experiment:
+def experiment_of(config: Path | None, settings: dict[str, Any]) -> Experiment:
     values: dict[str, Any] = {}
     if config is not None:
         text = read_text(config, follow=True)
@@ -86,13 +86,13 @@ def _faults(values: dict[str, Any]) -> list[str]:
     return []
 
 
-def _set_threads(threads: int | None) -> None:
+def set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 @click.command("run")
-@_knobs
+@knobs
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -143,9 +143,9 @@ def run_command(
     else:
         if trust:
             raise click.UsageError("--trust is for --resume: what is named here or in your own --config is imported.")
-        experiment = _experiment(config, settings)
-    _set_threads(threads)
-    with termination_interrupts(), _progress(experiment, quiet) as step:
+        experiment = experiment_of(config, settings)
+    set_threads(threads)
+    with termination_interrupts(), progress_of(experiment, quiet) as step:
         if resume is not None:
             result = resume_experiment(
                 resume, data_folder=data, progress=step, checkpoint_every=checkpoint_every, trust=trust,
@@ -174,7 +174,7 @@ def _unchanged(folder: Path, settings: dict[str, Any], trust: bool) -> Experimen
 
 
 @contextmanager
-def _progress(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, Evaluation | None], None] | None]:
+def progress_of(experiment: Experiment, quiet: bool) -> Iterator[Callable[[int, Evaluation | None], None] | None]:
     if quiet or not notices.is_terminal:  # elsewhere a bar would leave an empty line, and nothing else
         yield None
         return
@@ -256,8 +256,8 @@ def replay_command(
     Example: varangian replay runs/digits-fully-connected-... --step 120
     Steps are done again from the nearest checkpoint, or from the start. Byzantine rows are the last ones.
     """
-    _set_threads(threads)
-    with _progress(settings_of(folder), quiet=False) as progress:
+    set_threads(threads)
+    with progress_of(settings_of(folder), quiet=False) as progress:
         found = replay(folder, step, data_folder=data, progress=progress, trust=trust, device=device)
     click.echo(str(found))
     if save is not None:
@@ -281,5 +281,5 @@ def demo_command(out: Path, threads: int | None, as_json: bool) -> None:
 
     6 rules, 2 attacks, momentum in 2 places, and 3 batch sizes, since the effect grows with the noise of gradients.
     """
-    _set_threads(threads)
+    set_threads(threads)
     demonstration.demo(out, output, notices, as_json)

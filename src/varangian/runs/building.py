@@ -19,7 +19,7 @@ from ..core import kernels, references
 from ..core.attacks import parts
 from ..core.checks import kind_of, shown
 from ..core.specs import make, parse
-from ..simulation.data import DATASETS, Dataset, name_of, set_aside, taken
+from ..simulation.data import DATASETS, Dataset, Split, name_of, set_aside, taken
 from ..simulation.gradients import WorkerGradients, check_module, copied
 from ..simulation.identity import code_hash, is_ours
 from ..simulation.losses import Loss, OwnLoss
@@ -223,21 +223,11 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         )
     model = make_model(e, dataset.shape, dataset.classes, given, device)
     gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed, loss=make_loss(e, given))
-    deal = e.make_partition() if e.partition != "iid" else "iid"
     attack = e.make_attack()
-    learners = e.workers if attack is not None and attack.uses_flipped else e.honest
-    learned, validation = dataset, None
-    if e.validation:
-        kept, aside = set_aside(dataset.train, e.validation, e.seed)
-        if len(aside) < dataset.classes:
-            warnings.warn(
-                f"validation: {e.validation:g} of {len(dataset.train):,} examples is {len(aside)}, fewer than there "
-                f"are classes ({dataset.classes}): accuracy on them says next to nothing.",
-                stacklevel=2,
-            )
-        learned = replace(dataset, train=kept)
+    sampler, aside = sampler_of(e, dataset)
+    validation = None
+    if aside is not None:
         validation = Evaluator(replace(dataset, test=aside), e.seed, profile=e.profile, device=device, dtype=dtype)
-    sampler = Sampler(learned, learners, e.batch_size, e.seed, deal=deal, profile=e.profile, device=device, dtype=dtype)
     gradients.look(sampler(0), dataset.classes)
     simulation = Simulation(
         gradients,
@@ -257,6 +247,26 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
     test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, device, dtype)
     return simulation, Evaluators(test, validation, e.make_metrics(given.metrics))
+
+
+def sampler_of(e: Experiment, dataset: Dataset) -> tuple[Sampler, Split | None]:
+    """What samples for the workers that learn, each from its part; and what is set aside for the validation, if any."""
+    deal = e.make_partition() if e.partition != "iid" else "iid"
+    attack = e.make_attack()
+    learners = e.workers if attack is not None and attack.uses_flipped else e.honest
+    learned, aside = dataset, None
+    if e.validation:
+        kept, aside = set_aside(dataset.train, e.validation, e.seed)
+        if len(aside) < dataset.classes:
+            warnings.warn(
+                f"validation: {e.validation:g} of {len(dataset.train):,} examples is {len(aside)}, fewer than there "
+                f"are classes ({dataset.classes}): accuracy on them says next to nothing.",
+                stacklevel=3,
+            )
+        learned = replace(dataset, train=kept)
+    device, dtype = usable(e.device), getattr(torch, e.dtype)
+    how = {"deal": deal, "profile": e.profile, "device": device, "dtype": dtype}
+    return Sampler(learned, learners, e.batch_size, e.seed, **how), aside
 
 
 def _is_own(e: Experiment) -> bool:

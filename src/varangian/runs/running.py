@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.checks import Refused, cut, printable
 from ..core.references import importing
 from ..simulation.data import Dataset
+from ..simulation.gradients import WorkerGradients
 from ..simulation.metrics import COLUMNS, Measures, Rows
 from ..simulation.simulate import Simulation
 from . import folders
-from .building import NOTHING, Evaluators, Given, build, computing, handed, identified, open_dataset
+from .building import NOTHING, Given, build, computing, handed, identified, open_dataset
 from .cards import asked as asked_device
 from .cards import usable
 from .experiment import Experiment, differences, moved
@@ -32,6 +34,7 @@ CHECKPOINT_EVERY = 60.0  # seconds
 
 
 Progress = Callable[[int, Evaluation | None], None]
+Evaluate = Callable[[WorkerGradients, Tensor, int], tuple[float, ...]]  # as Evaluators do
 
 
 def run(
@@ -104,9 +107,9 @@ def run(
             given=given, progress=progress, fresh=fresh, checkpoint_every=checkpoint_every,
         )  # fmt: skip
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
-    with computing(experiment), _memory():
+    with computing(experiment), memory_errors():
         simulation, evaluator = build(experiment, dataset, given)
-        return _train(experiment, simulation, evaluator, journal=None, interrupts=Interrupts(), progress=progress)
+        return train(experiment, simulation, evaluator, journal=None, interrupts=Interrupts(), progress=progress)
 
 
 def _warn_of_nobody(e: Experiment) -> None:
@@ -231,7 +234,7 @@ def _run_in(
         if fresh:
             folders.clear(folder)
         dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
-        with computing(here), _memory():
+        with computing(here), memory_errors():
             simulation, evaluator = build(here, dataset, given)
             try:
                 journal = Journal(
@@ -244,7 +247,7 @@ def _run_in(
                     _check_same(folder, Experiment.from_json(other.settings), experiment)
                 raise
             with journal, Interrupts() as interrupts:
-                result = _train(
+                result = train(
                     experiment, simulation, evaluator, journal=journal, interrupts=interrupts, progress=progress
                 )
                 result = replace(result, folder=folder)
@@ -253,7 +256,7 @@ def _run_in(
 
 
 @contextmanager
-def _memory() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """What torch says where memory is short, as the MemoryError that everybody else raises."""
     try:
         yield
@@ -279,8 +282,8 @@ def _complete_run(folder: Path, experiment: Experiment) -> Result | None:
     return read(folder) if complete else None
 
 
-def _train(
-    e: Experiment, simulation: Simulation, evaluator: Evaluators, *, journal: Journal | None, interrupts: Interrupts,
+def train(
+    e: Experiment, simulation: Simulation, evaluator: Evaluate, *, journal: Journal | None, interrupts: Interrupts,
     progress: Progress | None,
 ) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []

@@ -132,6 +132,13 @@ class Sampler:
         self._epoch: tuple[int, np.ndarray] | None = None
         self._ahead: _Ahead | None = None
 
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """Of each worker, which examples of the training split it draws from; one array where all draw from all."""
+        if self._parts is None:
+            return [np.arange(self.size)] * self.h
+        return np.split(self._parts, self._starts[1:, 0])
+
     def __call__(self, step: int) -> Batch:
         return self.batch(*self.drawn(step))
 

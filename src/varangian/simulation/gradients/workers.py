@@ -45,6 +45,7 @@ Metric = Callable[[Tensor, Tensor], Any]
 STREAMS = 5  # on which a graph has workers side by side, at most, and where half of a card's free memory holds them
 KEPT = 4  # graphs of a model: one for each shape, of which a run has one or two
 LARGEST = 2**28  # bytes of what one operation makes in an evaluation on a device
+KEPT_FOR_BACKWARD = 2**30  # bytes of what all operations of forward make where a gradient is taken of a whole part
 TF32 = 2**-10  # what products on a card may be right to
 
 _log = logging.getLogger("varangian.simulation")
@@ -665,6 +666,12 @@ class WorkerGradients:
         """
         self._look_at(some)
         return max(1, int(LARGEST / self._largest))
+
+    def chunk_backward(self, some: Callable[[], tuple[Tensor, Tensor]]) -> int:
+        """How many examples a gradient is to be taken of at a time: as many as keep all that forward makes, which
+        backward needs, within 1 GiB. ``some`` as for :meth:`chunk`."""
+        self._look_at(some)
+        return max(1, int(KEPT_FOR_BACKWARD / max(self._forward, 1)))
 
     def _look_at(self, some: Callable[[], tuple[Tensor, Tensor]]) -> None:
         if not self._looked:

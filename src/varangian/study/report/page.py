@@ -99,6 +99,11 @@ def _environment() -> Environment:
     return made
 
 
+def filled(template: str, **values: Any) -> str:
+    """A page of its own, with our style."""
+    return _environment().get_template(template).render(values, style=_raw("page.css"))
+
+
 def _raw(name: str) -> str:
     """A file of ours, which the templates take as it is."""
     place = resources.files("varangian.study.report").joinpath("templates").joinpath(name)
