@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import varangian as vg
 from pretended import PretendedCard
@@ -19,7 +19,7 @@ from test_card_runs import BASE, CASES, CUDA, alike, gone, hosted, machine, near
 from varangian import run
 from varangian.core import kernels
 from varangian.core.attacks.base import Knowledge
-from varangian.runs.building import build, computing
+from varangian.runs.building import build, computing, handed
 from varangian.simulation import captured
 from varangian.simulation.captured import Repeated
 from varangian.simulation.data import Dataset, Split
@@ -60,6 +60,27 @@ def test_the_bits_are_those_of_operation_by_operation(name: str) -> None:
     alike(rows, gone(e, "cpu")[0])
     assert slow.replays == 0
     assert (card.replays > 10) == (name in IN_ONE_GO), card.replays  # where short batches come often, fewer
+
+
+@pytest.mark.parametrize("name", ["median", "nesterov", "multi-krum"])
+def test_models_that_are_batched_over_workers_are_captured_too(name: str) -> None:
+    e = replace(LONG, **{**CASES[name], "steps": LONG.steps})
+    found = []
+    for seen in (captured.SEEN, 10**9):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 4))
+        there, given = handed(replace(e, device=CUDA), model, None, None)
+        with patch.object(captured, "SEEN", seen), PretendedCard() as card, computing(there):
+            simulation, _ = build(there, opened(e), given)
+            rows: list[Any] = []
+            for _ in range(e.steps):
+                rows += simulation.advance()
+            found.append(([*rows, *simulation.settle()], state_of(simulation)))
+            assert simulation.gradients.method == "vmap"
+            assert (card.replays > 30) == (seen < 9)
+    (rows, state), (wanted, expected) = found
+    assert rows == wanted
+    assert torch.equal(state["parameters"], expected["parameters"])
 
 
 @pytest.mark.parametrize("name", ["median", "server", "nesterov", "multi-krum", "nothing measured"])

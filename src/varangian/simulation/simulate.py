@@ -32,6 +32,7 @@ from .scores import Score
 
 Profile = Literal["described", "published"]
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
+SMALL = ("chain", "vmap")  # how gradients are computed of models whose steps a card does faster than they are asked for
 CHUNK = 1000  # test examples evaluated at a time
 AHEAD = 64  # steps whose draws go to a device in one copy,
 DRAWN = 2**18  # but no more numbers than this
@@ -482,7 +483,7 @@ class Simulation:
     def _begin_again(self, step: int, lr: float) -> tuple[float, Batch, Tensor, Tensor] | None:
         """The same where it can be asked for in one go."""
         batches = self.batches
-        if self.repeated is None or self.gradients.method != "chain" or not isinstance(batches, Sampler):
+        if self.repeated is None or self.gradients.method not in SMALL or not isinstance(batches, Sampler):
             return None
         index, flip, weights = batches.drawn(step)
         if weights is not None:
@@ -507,7 +508,7 @@ class Simulation:
         if self._spare is not None:
             self._exchange()
         step, again = self.steps_done, self.repeated
-        if again is not None and self.gradients.method != "chain":
+        if again is not None and self.gradients.method not in SMALL:
             again = None
         before = None if self.momentum is None else self.state.worker[-1]
         memories = [*self.state.worker, *self.state.server, None if self.meter is None else self.meter.previous]
