@@ -90,7 +90,17 @@ experiments = st.builds(
     device=st.sampled_from(["cpu", "cuda", "cuda:1", "mps"]),
     data_hash=hashes,
     code_hash=hashes,
-    partition=st.sampled_from(["iid", "extreme", "dirichlet(alpha=0.1)", "similarity"]),
+    partition=st.sampled_from(
+        [
+            "iid",
+            "extreme",
+            "dirichlet(alpha=0.1)",
+            "similarity",
+            "long-tail(imbalance=9, alpha=0.5)",
+            "shards",
+            "quantity",
+        ]
+    ),
     profile=st.sampled_from(["described", "published"]),
     dtype=st.sampled_from(["float32", "float64"]),
     measure=st.booleans(),
@@ -685,7 +695,11 @@ def test_training_learns_and_momentum_at_the_worker_helps(digits: data.Dataset) 
     assert vg.run(replace(e, attack=None, rule="average"), dataset=digits).max_accuracy > 0.85
 
 
-@pytest.mark.parametrize("spec", ["iid", "extreme", "dirichlet(alpha=0.1)", "similarity(gamma=0.5)"])
+@pytest.mark.parametrize(
+    "spec",
+    ["iid", "extreme", "dirichlet(alpha=0.1)", "similarity(gamma=0.5)", "dirichlet-mixture(alpha=0.3)", "shards",
+     "classes(per_worker=3)", "long-tail(imbalance=20)", "long-tail(alpha=0.5)", "quantity(alpha=0.3)"],
+)  # fmt: skip
 def test_partitions(spec: str, digits: data.Dataset) -> None:
     """Each worker draws from its own part, at every step."""
     e = replace(SMALL, partition=spec, batch_size=40)
@@ -694,6 +708,8 @@ def test_partitions(spec: str, digits: data.Dataset) -> None:
     seen = [set(row.tolist()) for row in labels]
     if spec == "extreme":
         assert max(len(s) for s in seen) <= 3
+    if spec == "classes(per_worker=3)":
+        assert {len(s) for s in seen} == {3}
     if spec == "iid":
         assert min(len(s) for s in seen) >= 9
     assert len({tuple(row.tolist()) for row in labels}) == e.honest

@@ -17,7 +17,7 @@ from ..core.checks import shown
 from ..simulation.data import Dataset
 from ..simulation.dissimilarity import Dissimilarity, Fit, LocalGradients, fit
 from ..simulation.gradients import WorkerGradients
-from .building import Evaluators, build, computing, handed, identified, open_dataset, sampler_of
+from .building import Evaluators, build, computing, handed, identified, make_model, open_dataset, sampler_of
 from .experiment import Experiment
 from .interrupts import Interrupts
 from .results import Evaluation
@@ -119,10 +119,10 @@ def heterogeneity(
         simulation, evaluators = build(quiet, data, given)
         learned, parts = _sampled(simulation.batches)
         found, points = _held(e, learned, parts), list[Dissimilarity]()
-        of = simulation.gradients
+        of, device = simulation.gradients, simulation.parameters.device
         local = LocalGradients(
-            of.model, of.loss, learned, parts[: e.honest],
-            examples=examples, seed=e.seed, device=simulation.parameters.device, dtype=getattr(torch, e.dtype),
+            make_model(e, data.shape, data.classes, given, device), of.loss, learned, parts[: e.honest],
+            examples=examples, seed=e.seed, device=device, dtype=getattr(torch, e.dtype),
         )  # fmt: skip
         if gradients == "start":
             return replace(found, points=(local(simulation.parameters, of.buffers()),), sampled=examples)

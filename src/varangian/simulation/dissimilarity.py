@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import kernels, randomness
 from .data import Dataset
-from .gradients import WorkerGradients, copied
+from .gradients import WorkerGradients
 from .losses import Loss
 from .simulate import CHUNK, Examples
 
@@ -105,7 +105,7 @@ class LocalGradients:
     back over all parts; a part that several workers have, as of iid data, is computed once. Memory: three vectors.
 
     Args:
-        model: is copied.
+        model: computes them, and is no other's: its parameters and buffers are written over.
         loss: what its loss is.
         dataset: whose training split the parts are of.
         parts: of each worker, indices into that.
@@ -139,7 +139,7 @@ class LocalGradients:
         if examples is not None and examples < 1:
             raise ValueError(f"LocalGradients needs at least one example of a worker, got examples={examples}.")
         self.loss = loss
-        self.gradients = WorkerGradients(copied(model), training=False, method="loop", loss=loss, seed=seed)
+        self.gradients = WorkerGradients(model, training=False, method="loop", loss=loss, seed=seed)
         self.examples = Examples(dataset, dataset.train, device, dtype)
         self.chunk = min(
             CHUNK, self.gradients.chunk_backward(lambda: self.examples(np.arange(min(2, len(dataset.train)))))
@@ -150,7 +150,7 @@ class LocalGradients:
         """
         Args:
             parameters: [d], where.
-            buffers: of the model there, by name; those of its copy stay what they are without.
+            buffers: of the model there, by name; without, they stay what they are.
             step: for the answer.
         """
         self.gradients.adopt(parameters, buffers)
