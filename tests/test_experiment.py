@@ -328,6 +328,8 @@ def test_piecewise_learning_rates() -> None:
         ({"seed": 2**63}, "seed: must be less than 9223372036854775808, got 9223372036854775808."),
         ({"device": "cup"}, "device: 'cup' is no device, such as cpu, cuda or cuda:1."),
         ({"device": "cuda:300"}, "device: 'cuda:300' is no device, such as cpu, cuda or cuda:1."),
+        ({"device": "cpu:1"}, "device: 'cpu:1' is no device: there is one, cpu, without a number."),
+        ({"device": torch.device("cpu", 0)}, "device: 'cpu:0' is no device: there is one, cpu, without a number."),
         ({"device": "cuda:x"}, "device: 'cuda:x' is no device, such as cpu, cuda or cuda:1."),
         ({"device": ""}, "device: '' is no device, such as cpu, cuda or cuda:1."),
         ({"device": "meta"}, "device: 'meta' is no device, such as cpu, cuda or cuda:1."),

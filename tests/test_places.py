@@ -22,7 +22,7 @@ from rich.console import Console
 import varangian as vg
 from varangian.core.references import packed
 from varangian.runs.cards import Card
-from varangian.study.sweep import cluster, local, places
+from varangian.study.sweep import cluster, find_devices, local, places
 from varangian.study.sweep.places import Need, Place, deal
 from varangian.study.sweep.plan import kind_of_run
 
@@ -51,7 +51,7 @@ def numbers(experiments: list[vg.Experiment], jobs: int | None = None, most: int
 
 def test_without_runs_on_cards_nobody_looks_for_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "look", lambda: pytest.fail("looked"))
-    assert deal(runs("cpu", "cpu:0"), None, 8, None) == deal([], None, 8, None) == ()
+    assert deal(runs("cpu", "cpu"), None, 8, None) == deal([], None, 8, None) == ()
 
 
 def test_processes_are_dealt_in_turn_as_many_as_fit(two: pytest.MonkeyPatch) -> None:
@@ -278,7 +278,8 @@ def test_a_sweep_over_two_cards(pretended: Path) -> None:
     (record,) = (json.loads(path.read_text()) for path in (pretended / "sweeps").iterdir())
     assert record["cards"] == [{"device": f"cuda:{i}", "name": "pretended card", "jobs": 1} for i in range(2)]
     table = (pretended / "runs.csv").read_bytes()
-    again = vg.sweep(asked, pretended)  # nothing is to do: nobody looks for cards
+    find_devices(asked, pretended)  # nothing is to do: nobody looks for cards
+    again = vg.sweep(asked, pretended)
     assert (again.done, again.skipped, len(again.outcomes)) == (0, 4, 4)
     assert (pretended / "runs.csv").read_bytes() == table
 

@@ -598,6 +598,7 @@ def test_mistakes_on_the_command_line(arguments: list[str]) -> None:
     ("asked", "message"),
     [
         (["--device", "CUDA"], "device: 'CUDA' is no device"),
+        (["--device", "cpu:1"], "device: 'cpu:1' is no device"),
         (["--device", "cuda", "--precision", "tf33"], "precision: must be 'float32' or 'tf32'"),
         (["--precision", "tf32"], "precision: tf32 is of cards"),
     ],

@@ -116,17 +116,35 @@ def test_a_device_that_is_not_here_is_one_line(varangian: Program, grid: Path, t
         assert f"device: '{device}' cannot be used here" in end.err
         assert end.err.count("\n") == 1
     assert not (tmp_path / "small").exists()
-    end = varangian(
-        "sweep", "small.toml", "--device", "cuda:77", "--dry-run"
-    )  # which runs there are is said all the same
-    assert end.status == 0
-    assert "device: 'cuda:77' cannot be used here" in end.err
-    assert "4 runs" in end.out
+    end = varangian("sweep", "small.toml", "--device", "cuda:77", "--dry-run")
+    assert end.status == 2
+    assert end.err.startswith("device: 'cuda:77' cannot be used here")
+    assert "4 runs" in end.out  # which there are is said all the same
     end = varangian("sweep", "small.toml", "--precision", "tf32")
     assert (end.status, end.err.count("\n")) == (2, 1)
     assert "precision: tf32 is of cards (device cuda), and device is cpu; use float32." in end.err
-    end = varangian("sweep", "small.toml", "--precision", "tf32", "--device", "cuda", "--dry-run")
-    assert end.status == 0
+    end = varangian("sweep", "small.toml", "--precision", "tf32", "--device", "cuda:77", "--dry-run")
+    assert (end.status, end.out.splitlines()[-1]) == (2, "0 runs complete, 4 to do")
+
+
+TUNED = 'rule = "median"\nattack = "little"\nbyzantine = 2\nvalidation = 0.1\n[search]\nlearning_rate = [0.1, 0.2]\n'
+
+
+@pytest.mark.parametrize("command", ["sweep small.toml", "tune tune.toml", "reproduce --quick"])
+def test_a_device_that_is_not_here_is_said_before_data_are_looked_for(
+    command: str, varangian: Program, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tune.toml").write_text(TUNED)
+    before, looked = sorted(tmp_path.iterdir()), []
+    monkeypatch.setattr(study, "open_dataset", lambda *given: looked.append(given))
+    end = varangian(*command.split(), "--device", "cuda:77")
+    assert (end.status, end.out, end.err.count("\n")) == (2, "", 1)
+    assert "device: 'cuda:77' cannot be used here: " in end.err
+    end = varangian(*command.split(), "--device", "cuda:77", "--dry-run")
+    assert end.status == 2
+    assert end.err.startswith("device: 'cuda:77' cannot be used here: ")
+    assert end.out.splitlines()[-1].startswith("0 runs complete, ")
+    assert (looked, sorted(tmp_path.iterdir())) == ([], before)
 
 
 def test_errors_of_ones_own_code_keep_their_place(varangian: Program, grid: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,10 +23,14 @@ import torch
 from rich.console import Console
 
 from cluster import only_ray
-from varangian import Experiment
+from varangian import DATASETS, Experiment
 from varangian.runs.running import run
+from varangian.simulation.gradients import WorkerGradients
+from varangian.simulation.simulate import Simulation
 from varangian.study.outcomes import gather, read_runs, write_runs
-from varangian.study.sweep import Sweep, local, sweep
+from varangian.study.sweep import Sweep, local, manager, sweep
+from varangian.study.sweep.display import Display
+from varangian.study.sweep.plan import Estimate, Plan
 
 BASE = Experiment(workers=11, byzantine=2, attack="little", batch_size=2, steps=25, clip=2.0, evaluate_every=10)
 GRID = [
@@ -34,7 +39,7 @@ GRID = [
 SCRIPT = """
 import sys
 from dataclasses import replace
-from varangian import Experiment
+from varangian import DATASETS, Experiment
 from varangian.study.sweep import sweep
 if __name__ == "__main__":
     out, seeds, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -275,6 +280,108 @@ def test_a_run_that_diverges_is_a_result_and_the_sweep_goes_on(tmp_path: Path) -
 def test_no_run_is_started_that_would_not_end_in_time(tmp_path: Path) -> None:
     result = sweep(GRID, tmp_path, jobs=1, time_budget=0.001)
     assert (result.done, result.left, result.failed) == (0, 4, ())
+
+
+class SlowWorkers:
+    """Two workers who time a run in so many seconds; the second one never answers where these are none."""
+
+    calibrates = True
+
+    def __init__(self, first: float, second: float | None) -> None:
+        self.seconds, self.tasks = (first, second), dict[int, tuple[float, Experiment]]()
+        self.given: list[Experiment] = []
+
+    def __enter__(self) -> SlowWorkers:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def idle(self) -> list[int]:
+        return [i for i in range(2) if i not in self.tasks]
+
+    def give(self, worker: int, task: str, experiment: Experiment) -> None:
+        assert task == "calibrate"
+        self.given.append(experiment)
+        self.tasks[worker] = time.monotonic(), experiment
+
+    def events(self) -> list[manager.Event]:
+        time.sleep(0.01)
+        found = []
+        for worker, seconds in enumerate(self.seconds):
+            begun, experiment = self.tasks.get(worker, (0.0, BASE))
+            if worker in self.tasks and seconds is not None and time.monotonic() - begun >= seconds:
+                del self.tasks[worker]
+                found.append(manager.Event(worker, "calibrated", experiment, 100.0))
+        return found
+
+
+def foretold(workers: SlowWorkers, patient: bool, monkeypatch: pytest.MonkeyPatch, out: Path) -> tuple[Plan, list[str]]:
+    """What is said of six runs of three kinds."""
+    monkeypatch.setattr(manager, "CALIBRATION", 1.0)
+    monkeypatch.setattr(manager, "SPOKEN", 0.3)
+    runs = [replace(BASE, workers=n, seed=seed) for n in (11, 12, 13) for seed in (1, 2)]
+    plan, said = Plan(out, 2, 1, None, None, runs, 0, 0), StringIO()
+    begun = time.monotonic()
+    manager.foretell(plan, workers, Display(plan, Console(file=said, width=300)), patient)
+    assert time.monotonic() - begun < 10
+    return plan, said.getvalue().splitlines()
+
+
+def test_what_is_timed_is_told_of_and_has_its_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    workers = SlowWorkers(0.02, 0.02)
+    plan, said = foretold(workers, False, monkeypatch, tmp_path)
+    assert [e.workers for e in workers.given] == [11, 12, 13, 11, 12, 13]  # each kind once before one is twice
+    assert said[0] == "timing a few steps of 6 runs ..."
+    assert re.search(r"about 5 min, until \w{3} \d\d:\d\d with", said[-1])
+    assert not any("all the time" in line for line in said)
+
+    plan, said = foretold(SlowWorkers(0.7, 0.7), False, monkeypatch, tmp_path)
+    assert "timed 0 of 6 ..." in said
+    assert re.match(r"timed 4 of 6 in \d s, which is all the time for it: the others are taken to last as lo", said[-2])
+    assert plan.foretold == 300.0
+
+    plan, said = foretold(SlowWorkers(5.0, None), False, monkeypatch, tmp_path)
+    assert re.match(r"timed 0 of 6 in \d s, which is all the time for it: it is not known how long they last", said[-2])
+    assert "unknown time" in said[-1]
+    assert plan.foretold is None
+
+    workers = SlowWorkers(1.5, 1.5)  # of a sweep, which needs them
+    plan, said = foretold(workers, True, monkeypatch, tmp_path)
+    assert (len(workers.given), workers.tasks, plan.foretold) == (2, {}, 300.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "end"), [(1e3, r"\w{3} \d\d:\d\d"), (1e7, r"\d{4}-\d\d-\d\d"), (1e15, "the year .*")]
+)
+def test_the_end_of_what_lasts_for_weeks_is_a_date(seconds: float, end: str, tmp_path: Path) -> None:
+    plan, said = Plan(tmp_path, 2, 1, None, None, [BASE], 0, 0), StringIO()
+    Display(plan, Console(file=said, width=300)).announce(Estimate(seconds, "a short calibration"))
+    assert re.search(rf", until {end} with 2 processes", said.getvalue())
+
+
+@pytest.mark.parametrize(("seconds", "steps", "timed"), [(28.0, 1, 1000), (1.0, 4, 1000), (0.01, 9, 2500)])
+def test_of_a_run_that_takes_long_less_is_timed(
+    seconds: float, steps: int, timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that steps and evaluations alone move."""
+    now, done, evaluated = [0.0], [], []
+
+    def step(simulation: Simulation) -> None:
+        done.append(1)
+        now[0] += seconds
+
+    def evaluate(gradients: WorkerGradients, parameters: object, inputs: list[torch.Tensor], *rest: object) -> tuple:
+        evaluated.append(sum(map(len, inputs)))
+        now[0] += 0.001 * evaluated[-1]
+        return 0.0, 0.0
+
+    monkeypatch.setattr(Simulation, "step", step)
+    monkeypatch.setattr(WorkerGradients, "evaluate", evaluate)
+    monkeypatch.setattr(local.time, "perf_counter", lambda: now[0])
+    dataset = DATASETS["synthetic"](train=500, test=2500)
+    e = replace(BASE, dataset=dataset.name, steps=100, evaluate_every=50)
+    assert local.time_of(e, dataset) == pytest.approx(100 * seconds + 3 * 2.5)
+    assert (len(done), evaluated) == (steps, [timed])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from ..study.paper import OF_THE_PAPER, PANELS, Verdict, counted
 from ..study.report import judge, report
 from ..study.report.layout import groups
 from ..study.report.legacy import import_runs
-from ..study.sweep import Sweep, sweep
+from ..study.sweep import Sweep, find_devices, sweep
 from ..study.tune import Search, Tuning, tune, written
 
 output = Console()
@@ -123,6 +123,22 @@ class _Asked:
         """What stands in place of what a file says."""
         return dict(said) | self.where()
 
+    def lacking(self, grids: Sequence[Grid], out: Path) -> bool:
+        """Whether a device that these need is not here, of which a dry run says what else there is to say.
+
+        Raises:
+            ValueError: it is not, and this is no dry run.
+        """
+        if self.ray is not None:  # whose machines have it
+            return False
+        try:
+            find_devices(grids, out, shard=self.shard, data_folder=self.data)
+        except ValueError:
+            if not self.dry_run:
+                raise
+            return True
+        return False
+
     def where(self) -> dict[str, object]:
         """What is said of the device."""
         asked = {"device": self.device, "precision": self.precision}
@@ -155,7 +171,9 @@ def _sweeping(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--time-budget", type=_Duration(), help="start no run that would not end within 90s, 30m, 2h"),
         click.option("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, local, or ray://host:port"),
-        click.option("--dry-run", is_flag=True, help="say which runs there are and how long they should take"),
+        click.option(
+            "--dry-run", is_flag=True, help="say which runs there are and how long they should take; 2 min at most"
+        ),
     )
 
     @wraps(command)
@@ -198,14 +216,16 @@ def sweep_command(context: click.Context, grid: Path, settings: Sequence[tuple[s
     """
     found = Grid.from_file(grid, asked.settings(settings))
     out = _folder_of(grid) if asked.out is None else asked.out
-    _open_all(found, asked.data)
+    lacking = asked.lacking([found], out)
+    if not lacking:
+        _open_all(found, asked.data)
     result = sweep(found, out, dry_run=asked.dry_run, **asked.how())
     if asked.dry_run:
         _show_plan([found], result)
     elif result.outcomes:
         output.print(f"Table: {out / 'runs.csv'}; now: varangian report {shlex.quote(str(out))}", **PLAIN)
     _show_rest(result)
-    context.exit(1 if result.failed else 0)
+    context.exit(2 if lacking else 1 if result.failed else 0)
 
 
 @click.command("tune")
@@ -240,11 +260,13 @@ def tune_command(
     drawn = {name: value for name, value in (("trials", trials), ("draw_seed", draw_seed)) if value is not None}
     found = Search.from_file(search, asked.settings(settings) | drawn)
     out = _folder_of(search) if asked.out is None else asked.out
-    _open_all(found.grid, asked.data)
+    lacking = asked.lacking([found.grid], out)
+    if not lacking:
+        _open_all(found.grid, asked.data)
     if asked.dry_run:
         output.print(f"{counted(len(found.tried), 'choice')} of {', '.join(found.search)}", **PLAIN)
         _show_plan([found.grid], sweep(found.grid, out, dry_run=True, **asked.how()))
-        context.exit(0)
+        context.exit(2 if lacking else 0)
     tuning = tune(found, out, **asked.how())
     _show_trials(tuning)
     output.print("\n".join(tuning.summary()), **PLAIN)
@@ -324,14 +346,16 @@ def reproduce(
     What is complete is not run again: the same command resumes. Exit status 1 where a run failed.
     """
     chosen = panels or (("fashion-mnist",) if quick else OF_THE_PAPER)
-    replace(PANELS[chosen[0]].base, **asked.where())  # a wrong device is refused before anything is downloaded
-    present = _with_data(chosen, asked.data)
-    if not present:
-        raise click.ClickException("none of the chosen panels has its data.")
-    grids = paper.grids(present, seeds, profile, quick)
-    if asked.where():
-        grids = [grid.replaced(asked.where()) for grid in grids]
     out = Path("study") if asked.out is None else asked.out
+    where = asked.where()
+    replace(PANELS[chosen[0]].base, **where)  # what is wrong with these is said once
+    grids = [grid.replaced(where) if where else grid for grid in paper.grids(chosen, seeds, profile, quick)]
+    lacking = asked.lacking(grids, out)
+    if not lacking:  # a device that is not here is said before data are looked for
+        present = _with_data(chosen, asked.data)
+        if not present:
+            raise click.ClickException("none of the chosen panels has its data.")
+        grids = [grid for name, grid in zip(chosen, grids, strict=True) if name in present]
     result = sweep(grids, out, dry_run=asked.dry_run, **asked.how())
     if asked.dry_run:
         _show_plan(grids, result)
@@ -343,7 +367,7 @@ def reproduce(
             _show_claims(found, study)
         output.print(f"Report: {page}\nFigures: {out / 'figures'}\nTable: {out / 'runs.csv'}", **PLAIN)
     _show_rest(result)
-    context.exit(1 if result.failed else 0)
+    context.exit(2 if lacking else 1 if result.failed else 0)
 
 
 def _show_plan(grids: Sequence[Grid], result: Sweep) -> None:

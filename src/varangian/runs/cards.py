@@ -49,6 +49,8 @@ def device_of(name: str) -> torch.device:
     # Names of devices that nobody computes on, such as meta, are known to torch too; it takes indices modulo 256.
     if device is None or device.type not in ("cpu", "cuda", "mps", "xpu") or str(device) != name:
         raise ValueError(f"{shown(name)} is no device, such as cpu, cuda or cuda:1.")
+    if device.type == "cpu" and device.index is not None:  # which torch takes, whatever the number
+        raise ValueError(f"{shown(name)} is no device: there is one, cpu, without a number.")
     return device
 
 

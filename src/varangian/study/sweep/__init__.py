@@ -28,7 +28,7 @@ from .cluster import ray_workers
 from .display import Display
 from .local import LocalWorkers, end_worker_that_imports_its_script
 from .manager import foretell, manage
-from .places import deal
+from .places import deal, find
 from .plan import Plan, Record, cores
 
 
@@ -88,7 +88,7 @@ def sweep(
         ray: address of a Ray cluster ("auto", "local", "ray://host:port") that runs them instead; ``out`` must then
             be a folder that all of its machines see. Runs on "cuda" share its GPUs evenly.
         data_folder: where data files are.
-        dry_run: only time a few steps of some runs, for the estimate; nothing is written.
+        dry_run: only time a few steps of some runs, for the estimate, in two minutes at most; nothing is written.
         notices: where progress is shown; None for nowhere but the log, ``logging.getLogger("varangian.study.sweep")``.
         command: what the record says it was started by.
 
@@ -111,15 +111,11 @@ def sweep(
     number, shards = shard
     if not 1 <= number <= shards:
         raise ValueError(f"a shard i/N needs 1 <= i <= N, got {number}/{shards}.")
-    asked = [experiments] if isinstance(experiments, (Experiment, Grid)) else list(experiments)
-    for item in asked:
-        if not isinstance(item, (Experiment, Grid)):
-            raise ValueError(f"a sweep is of experiments, got {shown(item)}: write Experiment(...) or Grid(...).")
+    asked = _listed(experiments)
     grids = [item for item in asked if isinstance(item, Grid)]
     out = Path(out).expanduser()
     check_writable(out)
-    everything = _distinct(chain.from_iterable([e] if isinstance(e, Experiment) else e.experiments() for e in asked),
-                           data_folder)  # fmt: skip
+    everything = _distinct(_each(asked), data_folder)
     mine = everything[number - 1 :: shards]
     folders = {e: out / "runs" / f"{e.name}-{e.digest}" for e in mine}
     todo = [e for e in mine if not complete(folders[e])]
@@ -165,6 +161,39 @@ def sweep(
     )  # fmt: skip
 
 
+def find_devices(
+    experiments: Experiment | Grid | Iterable[Experiment | Grid],
+    out: str | Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    data_folder: str | Path | None = None,
+) -> None:
+    """Nothing, if all devices of what such a sweep has to do are here: for whoever looks for data before it, and may
+    download them. What is complete needs no device, and runs on the CPU are not looked at.
+
+    Raises:
+        ValueError: a device that is not here.
+    """
+    asked = _listed(experiments)
+    if all(e.device == "cpu" for e in _each(asked)):
+        return
+    number, shards = shard
+    mine = _distinct(_each(asked), data_folder)[number - 1 :: shards]
+    find(e for e in mine if not complete(Path(out).expanduser() / "runs" / f"{e.name}-{e.digest}"))
+
+
+def _listed(experiments: Experiment | Grid | Iterable[Experiment | Grid]) -> list[Experiment | Grid]:
+    asked = [experiments] if isinstance(experiments, (Experiment, Grid)) else list(experiments)
+    for item in asked:
+        if not isinstance(item, (Experiment, Grid)):
+            raise ValueError(f"a sweep is of experiments, got {shown(item)}: write Experiment(...) or Grid(...).")
+    return asked
+
+
+def _each(asked: Iterable[Experiment | Grid]) -> Iterator[Experiment]:
+    return chain.from_iterable([e] if isinstance(e, Experiment) else e.experiments() for e in asked)
+
+
 def _distinct(experiments: Iterable[Experiment], data_folder: str | Path | None) -> list[Experiment]:
     """The runs with the hashes of code and data of somebody's own, each once."""
     first: dict[str, Experiment] = {}
@@ -194,7 +223,7 @@ def _dry(plan: Plan, everything: Sequence[Experiment], notices: Console | None, 
             display.announce(estimate)
         else:
             with LocalWorkers(plan) as workers:
-                foretell(plan, workers, display)
+                foretell(plan, workers, display, patient=False)
     return Sweep((), 0, present, (), len(everything) - present, plan.elapsed, plan.foretold)
 
 

@@ -67,8 +67,7 @@ class Display:
         processes += self._on_cards()
         when = "unknown time"
         if estimate.seconds is not None:
-            end = (datetime.now().astimezone() + timedelta(seconds=estimate.seconds)).strftime("%a %H:%M")
-            when = f"about {duration(estimate.seconds)}, until {end}"
+            when = f"about {duration(estimate.seconds)}, until {_end(estimate.seconds)}"
         self.say(f"{', '.join(parts)}; {when} with {processes} (estimated from {estimate.basis}).")
 
     def _on_cards(self) -> str:
@@ -95,17 +94,22 @@ class Display:
             self.bars.remove_task(self.tasks.pop(worker))
 
     def refresh(self, running: int, estimate: Estimate) -> None:
-        if estimate.seconds is None:
-            left = ""
-        else:
-            end = (datetime.now().astimezone() + timedelta(seconds=estimate.seconds)).strftime("%H:%M")
-            left = f", ends in {duration(estimate.seconds)}, at {end}"
+        left = "" if estimate.seconds is None else f", ends in {duration(estimate.seconds)}, {_end(estimate.seconds)}"
         note = f"{running} running, {len(self.plan.todo)} to come{left}"
         if self.bars is not None:
             self.bars.update(self.overall, completed=self._complete, note=note)
         elif running and self.plan.elapsed - self.spoken > 30:
             self.spoken = self.plan.elapsed
             self.say(f"{self._complete} of {self.total} complete, {note}")
+
+
+def _end(seconds: float) -> str:
+    """When that is over: day of the week and time, or the date where it is far."""
+    try:
+        end = datetime.now().astimezone() + timedelta(seconds=seconds)
+    except OverflowError:
+        return "the year 10,000 and longer"
+    return end.strftime("%a %H:%M" if seconds < 6 * 86_400 else "%Y-%m-%d")
 
 
 def duration(seconds: float) -> str:

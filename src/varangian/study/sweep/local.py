@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -24,12 +24,17 @@ from ...runs.experiment import Experiment
 from ...runs.folders import FolderInUse
 from ...runs.results import Evaluation
 from ...runs.running import run
-from ...simulation.data import Dataset
+from ...simulation.data import Dataset, Split
+from ...simulation.simulate import Evaluator
 from .manager import STARTS, Event
 from .places import anywhere, seeing
 from .plan import Plan
 
 PATIENCE = 30.0  # seconds that processes have to write their checkpoints when a sweep is interrupted
+
+
+TELLING = 3.0  # seconds of steps that tell how long a run takes
+SOME = 1000  # examples on which an evaluation tells how long it takes
 
 
 HEARTBEAT = 0.5  # seconds between two reports of a run
@@ -234,16 +239,28 @@ def _reporter(pipe: Connection) -> Callable[[int, Evaluation | None], None]:
 
 
 def time_of(experiment: Experiment, dataset: Dataset) -> float:
-    """Seconds that a run should take, from a few of its steps and one evaluation."""
-    with computing(experiment):
-        simulation, evaluator = build(experiment, dataset)
-        simulation.step()  # the first one loads kernels
-        start, steps = time.perf_counter(), 0
-        while steps < 8 and time.perf_counter() - start < 3:
-            simulation.step()
-            steps += 1
-        middle = time.perf_counter()
-        evaluator(simulation.gradients, simulation.parameters, 0)
-        end = time.perf_counter()
-    evaluations = 1 + (-(-experiment.steps // experiment.evaluate_every) if experiment.evaluate_every else 1)
-    return experiment.steps * (middle - start) / steps + evaluations * (end - middle)
+    """Seconds that a run should take, from a few of its steps and an evaluation; of a run that takes long from one step
+    and an evaluation on some of the examples."""
+    e = experiment
+    with computing(e):
+        simulation, evaluators = build(e, dataset)
+        start, steps = time.perf_counter(), 1
+        simulation.step()
+        if time.perf_counter() - start < TELLING:  # the first one loads kernels, which counts here
+            start, steps = time.perf_counter(), 0
+            while steps < 8 and time.perf_counter() - start < TELLING:
+                simulation.step()
+                steps += 1
+        stepping, times = time.perf_counter() - start, 1.0
+        if stepping >= TELLING and len(dataset.test) > SOME:
+            some = replace(dataset, test=Split(dataset.test.inputs[:SOME], dataset.test.labels[:SOME]))
+            device, dtype = simulation.parameters.device, simulation.parameters.dtype
+            test = Evaluator(some, e.seed, profile=e.profile, device=device, dtype=dtype)
+            aside = 0 if evaluators.validation is None else len(evaluators.validation.examples.split)
+            times = (len(dataset.test) + aside) / SOME
+            evaluators = replace(evaluators, test=test, validation=None)
+        start = time.perf_counter()
+        evaluators(simulation.gradients, simulation.parameters, 0)
+        evaluating = times * (time.perf_counter() - start)
+    evaluations = 1 + (-(-e.steps // e.evaluate_every) if e.evaluate_every else 1)
+    return e.steps * stepping / steps + evaluations * evaluating

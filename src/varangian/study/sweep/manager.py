@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ from ...runs.experiment import Experiment
 from .display import Display
 from .plan import Plan, Record, kind_of_run
 
+CALIBRATION = 60.0  # seconds after which no further run is timed; a dry run waits as long again for those under way
+SPOKEN = 10.0  # seconds between two lines that say how far the timing is
 STARTS = 3  # worker processes in a row that die before they can work: then something is wrong with all of them
 
 
@@ -34,20 +37,41 @@ class Workers(Protocol):
     calibrates: bool
 
 
-def foretell(plan: Plan, workers: Workers, display: Display) -> None:
-    """Says how long it will take, from complete runs and from a few steps of runs of each other kind."""
+def foretell(plan: Plan, workers: Workers, display: Display, patient: bool = True) -> None:
+    """Says how long it will take, from complete runs and from a few steps of runs of each other kind.
+
+    Args:
+        patient: whether what is being timed when the time for it is over is waited for, since the same workers are
+            needed then.
+    """
     samples = plan.samples() if workers.calibrates else []
-    if samples:
-        display.say(f"timing a few steps of {len(samples)} runs ...")
     busy: dict[int, Experiment] = {}
+    count, answered, passed = len(samples), 0, 0.0
+    begun: float | None = None  # when a worker was ready
+    spoken = time.monotonic()
+    if samples:
+        display.say(f"timing a few steps of {count} runs ...")
     while samples or busy:
+        passed = 0.0 if begun is None else time.monotonic() - begun
+        if passed >= CALIBRATION:
+            samples.clear()
+            if not patient and passed >= 2 * CALIBRATION:
+                break
         for worker in workers.idle()[: len(samples)]:
-            busy[worker] = samples.pop()
+            busy[worker] = samples.pop(0)
             workers.give(worker, "calibrate", busy[worker])
+            begun = time.monotonic() if begun is None else begun
         for event in workers.events():  # what fails says nothing here: the run will
             del busy[event.worker]
+            answered += 1
             if event.kind == "calibrated":
                 plan.calibrated.setdefault(kind_of_run(event.experiment), []).append(event.value)
+        if (samples or busy) and time.monotonic() - spoken >= SPOKEN:
+            spoken = time.monotonic()
+            display.say(f"timed {answered} of {count} ...")
+    if answered < count:
+        rest = "the others are taken to last as long" if answered else "it is not known how long they last"
+        display.say(f"timed {answered} of {count} in {passed:.0f} s, which is all the time for it: {rest}.")
     estimate = plan.estimate()
     plan.foretold = estimate.seconds
     display.announce(estimate)

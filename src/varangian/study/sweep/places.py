@@ -89,17 +89,10 @@ def deal(
     Raises:
         ValueError: a device that is asked for is not here.
     """
-    for device in sorted({e.device for e in experiments}):
-        if device_of(device).type not in ("cpu", "cuda"):
-            usable(device)
-    runs = on_cards(experiments)
+    found, runs = find(experiments), on_cards(experiments)
     if not runs:
         return ()
-    found = look()
     asked = {e.device: device_of(e.device).index for e in runs}
-    for device, index in asked.items():
-        if (index or 0) >= len(found):
-            raise ValueError(f"device: {device!r} cannot be used here: {_why_not(found)}.")
     named = sorted({index for index in asked.values() if index is not None})
     numbers = range(len(found)) if "cuda" in asked else named
     needed = needs(runs, data_folder)
@@ -110,6 +103,24 @@ def deal(
     order = order[: max(1, most)] if jobs is None else [order[k % len(order)] for k in range(jobs)]
     names = _visible(len(found))
     return tuple(Place(i, names[i], found[i].name) for i in order)
+
+
+def find(experiments: Iterable[Experiment]) -> list[Card]:
+    """The cards that this process sees, if a run is on one; the devices of all runs are here.
+
+    Raises:
+        ValueError: one is not.
+    """
+    devices = {name: device_of(name) for name in sorted({e.device for e in experiments})}
+    for name, device in devices.items():
+        if device.type not in ("cpu", "cuda"):
+            usable(name)
+    asked = {name: device for name, device in devices.items() if device.type == "cuda"}
+    found = look() if asked else []
+    for name, device in asked.items():
+        if (device.index or 0) >= len(found):
+            raise ValueError(f"device: {name!r} cannot be used here: {_why_not(found)}.")
+    return found
 
 
 def look() -> list[Card]:

@@ -114,14 +114,15 @@ class Plan:
         return Estimate(total / self.jobs, " and ".join(basis) or "nothing left")
 
     def samples(self) -> list[Experiment]:
-        """Which runs to time a few steps of: two of each kind that no completed run tells about."""
+        """Which runs to time a few steps of: two of each kind that no completed run tells about, the second ones last,
+        for which there may be no time."""
         kinds: dict[tuple[object, ...], list[Experiment]] = {}
         for e in reversed(self.todo):
             if self.cost(e) is None:
                 kinds.setdefault(kind_of_run(e)[:-1], []).append(e)
-        return [
-            e for found in kinds.values() for e in dict.fromkeys((found[len(found) // 3], found[2 * len(found) // 3]))
-        ]
+        places = [(len(found) // 3, 2 * len(found) // 3) for found in kinds.values()]
+        chosen = [found[i] for found, (i, _) in zip(kinds.values(), places, strict=True)]
+        return chosen + [found[j] for found, (i, j) in zip(kinds.values(), places, strict=True) if j != i]
 
     def next(self) -> Experiment | None:
         """The next run, if there is one and time for it."""
