@@ -149,7 +149,8 @@ def test_what_a_run_needs_grows_with_all_that_takes_memory() -> None:
     assert GIB < need(small).memory < 1.1 * GIB
     d = 1_310_922
     vectors = 4 * d * (places.VECTORS * 25 + places.SINGLE)
-    assert vectors < need(convolutions).memory - GIB < 2 * vectors
+    images = need(replace(convolutions, batch_size=100)).memory - need(convolutions).memory  # as many again
+    assert need(convolutions).memory - GIB == pytest.approx(vectors + images, rel=0.01)
     for changed in ({"workers": 50}, {"batch_size": 100}, {"dtype": "float64"}):
         assert need(replace(convolutions, **changed)).memory > need(convolutions).memory, changed
     data = replace(small, dataset=IMAGES.replace("100", "1000"))

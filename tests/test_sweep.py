@@ -491,6 +491,7 @@ def test_the_text_of_a_file_travels_to_ray(local_ray: None, tmp_path: Path, monk
     assert (result.done, result.failed) == (2, ())
 
 
+@pytest.mark.filterwarnings("default")  # it may be the first that starts Ray
 def test_a_killed_worker_on_ray(local_ray: None, tmp_path: Path) -> None:
     slow, killed = replace(BASE, rule="median", steps=1500, measure=False), []
 
