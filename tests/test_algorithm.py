@@ -346,7 +346,8 @@ def test_an_algorithm_is_a_value() -> None:
         "pre",
         "rule",
         "server",
-    ]  # Algorithm(worker, pre, rule, server)
+        "placement",
+    ]  # Algorithm(worker, pre, rule, server, placement)
 
 
 @pytest.mark.parametrize(

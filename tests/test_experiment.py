@@ -320,7 +320,7 @@ def test_piecewise_learning_rates() -> None:
         ({"momentum": 1.0}, "momentum: must be less than 1, got 1.0."),
         ({"momentum": float("nan")}, "momentum: must be"),
         ({"dampening": 1.0}, "dampening: must be less than 1, got 1.0."),
-        ({"momentum_at": "workers"}, "momentum_at: must be 'worker', 'server' or 'shared', got 'workers'."),
+        ({"momentum_at": "workers"}, "momentum_at: must be 'worker', 'server', 'shared' or 'adaptive', got 'workers'."),
         ({"clip": 0}, "clip: must be greater than 0, got 0."),
         ({"clip": float("inf")}, "clip: must be a finite number, got inf."),
         ({"l2": float("nan")}, "l2: must be"),

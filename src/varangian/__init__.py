@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from .core.mixing import Mixing as Mixing
     from .core.mixing import NearestNeighborMixing as NearestNeighborMixing
     from .core.mixing import StaticClipping as StaticClipping
+    from .core.placement import Adaptive as Adaptive
+    from .core.placement import Placed as Placed
     from .core.randomness import Draw as Draw
     from .core.rules import CAF as CAF
     from .core.rules import FLAME as FLAME
@@ -145,6 +147,7 @@ _HOMES = {
     "core.mixing": "AdaptiveClipping Bucketing MIXINGS Mixing NearestNeighborMixing StaticClipping",
     "simulation.models": "MODELS",
     "simulation.scores": "METRICS",
+    "core.placement": "Adaptive Placed",
     "core.randomness": "Draw",
     "runs.holdings": "Heterogeneity heterogeneity",
     "runs.replaying": "Replay replay",

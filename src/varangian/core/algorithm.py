@@ -29,6 +29,7 @@ from torch import Tensor
 from . import kernels
 from .checks import kind_of, not_dense, shown, whole
 from .mixing import Mixing
+from .placement import Adaptive, Placed, check_placed
 from .randomness import Draw
 from .rules import Average, Rule
 from .stages import Decision, as_matrix, decide, required_rows
@@ -45,6 +46,7 @@ class State:
         previous: [d], the last output of F, zero at first; None for algorithms that never look at it.
         step: how many aggregations came before.
         seed: what rules and mixings that draw depend on, beside the step.
+        placement: of momentum that moves; None for algorithms without.
     """
 
     worker: tuple[Tensor | None, ...]
@@ -52,13 +54,16 @@ class State:
     previous: Tensor | None
     step: int = 0
     seed: int = 0
+    placement: Placed | None = None
 
 
 @dataclass(frozen=True)
 class Algorithm:
     """Distributed SGD under attack: worker transforms, then mixings and a rule, then server transforms.
 
-    Moving one object across ``rule=`` is the experiment of the paper.
+    Moving one object across ``rule=`` is the experiment of the paper. With ``placement`` the server moves it in the
+    course of training: see :class:`varangian.Adaptive`, which stands between the worker transforms and F, or between F
+    and the server's.
 
     Example:
         >>> import torch, varangian as vg
@@ -78,6 +83,7 @@ class Algorithm:
     pre: tuple[Mixing, ...] = ()
     rule: Rule = Average()
     server: tuple[Transform, ...] = ()
+    placement: Adaptive | None = None
 
     def __post_init__(self) -> None:
         for place, kind in (("worker", Transform), ("pre", Mixing), ("server", Transform)):
@@ -100,6 +106,13 @@ class Algorithm:
         for stage in self.server:
             if stage.worker_only:
                 raise ValueError(f"Algorithm: {stage} acts at the workers, got it in server=; move it to worker=.")
+
+        if self.placement is not None:
+            if not isinstance(self.placement, Adaptive):
+                raise ValueError(f"Algorithm needs Adaptive or None in placement=, got {shown(self.placement)}.")
+            others = [s for s in (*self.worker, *self.server) if isinstance(s, (Momentum, SharedMomentum))]
+            if others:
+                raise ValueError(f"Algorithm: {self.placement} is the momentum; leave {others[0]} out.")
 
     @property
     def min_n(self) -> int:
@@ -135,6 +148,7 @@ class Algorithm:
             server=tuple(torch.zeros(d, **options) if stage.remembers else None for stage in self.server),
             previous=torch.zeros(d, **options) if self.remembers_aggregate else None,
             seed=whole(self, "seed", seed),
+            placement=None if self.placement is None else self.placement.init(h, d, **options),
         )
 
     @overload
@@ -160,6 +174,9 @@ class Algorithm:
         self._check_previous(state, parameters)
         for stage, memory in zip(self.worker + self.server, state.worker + state.server, strict=True):
             parameters = stage.look_ahead(parameters, memory, state.previous, lr)
+        check_placed(self.placement, state.placement, parameters)
+        if self.placement is not None and state.placement is not None:
+            parameters = self.placement.look_ahead(parameters, state.placement, lr)
         return parameters
 
     @overload
@@ -193,6 +210,7 @@ class Algorithm:
         _check_vectors("gradients", gradients, 2)
         _check_memories(self.worker, "worker", state.worker, gradients)
         self._check_previous(state, gradients)
+        check_placed(self.placement, state.placement, gradients, rows=True)
         if out is not None:
             check_like("Algorithm", "out", out, gradients)
         gradients = gradients.detach() if gradients.requires_grad else gradients  # else it may be out itself
@@ -202,14 +220,17 @@ class Algorithm:
         vectors, memories = gradients, []
         for place, (stage, memory) in enumerate(zip(self.worker, state.worker, strict=True), 1):
             inside = memory if stage.remembers else gradients  # what is remembered must outlive the gradients
-            target = out if out is None or place == len(self.worker) else inside
+            target = out if out is None or (place == len(self.worker) and self.placement is None) else inside
             vectors, memory = _applied(stage, vectors, memory, previous=state.previous, out=target)
             memories.append(memory)
-        if out is not None and vectors is not out:
+        placed = state.placement
+        if self.placement is not None and placed is not None:
+            vectors, placed = _sent(vectors, self.placement, placed, out)
+        elif out is not None and vectors is not out:
             vectors = out.copy_(vectors)
         if kept is not None:
             memories = unspoilt(vectors, memories, kept, self.worker)
-        return vectors, replace(state, worker=tuple(memories))
+        return vectors, replace(state, worker=tuple(memories), placement=placed)
 
     def _may_spoil(self, gradients: Tensor) -> bool:
         """Whether some worker may come to remember NaN or infinity: False is certain. On a device nobody looks."""
@@ -262,7 +283,11 @@ class Algorithm:
         _check_vectors("vectors", x, 2)
         _check_memories(self.server, "server", state.server, x[0] if len(x) else None)
         self._check_previous(state, x)
-        return decide(x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step), seen=seen)
+        check_placed(self.placement, state.placement, x)
+        decision = decide(x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step), seen=seen)
+        if self.placement is None or state.placement is None:
+            return decision
+        return replace(decision, placing=self.placement.see(x, state.placement, state.seed))
 
     @kernels.eager
     def finish(self, decision: Decision, state: State, in_place: bool = False) -> tuple[Tensor, State]:
@@ -272,13 +297,19 @@ class Algorithm:
         then stay untouched.
         """
         _check_state(state)
-        update, memories = decision.aggregate, []
+        update, memories, placed = decision.aggregate, [], state.placement
         _check_memories(self.server, "server", state.server, update)
+        check_placed(self.placement, placed, update)
+        if self.placement is not None and placed is not None:
+            if decision.placing is None:
+                raise ValueError(f"Algorithm: {self.placement} needs a decision of Algorithm.decide.")
+            update, placed = self.placement.finish(update, placed, decision.placing, in_place)
+            update = update if in_place else update.clone()
         for stage, memory in zip(self.server, state.server, strict=True):
             update, memory = _applied(stage, update, memory, previous=None, out=memory if in_place else None)
             memories.append(memory)
         previous = decision.aggregate.clone() if self.remembers_aggregate else None
-        return update, State(state.worker, tuple(memories), previous, state.step + 1, state.seed)
+        return update, State(state.worker, tuple(memories), previous, state.step + 1, state.seed, placed)
 
     def _check_previous(self, state: State, x: Tensor) -> None:
         if self.remembers_aggregate:
@@ -370,6 +401,17 @@ def _applied(
         if any(_shared(kept, other) for other in (x, moved, out)):
             kept = kept.clone()
     return (moved.clone() if _shared(moved, x) or _shared(moved, memory) else moved), kept
+
+
+def _sent(vectors: Tensor, placement: Adaptive, placed: Placed, out: Tensor | None) -> tuple[Tensor, Placed]:
+    """What workers send where momentum moves, and what they remember. With ``out`` both are written in place."""
+    moved = kernels.blend(1 - placement.dampening, vectors, placed.mu, placed.momenta, out=out)
+    kept = unspoilt(moved, [moved], [placed.momenta])[0]
+    assert kept is not None
+    momenta = kept.clone() if out is None else placed.momenta.copy_(kept)
+    if not placed.at_workers:
+        moved = vectors.clone() if out is None else out.copy_(vectors)
+    return moved, replace(placed, momenta=momenta)
 
 
 def _shared(a: Tensor, b: Tensor | None) -> bool:

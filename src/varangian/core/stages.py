@@ -20,6 +20,7 @@ from .checks import UNSAID, Refused, brief, kind_of, not_dense, require, set_who
 from .claims import NEAR, Guarantee
 from .construction import Constructed
 from .geometry import Geometry, distances_from, mean_weights, squared_between, squared_from, squared_pairs
+from .placement import Seen
 from .randomness import BARE, Draw
 
 Bound = Callable[[int, int], float]
@@ -432,11 +433,13 @@ class Decision:
         aggregate: [d], the output of F.
         table: [n+e] or [m, n+e] weights of the vectors; None where F looks at coordinates only and nothing was mixed.
         geometry: the distances that the rule saw, or None where it looks at none.
+        placing: what momentum that moves makes of the vectors; None in algorithms without.
     """
 
     aggregate: Tensor
     table: np.ndarray | None
     geometry: Geometry | None
+    placing: Seen | None = None
 
     def weight_of(self, rows: slice) -> float | None:
         """The share of the selection that lies on some rows (the Byzantine ones, say); None without a selection."""

@@ -715,6 +715,7 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, *, columnwise: 
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"{owner} needs a varangian.Algorithm, got {shown(algorithm)}.")
     rule = algorithm.rule
+    refuse_placement(owner, algorithm)
     probe = torch.zeros(1)
     if algorithm.point(probe, algorithm.init(1, 1), 1.0) is not probe:
         raise ValueError(
@@ -746,6 +747,15 @@ def check_options(
             raise ValueError(f"{owner} needs an integer {name} >= {least}, got {value!r}.")
     if warn is not None and not callable(warn):
         raise ValueError(f"{owner} needs a function of one line as warn, got {warn!r}.")
+
+
+def refuse_placement(owner: str, algorithm: Algorithm) -> None:
+    """Raises ValueError for momentum that the server moves, which needs a server that workers listen to."""
+    if algorithm.placement is not None:
+        raise ValueError(
+            f"{owner} has momentum at one place, got {algorithm.placement}; use Momentum({algorithm.placement.beta:g}) "
+            "in worker= or in server=."
+        )
 
 
 def check_protects(owner: str, rule: Rule) -> None:

@@ -24,6 +24,7 @@ from ..core.algorithm import Algorithm
 from ..core.attacks import ATTACKS, Attack, parts
 from ..core.checks import cut, is_ours, shown, unknown
 from ..core.mixing import MIXINGS, Mixing
+from ..core.placement import Adaptive
 from ..core.references import NotImported, importing
 from ..core.rules import RULES, Rule, published
 from ..core.specs import MAX_LENGTH, canonical, check, describe, find, function, make, parse, reason, shortest, split
@@ -329,8 +330,8 @@ class Experiment:
     momentum: Share = field(default=0.9, metadata={"help": "mu; 0 for none"})
     dampening: Share = field(default=0.0, metadata={"help": "of the momentum"})
     nesterov: Truth = field(default=False, metadata={"help": "take gradients at the look-ahead point"})
-    momentum_at: Literal["worker", "server", "shared"] = field(
-        default="worker", metadata={"help": "on which side of F momentum stands"}
+    momentum_at: Literal["worker", "server", "shared", "adaptive"] = field(
+        default="worker", metadata={"help": "on which side of F momentum stands; adaptive: the server moves it"}
     )
     clip: Annotated[Positive | None, BeforeValidator(_nothing)] = field(
         default=2.0, metadata={"help": "greatest norm of a sampled gradient; none for no limit"}
@@ -411,7 +412,7 @@ class Experiment:
             pre: str | Mixing | type[Mixing] | Sequence[str | Mixing | type[Mixing]] | None = ...,
             attack: str | Attack | type[Attack] | None = ...,
             momentum: float = ..., dampening: float = ..., nesterov: bool = ...,
-            momentum_at: Literal["worker", "server", "shared"] = ..., clip: float | None = ...,
+            momentum_at: Literal["worker", "server", "shared", "adaptive"] = ..., clip: float | None = ...,
             clip_mode: Literal["norm", "unit"] | None = ..., batch_size: int = ..., steps: int = ...,
             learning_rate: float | str | Sequence[tuple[int, float]] = ..., l2: float = ..., evaluate_every: int = ...,
             seed: int = ..., device: str | torch.device = ..., partition: str | Partition | type[Partition] = ...,
@@ -581,6 +582,11 @@ class Experiment:
         if {"real_byzantine", "attack"} <= sound and self.real_byzantine and self.attack is None:
             yield f"attack: {self.real_byzantine} workers are to attack (real_byzantine) and no attack is named."
         card = "device" in made and made["device"].type == "cuda"
+        if "momentum_at" in sound and self.momentum_at == "adaptive" and card:
+            yield (
+                f"momentum_at: adaptive decides in main memory (device cpu), and device is {self.device}; "
+                "use worker or server."
+            )
         if "precision" in sound and self.precision == "tf32":
             if "device" in made and not card:
                 yield f"precision: tf32 is of cards (device cuda), and device is {self.device}; use float32."
@@ -665,14 +671,19 @@ class Experiment:
     def make_algorithm(self) -> Algorithm:
         """The four stages that these settings mean."""
         worker, server = self._transforms()
-        return Algorithm(worker, self.make_pre(), self.make_rule(), server)
+        return Algorithm(worker, self.make_pre(), self.make_rule(), server, self._placement())
+
+    def _placement(self) -> Adaptive | None:
+        if self.momentum_at != "adaptive" or not self.momentum:
+            return None
+        return Adaptive(self.momentum, self.dampening, self.nesterov)
 
     def _transforms(self) -> tuple[tuple[Transform, ...], tuple[Transform, ...]]:
         worker: list[Transform] = []
         if self.clip is not None:
             worker.append(Clip(self.clip, self.clip_mode or ("unit" if self.profile == "published" else "norm")))
         server: tuple[Transform, ...] = ()
-        if self.momentum:
+        if self.momentum and self.momentum_at != "adaptive":
             options = (self.momentum, self.dampening, self.nesterov)
             if self.momentum_at == "server":
                 server = (Momentum(*options),)
@@ -732,6 +743,7 @@ class Experiment:
                     [self._resolved("mixing", text) for text in self.pre],
                     self._resolved("rule", self.rule),
                     repr(server),
+                    *([] if self._placement() is None else [repr(self._placement())]),
                 ],
                 "attack": None if self.attack is None else self._resolved("attack", self.attack),
                 "attackers": self.attackers,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.checks import cut, shown
 from ..core.references import importing
 from ..simulation.gradients import WorkerGradients
-from ..simulation.metrics import COLUMNS, Measures, Rows
+from ..simulation.metrics import COLUMNS, EVERY_COLUMN, Measures, Rows
 from . import folders
 from .building import NOTHING, Given, code_of, handed, make_model, open_dataset
 from .experiment import Experiment, column_of
@@ -367,7 +367,7 @@ def read_measures(path: Path) -> Rows:
 
 
 def _measures(row: dict[str, str]) -> Measures:
-    values: dict[str, Any] = {name: _any_number(row[name], name) for name in COLUMNS if row[name]}
+    values: dict[str, Any] = {name: _any_number(row[name], name) for name in EVERY_COLUMN if row.get(name)}
     return Measures(**(values | {name: whole_of(row[name], name) for name in ("step", "points")}))
 
 

@@ -19,7 +19,7 @@ from ..core.checks import Refused, cut, printable
 from ..core.references import importing
 from ..simulation.data import Dataset
 from ..simulation.gradients import WorkerGradients
-from ..simulation.metrics import COLUMNS, Measures, Rows
+from ..simulation.metrics import COLUMNS, EVERY_COLUMN, Measures, Rows
 from ..simulation.simulate import Simulation
 from . import folders
 from .building import NOTHING, Given, build, computing, handed, identified, open_dataset
@@ -238,7 +238,8 @@ def _run_in(
             simulation, evaluator = build(here, dataset, given)
             try:
                 journal = Journal(
-                    folder, simulation, settings=experiment.to_json(), digest=experiment.digest, columns=COLUMNS,
+                    folder, simulation, settings=experiment.to_json(), digest=experiment.digest,
+                    columns=COLUMNS if simulation.algorithm.placement is None else EVERY_COLUMN,
                     evaluated=("step", *columns_of(experiment)), device=here.device, every=checkpoint_every,
                     origins=experiment.origins(),
                 )  # fmt: skip

@@ -50,14 +50,27 @@ class Measures:
     curvature: float | None = None  # s_t = sum over u < t of mu^(t-u) <g_t, g_u>, g the sampled average
     ratio: float | None = None  # variance-norm ratio of what honest workers send: (deviation / norm)^2
     byzantine_share: float | None = None  # share of the rule's selection that is Byzantine, for selecting rules
+    # Of momentum that moves, and in no other run: where it stands (1 at the workers, 0 at the server) and mu, in this
+    # step; the variance-norm ratios of gradients and of momenta as the server estimates them behind it.
+    momentum_place: float | None = None
+    momentum_mu: float | None = None
+    ratio_gradients: float | None = None
+    ratio_momenta: float | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the fields that runs of its kind have."""
+        return COLUMNS if self.momentum_place is None else EVERY_COLUMN
 
     def row(self) -> list[str]:
         """The fields as text: 9 significant digits, nothing for None."""
-        values = (getattr(self, name) for name in COLUMNS)
+        values = (getattr(self, name) for name in self.columns)
         return ["" if v is None else f"{v:.9g}" if isinstance(v, float) else str(v) for v in values]
 
 
-COLUMNS = [field.name for field in fields(Measures)]
+EVERY_COLUMN = [field.name for field in fields(Measures)]
+PLACEMENT = EVERY_COLUMN[-4:]  # which only runs have whose momentum moves
+COLUMNS = EVERY_COLUMN[:-4]
 
 
 class Rows(Sequence[Measures]):
@@ -71,11 +84,16 @@ class Rows(Sequence[Measures]):
 
     def __init__(self, rows: Iterable[Measures] = ()) -> None:
         self._values, self._missing = array("d"), array("Q")  # a bit for each None, which NaN is not
+        self._columns = COLUMNS
         for row in rows:
             self.append(row)
 
     def append(self, row: Measures) -> None:
-        values = [getattr(row, name) for name in COLUMNS]
+        if not self._missing:
+            self._columns = row.columns
+        elif row.columns is not self._columns:
+            raise ValueError("the rows of one run have the same columns, those of momentum that moves or not.")
+        values = [getattr(row, name) for name in self._columns]
         self._values.extend(0.0 if v is None else v for v in values)
         self._missing.append(sum(1 << i for i, v in enumerate(values) if v is None))
 
@@ -90,7 +108,7 @@ class Rows(Sequence[Measures]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = range(len(self))[index]
-        missing, width = self._missing[place], len(COLUMNS)
+        missing, width = self._missing[place], len(self._columns)
         values = self._values[place * width : (place + 1) * width]
         step, points, *rest = (None if missing >> i & 1 else v for i, v in enumerate(values))
         assert step is not None

@@ -27,7 +27,7 @@ from .captured import Repeated
 from .data import Dataset, Partition, Split, partition, prepare
 from .gradients import Batch, WorkerGradients
 from .identity import is_ours
-from .metrics import Measures, Meter, Readings
+from .metrics import PLACEMENT, Measures, Meter, Readings
 from .scores import Score
 
 Profile = Literal["described", "published"]
@@ -287,7 +287,8 @@ class Snapshot:
         step: how many are done.
         points: training points consumed so far.
         parameters: [d].
-        worker, server, aggregate: the algorithm's :class:`varangian.State`, ``aggregate`` being its ``previous``.
+        worker, server, aggregate: the algorithm's :class:`varangian.State`, ``aggregate`` being its ``previous``. Of
+            momentum that moves the momenta follow in ``worker``, and all else in ``server``.
         attacked: [d], the last aggregate where the attack looks at it.
         memory: what the attack remembers.
         sampled, decayed: [d] each, the meter's memory; None where nothing is measured, or nothing was yet.
@@ -365,6 +366,8 @@ class Simulation:
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
         self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
+        if self.state.placement is not None:
+            self.state = replace(self.state, placement=self.state.placement.of(workers))
         self.meter = Meter(self.parameters, momentum) if measure else None
         self.previous: Tensor | None = None  # the last aggregate, where the attack looks at it
         self.remembers = attack is not None and attack.remembers
@@ -382,13 +385,13 @@ class Simulation:
             # What the last stage sends is what it remembers: it lives where that is sent from, from the start.
             self.state = replace(self.state, worker=(*self.state.worker[:-1], self.sent))
         # Clipped gradients are still what was sampled; whatever else a stage makes of them is not.
-        self.separate = any(type(stage) is not Clip for stage in algorithm.worker)
+        self.separate = algorithm.placement is not None or any(type(stage) is not Clip for stage in algorithm.worker)
         self.sampled = torch.empty_like(self.sent) if self.separate else self.sent
         # The stages that experiments have, at most one clipping and then at most one momentum, go in one go.
         self.clip = next((stage for stage in algorithm.worker if type(stage) is Clip), None)
         self.momentum = next((stage for stage in algorithm.worker if type(stage) is Momentum), None)
         in_one_go = algorithm.worker == tuple(stage for stage in (self.clip, self.momentum) if stage is not None)
-        self.in_one_go = in_one_go and (self.active == self.h or not self.native)
+        self.in_one_go = in_one_go and algorithm.placement is None and (self.active == self.h or not self.native)
         # On a device momenta of the step before are kept until it is known that all vectors sent were finite.
         self._spare: Tensor | None = None
         if self.in_one_go and self.momentum is not None and not self.native:
@@ -537,7 +540,7 @@ class Simulation:
         h, f = self.h, self.real_byzantine
         take_back = self._undo(replace(done.sent.state, step=self.state.step)) if done.pending else None
         share = done.decision.weight_of(slice(h, self.workers)) if f and done.readings is not None else None
-        base = Measures(step, self.points, lr, nan, byzantine_share=share)
+        base = Measures(step, self.points, lr, nan, byzantine_share=share, **_placed(done))
         self.state = replace(done.state, step=self.state.step + 1)
         if self.attack is not None and self.attack.uses_previous:
             self.previous = done.decision.aggregate.clone()
@@ -705,19 +708,26 @@ class Simulation:
         What :meth:`advance` began must be settled.
         """
         assert self._begun is None
-        meter, state = self.meter, self.state
+        meter, state, moving = self.meter, self.state, self._moving()
         return Snapshot(
             step=self.steps_done,
             points=self.points,
             parameters=self.parameters,
-            worker=state.worker,
-            server=state.server,
+            worker=(*state.worker, *moving[:1]),
+            server=(*state.server, *moving[1:]),
             aggregate=state.previous,
             attacked=self.previous,
             sampled=None if meter is None else meter.previous,
             decayed=None if meter is None else meter.decayed,
             buffers=self.gradients.buffers(),
             memory=self.memory,
+        )
+
+    def _moving(self) -> tuple[Tensor, ...]:
+        """What momentum that moves remembers."""
+        placed = self.state.placement
+        return (
+            () if placed is None else (placed.momenta, placed.update, placed.sketches, placed.products, placed.numbers)
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -735,8 +745,9 @@ class Simulation:
             ("decayed", None if self.meter is None else self.meter.decayed, snapshot.decayed),
         ]
         made = [("attacked", attacked, snapshot.attacked), ("sampled", sampled, snapshot.sampled)]
-        for name, mine, theirs in (("worker", self.state.worker, snapshot.worker),
-                                   ("server", self.state.server, snapshot.server)):  # fmt: skip
+        moving = self._moving()
+        for name, mine, theirs in (("worker", (*self.state.worker, *moving[:1]), snapshot.worker),
+                                   ("server", (*self.state.server, *moving[1:]), snapshot.server)):  # fmt: skip
             if len(mine) != len(theirs):
                 raise ValueError(f"{name}: {len(mine)} momenta are needed, got {len(theirs)}.")
             pairs += [(name, a, b) for a, b in zip(mine, theirs, strict=True)]
@@ -752,6 +763,8 @@ class Simulation:
         device = self.parameters.device
         check_memory(self.attack, snapshot.memory, None)
         memory = own(snapshot.memory, device)
+        if self.state.placement is not None:
+            self.state.placement.check(snapshot.server[-1])  # type: ignore[arg-type]
         for _, mine, theirs in pairs:
             if mine is not None and theirs is not None:
                 mine.copy_(theirs)  # in place: momenta may live in the matrix of all vectors
@@ -915,6 +928,14 @@ def _row(base: Measures, readings: Readings | None, numbers: Sequence[np.ndarray
     """The row, of the mean loss and of what was measured, on the host."""
     loss = float(numbers[0])
     return replace(base, loss=loss) if readings is None else readings.row(base, numbers[1:], loss)
+
+
+def _placed(done: _Done) -> dict[str, float]:
+    """The measures of momentum that moves."""
+    here, after = done.sent.state.placement, done.state.placement
+    if here is None or after is None:
+        return {}
+    return dict(zip(PLACEMENT, (float(here.at_workers), here.mu, *after.ratios), strict=True))
 
 
 def _kind(x: Tensor | None) -> str:

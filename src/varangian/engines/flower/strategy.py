@@ -25,7 +25,16 @@ from ...core.rules import Rule, TrimmedMean
 from ...core.stages import Decision
 from ...core.vectors import BUFFER_NAMES
 from ..history import History, Report, Round
-from ..sharded import check_protects, check_state, check_tensors, number_in, tensors_of, text_in, title_of
+from ..sharded import (
+    check_protects,
+    check_state,
+    check_tensors,
+    number_in,
+    refuse_placement,
+    tensors_of,
+    text_in,
+    title_of,
+)
 from .arrays import BUFFERS, Buffers, MalformedError, Model, brief_of, buffer_names_of, is_finite
 from .metrics import median_metrics
 from .sampling import quarter
@@ -113,6 +122,7 @@ class RobustStrategy(Strategy):
             got = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else shown(algorithm)
             raise ValueError(f"RobustStrategy needs an Algorithm or a rule, such as Median(f=1), got {got}.")
         check_protects("RobustStrategy", algorithm.rule)
+        refuse_placement("RobustStrategy", algorithm)
         for stage in algorithm.worker + algorithm.server:
             refuse_look_ahead("RobustStrategy", stage)
         number = isinstance(learning_rate, Real) and not isinstance(learning_rate, bool)

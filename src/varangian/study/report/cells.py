@@ -43,7 +43,12 @@ _TITLES = {
     **{"dataset": "data set", "byzantine": "f", "workers": "n", "momentum_at": "momentum at", "l2": "l2"},
     **{"data_hash": "data", "code_hash": "code", "nesterov": "momentum"},
 }
-_PLACES = {"server": "the server", "worker": "the workers", "shared": "the workers, one for all"}
+_PLACES = {
+    "server": "the server",
+    "worker": "the workers",
+    "shared": "the workers, one for all",
+    "adaptive": "where the server moves it",
+}
 
 
 _USUAL = {f.name: f.default for f in fields(Experiment)}
