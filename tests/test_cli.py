@@ -141,7 +141,7 @@ def test_a_fault_of_the_command_line_is_not_the_files(varangian, tmp_path: Path)
 def test_help_shows_the_words_that_a_setting_takes(varangian) -> None:  # type: ignore[no-untyped-def]
     text = varangian("run", "--help").out
     for option, words in {
-        "momentum-at": "worker|server|shared",
+        "momentum-at": "worker|server|shared|adaptive",
         "clip-mode": "norm|unit",
         "profile": "described|published",
         "dtype": "float32|float64",
