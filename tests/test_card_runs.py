@@ -62,6 +62,10 @@ CASES: dict[str, dict[str, Any]] = {
     "an attack that looks at it": {"attack": "rop"},
     "an attack that warms up": {"attack": "mimic(warmup=3)"},
     "an attack that remembers": {"attack": 'rop(history="own")'},
+    "own data known": {"knowledge": "own"},
+    "own data known, nesterov": {"knowledge": "own", "nesterov": True, "partition": "dirichlet(alpha=0.5)"},
+    "some spied on": {"knowledge": "spied(k=3)"},
+    "the last round known": {"knowledge": "last-round"},
     "no attack": {"attack": None},
     "non-iid": {"partition": "dirichlet(alpha=0.5)"},
     "double precision": {"dtype": "float64"},
@@ -404,7 +408,18 @@ def test_a_diverged_run_is_told_as_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("every", [0, 60])
-@pytest.mark.parametrize("name", ["median", "multi-krum", "nesterov", "label flip", "an attack that warms up"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "median",
+        "multi-krum",
+        "nesterov",
+        "label flip",
+        "an attack that warms up",
+        "own data known",
+        "the last round known",
+    ],
+)
 def test_an_interrupted_run_goes_on_and_is_replayed(name: str, every: float, tmp_path: Path) -> None:
     """Resumed it comes to the same bytes; and so does each step that is replayed."""
     e = replace(BASE, **CASES[name], device=CUDA)

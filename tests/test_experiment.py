@@ -191,6 +191,7 @@ CHANGES: dict[str, Any] = {
     "metrics": ("macro-f1",),
     "precision": "tf32",
     "autotune": True,
+    "knowledge": "spied(k=3)",
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }

@@ -65,6 +65,7 @@ VALUES: dict[str, list[Any]] = {
     "loss": ["cross-entropy", "mse", "cross-entropy(label_smoothing=0.1)"],
     "precision": ["float32", "tf32"],
     "autotune": [False, True],
+    "knowledge": ["omniscient", "own", "spied(k=3)", "last-round"],
     "data_hash": [None, "0123456789abcdef", "1234567890123456", "00000000000000e1"],
     "code_hash": [None, "fedcba9876543210"],
 }

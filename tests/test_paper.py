@@ -212,7 +212,7 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         **{"rule": "cge", "pre": ("nnm",), "attack": "mimic", "momentum": 0.5, "dampening": 0.5, "clip": None},
         **{"clip_mode": "unit" if profile == "described" else "norm", "batch_size": 7, "steps": 30},
         **{"learning_rate": 7.0, "l2": 0.0, "evaluate_every": 7, "partition": "extreme", "dtype": "float64"},
-        **{"validation": 0.1, "loss": "mse", "metrics": ("top",)},
+        **{"validation": 0.1, "loss": "mse", "metrics": ("top",), "knowledge": "spied(k=3)"},
         **{"momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
     }
     free = {"seed": 77, "device": "cuda", "measure": False, "precision": "tf32", "autotune": True}
@@ -254,6 +254,7 @@ CHANGES: dict[str, tuple[object, object]] = {
         "metrics": ((), ("top",)),
         "precision": ("float32", "tf32"),
         "autotune": (False, True),
+        "knowledge": ("omniscient", "own"),
         "data_hash": (None, "0" * 16),
         "code_hash": ("0" * 16, "1" * 16),
     },
@@ -278,7 +279,7 @@ def test_no_pair_overwrites_another(name: str) -> None:
         assert {p.server.max_accuracy for p in found.pairs} == {0.5, 0.6}
         assert all(p.server.max_accuracy == p.worker.max_accuracy for p in found.pairs)
         # Two runs whose honest workers are the same share their reference.
-        shared = name in ("byzantine", "rule", "pre", "attack")
+        shared = name in ("byzantine", "rule", "pre", "attack", "knowledge")
         assert all(p.reference and (shared or p.reference.max_accuracy == p.server.max_accuracy) for p in found.pairs)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .core.algorithm import Algorithm as Algorithm
     from .core.algorithm import State as State
     from .core.attacks import ATTACKS as ATTACKS
+    from .core.attacks import KNOWLEDGE as KNOWLEDGE
     from .core.attacks import ROP as ROP
     from .core.attacks import AntiCGE as AntiCGE
     from .core.attacks import Attack as Attack
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
     from .core.attacks import Inf as Inf
     from .core.attacks import Knowledge as Knowledge
     from .core.attacks import LabelFlip as LabelFlip
+    from .core.attacks import LastRound as LastRound
     from .core.attacks import Little as Little
     from .core.attacks import Mimic as Mimic
     from .core.attacks import MinMax as MinMax
     from .core.attacks import MinSum as MinSum
     from .core.attacks import NaN as NaN
+    from .core.attacks import Omniscient as Omniscient
+    from .core.attacks import OwnData as OwnData
     from .core.attacks import SignFlip as SignFlip
+    from .core.attacks import Spied as Spied
+    from .core.attacks import ThreatModel as ThreatModel
     from .core.attacks import WorstCase as WorstCase
     from .core.attacks import Zero as Zero
     from .core.checks import Refused as Refused
@@ -132,7 +138,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "core.algorithm": "Algorithm State",
     "core.attacks": "ATTACKS AntiCGE Attack ComposedDefence Defence Empire Fang Found Gaussian HiddenVulnerability Inf "
-    "Knowledge LabelFlip Little Mimic MinMax MinSum NaN ROP SignFlip WorstCase Zero",
+    "KNOWLEDGE Knowledge LabelFlip LastRound Little Mimic MinMax MinSum NaN Omniscient OwnData ROP SignFlip Spied "
+    "ThreatModel WorstCase Zero",
     "core.checks": "Refused",
     "simulation.data": "DATASETS DataError Dataset PARTITIONS Split",
     "simulation.data.handed": "dataset",

@@ -31,6 +31,7 @@ KINDS = {
     "partitions": ("PARTITIONS", "simulation/data/*.py"),
     "losses": ("LOSSES", "simulation/losses.py"),
     "metrics": ("METRICS", "simulation/scores.py"),
+    "knowledge": ("KNOWLEDGE", "core/attacks/*.py"),
 }
 
 
@@ -115,7 +116,7 @@ def imported(kind: str, name: str) -> Entry:
 @click.argument("what", required=False, metavar="[KIND|NAME]")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def list_command(what: str | None, as_json: bool) -> None:
-    """What there is: rules, mixings, attacks, datasets, models, partitions, losses, metrics.
+    """What there is: rules, mixings, attacks, datasets, models, partitions, losses, metrics, and what attackers know.
 
     \b
     Example: varangian list rules

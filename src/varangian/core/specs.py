@@ -256,7 +256,7 @@ def _literal(value: Any) -> str:
     return repr(value)
 
 
-_DESCRIBED = ("rule", "mixing", "attack", "partition")  # whose values are frozen dataclasses
+_DESCRIBED = ("rule", "mixing", "attack", "partition", "knowledge")  # whose values are frozen dataclasses
 
 
 def describe(value: Any, tables: Iterable[Mapping[str, Any]], f: int | None = None) -> str:

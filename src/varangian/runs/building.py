@@ -236,6 +236,7 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         e.workers,
         real_byzantine=e.attackers,
         attack=attack,
+        knowledge=e.make_knowledge(),
         learning_rate=e.rate,
         momentum=e.momentum,
         l2=e.l2,
@@ -253,7 +254,8 @@ def sampler_of(e: Experiment, dataset: Dataset) -> tuple[Sampler, Split | None]:
     """What samples for the workers that learn, each from its part; and what is set aside for the validation, if any."""
     deal = e.make_partition() if e.partition != "iid" else "iid"
     attack = e.make_attack()
-    learners = e.workers if attack is not None and attack.uses_flipped else e.honest
+    learn = attack is not None and (attack.uses_flipped or (e.make_knowledge().learns and e.attackers > 0))
+    learners = e.workers if learn else e.honest
     learned, aside = dataset, None
     if e.validation:
         kept, aside = set_aside(dataset.train, e.validation, e.seed)

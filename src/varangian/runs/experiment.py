@@ -21,7 +21,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from ..core import references
 from ..core.algorithm import Algorithm
-from ..core.attacks import ATTACKS, Attack, parts
+from ..core.attacks import ATTACKS, KNOWLEDGE, Attack, ThreatModel, learns_twice, parts
 from ..core.checks import cut, is_ours, shown, unknown
 from ..core.mixing import MIXINGS, Mixing
 from ..core.placement import Adaptive
@@ -44,7 +44,7 @@ from .folders import FORMAT
 
 T = TypeVar("T")
 
-NAMED = (RULES, MIXINGS, ATTACKS, PARTITIONS)  # whose values may be given themselves, and are kept as text
+NAMED = (RULES, MIXINGS, ATTACKS, PARTITIONS, KNOWLEDGE)  # whose values may be given themselves, and are kept as text
 
 
 # Settings that are specs, one or several: what each is of, and the table of its names.
@@ -57,6 +57,7 @@ SPECS: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "partition": ("partition", PARTITIONS),
     "loss": ("loss", LOSSES),
     "metrics": ("metric", METRICS),
+    "knowledge": ("knowledge", KNOWLEDGE),
 }
 
 
@@ -117,15 +118,15 @@ def _without_f(value: Any, f: Any) -> Any:
 
 
 def _spec(value: Any) -> Any:
-    if isinstance(value, type) and issubclass(value, (Rule, Mixing, Attack)):
+    if isinstance(value, type) and issubclass(value, (Rule, Mixing, Attack, ThreatModel)):
         names = {id(known): name for table in NAMED for name, known in table.items()}
         return names.get(id(value)) or references.reference_of(value)
     if inspect.isroutine(value):
         raise ValueError(
-            "must be a name or an object whose class derives from General, Selecting or Coordinatewise (rules), Mixing "
-            "or Attack, and no function"
+            "must be a name or an object whose class derives from General, Selecting or Coordinatewise (rules), "
+            "Mixing, Attack or ThreatModel, and no function"
         )
-    return describe(value, NAMED) if isinstance(value, (Rule, Mixing, Attack)) else value
+    return describe(value, NAMED) if isinstance(value, (Rule, Mixing, Attack, ThreatModel)) else value
 
 
 def _optional_spec(value: Any) -> Any:
@@ -398,6 +399,13 @@ class Experiment:
             "later": True,
         },
     )
+    knowledge: Spec = field(
+        default="omniscient",
+        metadata={
+            "help": "what attackers know of honest vectors: omniscient, own, spied(k=3), last-round",
+            "later": True,
+        },
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -422,6 +430,7 @@ class Experiment:
             loss: str | Callable[..., Any] = ...,
             metrics: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = ...,
             precision: Literal["float32", "tf32"] = ..., autotune: bool = ...,
+            knowledge: str | ThreatModel | type[ThreatModel] = ...,
             data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
@@ -446,6 +455,7 @@ class Experiment:
             if references.may_import():
                 self._shorten(SPECS.keys() - foreign)
         self._shorten_to("loss", canonical("loss", self.loss, LOSSES))
+        self._shorten_to("knowledge", canonical("knowledge", self.knowledge, KNOWLEDGE))
 
     def import_code(self, *settings: str) -> Experiment:
         """Imports the code of somebody's own that these settings, or all, name; the experiment itself.
@@ -529,6 +539,7 @@ class Experiment:
             ),
             "pre": self.make_pre if "byzantine" in sound else lambda: [parse("mixing", p, MIXINGS) for p in self.pre],
             "attack": self.make_attack,
+            "knowledge": self.make_knowledge,
             "partition": self.make_partition,
             "loss": self.make_loss,
             "metrics": self.make_metrics,
@@ -569,10 +580,7 @@ class Experiment:
                 "attack (as many as are tolerated, unless real_byzantine says otherwise)."
             )
         elif {"workers", "byzantine", "real_byzantine"} <= sound and made.get("attack") and self.attackers:
-            try:
-                made["attack"].check(self.honest, self.attackers)
-            except ValueError as error:
-                yield f"attack: {error}"
+            yield from self._unknowing(made["attack"], made.get("knowledge"))
         one_stream = "profile" in sound and self.profile == "published"
         if one_stream and "partition" in made and type(made["partition"]) is not IID:
             yield (
@@ -636,6 +644,26 @@ class Experiment:
 
     def make_attack(self) -> Attack | None:
         return None if self.attack is None else _make("attack", self.attack, ATTACKS, Attack)
+
+    def _unknowing(self, attack: Attack, knowledge: ThreatModel | None) -> Iterator[str]:
+        """Why the attack cannot be made of what the attackers know."""
+        known = self.honest
+        try:
+            if knowledge is not None:
+                knowledge.check(self.honest, self.attackers)
+                known = knowledge.known(self.honest, self.attackers)
+                if knowledge.learns and attack.uses_flipped:
+                    yield f"knowledge: {learns_twice(knowledge, attack)}"
+        except ValueError as error:
+            yield f"knowledge: {error}"
+        try:
+            attack.check_knowing(known, self.honest, self.attackers)
+        except ValueError as error:
+            less = "" if known == self.honest else f" (all that is known with knowledge {self.knowledge})"
+            yield f"attack: {str(error).removesuffix('.')}{less}."
+
+    def make_knowledge(self) -> ThreatModel:
+        return _make("knowledge", self.knowledge, KNOWLEDGE, ThreatModel)
 
     def make_partition(self) -> Partition:
         name, _ = parse("partition", self.partition, PARTITIONS)
@@ -710,6 +738,8 @@ class Experiment:
             parts.append(references.label(said["partition"]))
         if self.profile != "described":
             parts.append(self.profile)
+        if self.knowledge != "omniscient" and self.attack is not None:
+            parts.append(references.label(self.knowledge))
         if self.loss != "cross-entropy":
             parts.append(references.label(self.loss))
         return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]

@@ -19,8 +19,19 @@ from torch import Tensor
 
 from ..core import kernels, randomness
 from ..core.algorithm import Algorithm, State, unspoilt
-from ..core.attacks import Attack, ComposedDefence, Knowledge, Memory, check_memory, own, parts
-from ..core.checks import Refused
+from ..core.attacks import (
+    Attack,
+    ComposedDefence,
+    Knowledge,
+    Memory,
+    Omniscient,
+    ThreatModel,
+    check_memory,
+    learns_twice,
+    own,
+    parts,
+)
+from ..core.checks import Refused, kind_of
 from ..core.stages import Decision, Pending, deferred_refusals, look, refuse_faulty
 from ..core.transforms import Clip, Momentum
 from .captured import Repeated
@@ -291,6 +302,7 @@ class Snapshot:
             momentum that moves the momenta follow in ``worker``, and all else in ``server``.
         attacked: [d], the last aggregate where the attack looks at it.
         memory: what the attack remembers.
+        last: [h, d], what honest workers sent in the last step, where the adversary knows that.
         sampled, decayed: [d] each, the meter's memory; None where nothing is measured, or nothing was yet.
         buffers: of the model, by name.
     """
@@ -306,6 +318,7 @@ class Snapshot:
     decayed: Tensor | None
     buffers: dict[str, Tensor]
     memory: Memory = None
+    last: Tensor | None = None
 
 
 class Simulation:
@@ -319,6 +332,7 @@ class Simulation:
         real_byzantine: how many of them attack; 0 without an attack.
         classes: C, for attacks whose workers learn from labels C - 1 - c; ``batches`` then samples for all n workers.
         attack: what these send.
+        knowledge: what they know of what honest workers send; everything by default.
         learning_rate: a function of the step.
         momentum: mu of the composite curvature, for the measures only.
         l2: factor c; adds the gradient of c/2 ||theta||^2 ("described") or of c^2 ||theta|| ("published").
@@ -344,6 +358,7 @@ class Simulation:
         *,
         real_byzantine: int = 0,
         attack: Attack | None = None,
+        knowledge: ThreatModel = Omniscient(),  # noqa: B008  a frozen value
         learning_rate: Callable[[int], float] = lambda step: 0.1,
         momentum: float = 0.0,
         l2: float = 0.0,
@@ -357,12 +372,23 @@ class Simulation:
         self.learning_rate, self.l2, self.profile, self.seed = learning_rate, l2, profile, seed
         self.classes = classes
         # Workers that compute gradients: the honest ones, and those of a data attack.
-        self.active = workers if attack is not None and attack.uses_flipped else self.h
+        attacked = attack is not None and real_byzantine > 0
+        self.flips = attack is not None and attack.uses_flipped
+        # What the adversary knows, where that is not everything.
+        self.knowledge = None if type(knowledge) is Omniscient or not attacked else knowledge
+        learns = self.knowledge is not None and self.knowledge.learns
+        self.active = workers if self.flips or learns else self.h
+        if learns and self.flips:
+            raise ValueError(learns_twice(knowledge, attack))
         if attack is not None and type(attack).__call__ is not Attack.__call__:
             raise ValueError(f"{type(attack).__name__} has a __call__ of its own, which no run calls; override craft.")
         if attack is not None and real_byzantine:
-            attack.check(self.h, real_byzantine, gradients.d)
-            attack.warn_if_idle(self.h, real_byzantine, classes or None)
+            known = self.h
+            if self.knowledge is not None:
+                self.knowledge.check(self.h, real_byzantine)
+                known = self.knowledge.known(self.h, real_byzantine)
+            attack.check_knowing(known, self.h, real_byzantine, gradients.d)
+            attack.warn_if_idle(self.h, real_byzantine, classes or None, known)
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
         self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
@@ -372,6 +398,9 @@ class Simulation:
         self.previous: Tensor | None = None  # the last aggregate, where the attack looks at it
         self.remembers = attack is not None and attack.remembers
         self.memory: Memory = None  # what it remembers
+        self.looks_back = self.knowledge is not None and self.knowledge.looks_back
+        self.last: Tensor | None = None  # what honest workers sent in the step before, where the adversary knows it
+        self._older: Tensor | None = None  # and in the one before that, to be written over
         self.steps_done = 0
         self.points = 0
         # What the server refused: an attack that tries the defence may be refused too, which ends no run.
@@ -401,6 +430,7 @@ class Simulation:
         plain = attack is None or not (self.own_attack or attack.uses_previous or attack.uses_flipped)
         plain &= (
             not self.remembers
+            and self.knowledge is None
             and self.in_one_go
             and not algorithm.remembers_aggregate
             and all(is_ours(s) for s in algorithm.server)
@@ -472,7 +502,7 @@ class Simulation:
         if again is not None:
             return again
         batch = self.batches(step)
-        if self.active > self.h:
+        if self.flips and self.active > self.h:
             if batch.labels.is_floating_point():
                 raise ValueError(f"{self.attack} turns classes round, and labels that are real numbers are none.")
             labels = batch.labels.clone()
@@ -545,6 +575,9 @@ class Simulation:
         if self.attack is not None and self.attack.uses_previous:
             self.previous = done.decision.aggregate.clone()
         self.memory = done.sent.memory
+        if self.looks_back:
+            older = torch.empty_like(self.vectors[:h]) if self._older is None else self._older
+            self.last, self._older = older.copy_(self.vectors[:h]), self.last
         self.points += batch.points(h)
         self.steps_done += 1
         if self.native:
@@ -575,18 +608,22 @@ class Simulation:
             ),
             self.previous,
             self._random(),
-            self.vectors[h:] if self.active > h else None,
+            self.vectors[h:] if self.flips and self.active > h else None,
             honest_moments,
             self.memory,
         )
         crafted, memory = None, self.memory
         if self.attack is not None and f:
-            # Momenta live in what is shown, and whoever writes there through NumPy leaves no trace.
-            shown = seen.copied() if self.own_attack else seen
-            crafted, memory = self.attack.crafted(shown)
-            memory = own(memory)
-            if self.own_attack and not shown.same_vectors(seen):
-                raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
+            known = seen if self.knowledge is None else self._known_of(seen)
+            if known is None:
+                crafted = self.vectors.new_zeros(self.vectors.shape[1])
+            else:
+                # Momenta live in what is shown, and whoever writes there through NumPy leaves no trace.
+                shown = known.copied() if self.own_attack else known
+                crafted, memory = self.attack.crafted(shown)
+                memory = own(memory)
+                if self.own_attack and not shown.same_vectors(known):
+                    raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
             if self.native:
                 parts = kernels.threads()
@@ -599,6 +636,29 @@ class Simulation:
             honest_moments = seen.moments
         squared = look(self.vectors, self.algorithm.pre, self.algorithm.rule) if looks else None
         return _Sent(state, norms, sampled_moments, honest_moments, crafted, squared, memory)
+
+    def _known_of(self, seen: Knowledge) -> Knowledge | None:
+        """What an adversary that knows less sees, in memory of its own: none that it is handed leads to the rest, and
+        its random numbers are keyed by another seed than that of the run. None where it knows nothing."""
+        assert self.knowledge is not None
+        others = self.vectors[self.h :] if self.active > self.h and not self.flips else None
+        given = (seen.honest, others, self.last)
+        if not is_ours(type(self.knowledge)):  # momenta live there
+            given = [None if x is None else x.clone() for x in given]
+        honest, others, last = given
+        assert honest is not None
+        vectors = self.knowledge.vectors(honest, others, last, self.seed)
+        if vectors is None:
+            return None
+        wanted = [self.knowledge.known(self.h, self.real_byzantine), honest.shape[1]]
+        if not isinstance(vectors, Tensor) or list(vectors.shape) != wanted or vectors.dtype != honest.dtype:
+            raise ValueError(
+                f"{type(self.knowledge).__name__}.vectors must answer [k, d] = {wanted} of {honest.dtype}, or None, "
+                f"got {kind_of(vectors)}."
+            )
+        less = replace(seen, honest=vectors, known=None, workers=self.workers)
+        random = randomness.generator(randomness.Draw(self.seed, self.steps_done).fork().seed, "attack")
+        return replace(less.copied(), random=random)
 
     def _random(self) -> np.random.Generator:
         """The attack's random numbers of this step: made for our own attacks when they ask for them."""
@@ -662,14 +722,15 @@ class Simulation:
         """What undoes the rest of a step, in which the server proves to have refused; but for what workers remember,
         which is of that step on the CPU too."""
         meter, former = self.meter, self._former
-        step, points, attacked, memory = self.steps_done, self.points, self.previous, self.memory
+        step, points, attacked = self.steps_done, self.points, self.previous
+        memory, last = self.memory, self.last
         every = self._overwritten()
         written, first = every[: len(former)], len(every) > len(former)  # before the first step nothing was sampled
 
         def undo() -> None:
             torch._foreach_copy_(written, former)  # pyright: ignore[reportPrivateImportUsage]
             self.state, self.previous, self.steps_done, self.points = state, attacked, step, points
-            self.memory = memory
+            self.memory, self.last, self._older = memory, last, None
             if meter is not None and first:
                 meter.previous = None
 
@@ -721,6 +782,7 @@ class Simulation:
             decayed=None if meter is None else meter.decayed,
             buffers=self.gradients.buffers(),
             memory=self.memory,
+            last=self.last,
         )
 
     def _moving(self) -> tuple[Tensor, ...]:
@@ -744,7 +806,12 @@ class Simulation:
             ("aggregate", self.state.previous, snapshot.aggregate),
             ("decayed", None if self.meter is None else self.meter.decayed, snapshot.decayed),
         ]
-        made = [("attacked", attacked, snapshot.attacked), ("sampled", sampled, snapshot.sampled)]
+        last = self.vectors[: self.h] if begun and self.looks_back else None
+        made = [
+            ("attacked", attacked, snapshot.attacked),
+            ("sampled", sampled, snapshot.sampled),
+            ("last", last, snapshot.last),
+        ]
         moving = self._moving()
         for name, mine, theirs in (("worker", (*self.state.worker, *moving[:1]), snapshot.worker),
                                    ("server", (*self.state.server, *moving[1:]), snapshot.server)):  # fmt: skip
@@ -769,6 +836,7 @@ class Simulation:
             if mine is not None and theirs is not None:
                 mine.copy_(theirs)  # in place: momenta may live in the matrix of all vectors
         self.memory = memory
+        self.last, self._older = None if snapshot.last is None else snapshot.last.clone().to(device), None
         self.previous = None if snapshot.attacked is None else snapshot.attacked.clone().to(device)
         if self.meter is not None:
             self.meter.previous = None if snapshot.sampled is None else snapshot.sampled.clone().to(device)

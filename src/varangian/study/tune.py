@@ -28,8 +28,8 @@ MOST_WHOLE = 2**53  # to which whole numbers are drawn
 NOTHING_ASIDE = "validation: a choice needs training data set aside, got 0; the test set is not for choosing."
 PARTS = ("search", "seeds", "trials", "draw_seed")  # of a file, beside the settings
 # What somebody asks about; searching it would answer another question.
-QUESTION = ("dataset", "workers", "byzantine", "real_byzantine", "attack", "partition", "seed", "device", "precision",
-            "autotune", "measure", "validation", "profile", *HASHES)  # fmt: skip
+QUESTION = ("dataset", "workers", "byzantine", "real_byzantine", "attack", "knowledge", "partition", "seed", "device",
+            "precision", "autotune", "measure", "validation", "profile", *HASHES)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class Knowledge:
     """What the adversary knows when it crafts its f vectors.
 
     Attributes:
-        honest: [h, d] what honest workers send; only read.
+        honest: [h, d] what honest workers send, as far as the threat model lets it be known: [k, d] where these are
+            not all, or not those of the step; only read.
         f: how many vectors the adversary controls.
         defence: the composed defence, [n, d] -> [d], its state forked; or None.
         previous: [d], the last aggregate, for attacks that say so (``uses_previous``); None in the first step.
@@ -82,6 +83,7 @@ class Knowledge:
         known: the moments of the honest vectors, where somebody has computed them already.
         memory: what the attack remembers of the step before, for attacks that say so (``remembers``); None in the first
             step.
+        workers: n; None where the honest vectors are all there are.
     """
 
     honest: Tensor
@@ -92,6 +94,12 @@ class Knowledge:
     flipped: Tensor | None = None
     known: tuple[Tensor, Tensor] | None = None
     memory: Memory = None
+    workers: int | None = None
+
+    @property
+    def h(self) -> int:
+        """How many honest workers there are, of whom not all need be known."""
+        return self.honest.shape[0] if self.workers is None else self.workers - self.f
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -268,14 +276,19 @@ class Attack(Constructed):
         coordinates where these are known already. A run asks before it starts."""
         require(self, h >= 1, "at least 1 honest vector", h)
 
+    def check_knowing(self, known: int, h: int, f: int, d: int | None = None) -> None:
+        """The same where only so many vectors are known, which the attack takes for all."""
+        self.check(known, f, d)
+
     def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
         """Why nobody is attacked with these options, for h honest vectors, f >= 1 of its own and labels of so many
         classes, where these are known; None where somebody is."""
         return None
 
-    def warn_if_idle(self, h: int, f: int, classes: int | None = None) -> None:
-        """Says once why nobody is attacked; for whoever runs the attack, before the first step."""
-        reason = self.idle(h, f, classes)
+    def warn_if_idle(self, h: int, f: int, classes: int | None = None, known: int | None = None) -> None:
+        """Says once why nobody is attacked; for whoever runs the attack, before the first step. ``known``: how many
+        honest vectors it sees, where these are not all."""
+        reason = self.idle(h, f, classes) or (self.idle(1, f, classes) if known == 1 else None)
         if reason is not None:
             warnings.warn(f"{brief(self)} attacks nobody with n = {h + f}, f = {f}: {reason}.", stacklevel=3)
 
@@ -295,7 +308,7 @@ class Attack(Constructed):
         """
         (h, d), f, dtype = seen.honest.shape, seen.f, seen.honest.dtype
         require(self, h >= 1, "at least 1 honest vector", h)
-        self.check(h, f, d)
+        self.check_knowing(h, seen.h, f, d)
         half = dtype in (torch.float16, torch.bfloat16)
         came = self.craft(_widened(seen) if half else seen)
         memory = None

@@ -62,7 +62,10 @@ class Little(Attack):
         require(self, self.ddof in (0, 1), "ddof 0 or 1", self.ddof)
 
     def check(self, h: int, f: int, d: int | None = None) -> None:
-        require(self, h > self.ddof, f"at least {self.ddof + 1} honest vectors", h)
+        self.check_knowing(h, h, f, d)
+
+    def check_knowing(self, known: int, h: int, f: int, d: int | None = None) -> None:
+        require(self, known > self.ddof, f"at least {self.ddof + 1} honest vectors", known)
         if self.factor is None:
             original_factor(h + f, f)
 
@@ -79,7 +82,7 @@ class Little(Attack):
     def craft(self, seen: Knowledge) -> Tensor:
         h = seen.honest.shape[0]
         mean, std = seen.moments if h > 1 else (seen.mean, torch.zeros_like(seen.mean))
-        factor = original_factor(h + seen.f, seen.f) if self.factor is None else self.factor
+        factor = original_factor(seen.h + seen.f, seen.f) if self.factor is None else self.factor
         return torch.add(mean, std, alpha=self.sign * factor * (1.0 if self.ddof else ((h - 1) / h) ** 0.5))
 
 

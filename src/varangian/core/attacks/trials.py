@@ -39,6 +39,8 @@ def _by_weights(rule: Rule) -> bool:
 class Trials:
     """The damage of vectors mean + scale * p for some lines p; on distances alone where the defence allows it.
 
+    Where not all honest vectors are known, those that are stand for all, in turn.
+
     Args:
         seen: what the adversary knows.
         units: [d] each, the p of each line.
@@ -47,7 +49,8 @@ class Trials:
     def __init__(self, seen: Knowledge, units: list[Tensor]) -> None:
         assert seen.defence is not None
         self.seen, self.units, self.defence = seen, units, seen.defence
-        self.h, self.f = seen.honest.shape[0], seen.f
+        self.known, self.h, self.f = seen.honest.shape[0], seen.h, seen.f
+        self.standing = np.arange(self.h) % self.known
         self.geometry: Geometry | None = None
         d = seen.honest.shape[1]
         if isinstance(self.defence, ComposedDefence) and _by_weights(self.defence.rule):
@@ -58,7 +61,10 @@ class Trials:
                 extra = points.new_zeros(1, d) if self.defence.previous is None else self.defence.previous.unsqueeze(0)
             self.geometry = Geometry.of(torch.cat([seen.honest, points]), extra)
         else:
-            self.vectors = torch.cat([seen.honest, seen.honest.new_empty(self.f, d)])
+            honest = seen.honest
+            if self.known != self.h:
+                honest = honest.index_select(0, kernels.there(self.standing, honest))
+            self.vectors = torch.cat([honest, honest.new_empty(self.f, d)])
 
     def vector(self, line: int, scale: float) -> Tensor:
         """[d] the point of a line at a scale."""
@@ -105,16 +111,16 @@ class Trials:
     def _by_distances(self, base: Geometry, line: int, scale: float) -> float:
         assert isinstance(self.defence, ComposedDefence)
         weights = np.zeros((self.h + self.f, base.n))
-        weights[: self.h, : self.h] = np.eye(self.h)
-        weights[self.h :, : self.h] = (1 - scale) / self.h
-        weights[self.h :, self.h + line] = scale
+        weights[np.arange(self.h), self.standing] = 1
+        weights[self.h :, : self.known] = (1 - scale) / self.known
+        weights[self.h :, self.known + line] = scale
         geometry = base.mix(weights)
         for mixing in self.defence.pre:
             geometry = mixing.mix(geometry, self.defence.draw)
         selection = self.defence.rule.choose(geometry.n, geometry)
         assert selection is not None
         moved = geometry.through(selection)
-        moved[: self.h] -= 1 / self.h
+        moved[: self.known] -= 1 / self.known
         # ||sum of c_i x_i||^2 = -1/2 sum of c_i c_j ||x_i - x_j||^2 once the c add up to 0, with the origin's share.
         moved = np.append(moved, -moved.sum())
         return max(float(-0.5 * moved @ base.squared @ moved), 0.0)

@@ -322,7 +322,9 @@ def _placed(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
 
     def rest(o: Outcome) -> tuple[str, ...]:
         return tuple(
-            _value(o, name) for name in _settings() if name not in ("rule", "attack", "attackers", "code_hash")
+            _value(o, name)
+            for name in _settings()
+            if name not in ("rule", "attack", "attackers", "knowledge", "code_hash")
         )
 
     attacked = {rest(o) for o in outcomes if o.experiment.attack is not None}

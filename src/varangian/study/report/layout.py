@@ -87,6 +87,8 @@ class Group:
         attackers = _listed(c.attackers for c in columns)
         if attackers != _listed(c.byzantine for c in columns):
             found.insert(4, ("attackers", attackers))
+        if e.knowledge != "omniscient":
+            found.append(("attackers know", e.knowledge))
         return found
 
     @property
