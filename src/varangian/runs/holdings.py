@@ -103,7 +103,7 @@ def heterogeneity(
     Example:
         >>> found = heterogeneity(Experiment(workers=13, partition="extreme", model="linear"))
         >>> found.counts.shape, found.points[0].ratio > 1
-        ((10, 10), True)
+        ((13, 10), True)
     """
     if gradients not in ("no", "start", "run"):
         raise ValueError(f'gradients must be "no", "start" or "run", got {shown(gradients)}.')
