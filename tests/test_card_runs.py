@@ -28,7 +28,8 @@ from varangian.simulation import models
 from varangian.simulation.data import Dataset, Dirichlet, Split
 from varangian.simulation.gradients import Batch, WorkerGradients, workers
 from varangian.simulation.metrics import COLUMNS
-from varangian.simulation.simulate import AHEAD, DRAWN, Evaluator, Examples, Sampler, Simulation, Snapshot
+from varangian.simulation.sampling import AHEAD, DRAWN, Evaluator, Examples, Sampler
+from varangian.simulation.simulate import Simulation, Snapshot
 
 CUDA = "cuda:0"
 NEAR = 2e-5  # relative to the largest number of a tensor; of float32, whose sums come in another order

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from varangian.simulation import data
 from varangian.simulation.data import readers
-from varangian.simulation.simulate import Sampler
+from varangian.simulation.sampling import Sampler
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from varangian.core import kernels
 from varangian.core.kernels.cpu import columns
 from varangian.simulation import data
-from varangian.simulation.simulate import Examples
+from varangian.simulation.sampling import Examples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -25,8 +25,9 @@ from ..simulation.identity import code_hash, is_ours
 from ..simulation.losses import Loss, OwnLoss
 from ..simulation.models import MODELS, Shape
 from ..simulation.models import build as build_model
+from ..simulation.sampling import Evaluator, Profile, Sampler
 from ..simulation.scores import Score
-from ..simulation.simulate import Evaluator, Profile, Sampler, Simulation
+from ..simulation.simulate import Simulation
 from .cards import device_of, numerics, usable
 from .experiment import Experiment, name_of_code, name_of_metric
 

@@ -14,7 +14,7 @@ from ..core import kernels, randomness
 from .data import Dataset
 from .gradients import WorkerGradients
 from .losses import Loss
-from .simulate import CHUNK, Examples
+from .sampling import CHUNK, Examples
 
 
 @dataclass(frozen=True)

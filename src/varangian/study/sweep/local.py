@@ -25,7 +25,7 @@ from ...runs.folders import FolderInUse
 from ...runs.results import Evaluation
 from ...runs.running import run
 from ...simulation.data import Dataset, Split
-from ...simulation.simulate import Evaluator
+from ...simulation.sampling import Evaluator
 from .manager import STARTS, Event
 from .places import anywhere, seeing
 from .plan import Plan
