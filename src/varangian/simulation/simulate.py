@@ -353,14 +353,13 @@ class Simulation:
         state, norms, sampled_moments, honest_moments = self._send(point)
         if self.active > h:
             self.vectors.copy_(self.sent)
+        draw = randomness.Draw(self.seed, step).fork()
         seen = Knowledge(
             self.vectors[:h],
             f,
-            ComposedDefence(
-                self.algorithm.pre, self.algorithm.rule, state.previous, randomness.Draw(self.seed, step).fork()
-            ),
+            ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous, draw),
             self.previous,
-            self._random(),
+            self._random(draw),
             self.vectors[h:] if self.flips and self.active > h else None,
             honest_moments,
             self.memory,
@@ -391,8 +390,8 @@ class Simulation:
         return _Sent(state, norms, sampled_moments, honest_moments, crafted, squared, memory)
 
     def _known_of(self, seen: Knowledge) -> Knowledge | None:
-        """What an adversary that knows less sees, in memory of its own: none that it is handed leads to the rest, and
-        its random numbers are keyed by another seed than that of the run. None where it knows nothing."""
+        """What an adversary that knows less sees, in memory of its own: none that it is handed leads to the rest. None
+        where it knows nothing."""
         assert self.knowledge is not None
         others = self.vectors[self.h :] if self.active > self.h and not self.flips else None
         given = (seen.honest, others, self.last)
@@ -409,13 +408,12 @@ class Simulation:
                 f"{type(self.knowledge).__name__}.vectors must answer [k, d] = {wanted} of {honest.dtype}, or None, "
                 f"got {kind_of(vectors)}."
             )
-        less = replace(seen, honest=vectors, known=None, workers=self.workers)
-        random = randomness.generator(randomness.Draw(self.seed, self.steps_done).fork().seed, "attack")
-        return replace(less.copied(), random=random)
+        return replace(seen, honest=vectors, known=None, workers=self.workers).copied()
 
-    def _random(self) -> np.random.Generator:
-        """The attack's random numbers of this step: made for our own attacks when they ask for them."""
-        made = partial(randomness.generator, self.seed, "attack", self.steps_done)
+    def _random(self, draw: randomness.Draw) -> np.random.Generator:
+        """The attack's random numbers of this step: made for our own attacks when they ask for them. Their key can be
+        read off the generator, so that it is none from which the seed of the run follows."""
+        made = partial(randomness.generator, draw.seed, "attack")
         return made() if self.repeated is None else cast(np.random.Generator, _WhenAsked(made))
 
     def _decided(self, sent: _Sent) -> tuple[Decision, list[Pending]]:
