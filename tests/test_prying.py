@@ -246,7 +246,8 @@ def test_what_attacks_draw_is_the_same_whatever_they_know_and_other_in_each_step
                 return made_by(self, draw)
 
             with patch.object(Simulation, "_random", random):
-                simulation.step(), simulation.step()
+                simulation.step()
+                simulation.step()
     every = [tuple(numbers) for kept in drawn.values() for numbers in kept]
     assert np.array_equal(drawn["omniscient", SEED], drawn["spied(k=7)", SEED])
     assert len(set(every)) == 4  # two seeds, two steps
