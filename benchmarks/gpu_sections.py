@@ -376,7 +376,7 @@ def _crafted(kind: type[Any], x: Tensor, f: int) -> Tensor:
     """The vectors of an attack, for the other rows."""
     h = x.shape[0] - f
     return kind()(
-        x[:h], f, vg.Median(f), previous=x[:h].mean(0), random=np.random.default_rng(3), flipped=-x[:f].clone()
+        x[:h], f, vg.Median(f), previous=x[:h].mean(0), random=np.random.default_rng(3), poisoned=-x[:f].clone()
     )
 
 

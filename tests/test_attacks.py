@@ -145,7 +145,7 @@ def test_sizes_that_an_attack_cannot_do_with(attack: vg.Attack, h: int, f: int, 
 @pytest.mark.parametrize("name", vg.ATTACKS)
 def test_no_attack_without_anybody_honest(name: str) -> None:
     with pytest.raises(ValueError, match=r"(at least [12] honest vectors?|more honest vectors than|n >= 2f \+ 3).*\.$"):
-        vg.ATTACKS[name]()(torch.zeros(0, 3), 1, defence=vg.Average(), flipped=torch.zeros(1, 3))
+        vg.ATTACKS[name]()(torch.zeros(0, 3), 1, defence=vg.Average(), poisoned=torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ def run_attack(name: str, attack: vg.Attack, defence: vg.Rule | None = None) -> 
     def run(x: Tensor) -> Tensor:
         return attack(
             x[: N - F], F, defence, previous=x[2] if attack.uses_previous else None,
-            flipped=x[N - F :] if attack.uses_flipped else None,
+            poisoned=x[N - F :] if attack.poisons else None,
         )  # fmt: skip
 
     return run

@@ -329,7 +329,7 @@ def test_a_worker_that_sends_nan_does_not_remember_it(nesterov: bool, labels: Li
             workers=8,
             real_byzantine=1 if labels == "flipped" else 0,
             attack=vg.LabelFlip() if labels == "flipped" else None,
-            classes=3,
+            task=vg.Task(3),
         )
 
     states = []

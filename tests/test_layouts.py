@@ -75,10 +75,10 @@ def stages() -> dict[str, Call]:
         calls[f"arc, nnm, {rule}"] = lambda x, a=algorithm: a.aggregate(x, a.init(N, D, dtype=x.dtype))[0]
     for name, attack in vg.ATTACKS.items():
         made = attack()
-        flipped = torch.linspace(-3, 1, F * D).reshape(F, D) if made.uses_flipped else None
+        flipped = torch.linspace(-3, 1, F * D).reshape(F, D) if made.poisons else None
         defence = vg.Median(f=F) if made.uses_defence else None
         calls[f"attack {name}"] = lambda x, made=made, flipped=flipped, defence=defence: made(
-            x, F, defence=defence, flipped=flipped
+            x, F, defence=defence, poisoned=flipped
         )
     memory = torch.linspace(-1, 1, N * D).reshape(N, D)
     for stage in (Clip(5.0), Momentum(0.9), Momentum(0.9, dampening=0.5), SharedMomentum(0.9)):

@@ -265,7 +265,7 @@ def test_without_float64_rules_mixings_and_attacks_pass_through_main_memory(
     flipped = torch.linspace(-1, 1, 60).reshape(2, 30)
     for name, made in vg.ATTACKS.items():
         attack = made()
-        options: dict[str, Any] = {"flipped": flipped} if attack.uses_flipped else {}
+        options: dict[str, Any] = {"poisoned": flipped} if attack.poisons else {}
         options |= {"defence": vg.Median(f=2)} if attack.uses_defence else {}
         found = attack(x.to("mps:0"), 2, **options)
         assert found.device.type == "mps", name

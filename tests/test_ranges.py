@@ -98,7 +98,7 @@ def sent(attack: vg.Attack, honest: Tensor, scale: int, dtype: torch.dtype) -> T
     x = scaled(honest, scale, dtype)
     attack = at_scale(attack, 2.0**scale)
     previous = scaled(honest[:4].mean(0).to(dtype).double(), scale, dtype)
-    return attack(x, F, defence=vg.MultiKrum(f=F), previous=previous, flipped=-x[:F])
+    return attack(x, F, defence=vg.MultiKrum(f=F), previous=previous, poisoned=-x[:F])
 
 
 @in_range
@@ -120,7 +120,7 @@ def test_half_precision_that_is_full() -> None:
     """6e4 in float16: deviations, and factors of them, are beyond its range; they are sent as its greatest number."""
     honest = torch.tensor([[6e4, 1.0], [-6e4, 2.0], [6e4, 3.0], [-6e4, 4.0], [6e4, 5.0]], dtype=torch.float16)
     for name, attack in SCALABLE.items():
-        found = attack(honest, 1, defence=vg.Median(f=1), previous=honest[0], flipped=-honest[:1])
+        found = attack(honest, 1, defence=vg.Median(f=1), previous=honest[0], poisoned=-honest[:1])
         assert found.dtype == torch.float16
         assert bool(found.isfinite().all()), name
     found = vg.Little(1.5)(honest, 1).double()[0]
@@ -272,4 +272,4 @@ def test_the_greatest_and_the_least_numbers_that_there_are(value: float) -> None
     for name, rule in RULES.items():
         assert bool(ask(rule, x, x[1]).isfinite().all()) or name == "average", name
     for attack in ATTACKS.values():
-        assert attack(x, F, defence=vg.Median(f=F), previous=x[1], flipped=x[:F]).shape == (F, 5)
+        assert attack(x, F, defence=vg.Median(f=F), previous=x[1], poisoned=x[:F]).shape == (F, 5)

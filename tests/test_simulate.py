@@ -141,7 +141,7 @@ def test_the_worker_half_in_one_go_gives_the_same_bits(
 def small_simulation(algorithm: vg.Algorithm, attack: vg.Attack | None, f: int, measure: bool = True) -> Simulation:
     data = golden_conventions.batches()
     x, y = torch.from_numpy(data["x"]).float(), torch.from_numpy(data["y"]).long()
-    active = 11 if attack is not None and attack.uses_flipped else 11 - f
+    active = 11 if attack is not None and attack.poisons else 11 - f
     gradients = WorkerGradients(nn.Sequential(nn.Linear(12, 5)))
     gradients.adopt(torch.linspace(-1, 1, 65))
 
@@ -150,20 +150,19 @@ def small_simulation(algorithm: vg.Algorithm, attack: vg.Attack | None, f: int, 
         return Batch(x[rows], y[rows].clone())
 
     return Simulation(
-        gradients, batches, algorithm, 11, real_byzantine=f, attack=attack, l2=0.1, measure=measure, classes=5
+        gradients, batches, algorithm, 11, real_byzantine=f, attack=attack, l2=0.1, measure=measure, task=vg.Task(5)
     )
 
 
 @dataclass(frozen=True)
-class Opposite(vg.Attack):
+class Opposite(vg.LabelFlip):
     """What the published protocol would have sent, turned round and made longer."""
 
-    uses_flipped = True
     in_place: bool = False
 
     def craft(self, seen: vg.Knowledge) -> Tensor:
-        assert seen.flipped is not None
-        return seen.flipped.mul_(-10) if self.in_place else seen.flipped * -10
+        assert seen.poisoned is not None
+        return seen.poisoned.mul_(-10) if self.in_place else seen.poisoned * -10
 
 
 def test_what_is_crafted_is_not_what_the_workers_remember() -> None:

@@ -23,7 +23,7 @@ def called(stage: Any) -> Call:
     if isinstance(stage, (vg.Rule, vg.Mixing)):
         return lambda x: ask(stage, x, x[0].clone())
     if isinstance(stage, vg.Attack):
-        return lambda x: stage(x, F, defence=vg.MultiKrum(f=F), previous=x[0].clone(), flipped=x[:F].clone())
+        return lambda x: stage(x, F, defence=vg.MultiKrum(f=F), previous=x[0].clone(), poisoned=x[:F].clone())
     return lambda x: stage(x, x.flip(0).clone() if stage.remembers else None, x[0].clone(), None)[0]
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .core.attacks import ROP as ROP
     from .core.attacks import AntiCGE as AntiCGE
     from .core.attacks import Attack as Attack
+    from .core.attacks import Backdoor as Backdoor
     from .core.attacks import ComposedDefence as ComposedDefence
+    from .core.attacks import DataAttack as DataAttack
     from .core.attacks import Defence as Defence
     from .core.attacks import Empire as Empire
     from .core.attacks import Fang as Fang
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .core.attacks import OwnData as OwnData
     from .core.attacks import SignFlip as SignFlip
     from .core.attacks import Spied as Spied
+    from .core.attacks import Task as Task
     from .core.attacks import ThreatModel as ThreatModel
     from .core.attacks import WorstCase as WorstCase
     from .core.attacks import Zero as Zero
@@ -137,9 +140,9 @@ __version__ = "0.1.0"
 # a function listed here, since importing it would put the module in the function's place.
 _HOMES = {
     "core.algorithm": "Algorithm State",
-    "core.attacks": "ATTACKS AntiCGE Attack ComposedDefence Defence Empire Fang Found Gaussian HiddenVulnerability Inf "
-    "KNOWLEDGE Knowledge LabelFlip LastRound Little Mimic MinMax MinSum NaN Omniscient OwnData ROP SignFlip Spied "
-    "ThreatModel WorstCase Zero",
+    "core.attacks": "ATTACKS AntiCGE Attack Backdoor ComposedDefence DataAttack Defence Empire Fang Found Gaussian "
+    "HiddenVulnerability Inf KNOWLEDGE Knowledge LabelFlip LastRound Little Mimic MinMax MinSum NaN Omniscient OwnData "
+    "ROP SignFlip Spied Task ThreatModel WorstCase Zero",
     "core.checks": "Refused",
     "simulation.data": "DATASETS DataError Dataset PARTITIONS Split",
     "simulation.data.handed": "dataset",

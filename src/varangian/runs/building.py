@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import kernels, references
-from ..core.attacks import parts
+from ..core.attacks import Task, parts
 from ..core.checks import kind_of, shown
 from ..core.specs import make, parse
 from ..simulation.data import DATASETS, Dataset, Split, name_of, set_aside, taken
@@ -244,18 +244,23 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         profile=e.profile,
         seed=e.seed,
         measure=e.measure,
-        classes=dataset.classes,
+        task=task_of(dataset),
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
     test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, device, dtype)
     return simulation, Evaluators(test, validation, e.make_metrics(given.metrics))
 
 
+def task_of(dataset: Dataset) -> Task:
+    """What an attack on data may know of them."""
+    return Task(dataset.classes, dataset.task, dataset.shape, dataset.mean, dataset.std)
+
+
 def sampler_of(e: Experiment, dataset: Dataset) -> tuple[Sampler, Split | None]:
     """What samples for the workers that learn, each from its part; and what is set aside for the validation, if any."""
     deal = e.make_partition() if e.partition != "iid" else "iid"
     attack = e.make_attack()
-    learn = attack is not None and (attack.uses_flipped or (e.make_knowledge().learns and e.attackers > 0))
+    learn = attack is not None and (attack.poisons or (e.make_knowledge().learns and e.attackers > 0))
     learners = e.workers if learn else e.honest
     learned, aside = dataset, None
     if e.validation:

@@ -652,7 +652,7 @@ class Experiment:
             if knowledge is not None:
                 knowledge.check(self.honest, self.attackers)
                 known = knowledge.known(self.honest, self.attackers)
-                if knowledge.learns and attack.uses_flipped:
+                if knowledge.learns and attack.poisons:
                     yield f"knowledge: {learns_twice(knowledge, attack)}"
         except ValueError as error:
             yield f"knowledge: {error}"

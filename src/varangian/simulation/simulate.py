@@ -24,11 +24,13 @@ from ..core.attacks import (
     Knowledge,
     Memory,
     Omniscient,
+    Task,
     ThreatModel,
     check_memory,
     learns_twice,
     own,
     parts,
+    poisoned,
 )
 from ..core.checks import Refused, kind_of
 from ..core.stages import Decision, Pending, deferred_refusals, look, refuse_faulty
@@ -83,7 +85,7 @@ class Simulation:
         algorithm: both halves.
         workers: n.
         real_byzantine: how many of them attack; 0 without an attack.
-        classes: C, for attacks whose workers learn from labels C - 1 - c; ``batches`` then samples for all n workers.
+        task: what is to be learned, for attacks on data; ``batches`` then samples for all n workers.
         attack: what these send.
         knowledge: what they know of what honest workers send; everything by default.
         learning_rate: a function of the step.
@@ -118,20 +120,20 @@ class Simulation:
         profile: Profile = "described",
         seed: int = 0,
         measure: bool = True,
-        classes: int = 0,
+        task: Task = Task(),  # noqa: B008  a frozen value
     ) -> None:
         self.gradients, self.batches, self.algorithm, self.attack = gradients, batches, algorithm, attack
         self.workers, self.real_byzantine, self.h = workers, real_byzantine, workers - real_byzantine
         self.learning_rate, self.l2, self.profile, self.seed = learning_rate, l2, profile, seed
-        self.classes = classes
+        self.task = task
         # Workers that compute gradients: the honest ones, and those of a data attack.
         attacked = attack is not None and real_byzantine > 0
-        self.flips = attack is not None and attack.uses_flipped
+        self.poisons = attack is not None and attack.poisons
         # What the adversary knows, where that is not everything.
         self.knowledge = None if type(knowledge) is Omniscient or not attacked else knowledge
         learns = self.knowledge is not None and self.knowledge.learns
-        self.active = workers if self.flips or learns else self.h
-        if learns and self.flips:
+        self.active = workers if self.poisons or learns else self.h
+        if learns and self.poisons:
             raise ValueError(learns_twice(knowledge, attack))
         if attack is not None and type(attack).__call__ is not Attack.__call__:
             raise ValueError(f"{type(attack).__name__} has a __call__ of its own, which no run calls; override craft.")
@@ -141,7 +143,9 @@ class Simulation:
                 self.knowledge.check(self.h, real_byzantine)
                 known = self.knowledge.known(self.h, real_byzantine)
             attack.check_knowing(known, self.h, real_byzantine, gradients.d)
-            attack.warn_if_idle(self.h, real_byzantine, classes or None, known)
+            if task.classes:
+                attack.check_task(task)
+            attack.warn_if_idle(self.h, real_byzantine, task.classes or None, known)
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
         self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
@@ -180,7 +184,7 @@ class Simulation:
             self._spare = torch.zeros_like(self.vectors if self.active == self.h else self.sent)
         # Of a small model on a card what is asked for in the same way each time is asked for in one go: without attacks
         # that look back, for whom memory lies elsewhere each time.
-        plain = attack is None or not (self.own_attack or attack.uses_previous or attack.uses_flipped)
+        plain = attack is None or not (self.own_attack or attack.uses_previous or attack.poisons)
         plain &= (
             not self.remembers
             and self.knowledge is None
@@ -255,16 +259,24 @@ class Simulation:
         if again is not None:
             return again
         batch = self.batches(step)
-        if self.flips and self.active > self.h:
-            if batch.labels.is_floating_point():
-                raise ValueError(f"{self.attack} turns classes round, and labels that are real numbers are none.")
-            labels = batch.labels.clone()
-            flipped = self.classes - 1 - labels[self.h :]
-            # Places that do not count stay so.
-            labels[self.h :] = torch.where(labels[self.h :] < 0, labels[self.h :], flipped)
-            batch = replace(batch, labels=labels)
+        if self.poisons and self.active > self.h:
+            batch = self._poisoned(batch, step)
         point = self.algorithm.point(self.parameters, self.state, lr)
         return lr, batch, point, self.gradients.begin(point, batch, self.sampled, step)
+
+    def _poisoned(self, batch: Batch, step: int) -> Batch:
+        """The batch with what the workers of an attack on data learn from in place of what they sampled."""
+        h = self.h
+        # Numbers of its own, of which none leads to the seed of the run; and memory of its own, for code of others.
+        random = randomness.generator(randomness.Draw(self.seed, step).fork().seed, "poison")
+        inputs, labels = (x[h:].clone() if self.own_attack else x[h:] for x in (batch.inputs, batch.labels))
+        changed, wrong = poisoned(self.attack, inputs, labels, replace(self.task, random=random))
+        same = changed is inputs and not self.own_attack
+        return replace(
+            batch,
+            inputs=batch.inputs if same else torch.cat([batch.inputs[:h], changed]),
+            labels=torch.cat([batch.labels[:h], wrong]),
+        )
 
     def _begin_again(self, step: int, lr: float) -> tuple[float, Batch, Tensor, Tensor] | None:
         """The same where it can be asked for in one go."""
@@ -360,7 +372,7 @@ class Simulation:
             ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous, draw),
             self.previous,
             self._random(draw),
-            self.vectors[h:] if self.flips and self.active > h else None,
+            self.vectors[h:] if self.poisons and self.active > h else None,
             honest_moments,
             self.memory,
         )
@@ -393,7 +405,7 @@ class Simulation:
         """What an adversary that knows less sees, in memory of its own: none that it is handed leads to the rest. None
         where it knows nothing."""
         assert self.knowledge is not None
-        others = self.vectors[self.h :] if self.active > self.h and not self.flips else None
+        others = self.vectors[self.h :] if self.active > self.h and not self.poisons else None
         given = (seen.honest, others, self.last)
         if not is_ours(type(self.knowledge)):  # momenta live there
             given = [None if x is None else x.clone() for x in given]

@@ -134,7 +134,7 @@ def check_attack(
 ) -> Report:
     """Checks that an attack keeps the contract: honest vectors [h, d] and any f to new vectors [f, d].
 
-    Attacks that need a defence, a last aggregate or vectors learnt from flipped labels are given them.
+    Attacks that need a defence, a last aggregate or vectors learnt from poisoned data are given them.
 
     Example:
         >>> import varangian as vg

@@ -51,7 +51,7 @@ def remembering(attack: Attack, given: Any, f: int, x: Tensor, memory: Memory, *
     try:
         previous = None if first else x.double().mean(0).to(x.dtype)
         random = generator(h * d, "attack")
-        return attack(given, f, defence, previous=previous, random=random, flipped=flipped, memory=memory)
+        return attack(given, f, defence, previous=previous, random=random, poisoned=flipped, memory=memory)
     except Exception as error:
         raise Raised(error, x, f) from error
 

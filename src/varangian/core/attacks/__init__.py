@@ -5,14 +5,17 @@ from __future__ import annotations
 from .base import Attack, ComposedDefence, Defence, Knowledge
 from .knowledge import KNOWLEDGE, LastRound, Omniscient, OwnData, Spied, ThreatModel, learns_twice
 from .memory import Memory, check_memory, own, same
+from .poison import Backdoor, DataAttack, LabelFlip
 from .search import ATTACKS, Found, WorstCase, parts
-from .simple import Empire, Gaussian, Inf, LabelFlip, Little, Mimic, NaN, SignFlip, Zero
+from .simple import Empire, Gaussian, Inf, Little, Mimic, NaN, SignFlip, Zero
 from .spread import MinMax, MinSum
 from .targeted import ROP, AntiCGE, Fang, HiddenVulnerability
+from .task import UNCOUNTED, Task, as_wanted, poisoned
 
 __all__ = [
-    "ATTACKS", "KNOWLEDGE", "ROP", "AntiCGE", "Attack", "ComposedDefence", "Defence", "Empire", "Fang", "Found",
-    "Gaussian", "HiddenVulnerability", "Inf", "Knowledge", "LabelFlip", "LastRound", "Little", "Memory", "Mimic",
-    "MinMax", "MinSum", "NaN", "Omniscient", "OwnData", "SignFlip", "Spied", "ThreatModel", "WorstCase", "Zero",
-    "check_memory", "learns_twice", "own", "parts", "same",
+    "ATTACKS", "KNOWLEDGE", "ROP", "UNCOUNTED", "AntiCGE", "Attack", "Backdoor", "ComposedDefence", "DataAttack",
+    "Defence", "Empire", "Fang", "Found", "Gaussian", "HiddenVulnerability", "Inf", "Knowledge", "LabelFlip",
+    "LastRound", "Little", "Memory", "Mimic", "MinMax", "MinSum", "NaN", "Omniscient", "OwnData", "SignFlip", "Spied",
+    "Task", "ThreatModel", "WorstCase", "Zero", "as_wanted", "check_memory", "learns_twice", "own", "parts", "poisoned",
+    "same",
 ]  # fmt: skip

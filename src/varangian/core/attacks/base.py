@@ -27,6 +27,7 @@ from ..randomness import BARE, Draw
 from ..rules import Rule
 from ..stages import as_matrix, decide
 from .memory import Memory, check_memory, own
+from .task import Task
 
 Defence = Callable[[Any], Any]
 TRIED = BARE.fork()  # what an adversary tries a defence with
@@ -78,8 +79,8 @@ class Knowledge:
         defence: the composed defence, [n, d] -> [d], its state forked; or None.
         previous: [d], the last aggregate, for attacks that say so (``uses_previous``); None in the first step.
         random: the random numbers of this step.
-        flipped: [f, d] what the f workers would send if they followed the protocol on data whose labels c are turned
-            into C - 1 - c; or None. Only for attacks that say so (``uses_flipped``).
+        poisoned: [f, d] what the f workers would send if they followed the protocol on what the attack makes of their
+            data (``poison``); or None. Only for attacks that say so (``poisons``).
         known: the moments of the honest vectors, where somebody has computed them already.
         memory: what the attack remembers of the step before, for attacks that say so (``remembers``); None in the first
             step.
@@ -91,7 +92,7 @@ class Knowledge:
     defence: Defence | None
     previous: Tensor | None
     random: np.random.Generator
-    flipped: Tensor | None = None
+    poisoned: Tensor | None = None
     known: tuple[Tensor, Tensor] | None = None
     memory: Memory = None
     workers: int | None = None
@@ -129,14 +130,14 @@ class Knowledge:
             honest=self.honest.clone(),
             defence=defence,
             previous=None if self.previous is None else self.previous.clone(),
-            flipped=None if self.flipped is None else self.flipped.clone(),
+            poisoned=None if self.poisoned is None else self.poisoned.clone(),
             known=None if self.known is None else (self.known[0].clone(), self.known[1].clone()),
             memory=own(self.memory),
         )
 
     def same_vectors(self, other: Knowledge) -> bool:
         """Whether the vectors of workers are the same to the bit, NaN included."""
-        pairs = [(self.honest, other.honest), (self.flipped, other.flipped)]
+        pairs = [(self.honest, other.honest), (self.poisoned, other.poisoned)]
         return all(
             torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
             for mine, theirs in pairs
@@ -152,7 +153,7 @@ class Knowledge:
             honest=self.honest / self.unit,
             defence=None,
             previous=None if self.previous is None else self.previous / self.unit,
-            flipped=None if self.flipped is None else self.flipped / self.unit,
+            poisoned=None if self.poisoned is None else self.poisoned / self.unit,
             known=None,
         )
 
@@ -186,31 +187,32 @@ class Attack(Constructed):
     title: ClassVar[str] = ""  # what figures call it; its name if empty
     uses_previous: ClassVar[bool] = False  # whoever runs it must keep the last aggregate
     uses_defence: ClassVar[bool] = False
-    uses_flipped: ClassVar[bool] = False  # whoever runs it must have the f workers learn from flipped labels
+    poisons: ClassVar[bool] = False  # whoever runs it must have the f workers learn from what :meth:`poison` answers
+    aims: ClassVar[bool] = False  # whoever evaluates must say how often what it wants is answered
     remembers: ClassVar[bool] = False  # craft answers (vectors, memory): whoever runs it must keep the latter
     exempt: ClassVar[Mapping[str, str]] = {}  # what it does not claim: the name of a varangian.testing.Check, and why
 
     @overload
     def __call__(
         self, honest: Tensor | Sequence[Tensor], f: int, defence: Defence | Algorithm | None = None, *,
-        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
+        previous: Any = None, random: np.random.Generator | None = None, poisoned: Any = None,
     ) -> Tensor: ...  # fmt: skip
     @overload
     def __call__(
         self, honest: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], f: int,
         defence: Defence | Algorithm | None = None, *,
-        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None,
+        previous: Any = None, random: np.random.Generator | None = None, poisoned: Any = None,
     ) -> np.ndarray: ...  # fmt: skip
     @overload
     def __call__(
         self, honest: Tensor | Sequence[Tensor], f: int, defence: Defence | Algorithm | None = None, *,
-        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None, memory: Memory,
+        previous: Any = None, random: np.random.Generator | None = None, poisoned: Any = None, memory: Memory,
     ) -> tuple[Tensor, Memory]: ...  # fmt: skip
     @overload
     def __call__(
         self, honest: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], f: int,
         defence: Defence | Algorithm | None = None, *,
-        previous: Any = None, random: np.random.Generator | None = None, flipped: Any = None, memory: Memory,
+        previous: Any = None, random: np.random.Generator | None = None, poisoned: Any = None, memory: Memory,
     ) -> tuple[np.ndarray, Memory]: ...  # fmt: skip
     @kernels.eager
     def __call__(
@@ -221,7 +223,7 @@ class Attack(Constructed):
         *,
         previous: Any = None,
         random: np.random.Generator | None = None,
-        flipped: Any = None,
+        poisoned: Any = None,
         memory: Any = _NOT_ASKED,
     ) -> Any:
         """[h, d] -> [f, d], of the same kind, dtype and device; a new array, and the honest vectors are only read.
@@ -233,7 +235,7 @@ class Attack(Constructed):
             defence: what the server does, for attacks that try it: a rule, an algorithm, or any [n, d] -> [d].
             previous: [d], the last aggregate, for attacks that use it.
             random: the source of random numbers; a fixed one by default, so that the call is reproducible.
-            flipped: [f, d], what the f workers would send had they learnt from flipped labels, for LabelFlip.
+            poisoned: [f, d], what the f workers would send had they learnt from poisoned data, for attacks on data.
             memory: what the call for the step before answered, None in the first step; only read. Left out, this is the
                 first step, and what is remembered of it is not asked for.
 
@@ -257,10 +259,10 @@ class Attack(Constructed):
             check_memory(self, memory, matrix.device)
         if previous is not None:
             previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device).detach()
-        if flipped is not None:
-            flipped = as_matrix(self, flipped)[0].to(matrix)
+        if poisoned is not None:
+            poisoned = as_matrix(self, poisoned)[0].to(matrix)
         random = randomness.generator(0, "attack") if random is None else random
-        seen = Knowledge(matrix, f, as_defence(defence, previous), previous, random, flipped, memory=memory)
+        seen = Knowledge(matrix, f, as_defence(defence, previous), previous, random, poisoned, memory=memory)
         crafted, memory = self.crafted(seen)
         self.warn_if_idle(matrix.shape[0], f)
         sent = restore(crafted.expand(f, -1).clone() if crafted.ndim == 1 else crafted)
@@ -279,6 +281,22 @@ class Attack(Constructed):
     def check_knowing(self, known: int, h: int, f: int, d: int | None = None) -> None:
         """The same where only so many vectors are known, which the attack takes for all."""
         self.check(known, f, d)
+
+    def check_task(self, task: Task) -> None:
+        """Raises ValueError where the attack is not defined for what is to be learned. A run asks before it starts."""
+
+    def poison(self, inputs: Tensor, labels: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+        """What its f workers learn from, in place of inputs [f, b, ...] and labels [f, b], which are only read; asked
+        of attacks that say so (``poisons``)."""
+        return inputs, labels
+
+    def trigger(self, inputs: Tensor, task: Task) -> Tensor:
+        """Inputs [B, ...] as the attack would have them at a test; asked of attacks that say so (``aims``)."""
+        return inputs
+
+    def wanted(self, labels: Tensor, task: Task) -> Tensor:
+        """The classes [N] that it wants answered then, -100 for examples that do not count; asked likewise."""
+        raise NotImplementedError(f"{type(self).__name__} aims (aims = True): it must have wanted(labels, task).")
 
     def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
         """Why nobody is attacked with these options, for h honest vectors, f >= 1 of its own and labels of so many
@@ -353,7 +371,7 @@ def _widened(seen: Knowledge) -> Knowledge:
         honest=seen.honest.float(),
         defence=defence if defence is None or isinstance(defence, ComposedDefence) else asked,
         previous=None if seen.previous is None else seen.previous.float(),
-        flipped=None if seen.flipped is None else seen.flipped.float(),
+        poisoned=None if seen.poisoned is None else seen.poisoned.float(),
         known=None,
     )
 

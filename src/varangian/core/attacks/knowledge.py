@@ -136,10 +136,10 @@ class LastRound(ThreatModel):
 
 
 def learns_twice(knowledge: ThreatModel, attack: object) -> str:
-    """Why the two cannot go together, where the attack needs what its workers learn from flipped labels."""
+    """Why the two cannot go together, where the attack needs what its workers learn from poisoned data."""
     return (
         f"{type(knowledge).__name__} and {type(attack).__name__} both ask what the attackers' workers learn, from "
-        "right labels and from flipped ones; use another knowledge with this attack."
+        "data as they are and from poisoned ones; use another knowledge with this attack."
     )
 
 

@@ -19,7 +19,8 @@ from ..rules import Rule
 from ..stages import as_matrix
 from .base import Attack, Knowledge, as_defence
 from .memory import Memory
-from .simple import Empire, Gaussian, Inf, LabelFlip, Little, Mimic, NaN, SignFlip, Zero
+from .poison import Backdoor, LabelFlip
+from .simple import Empire, Gaussian, Inf, Little, Mimic, NaN, SignFlip, Zero
 from .spread import MinMax, MinSum, along
 from .targeted import ROP, AntiCGE, Fang, HiddenVulnerability
 from .trials import STEP, Trials, next_place
@@ -233,6 +234,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "min-max": MinMax,
     "min-sum": MinSum,
     "label-flip": LabelFlip,
+    "backdoor": Backdoor,
     "anti-cge": AntiCGE,
     "bulyan": HiddenVulnerability,
     "rop": ROP,

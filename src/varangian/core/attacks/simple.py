@@ -1,4 +1,4 @@
-"""Attacks that look at no rule: a shift of the honest mean, noise, values that are no numbers, a copy, wrong labels."""
+"""Attacks that look at no rule: a shift of the honest mean, noise, values that are no numbers, a copy."""
 
 from __future__ import annotations
 
@@ -356,35 +356,3 @@ def _unit(x: Tensor) -> Tensor:
     """x / ||x||, and 0 of 0."""
     length = kernels.norms(x)
     return torch.where(length > 0, x / length, torch.zeros_like(x))
-
-
-@dataclass(frozen=True)
-class LabelFlip(Attack):
-    """Workers that follow the protocol on mislabelled data: every label c is turned into C - 1 - c.
-
-    Shape: -> [f, d], a row of its own per worker.
-    Cost: the gradients of f more workers.
-    Convention: a data attack, so whoever runs it supplies ``flipped``: what the f workers send, with the worker half
-        (clipping, momentum) applied as at an honest one. The simulator does; vectors alone do not tell.
-
-    Example:
-        >>> import torch
-        >>> LabelFlip()(torch.zeros(3, 2), f=1, flipped=torch.ones(1, 2))
-        tensor([[1., 1.]])
-
-    Reference: Biggio, Nelson, Laskov, "Support Vector Machines Under Adversarial Label Noise", ACML 2011; in this
-    setting: Fang et al., USENIX Security 2020.
-    """
-
-    uses_flipped: ClassVar[bool] = True
-
-    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
-        return "with one class no label can be another" if classes == 1 else None
-
-    def craft(self, seen: Knowledge) -> Tensor:
-        shape = [seen.f, seen.honest.shape[1]]
-        came = "nothing" if seen.flipped is None else list(seen.flipped.shape)
-        wanted = f"flipped, the vectors {shape} of f workers that learn from labels C - 1 - c (a simulation has them)"
-        require(self, seen.flipped is not None and came == shape, wanted, came)
-        assert seen.flipped is not None
-        return seen.flipped.clone()
