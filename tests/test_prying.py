@@ -344,9 +344,9 @@ def test_omniscient_attacks_reach_the_honest_vectors_and_no_other_row() -> None:
 
 @dataclass(frozen=True)
 class Flips(Pries):
-    """Of workers that learn from flipped labels."""
+    """Of workers that learn from poisoned data."""
 
-    uses_flipped: ClassVar[bool] = True
+    poisons: ClassVar[bool] = True
 
 
 def test_label_flippers_reach_their_own_workers_vectors_and_no_other() -> None:
