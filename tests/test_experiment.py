@@ -192,6 +192,10 @@ CHANGES: dict[str, Any] = {
     "precision": "tf32",
     "autotune": True,
     "knowledge": "spied(k=3)",
+    "clients": 50,
+    "attackers_change": 10,
+    "absent": "dropped",
+    "local_steps": 2,
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }
@@ -200,6 +204,7 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.parametrize("name", [field.name for field in fields(vg.Experiment)])
 def test_every_setting_changes_the_digest(name: str) -> None:
     base = replace(BASE, device="cuda") if name in ("precision", "autotune") else BASE
+    base = replace(BASE, clients=50) if name == "absent" else base
     changed = replace(base, **{name: CHANGES[name]})
     assert changed.digest != base.digest
     assert (changed.name, changed.digest) != (BASE.name, changed.digest) or name not in ("data_hash", "seed", "model")
@@ -217,6 +222,8 @@ def test_every_setting_changes_the_digest(name: str) -> None:
         (BASE, {"rule": vg.MultiKrum(f=BASE.byzantine)}),
         (replace(BASE, rule="median(even=lower)"), {"profile": "described", "rule": "median(even='lower')"}),
         (BASE, {"learning_rate": ((0, 0.1),)}),
+        (BASE, {"absent": "dropped"}),  # nobody is
+        (BASE, {"clients": BASE.workers}),
         (BASE, {"learning_rate": "0.1,50:0.1"}),  # a piece that changes nothing
         (BASE, {"attack": " little( factor = 1.5 )"}),
         (replace(BASE, attack="little(factor=2.0)"), {"attack": "little(factor=2)"}),
@@ -360,13 +367,19 @@ def test_each_fault_in_one_line(settings: dict[str, Any], start: str) -> None:
     assert "\n" not in faults[0]
 
 
-WHOLE = ("workers", "byzantine", "real_byzantine", "batch_size", "steps", "evaluate_every", "seed")
+WHOLE = (
+    "workers", "byzantine", "real_byzantine", "batch_size", "steps", "evaluate_every", "seed", "clients",
+    "attackers_change", "local_steps",
+)  # fmt: skip
 REAL = ("momentum", "dampening", "clip", "learning_rate", "l2", "validation")
 TRUTHS = ("nesterov", "measure", "autotune")
 
 
 def test_every_number_and_truth_value_is_among_them() -> None:
-    plain = [f.name for f in fields(vg.Experiment) if type(f.default) in (int, float, bool)] + ["real_byzantine"]
+    plain = [f.name for f in fields(vg.Experiment) if type(f.default) in (int, float, bool)] + [
+        "real_byzantine",
+        "clients",
+    ]
     assert sorted(plain) == sorted(WHOLE + REAL + TRUTHS)
 
 

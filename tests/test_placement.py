@@ -18,7 +18,7 @@ from varangian.core.placement import SPAN, WIDTH, Placed, sketch, spread_and_sig
 from varangian.runs import folders
 from varangian.runs.building import build, open_dataset
 from varangian.runs.experiment import ConfigurationError
-from varangian.simulation.metrics import COLUMNS, EVERY_COLUMN, Rows
+from varangian.simulation.metrics import COLUMNS, PLACEMENT, Rows
 
 H, D, MU = 9, 3000, 0.9
 ANYTHING: Any = 0.9
@@ -335,7 +335,7 @@ def test_a_run_has_its_columns_and_others_have_not(tmp_path: Path) -> None:
     folder = result.folder
     assert folder is not None
     header = (folder / folders.METRICS).read_text().split("\n")[0]
-    assert header.split(",") == EVERY_COLUMN
+    assert header.split(",") == [*COLUMNS, *PLACEMENT]
     again = vg.read(folder).measures
     assert [m.row() for m in again] == [m.row() for m in result.measures]
     assert isinstance(again, Rows)

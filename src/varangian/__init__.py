@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     from .runs.results import read as read
     from .runs.running import resume as resume
     from .runs.running import run as run
+    from .simulation.clients import Population as Population
     from .simulation.data import DATASETS as DATASETS
     from .simulation.data import PARTITIONS as PARTITIONS
     from .simulation.data import DataError as DataError
@@ -144,6 +145,7 @@ _HOMES = {
     "HiddenVulnerability Inf KNOWLEDGE Knowledge LabelFlip LastRound Little Mimic MinMax MinSum NaN Omniscient OwnData "
     "ROP SignFlip Spied Task ThreatModel WorstCase Zero",
     "core.checks": "Refused",
+    "simulation.clients": "Population",
     "simulation.data": "DATASETS DataError Dataset PARTITIONS Split",
     "simulation.data.handed": "dataset",
     "runs.doctor": "Diagnosis doctor",

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -229,13 +230,14 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
     validation = None
     if aside is not None:
         validation = Evaluator(replace(dataset, test=aside), e.seed, profile=e.profile, device=device, dtype=dtype)
-    gradients.look(sampler(0), dataset.classes)
+    first = None if e.population() is None else np.arange(1)
+    gradients.look(sampler(0, first), dataset.classes)
     simulation = Simulation(
         gradients,
         sampler,
         e.make_algorithm(),
         e.workers,
-        real_byzantine=e.attackers,
+        real_byzantine=e.attackers if e.population() is None else 0,
         attack=attack,
         knowledge=e.make_knowledge(),
         learning_rate=e.rate,
@@ -245,6 +247,9 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         seed=e.seed,
         measure=e.measure,
         task=task_of(dataset),
+        population=e.population(),
+        absent=e.absent,
+        local_steps=e.local_steps,
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
     test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, device, dtype)
@@ -261,7 +266,8 @@ def sampler_of(e: Experiment, dataset: Dataset) -> tuple[Sampler, Split | None]:
     deal = e.make_partition() if e.partition != "iid" else "iid"
     attack = e.make_attack()
     learn = attack is not None and (attack.poisons or (e.make_knowledge().learns and e.attackers > 0))
-    learners = e.workers if learn else e.honest
+    people = e.population()
+    learners = people.clients if people is not None else e.workers if learn else e.honest
     learned, aside = dataset, None
     if e.validation:
         kept, aside = set_aside(dataset.train, e.validation, e.seed)

@@ -30,6 +30,7 @@ from ..core.rules import RULES, Rule, published
 from ..core.specs import MAX_LENGTH, canonical, check, describe, find, function, make, parse, reason, shortest, split
 from ..core.stages import check_rows
 from ..core.transforms import Clip, Momentum, SharedMomentum, Transform
+from ..simulation.clients import Population
 from ..simulation.data import DATASETS, IID, PARTITIONS, Partition, name_of
 from ..simulation.identity import LENGTH
 from ..simulation.losses import LOSSES, Loss, OwnLoss
@@ -276,7 +277,6 @@ ELSEWHERE = {
     "eta": "learning_rate",
     "rate": "learning_rate",
     "n": "workers",
-    "clients": "workers",
     "f": "byzantine",
     "attackers": "real_byzantine",
     "mu": "momentum",
@@ -406,6 +406,25 @@ class Experiment:
             "later": True,
         },
     )
+    clients: Annotated[Annotated[int, Field(ge=1, le=10**7), WHOLE] | None, BeforeValidator(_nothing)] = field(
+        default=None,
+        metadata={"help": "N, of whom the n workers of a step are drawn; none: all workers are in each", "later": True},
+    )
+    attackers_change: Natural = field(
+        default=0,
+        metadata={"help": "steps after which other workers or clients attack; 0 for always the same", "later": True},
+    )
+    absent: Literal["kept", "kept-on-disk", "decayed", "dropped"] = field(
+        default="kept",
+        metadata={"help": "what becomes of the momentum of a client that is not in a step", "later": True},
+    )
+    local_steps: Annotated[int, Field(ge=1, le=10_000), WHOLE] = field(
+        default=1,
+        metadata={
+            "help": "steps that a worker takes by itself before it sends the sum of its gradients",
+            "later": True,
+        },
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -431,6 +450,8 @@ class Experiment:
             metrics: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = ...,
             precision: Literal["float32", "tf32"] = ..., autotune: bool = ...,
             knowledge: str | ThreatModel | type[ThreatModel] = ...,
+            clients: int | None = ..., attackers_change: int = ...,
+            absent: Literal["kept", "kept-on-disk", "decayed", "dropped"] = ..., local_steps: int = ...,
             data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
@@ -455,6 +476,8 @@ class Experiment:
             if references.may_import():
                 self._shorten(SPECS.keys() - foreign)
         self._shorten_to("loss", canonical("loss", self.loss, LOSSES))
+        if self.clients == self.workers:  # everybody is in each step
+            self._shorten_to("clients", None)
         self._shorten_to("knowledge", canonical("knowledge", self.knowledge, KNOWLEDGE))
 
     def import_code(self, *settings: str) -> Experiment:
@@ -595,6 +618,7 @@ class Experiment:
                 f"momentum_at: adaptive decides in main memory (device cpu), and device is {self.device}; "
                 "use worker or server."
             )
+        yield from self._of_rounds(sound)
         if "precision" in sound and self.precision == "tf32":
             if "device" in made and not card:
                 yield f"precision: tf32 is of cards (device cuda), and device is {self.device}; use float32."
@@ -609,6 +633,37 @@ class Experiment:
                     "learning_rate: pieces must start at step 0 and go up, as in 0.02,8000:0.004, "
                     f"got steps {shown(starts)}."
                 )
+
+    def _of_rounds(self, sound: set[str]) -> Iterator[str]:
+        """What is wrong with who is in a round and what they do there."""
+        several = "local_steps" in sound and self.local_steps > 1
+        rounds = {"clients", "attackers_change"} <= sound and (self.clients or self.attackers_change)
+        if {"clients", "workers"} <= sound and self.clients is not None and self.clients < self.workers:
+            yield f"clients: {self.workers} workers are drawn of them for each step, got {self.clients}."
+        elif rounds and {"workers", "byzantine", "real_byzantine", "attack"} <= sound and self.attackers < self.workers:
+            try:
+                self.population()
+            except ValueError as error:
+                yield f"clients: {error}"
+        if "profile" in sound and self.profile == "published":
+            for name, said in (("clients", rounds), ("local_steps", several)):
+                if said:
+                    yield f"{name}: in the published profile all workers send a gradient in every step; use described."
+        if several and "nesterov" in sound and self.nesterov and self.momentum:
+            yield "nesterov: it looks one step ahead, where local_steps go on; use one of them."
+        if rounds and "momentum_at" in sound and self.momentum_at == "adaptive" and self.momentum:
+            yield (
+                "momentum_at: adaptive compares the momenta of all workers in every step, and with "
+                f"{'clients' if self.clients else 'attackers_change'} they are others; use worker or server."
+            )
+
+    def population(self) -> Population | None:
+        """Who may be in a step, where that is not always everybody or others attack after a while: of N clients the
+        same share attacks as of n workers. None where n workers are in every step, the last of them Byzantine."""
+        if self.clients is None and not self.attackers_change:
+            return None
+        clients = self.workers if self.clients is None else self.clients
+        return Population(clients, self.workers, self.attackers * clients // self.workers, self.attackers_change)
 
     @property
     def attackers(self) -> int:
@@ -742,6 +797,10 @@ class Experiment:
             parts.append(references.label(self.knowledge))
         if self.loss != "cross-entropy":
             parts.append(references.label(self.loss))
+        if self.clients is not None:
+            parts += [f"of{self.clients}", *([self.absent] if self.absent != "kept" else [])]
+        parts += [f"change{self.attackers_change}"] if self.attackers_change else []
+        parts += [f"local{self.local_steps}"] if self.local_steps > 1 else []
         return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]
 
     @property
@@ -790,6 +849,7 @@ class Experiment:
             "clip_mode",
             "real_byzantine",
             *(name for name in HASHES if resolved[name] is None),
+            *(("absent",) if self.population() is None and self.absent != "kept" else ()),
             *_unsaid(self),
         ):
             del resolved[resolved_above]

@@ -41,7 +41,7 @@ from .files import line_of_text, no_follow, number, read_json, sync, whole, writ
 FORMAT = 1  # of run folders
 SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS = "experiment.json", "environment.json", "metrics.csv", "evaluations.csv"
 # Of a state, what came after the first folders were written: left out where it is nothing.
-LATER = ("memory", "last")
+LATER = ("memory", "last", "clients")
 CHECKPOINT, FORMER, STATE, RESULT, LOCK = "checkpoint.pt", "checkpoint-former.pt", "state.pt", "result.json", ".lock"
 FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, CHECKPOINT, FORMER, STATE, RESULT)
 PARTIAL = ".partial"
@@ -310,7 +310,8 @@ def _checksum(content: dict[str, Any]) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             found.update(f"{value.dtype}{list(value.shape)}".encode())
-            found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            if value.numel():  # torch has no bytes of nothing
+                found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, (dict, list)):
             found.update(f"{type(value).__name__}{len(value)}".encode())
             for item in value.items() if isinstance(value, dict) else enumerate(value):

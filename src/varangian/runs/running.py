@@ -19,7 +19,8 @@ from ..core.checks import Refused, cut, printable
 from ..core.references import importing
 from ..simulation.data import Dataset
 from ..simulation.gradients import WorkerGradients
-from ..simulation.metrics import COLUMNS, EVERY_COLUMN, Measures, Rows
+from ..simulation.metrics import Measures, Rows
+from ..simulation.metrics import columns_of as measured
 from ..simulation.simulate import Simulation
 from . import folders
 from .building import NOTHING, Given, build, computing, handed, identified, open_dataset
@@ -98,6 +99,7 @@ def run(
     experiment, given = handed(experiment, model, loss, metrics)
     experiment, dataset = identified(experiment, dataset, data_folder, given)
     _warn_of_nobody(experiment)
+    _warn_of_many(experiment)
     if out is not None:
         folder = Path(out).expanduser() / f"{experiment.name}-{experiment.digest}"
         if folder.is_symlink():
@@ -117,6 +119,20 @@ def _warn_of_nobody(e: Experiment) -> None:
         warnings.warn(
             f"attack {e.attack} is named and nobody attacks: byzantine is 0, and so is real_byzantine by default. The "
             "run is named by the attack all the same.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_many(e: Experiment) -> None:
+    people = e.population()
+    if people is None or e.attack is None:
+        return
+    share = people.exceeding(e.byzantine)
+    if share * e.steps >= 1:
+        warnings.warn(
+            f"of {people.clients:,} clients {people.byzantine:,} attack, so that in {share:.1%} of the steps more than "
+            f"byzantine = {e.byzantine} of the {e.workers} workers do, the most that the rule tolerates; a greater "
+            "byzantine, more workers or a smaller real_byzantine makes that rarer.",
             stacklevel=3,
         )
 
@@ -239,7 +255,7 @@ def _run_in(
             try:
                 journal = Journal(
                     folder, simulation, settings=experiment.to_json(), digest=experiment.digest,
-                    columns=COLUMNS if simulation.algorithm.placement is None else EVERY_COLUMN,
+                    columns=measured(simulation.algorithm.placement is not None, simulation.population is not None),
                     evaluated=("step", *columns_of(experiment)), device=here.device, every=checkpoint_every,
                     origins=experiment.origins(),
                 )  # fmt: skip

@@ -5,8 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from operator import eq
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -56,11 +57,15 @@ class Measures:
     momentum_mu: float | None = None
     ratio_gradients: float | None = None
     ratio_momenta: float | None = None
+    # Where not every client is in every round, and in no other run: how many attack in this round, and how many clients
+    # have a momentum as it begins.
+    attackers: float | None = None
+    remembering: float | None = None
 
     @property
     def columns(self) -> list[str]:
         """The names of the fields that runs of its kind have."""
-        return COLUMNS if self.momentum_place is None else EVERY_COLUMN
+        return columns_of(placement=self.momentum_place is not None, rounds=self.attackers is not None)
 
     def row(self) -> list[str]:
         """The fields as text: 9 significant digits, nothing for None."""
@@ -69,8 +74,13 @@ class Measures:
 
 
 EVERY_COLUMN = [field.name for field in fields(Measures)]
-PLACEMENT = EVERY_COLUMN[-4:]  # which only runs have whose momentum moves
-COLUMNS = EVERY_COLUMN[:-4]
+COLUMNS, PLACEMENT, ROUND = EVERY_COLUMN[:-6], EVERY_COLUMN[-6:-2], EVERY_COLUMN[-2:]
+
+
+@cache
+def columns_of(placement: bool, rounds: bool) -> list[str]:
+    """The columns of runs whose momentum moves, and of those that not everybody is in at every step."""
+    return [*COLUMNS, *(PLACEMENT if placement else ()), *(ROUND if rounds else ())]
 
 
 class Rows(Sequence[Measures]):
@@ -91,8 +101,10 @@ class Rows(Sequence[Measures]):
     def append(self, row: Measures) -> None:
         if not self._missing:
             self._columns = row.columns
-        elif row.columns is not self._columns:
-            raise ValueError("the rows of one run have the same columns, those of momentum that moves or not.")
+        elif row.columns != self._columns:
+            raise ValueError(
+                "the rows of one run have the same columns: of momentum that moves, of rounds, or neither."
+            )
         values = [getattr(row, name) for name in self._columns]
         self._values.extend(0.0 if v is None else v for v in values)
         self._missing.append(sum(1 << i for i, v in enumerate(values) if v is None))
@@ -113,7 +125,8 @@ class Rows(Sequence[Measures]):
         step, points, *rest = (None if missing >> i & 1 else v for i, v in enumerate(values))
         assert step is not None
         assert points is not None
-        return Measures(int(step), int(points), *rest)  # type: ignore[arg-type]
+        named: dict[str, Any] = dict(zip(self._columns[2:], rest, strict=True))
+        return Measures(int(step), int(points), **named)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, (Rows, list)) and len(self) == len(other) and all(map(eq, self, other))

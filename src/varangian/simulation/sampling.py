@@ -87,9 +87,11 @@ class Sampler:
 
     The numbers are drawn on the host, the same for all devices; for a device those of some steps at once.
 
+    Called with ``clients``, numbers from 0 to h - 1, it samples for these alone, each from its part.
+
     Args:
         dataset: where from.
-        h: honest workers.
+        h: honest workers, or clients of whom only some are in a round (described only).
         batch_size: b, per worker.
         seed: of the draws.
         deal: how the data is dealt to workers (described only).
@@ -128,8 +130,11 @@ class Sampler:
             return [np.arange(self.size)] * self.h
         return np.split(self._parts, self._starts[1:, 0])
 
-    def __call__(self, step: int) -> Batch:
-        return self.batch(*self.drawn(step))
+    def __call__(self, step: int, clients: np.ndarray | None = None) -> Batch:
+        if clients is None:
+            return self.batch(*self.drawn(step))
+        index, flip, weights = self._drawn(step, clients)
+        return self.batch(index.reshape(-1), None if flip is None else flip.reshape(-1), weights)
 
     def drawn(self, step: int) -> tuple[Any, Any, np.ndarray | None]:
         """What a step samples, for :meth:`batch`: examples [h b] and which are mirrored [h b], if any, as arrays or
@@ -144,7 +149,7 @@ class Sampler:
 
     def batch(self, index: Any, flip: Any, weights: np.ndarray | None) -> Batch:
         """The examples of what was drawn."""
-        shape = self.h, self.batch_size
+        shape = -1, self.batch_size
         inputs, labels = self.examples(index, flip)
         numbers = None if weights is None else self._weights(weights)
         sizes = None if weights is None else (weights > 0).sum(1)
@@ -153,17 +158,20 @@ class Sampler:
     def _weights(self, weights: np.ndarray) -> Tensor:
         return kernels.there(weights, self.examples.labels).to(self.examples.dtype)
 
-    def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    def _drawn(
+        self, step: int, clients: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Of a step, [h, b] each: which examples; which are mirrored; their weights, where some batch is short."""
-        h, b = self.h, self.batch_size
+        h, b = self.h if clients is None else len(clients), self.batch_size
         weights = flip = None
         if self.profile == "published":
             index, weights = self._from_stream(step)
         elif self._parts is None:
             index = randomness.indices(self.seed, "batches", step, rows=h, columns=b, size=self.size)
         else:
-            places = randomness.indices(self.seed, "batches", step, rows=h, columns=b, size=self._sizes)
-            index = self._parts[self._starts + places]
+            sizes, starts = (x if clients is None else x[clients] for x in (self._sizes, self._starts))
+            places = randomness.indices(self.seed, "batches", step, rows=h, columns=b, size=sizes)
+            index = self._parts[starts + places]
         if self.flip:
             flip = randomness.indices(self.seed, "flips", step, rows=h, columns=b, size=2).astype(bool)
         return index, flip, weights

@@ -1,11 +1,13 @@
 """n workers and a parameter server in one process, a step at a time.
 
 All randomness is a function of (seed, purpose, step, worker), so that the state of a run is the step, the parameters,
-the algorithm's momenta, the model's buffers and the meter's two vectors, and nothing else.
+the algorithm's momenta, the model's buffers and the meter's two vectors, and nothing else. Where not everybody is in
+every round, that includes what those remember who are absent.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -36,9 +38,10 @@ from ..core.checks import Refused, kind_of
 from ..core.stages import Decision, Pending, deferred_refusals, look, refuse_faulty
 from ..core.transforms import Clip, Momentum
 from .captured import Repeated
+from .clients import Absent, Bank, Population, Round
 from .gradients import Batch, WorkerGradients
 from .identity import is_ours
-from .metrics import PLACEMENT, Measures, Meter, Readings
+from .metrics import PLACEMENT, ROUND, Measures, Meter, Readings
 from .sampling import Profile, Sampler
 
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
@@ -58,6 +61,7 @@ class Snapshot:
         attacked: [d], the last aggregate where the attack looks at it.
         memory: what the attack remembers.
         last: [h, d], what honest workers sent in the last step, where the adversary knows that.
+        clients: what those remember of whom only some are in a round (see :meth:`.clients.Bank.state`).
         sampled, decayed: [d] each, the meter's memory; None where nothing is measured, or nothing was yet.
         buffers: of the model, by name.
     """
@@ -74,6 +78,7 @@ class Snapshot:
     buffers: dict[str, Tensor]
     memory: Memory = None
     last: Tensor | None = None
+    clients: tuple[Tensor, ...] | None = None
 
 
 class Simulation:
@@ -81,7 +86,8 @@ class Simulation:
 
     Args:
         gradients: the model.
-        batches: what the h honest workers sample at a step.
+        batches: what the h honest workers sample at a step; with a population it is called with the numbers of the
+            clients too.
         algorithm: both halves.
         workers: n.
         real_byzantine: how many of them attack; 0 without an attack.
@@ -94,6 +100,12 @@ class Simulation:
         profile: which l2.
         seed: of what attack, rule and mixings draw.
         measure: whether to fill the measures that cost time. The training does not depend on it.
+        population: of whom ``workers`` take part in a step; ``real_byzantine`` is then 0 here, and h another number in
+            each. Everybody learns, those who attack in other rounds too.
+        absent: what becomes of the momenta of clients that are not in a round.
+        local_steps: E, how many steps of its own a worker takes from the parameters on, with the same learning rate,
+            before it sends the sum of its E gradients; ``batches`` is asked E times a step, and ``batches(E t + e)`` is
+            of local step e in step t. Clipping and l2 are of each gradient, momentum and the rest of the sum.
 
     The matrix of all n vectors and that of the sampled gradients are allocated once. Momenta at the workers live in the
     former, except those of workers of a data attack: what is crafted is written there, and they keep their own.
@@ -121,31 +133,36 @@ class Simulation:
         seed: int = 0,
         measure: bool = True,
         task: Task = Task(),  # noqa: B008  a frozen value
+        population: Population | None = None,
+        absent: Absent = "kept",
+        local_steps: int = 1,
     ) -> None:
+        self.population, self.local_steps, self.local_clip = population, local_steps, None
+        if population is not None:
+            _check_population(population, workers, real_byzantine, algorithm)
+        if local_steps > 1:
+            algorithm, self.local_clip = _local_half(algorithm)
         self.gradients, self.batches, self.algorithm, self.attack = gradients, batches, algorithm, attack
         self.workers, self.real_byzantine, self.h = workers, real_byzantine, workers - real_byzantine
         self.learning_rate, self.l2, self.profile, self.seed = learning_rate, l2, profile, seed
         self.task = task
         # Workers that compute gradients: the honest ones, and those of a data attack.
-        attacked = attack is not None and real_byzantine > 0
+        attacked = attack is not None and (real_byzantine > 0 or population is not None)
         self.poisons = attack is not None and attack.poisons
         # What the adversary knows, where that is not everything.
         self.knowledge = None if type(knowledge) is Omniscient or not attacked else knowledge
         learns = self.knowledge is not None and self.knowledge.learns
-        self.active = workers if self.poisons or learns else self.h
+        self.learns = self.poisons or learns
+        self.active = workers if self.learns else self.h
         if learns and self.poisons:
             raise ValueError(learns_twice(knowledge, attack))
         if attack is not None and type(attack).__call__ is not Attack.__call__:
             raise ValueError(f"{type(attack).__name__} has a __call__ of its own, which no run calls; override craft.")
-        if attack is not None and real_byzantine:
-            known = self.h
-            if self.knowledge is not None:
-                self.knowledge.check(self.h, real_byzantine)
-                known = self.knowledge.known(self.h, real_byzantine)
-            attack.check_knowing(known, self.h, real_byzantine, gradients.d)
-            if task.classes:
-                attack.check_task(task)
-            attack.warn_if_idle(self.h, real_byzantine, task.classes or None, known)
+        self._unable: dict[int, str | None] = {}
+        if attack is not None and population is None and real_byzantine:
+            attack.warn_if_idle(self.h, real_byzantine, task.classes or None, self._check_attack(real_byzantine))
+        elif attack is not None and population is not None:
+            self._check_rounds(population)
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
         self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
@@ -166,7 +183,8 @@ class Simulation:
         self.native = self.parameters.device.type == "cpu"
         self.vectors = torch.zeros(workers, gradients.d, **options)
         # What workers send: rows of that matrix, unless what is crafted is to stand in some of these rows.
-        self.sent = self.vectors[: self.h] if self.active == self.h else torch.zeros(workers, gradients.d, **options)
+        self.apart = self.active > self.h if population is None else self.learns
+        self.sent = torch.zeros(workers, gradients.d, **options) if self.apart else self.vectors[: self.h]
         if algorithm.worker and algorithm.worker[-1].remembers:
             # What the last stage sends is what it remembers: it lives where that is sent from, from the start.
             self.state = replace(self.state, worker=(*self.state.worker[:-1], self.sent))
@@ -177,16 +195,18 @@ class Simulation:
         self.clip = next((stage for stage in algorithm.worker if type(stage) is Clip), None)
         self.momentum = next((stage for stage in algorithm.worker if type(stage) is Momentum), None)
         in_one_go = algorithm.worker == tuple(stage for stage in (self.clip, self.momentum) if stage is not None)
-        self.in_one_go = in_one_go and algorithm.placement is None and (self.active == self.h or not self.native)
+        self.in_one_go = in_one_go and algorithm.placement is None and (not self.apart or not self.native)
         # On a device momenta of the step before are kept until it is known that all vectors sent were finite.
         self._spare: Tensor | None = None
         if self.in_one_go and self.momentum is not None and not self.native:
-            self._spare = torch.zeros_like(self.vectors if self.active == self.h else self.sent)
+            self._spare = torch.zeros_like(self.sent if self.apart else self.vectors)
         # Of a small model on a card what is asked for in the same way each time is asked for in one go: without attacks
         # that look back, for whom memory lies elsewhere each time.
         plain = attack is None or not (self.own_attack or attack.uses_previous or attack.poisons)
         plain &= (
-            not self.remembers
+            population is None
+            and local_steps == 1
+            and not self.remembers
             and self.knowledge is None
             and self.in_one_go
             and not algorithm.remembers_aggregate
@@ -194,12 +214,67 @@ class Simulation:
         )
         self.repeated = Repeated(self.parameters.device) if plain and self.parameters.is_cuda else None
         self.ours = is_ours(algorithm.rule) and all(is_ours(stage) for stage in algorithm.pre)
+        # Whoever is in a round takes these rows: what it remembers, sends and samples there.
+        self._rows = self.sampled if self.separate else None, self.state.worker
+        self.bank: Bank | None = None
+        if population is not None:
+            momenta = [m for m in self.state.worker if m is not None]
+            decay = max((s.beta for s in algorithm.worker if isinstance(s, Momentum)), default=0.0)
+            self.bank = Bank(
+                gradients.d, workers, absent, decay=decay, stages=len(momenta), dtype=self.parameters.dtype
+            )
+        self._round: Round | None = None
+        self._local = torch.empty_like(self.sampled) if local_steps > 1 else None  # gradients of local steps,
+        self._points = torch.empty_like(self.sampled) if local_steps > 1 else None  # and where they are taken
         self._drawn: list[Tensor] = []  # where a card finds what is sampled
         self._answers: list[Tensor] = []  # and what was decided
         self._begun: _Begun | None = None
         self._known: list[Measures] = []  # rows that nobody has been told yet
         self._former: list[Tensor] = []  # where a device keeps what a step writes over and may have to take back
         self._finite: bool | None = None  # whether the parameters are, as far as a device has said it
+
+    def _check_attack(self, f: int) -> int:
+        """How many vectors are known to f >= 1 attackers of n workers; raises ValueError where they cannot attack."""
+        assert self.attack is not None
+        h = known = self.workers - f
+        if self.knowledge is not None:
+            self.knowledge.check(h, f)
+            known = self.knowledge.known(h, f)
+        self.attack.check_knowing(known, h, f, self.gradients.d)
+        if self.task.classes:
+            self.attack.check_task(self.task)
+        return known
+
+    def _fault(self, f: int) -> str | None:
+        """Why f attackers cannot attack in a round; None where they can."""
+        if f not in self._unable:
+            self._unable[f] = None
+            try:
+                self._check_attack(f)
+            except ValueError as error:
+                self._unable[f] = str(error)
+        return self._unable[f]
+
+    def _check_rounds(self, population: Population) -> None:
+        """Warns of rounds in which the attack is not defined; raises ValueError where it is in none."""
+        assert self.attack is not None
+        chances = {f: p for f, p in population.chances().items() if f}
+        faults = {f: self._fault(f) for f in chances}
+        able = [f for f, fault in faults.items() if fault is None]
+        if faults and not able:
+            raise ValueError(faults[max(chances, key=lambda f: chances[f])])
+        if len(able) < len(faults):
+            f = max((f for f, fault in faults.items() if fault is not None), key=lambda f: chances[f])
+            share = sum(p for k, p in chances.items() if k not in able)
+            warnings.warn(
+                f"in {share:.2g} of the rounds, as with {f} attackers among {self.workers}, there is no attack, and "
+                f"zeros are sent: {faults[f]}",
+                stacklevel=3,
+            )
+        if able:
+            self.attack.warn_if_idle(
+                self.workers - able[-1], able[-1], self.task.classes or None, self._check_attack(able[-1])
+            )
 
     def step(self) -> Measures:
         """One step of every worker and of the server; the measures are those of before the update. Waits for it.
@@ -218,6 +293,8 @@ class Simulation:
         Raises:
             Refused: as for :meth:`step`, on a device for the step before too: ``steps_done`` says which one.
         """
+        if self.population is not None:
+            return self._advance_round()
         step, failure, begun = self.steps_done, None, None
         try:
             begun = self._begin(step)
@@ -238,6 +315,45 @@ class Simulation:
         self._finish(*begun)
         return self._answer()
 
+    def _advance_round(self) -> list[Measures]:
+        """The same where others take part in each step; waits for it on a device too."""
+        assert self.population is not None
+        assert self.bank is not None
+        step = self.steps_done
+        self._seat(self.population.round(self.seed, step), step)
+        begun = self._begin(step)
+        self.gradients.adopt_buffers()
+        try:
+            self._finish(*begun)
+            if self._begun is not None:
+                self._look()
+        finally:
+            if self.steps_done > step or self.refused is not None:
+                momenta = [m for m in self.state.worker if m is not None]
+                self.bank.keep(self._learners, step, momenta)
+        return self._answer()
+
+    @property
+    def _learners(self) -> np.ndarray:
+        """The clients that compute gradients in this round, in the order of their rows."""
+        assert self._round is not None
+        return self._round.clients if self.learns else self._round.honest
+
+    def _seat(self, round: Round, step: int) -> None:
+        """Those who take part take their rows, with what they remember."""
+        assert self.bank is not None
+        self._round, self.h = round, len(round.honest)
+        self.real_byzantine = self.workers - self.h if self.attack is not None else 0
+        self.active = self.workers if self.learns else self.h
+        sampled, memories = self._rows
+        last = len(memories) - 1
+        if not self.apart:
+            self.sent = self.vectors[: self.active]
+        self.sampled = self.sent if sampled is None else sampled[: self.active]
+        worker = [None if m is None else self.sent if k == last else m[: self.active] for k, m in enumerate(memories)]
+        self.bank.take(self._learners, step, [m for m in worker if m is not None])
+        self.state = replace(self.state, worker=tuple(worker))
+
     def settle(self) -> list[Measures]:
         """Waits for the step that was begun last, and answers the rows that were not answered yet.
 
@@ -252,23 +368,56 @@ class Simulation:
         known, self._known = self._known, []
         return known
 
-    def _begin(self, step: int) -> tuple[float, Batch, Tensor, Tensor]:
-        """(learning rate, batch, point, losses) of a step whose gradients are begun; changes nothing that lasts."""
+    def _begin(self, step: int) -> tuple[float, int, Tensor, Tensor]:
+        """(learning rate, how many training points, point, losses) of a step whose gradients are begun; changes nothing
+        that lasts."""
         lr = self.learning_rate(step)
         again = self._begin_again(step, lr)
         if again is not None:
             return again
-        batch = self.batches(step)
-        if self.poisons and self.active > self.h:
-            batch = self._poisoned(batch, step)
         point = self.algorithm.point(self.parameters, self.state, lr)
-        return lr, batch, point, self.gradients.begin(point, batch, self.sampled, step)
+        if self._local is not None:
+            return lr, *self._begin_locally(step, lr, point)
+        batch = self._batch(step)
+        return lr, batch.points(self.h), point, self.gradients.begin(point, batch, self.sampled, step)
 
-    def _poisoned(self, batch: Batch, step: int) -> Batch:
+    def _begin_locally(self, step: int, lr: float, point: Tensor) -> tuple[int, Tensor, Tensor]:
+        """The sum of the gradients of each worker's local steps; the losses are those of the first.
+
+        theta_0 = theta;  theta_e+1 = theta_e - lr clip(g_e + l2);  sampled: sum of the clipped ones
+        """
+        assert self._local is not None
+        assert self._points is not None
+        found, total, clip = self._local[: self.active], self.sampled, self.local_clip
+        here, points, losses = point, 0, None
+        for e in range(self.local_steps):
+            draw = step * self.local_steps + e
+            batch = self._batch(draw)
+            new = self.gradients.begin(here, batch, found, draw)
+            losses, points = new if losses is None else losses, points + batch.points(self.h)
+            factor, direction = self._regularizer(here)
+            kernels.send_rows(
+                found, factor, direction,
+                scale=None if clip is None else clip.scales,
+                keep=1.0, beta=1.0 if e else 0.0, memory=total if e else None, out=total, moments=False,
+            )  # fmt: skip
+            here = torch.sub(point, total, alpha=lr, out=self._points[: self.active])
+        assert losses is not None
+        return points, point, losses
+
+    def _batch(self, draw: int) -> Batch:
+        """What the workers that learn sample; those of a data attack from labels of their own."""
+        batches: Callable[..., Batch] = self.batches
+        batch = batches(draw) if self._round is None else batches(draw, self._learners)
+        if self.poisons and self.active > self.h:
+            return self._poisoned(batch, draw)
+        return batch
+
+    def _poisoned(self, batch: Batch, draw: int) -> Batch:
         """The batch with what the workers of an attack on data learn from in place of what they sampled."""
         h = self.h
         # Numbers of its own, of which none leads to the seed of the run; and memory of its own, for code of others.
-        random = randomness.generator(randomness.Draw(self.seed, step).fork().seed, "poison")
+        random = randomness.generator(randomness.Draw(self.seed, draw).fork().seed, "poison")
         inputs, labels = (x[h:].clone() if self.own_attack else x[h:] for x in (batch.inputs, batch.labels))
         changed, wrong = poisoned(self.attack, inputs, labels, replace(self.task, random=random))
         same = changed is inputs and not self.own_attack
@@ -278,7 +427,7 @@ class Simulation:
             labels=torch.cat([batch.labels[:h], wrong]),
         )
 
-    def _begin_again(self, step: int, lr: float) -> tuple[float, Batch, Tensor, Tensor] | None:
+    def _begin_again(self, step: int, lr: float) -> tuple[float, int, Tensor, Tensor] | None:
         """The same where it can be asked for in one go."""
         batches = self.batches
         if self.repeated is None or self.gradients.method not in SMALL or not isinstance(batches, Sampler):
@@ -299,9 +448,10 @@ class Simulation:
             return batch, point, self.gradients.begin(point, batch, self.sampled, step)
 
         places = [self.parameters, self.sampled, *self.state.worker, *self.state.server]
-        return lr, *self.repeated("the gradients", gradients, numbers=(lr,), places=places)
+        batch, point, losses = self.repeated("the gradients", gradients, numbers=(lr,), places=places)
+        return lr, batch.points(self.h), point, losses
 
-    def _finish(self, lr: float, batch: Batch, point: Tensor, losses: Tensor) -> None:
+    def _finish(self, lr: float, points: int, point: Tensor, losses: Tensor) -> None:
         """All of a step but its gradients."""
         if self._spare is not None:
             self._exchange()
@@ -335,15 +485,16 @@ class Simulation:
         h, f = self.h, self.real_byzantine
         take_back = self._undo(replace(done.sent.state, step=self.state.step)) if done.pending else None
         share = done.decision.weight_of(slice(h, self.workers)) if f and done.readings is not None else None
-        base = Measures(step, self.points, lr, nan, byzantine_share=share, **_placed(done))
+        base = Measures(step, self.points, lr, nan, byzantine_share=share, **_placed(done), **self._counted())
         self.state = replace(done.state, step=self.state.step + 1)
         if self.attack is not None and self.attack.uses_previous:
             self.previous = done.decision.aggregate.clone()
         self.memory = done.sent.memory
         if self.looks_back:
-            older = torch.empty_like(self.vectors[:h]) if self._older is None else self._older
-            self.last, self._older = older.copy_(self.vectors[:h]), self.last
-        self.points += batch.points(h)
+            older, honest = self._older, self.vectors[:h]
+            older = torch.empty_like(honest) if older is None or older.shape != honest.shape else older
+            self.last, self._older = older.copy_(honest), self.last
+        self.points += points
         self.steps_done += 1
         if self.native:
             numbers = kernels.host(*done.tensors)
@@ -363,7 +514,7 @@ class Simulation:
         between them that the server begins with."""
         step, h, f = self.steps_done, self.h, self.real_byzantine
         state, norms, sampled_moments, honest_moments = self._send(point)
-        if self.active > h:
+        if self.apart:
             self.vectors.copy_(self.sent)
         draw = randomness.Draw(self.seed, step).fork()
         seen = Knowledge(
@@ -372,13 +523,14 @@ class Simulation:
             ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous, draw),
             self.previous,
             self._random(draw),
-            self.vectors[h:] if self.poisons and self.active > h else None,
+            self.vectors[h:] if self.poisons and f else None,
             honest_moments,
             self.memory,
         )
         crafted, memory = None, self.memory
         if self.attack is not None and f:
-            known = seen if self.knowledge is None else self._known_of(seen)
+            able = self.population is None or self._fault(f) is None
+            known = None if not able else seen if self.knowledge is None else self._known_of(seen)
             if known is None:
                 crafted = self.vectors.new_zeros(self.vectors.shape[1])
             else:
@@ -405,7 +557,7 @@ class Simulation:
         """What an adversary that knows less sees, in memory of its own: none that it is handed leads to the rest. None
         where it knows nothing."""
         assert self.knowledge is not None
-        others = self.vectors[self.h :] if self.active > self.h and not self.poisons else None
+        others = self.vectors[self.h :] if self.apart and not self.poisons else None
         given = (seen.honest, others, self.last)
         if not is_ours(type(self.knowledge)):  # momenta live there
             given = [None if x is None else x.clone() for x in given]
@@ -414,7 +566,8 @@ class Simulation:
         vectors = self.knowledge.vectors(honest, others, last, self.seed)
         if vectors is None:
             return None
-        wanted = [self.knowledge.known(self.h, self.real_byzantine), honest.shape[1]]
+        h = self.h if last is None or self.population is None or not self.looks_back else len(last)
+        wanted = [self.knowledge.known(h, self.real_byzantine), honest.shape[1]]
         if not isinstance(vectors, Tensor) or list(vectors.shape) != wanted or vectors.dtype != honest.dtype:
             raise ValueError(
                 f"{type(self.knowledge).__name__}.vectors must answer [k, d] = {wanted} of {honest.dtype}, or None, "
@@ -537,7 +690,7 @@ class Simulation:
             step=self.steps_done,
             points=self.points,
             parameters=self.parameters,
-            worker=(*state.worker, *moving[:1]),
+            worker=(*self._remembered, *moving[:1]),
             server=(*state.server, *moving[1:]),
             aggregate=state.previous,
             attacked=self.previous,
@@ -546,7 +699,13 @@ class Simulation:
             buffers=self.gradients.buffers(),
             memory=self.memory,
             last=self.last,
+            clients=None if self.bank is None else self.bank.state(),
         )
+
+    @property
+    def _remembered(self) -> tuple[Tensor | None, ...]:
+        """What workers remember, for which clients have another place."""
+        return self.state.worker if self.bank is None else ()
 
     def _moving(self) -> tuple[Tensor, ...]:
         """What momentum that moves remembers."""
@@ -569,14 +728,17 @@ class Simulation:
             ("aggregate", self.state.previous, snapshot.aggregate),
             ("decayed", None if self.meter is None else self.meter.decayed, snapshot.decayed),
         ]
-        last = self.vectors[: self.h] if begun and self.looks_back else None
+        former = self.h
+        if begun and self.looks_back and self.population is not None:
+            former = len(self.population.round(self.seed, snapshot.step - 1).honest)
+        last = self.vectors[:former] if begun and self.looks_back else None
         made = [
             ("attacked", attacked, snapshot.attacked),
             ("sampled", sampled, snapshot.sampled),
             ("last", last, snapshot.last),
         ]
         moving = self._moving()
-        for name, mine, theirs in (("worker", (*self.state.worker, *moving[:1]), snapshot.worker),
+        for name, mine, theirs in (("worker", (*self._remembered, *moving[:1]), snapshot.worker),
                                    ("server", (*self.state.server, *moving[1:]), snapshot.server)):  # fmt: skip
             if len(mine) != len(theirs):
                 raise ValueError(f"{name}: {len(mine)} momenta are needed, got {len(theirs)}.")
@@ -595,6 +757,11 @@ class Simulation:
         memory = own(snapshot.memory, device)
         if self.state.placement is not None:
             self.state.placement.check(snapshot.server[-1])  # type: ignore[arg-type]
+        if (self.bank is None) != (snapshot.clients is None):
+            wanted, came = ("nothing is", "some") if self.bank is None else ("those of each are", "none")
+            raise ValueError(f"clients: {wanted} needed, got momenta of {came}.")
+        if self.bank is not None and snapshot.clients is not None and self.population is not None:
+            self.bank.restore(snapshot.clients, self.population.clients, snapshot.step)
         for _, mine, theirs in pairs:
             if mine is not None and theirs is not None:
                 mine.copy_(theirs)  # in place: momenta may live in the matrix of all vectors
@@ -617,7 +784,7 @@ class Simulation:
         tensors, one by one. Both give the same bits.
         """
         stages, state = self.algorithm.worker, self.state
-        factor, direction = self._regularizer(point)
+        factor, direction = self._regularizer(point) if self._local is None else (0.0, point)
         if not self.in_one_go:
             if factor:
                 kernels.blend(1.0, self.sampled, factor, direction, out=self.sampled)
@@ -651,10 +818,16 @@ class Simulation:
         memories = tuple(remembered if stage is momentum else None for stage in stages)
         return replace(state, worker=memories), norms, *found[0]
 
+    def _counted(self) -> dict[str, float]:
+        """The measures of rounds in which not everybody is."""
+        if self.bank is None:
+            return {}
+        return dict(zip(ROUND, (float(self.workers - self.h), float(len(self.bank.rows))), strict=True))
+
     def _exchange(self) -> None:
         """What is sent now is written where the vectors of the step before the last one stood."""
         assert self._spare is not None
-        if self.active == self.h:
+        if not self.apart:
             self.vectors, self._spare = self._spare, self.vectors
             self.sent = self.vectors[: self.h]
         else:
@@ -753,6 +926,28 @@ class _Begun:
     pending: list[Pending]
     take_back: Callable[[], None] | None
     spoilt: tuple[Tensor, Tensor] | None
+
+
+def _check_population(population: Population, workers: int, real_byzantine: int, algorithm: Algorithm) -> None:
+    if population.workers != workers or real_byzantine:
+        raise ValueError(
+            f"Simulation: {population} says who is in a round and who attacks; workers must be {population.workers} "
+            f"and real_byzantine 0, got {workers} and {real_byzantine}."
+        )
+    if algorithm.placement is not None:
+        raise ValueError(
+            "Simulation: momentum that moves needs every worker in every step; with a population say worker or server."
+        )
+
+
+def _local_half(algorithm: Algorithm) -> tuple[Algorithm, Clip | None]:
+    """The algorithm of sums of gradients, and the clipping of each of them."""
+    if any(isinstance(s, Momentum) and s.nesterov for s in (*algorithm.worker, *algorithm.server)):
+        raise ValueError(
+            "Simulation: Nesterov's momentum looks one step ahead; with local_steps > 1 say nesterov=False."
+        )
+    first = algorithm.worker[0] if algorithm.worker else None
+    return (replace(algorithm, worker=algorithm.worker[1:]), first) if type(first) is Clip else (algorithm, None)
 
 
 def _row(base: Measures, readings: Readings | None, numbers: Sequence[np.ndarray]) -> Measures:
