@@ -149,11 +149,39 @@ def _columns(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:
                 lambda k, x, s=(low, high, window), table=table: k.column_statistic(x, *s, mixing=table),
                 slack=(lost * sums.amax(0),),
             )  # fmt: skip
+    yield from _weighted_columns(n, d, dtype, lay)
     for ddof in (0, 1):
         yield Case(
             f"mean_and_std {ddof}", "mean_and_std", (x,), lambda k, x, ddof=ddof: k.mean_and_std(x, ddof),
             rtol=n * WIDE, slack=(n * WIDE * size, n * WIDE * size),
         )  # fmt: skip
+
+
+def amounts(n: int) -> list[tuple[float, float, float]]:
+    """(low, high, window) of weights that are n together: a value, means of what lies between, and what is near."""
+    cut = n / 4
+    found = [(n / 2, n / 2, 0.0), (cut, cut, 0.0), (cut, n - cut, 0.0), (0.3 * n, 0.301 * n, 0.0), (0.0, float(n), 0.0)]
+    return [*found, (cut, n - cut, n - cut), (n / 2, n / 2, n - cut), (n / 2, n / 2, 0.2 * n), (n / 2, n / 2, float(n))]
+
+
+def _weighted_columns(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:
+    random = np.random.default_rng([n, 3])
+    x, sound = lay(hostile(n, d, dtype)), lay(hostile(n, d, dtype, finite=True))
+    for name, weights in {
+        "any": random.random(n) + 0.1,
+        "whole": random.integers(1, 4, n),
+        "equal": np.ones(n),
+    }.items():
+        shares = weights * (n / weights.sum())
+        for low, high, window in amounts(n):
+            of = sound if window else x
+            size = of.detach().double().abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
+            for even in ("mid", "lower", "upper") if low == high and not window else ("mid",):
+                yield Case(
+                    f"weighted_statistic of {name} {low, high, window, even}", "weighted_statistic", (of,),
+                    lambda k, x, s=(low, high, window), w=shares, e=even: k.weighted_statistic(x, w, *s, even=e),
+                    bits=even != "mid", slack=(n * WIDE * size,),
+                )  # fmt: skip
 
 
 def _sums(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:

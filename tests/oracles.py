@@ -246,6 +246,149 @@ def meamed(x: ArrayLike, f: int, even: str = "mid") -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Rules whose workers count differently: w is [n] > 0 and n together
+# ---------------------------------------------------------------------------------------------------------------------
+
+BORDER = 1e-12  # of all weight: amounts of it so close are the same, whatever the order in which they were added up
+
+
+def mean_one(w: ArrayLike) -> Array:
+    """The weights, n together."""
+    out = np.array(w, dtype=np.float64)
+    return out * (len(out) / out.sum())
+
+
+def heaviest(w: Array, f: int) -> float:
+    """W_f: the weight of the f heaviest."""
+    return float(np.sort(w)[::-1][:f].sum())
+
+
+def first_of_weight(order: Sequence[int] | NDArray[np.intp], w: Array, amount: float) -> Array:
+    """[n] how much of each weight is among the first so much in an order; of the last one in part."""
+    taken, rest = np.zeros(len(w)), amount
+    for i in order:
+        if rest <= BORDER * len(w):
+            break
+        taken[i] = min(w[i], rest)
+        rest -= taken[i]
+    return taken
+
+
+def mean_by(parts: Array, x: Array) -> Array:
+    """The mean of rows, or of numbers, each of so much weight."""
+    used = parts > 0
+    return (parts[used] @ x[used]) / parts[used].sum()
+
+
+def weighted_average(x: ArrayLike, w: ArrayLike, f: int = 0) -> Array:
+    """sum w_i x_i / sum w_i."""
+    return mean_by(mean_one(w), matrix(x))
+
+
+def weighted_median(x: ArrayLike, w: ArrayLike, f: int = 0, even: str = "mid") -> Array:
+    """Per coordinate all y that minimise sum of w_i |x_i - y|, which have no more than half of the weight on either
+    side, are the values from one of the x_i to another, perhaps the same: their middle, or one of the ends."""
+    x, w = matrix(x), mean_one(w)
+    out = np.empty(x.shape[1])
+    for j in range(x.shape[1]):
+        column, half = x[:, j], (0.5 + BORDER) * len(w)
+        best = np.array([y for y in column if w[column < y].sum() <= half and w[column > y].sum() <= half])
+        out[j] = {"mid": (best.min() + best.max()) / 2, "lower": best.min(), "upper": best.max()}[even]
+    return out
+
+
+def weighted_trimmed_mean(x: ArrayLike, w: ArrayLike, f: int) -> Array:
+    """Per coordinate, what is left without the weight W_f of the least and without that of the greatest values."""
+    x, w = matrix(x), mean_one(w)
+    out = np.empty(x.shape[1])
+    for j in range(x.shape[1]):
+        order = np.argsort(x[:, j], kind="stable")
+        below, above = (first_of_weight(o, w, heaviest(w, f)) for o in (order, order[::-1]))
+        left = w - below - above
+        out[j] = mean_by(np.where(left > BORDER * len(w), left, 0), x[:, j])
+    return out
+
+
+def weighted_mean_of_closest(x: Array, w: Array, centre: Array, amount: float) -> Array:
+    """Per coordinate, the mean of so much weight closest to ``centre``; the lower value first if equally close."""
+    out = np.empty(x.shape[1])
+    for j in range(x.shape[1]):
+        order = np.lexsort((x[:, j], np.abs(x[:, j] - centre[j]).round(12)))  # else rounding breaks ties
+        out[j] = mean_by(first_of_weight(order, w, amount), x[:, j])
+    return out
+
+
+def weighted_phocas(x: ArrayLike, w: ArrayLike, f: int) -> Array:
+    """Per coordinate, the mean of the weight n - W_f closest to the weighted trimmed mean."""
+    x, w = matrix(x), mean_one(w)
+    return weighted_mean_of_closest(x, w, weighted_trimmed_mean(x, w, f), len(w) - heaviest(w, f))
+
+
+def weighted_meamed(x: ArrayLike, w: ArrayLike, f: int, even: str = "mid") -> Array:
+    """Per coordinate, the mean of the weight n - W_f closest to the weighted median."""
+    x, w = matrix(x), mean_one(w)
+    return weighted_mean_of_closest(x, w, weighted_median(x, w, f, even), len(w) - heaviest(w, f))
+
+
+def weighted_krum_scores(x: Array, w: Array, amount: float, distance: str = "squared") -> Array:
+    """For each i the sum of w_j ||x_i - x_j||^2 over its nearest others until they weigh ``amount`` - w_i, the last in
+    part."""
+    between = squared_distances(x)
+    if distance == "plain":
+        between = np.sqrt(between)
+    scores = np.empty(len(x))
+    for i in range(len(x)):
+        others = np.array([j for j in np.argsort(between[i], kind="stable") if j != i])
+        scores[i] = first_of_weight(others, w, amount - w[i]) @ between[i]
+    return scores
+
+
+def weighted_krum(x: ArrayLike, w: ArrayLike, f: int, neighbours: str = "n-f-2", distance: str = "squared") -> Array:
+    """The vector of least score, whose neighbours weigh n - W_f - 1 - w_i (or n - W_f - w_i)."""
+    x, w = matrix(x), mean_one(w)
+    amount = len(w) - heaviest(w, f) - (1 if neighbours == "n-f-2" else 0)
+    return x[ranked(weighted_krum_scores(x, w, amount, distance), x)[0]]
+
+
+def weighted_multi_krum(
+    x: ArrayLike, w: ArrayLike, f: int, m: float | None = None, neighbours: str = "n-f-2", distance: str = "squared"
+) -> Array:
+    """The mean by weight of the vectors of least score until they weigh m, by default n - W_f - 2, the last in part."""
+    x, w = matrix(x), mean_one(w)
+    heavy = heaviest(w, f)
+    amount = len(w) - heavy - (1 if neighbours == "n-f-2" else 0)
+    order = ranked(weighted_krum_scores(x, w, amount, distance), x)
+    return mean_by(first_of_weight(order, w, len(w) - heavy - 2 if m is None else min(m, len(w) - heavy)), x)
+
+
+def weighted_centered_clipping(
+    x: ArrayLike, w: ArrayLike, f: int = 0, tau: float = 10.0, iterations: int = 1, previous: ArrayLike | None = None
+) -> Array:
+    """v <- v + (1 / n) sum of w_i (x_i - v) min(1, tau / ||x_i - v||)."""
+    x, w = matrix(x), mean_one(w)
+    v = np.zeros(x.shape[1]) if previous is None else np.array(previous, dtype=np.float64)
+    for _ in range(iterations):
+        steps = [
+            w[i] * (row - v) * min(1.0, tau / max(sqrt(((row - v) ** 2).sum()), 1e-300)) for i, row in enumerate(x)
+        ]
+        v = v + sum(steps) / len(x)
+    return v
+
+
+def capped(sizes: ArrayLike, cap: float, rounds: int = 10_000) -> Array:
+    """Weights in proportion to sizes, what is above the cap dealt to those below it, again and again."""
+    w = mean_one(sizes)
+    for _ in range(rounds):
+        excess = np.maximum(w - cap, 0).sum()
+        w = np.minimum(w, cap)
+        below = w < cap
+        if excess <= 0 or not w[below].any():
+            break
+        w[below] *= 1 + excess / w[below].sum()
+    return w
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Rules: iterative, clipping
 # ---------------------------------------------------------------------------------------------------------------------
 

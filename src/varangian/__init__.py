@@ -91,7 +91,10 @@ if TYPE_CHECKING:
     from .core.rules import SignGuard as SignGuard
     from .core.rules import TrimmedMean as TrimmedMean
     from .core.rules import published as published
+    from .core.shares import WeightBreakdown as WeightBreakdown
+    from .core.shares import size_weights as size_weights
     from .core.stages import refuse_faulty as refuse_faulty
+    from .core.stages import refuse_overweight as refuse_overweight
     from .core.theory import empirical_kappa as empirical_kappa
     from .core.transforms import Clip as Clip
     from .core.transforms import Momentum as Momentum
@@ -168,7 +171,8 @@ _HOMES = {
     "core.rules": "Aksel Average Bulyan CAF CenteredClipping ClippedClustering ComparativeGradientElimination "
     "Coordinatewise DivideAndConquer FLAME FLTrust FoolsGold General GeometricMedian Krum LASA MeaMed Median Medoid "
     "MinimumDiameterAveraging MoNNA MultiKrum Nearest Phocas RULES Rule SMEA Selecting SignGuard TrimmedMean published",
-    "core.stages": "refuse_faulty",
+    "core.shares": "WeightBreakdown size_weights",
+    "core.stages": "refuse_faulty refuse_overweight",
     "study.grid": "Grid",
     "study.sweep": "Sweep sweep",
     "study.tune": "Search Tuning tune",

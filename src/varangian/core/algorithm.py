@@ -247,44 +247,59 @@ class Algorithm:
         return not bool((kernels.squared_norms(gradients).sqrt_() < momenta[0].overflow(gradients.dtype)).all())
 
     @overload
-    def aggregate(self, vectors: Tensor | Sequence[Tensor], state: State) -> tuple[Tensor, State]: ...
+    def aggregate(
+        self, vectors: Tensor | Sequence[Tensor], state: State, *, weights: Any = None
+    ) -> tuple[Tensor, State]: ...
     @overload
     def aggregate(
-        self, vectors: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], state: State
-    ) -> tuple[np.ndarray, State]: ...
+        self, vectors: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], state: State,
+        *, weights: Any = None,
+    ) -> tuple[np.ndarray, State]: ...  # fmt: skip
     @kernels.eager
-    def aggregate(self, vectors: Any, state: State) -> Any:
+    def aggregate(self, vectors: Any, state: State, *, weights: Any = None) -> Any:
         """The server half: mixings, the rule, then the server's transforms, [n, d] -> [d].
 
         The parameters then become ``parameters - lr * update``. ``vectors`` is only read; the update is the caller's
         own, to be written into at will, and of the kind that came.
 
+        Args:
+            vectors: [n, d] what workers sent.
+            state: that of this step.
+            weights: [n] what each vector counts, >= 0, for rules that weigh; see :meth:`Rule.__call__`.
+
         Raises:
-            Refused: more than f vectors are not finite.
-            ValueError: too few vectors for f, or a state of other coordinates or of another algorithm.
+            Refused: more than f vectors are not finite, or such as weigh too much.
+            ValueError: too few vectors for f, weights that a stage does not take or with which f is too many, or a
+                state of other coordinates or of another algorithm.
         """
         _check_state(state)
         if isinstance(vectors, (np.ndarray, list, tuple)):
             matrix, restore = _vectors(self, vectors, state)
-            update, state = self.finish(self.decide(matrix, state), state)
+            update, state = self.finish(self.decide(matrix, state, weights=weights), state)
             return restore(update), state
-        return self.finish(self.decide(vectors, state), state)
+        return self.finish(self.decide(vectors, state, weights=weights), state)
 
     @kernels.eager
     def decide(
-        self, vectors: Tensor | np.ndarray | Sequence[Any], state: State, *, seen: Tensor | None = None
-    ) -> Decision:
+        self, vectors: Tensor | np.ndarray | Sequence[Any], state: State, *, seen: Tensor | None = None,
+        weights: Any = None,
+    ) -> Decision:  # fmt: skip
         """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered.
 
         ``seen``: the distances that it begins with, where somebody has them: what ``core.stages.look`` answers.
         """
+        if weights is not None and self.placement is not None:
+            raise ValueError(f"Algorithm: {self.placement} takes no weights of workers.")
         _check_state(state)
         x: Any = _vectors(self, vectors, state)[0] if isinstance(vectors, (np.ndarray, list, tuple)) else vectors
         _check_vectors("vectors", x, 2)
         _check_memories(self.server, "server", state.server, x[0] if len(x) else None)
         self._check_previous(state, x)
         check_placed(self.placement, state.placement, x)
-        decision = decide(x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step), seen=seen)
+        decision = decide(
+            x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step), seen=seen,
+            weights=weights,
+        )  # fmt: skip
         if self.placement is None or state.placement is None:
             return decision
         return replace(decision, placing=self.placement.see(x, state.placement, state.seed))

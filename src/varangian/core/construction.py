@@ -89,6 +89,8 @@ def _arguments(cls: type, name: str, method: Any) -> list[str]:
     """What a method is called with, but for self."""
     known = list(inspect.signature(method).parameters.values())[1:]
     more = ["draw"] if name in ("combine", "weights", "apply") and getattr(cls, "draws", False) else []
+    if name == "combine" and getattr(cls, "weighs", False):
+        more.append("shares")
     if name == "__call__" and getattr(cls, "uses_previous", False):
         more = ["previous"]
     return [p.name for p in known] + more

@@ -174,6 +174,8 @@ class Geometry:
         vectors: what the points are made of: N vectors and e extra ones (the last aggregate, for rules that use it).
         table: [n, N+e] the points as weights over the vectors and the extra ones; None when they are the vectors.
         exact: whether what was measured was added up in float64: else it is right to float32's rounding.
+        shares: [n] what each point counts, in equal shares; None where all count the same. Those of mixtures are their
+            own: a mixing asks for none.
     """
 
     squared: np.ndarray
@@ -181,6 +183,7 @@ class Geometry:
     vectors: Vectors
     table: np.ndarray | None
     exact: bool = False
+    shares: np.ndarray | None = None
 
     @classmethod
     def of(cls, x: Tensor, extra: Tensor | None = None) -> Geometry:

@@ -200,6 +200,7 @@ class StaticClipping(Mixing):
     aligned: ClassVar[bool] = True
     norms_only: ClassVar[bool] = True
     scales: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     guarantee: ClassVar[Guarantee] = FINITE
     exempt: ClassVar[Mapping[str, str]] = {
         "TRANSLATION": BY_NORMS,

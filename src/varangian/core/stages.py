@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from inspect import isabstract
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, overload
 
@@ -15,16 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import kernels
-from .checks import UNSAID, Refused, brief, kind_of, not_dense, require, set_whole, shown, whole
+from . import kernels, numerics
+from .checks import UNSAID, Refused, brief, is_ours, kind_of, not_dense, require, set_whole, shown, whole
 from .claims import NEAR, Guarantee
 from .construction import Constructed
 from .geometry import Geometry, distances_from, mean_weights, squared_between, squared_from, squared_pairs
 from .placement import Seen
 from .randomness import BARE, Draw
+from .shares import WeightBreakdown, heaviest, shares_of
 
 Bound = Callable[[int, int], float]
 """A bound that some paper proves, as a function of n and f."""
+
+Shares = np.ndarray | None
+"""[n] what each vector counts, > 0 and n together; None where all count the same."""
+
+WeightedStatistic = tuple[float, float, float, str]
+"""(low, high, window, even) of :func:`.kernels.weighted_statistic`."""
 
 Statistic = tuple[int, int, int]
 """(low, high, window) of :func:`.kernels.column_statistic`: the mean of the values of ranks low..high-1 of a column, or
@@ -51,6 +60,8 @@ class Rule(Constructed):
         columnwise: given the weights, pieces of vectors will do.
         by_place: it matters which vector stands where.
         draws: of a General rule: ``combine`` takes the random numbers of the step, a Draw.
+        weighs: it takes weights of workers (see :mod:`varangian.core.shares`). A class derived from one that does says
+            so again where it answers in another way.
         robust: False for the average, which has an f but tolerates nothing.
         published: the fields with which it is what the code of the paper of distributed momentum computed; None where
             that code had no such rule.
@@ -70,6 +81,7 @@ class Rule(Constructed):
     columnwise: ClassVar[bool] = False
     by_place: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     robust: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any] | None] = None
     published_name: ClassVar[str] = ""
@@ -111,6 +123,36 @@ class Rule(Constructed):
         require(self, bool(tolerated), f"n >= {replace(self, f=0).min_n} vectors even with f = 0", n)
         return max(tolerated)
 
+    def weight_breakdown(self, weights: Any) -> WeightBreakdown:
+        """How much of the weight may be Byzantine where workers count differently.
+
+        W_f, the weight of the f heaviest, takes the place of f in what the rule needs, ``2f + 1 <= n`` say: 2 W_f < n
+        with weights that add up to n. Whoever has no more weight than that together may then be Byzantine.
+
+        Args:
+            weights: [n] as for the call: numbers >= 0.
+
+        Example:
+            >>> import varangian as vg
+            >>> weights = vg.size_weights([900, 500, 200, 100, 100, 100, 100])
+            >>> vg.Median(f=1).weight_breakdown(weights).workers, vg.Median(f=1).breakdown(7)
+            (1, 3)
+            >>> vg.Median(f=2).weight_breakdown(weights)  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ValueError: Median(f=2) tolerates less than 3.5 of a weight of 7, and the f = 2 heaviest of these 7 ...
+
+        Raises:
+            ValueError: weights that are none, or with which f is too many: the f heaviest weigh too much.
+        """
+        shares = shares_of(self, weights)
+        shares = shares[shares > 0]
+        n, declared = shares.size, check_shares(self, shares)
+        if not self.robust:
+            return WeightBreakdown(0.0, 0.0, 0, 0.0)
+        limit = _weight_limit(self, n)
+        tolerated = _within(shares, limit)
+        return WeightBreakdown(declared / n, heaviest(shares, tolerated) / n, tolerated, limit / n)
+
     def kappa_bound(self, n: int) -> float | None:
         """The robustness coefficient kappa(n, f) proved for the rule's default conventions; None where none is.
 
@@ -151,13 +193,16 @@ class Rule(Constructed):
         return None
 
     @overload
-    def __call__(self, x: Tensor | Sequence[Tensor], previous: Any = None, step: int = 0) -> Tensor: ...
+    def __call__(
+        self, x: Tensor | Sequence[Tensor], previous: Any = None, step: int = 0, *, weights: Any = None
+    ) -> Tensor: ...
     @overload
     def __call__(
-        self, x: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], previous: Any = None, step: int = 0
-    ) -> np.ndarray: ...
+        self, x: np.ndarray | Sequence[np.ndarray] | Sequence[Sequence[float]], previous: Any = None, step: int = 0,
+        *, weights: Any = None,
+    ) -> np.ndarray: ...  # fmt: skip
     @kernels.eager
-    def __call__(self, x: Any, previous: Any = None, step: int = 0) -> Any:
+    def __call__(self, x: Any, previous: Any = None, step: int = 0, *, weights: Any = None) -> Any:
         """Aggregates [n, d] (a tensor, an array, or n vectors [d]) to [d] of the same kind, dtype and device. Lists of
         numbers are an array of float64.
 
@@ -168,14 +213,19 @@ class Rule(Constructed):
             step: which aggregation it is, for the rules that draw (``draws``): what they sample is a function of it,
                 so that the same call gives the same answer. Count it up where you aggregate again and again: an
                 adversary who knows what will be drawn hides where nobody looks.
+            weights: [n] what each vector counts, >= 0, for the rules that weigh (``weighs``): an array, a tensor or a
+                list. Only their ratios matter; equal ones are none, and a vector that weighs nothing is not there.
 
         Raises:
-            Refused: more than f vectors are not finite.
-            ValueError: fewer than ``min_n`` vectors, or something that is not [n, d].
+            Refused: more than f vectors are not finite; with weights, such as weigh more than the f heaviest.
+            ValueError: fewer than ``min_n`` vectors, something that is not [n, d], weights for a rule that takes none,
+                or weights with which f is too many (see :meth:`weight_breakdown`).
         """
         matrix, restore = as_matrix(self, x)
-        previous = as_previous(self, previous, matrix)
-        return restore(decide(matrix, (), self, previous=previous, draw=Draw(0, whole(self, "step", step))).aggregate)
+        previous, draw = as_previous(self, previous, matrix), Draw(0, whole(self, "step", step))
+        return restore(decide(matrix, (), self, previous=previous, draw=draw, weights=weights).aggregate)
+
+    # Where vectors count differently, rules that weigh are handed ``shares`` too, here and there.
 
     @abstractmethod
     def choose(self, n: int, geometry: Geometry | None) -> np.ndarray | None:
@@ -194,7 +244,8 @@ def _bound(rule: Rule, bound: Bound | None, n: int) -> float | None:
 class Selecting(Rule):
     """A rule that looks at distances alone and answers weights: it lives in n x n.
 
-    Write ``needs`` and ``weights(self, geometry)``.
+    Write ``needs`` and ``weights(self, geometry)``. With ``weighs = True`` it finds in ``geometry.shares`` what each
+    point counts, [n] and n together; or None, where all count the same.
 
     Example:
         >>> import varangian as vg
@@ -219,11 +270,13 @@ class Selecting(Rule):
     def weights(self, geometry: Geometry) -> np.ndarray:
         """[n+e] weights of the points (and of the extra ones, if any); what is missing to 1 goes to the origin."""
 
-    def choose(self, n: int, geometry: Geometry | None) -> np.ndarray:
+    def choose(self, n: int, geometry: Geometry | None, shares: Shares = None) -> np.ndarray:
         assert geometry is not None
         return checked_weights(self, self.weights(geometry), (geometry.n,), (geometry.n + geometry.vectors.e,))
 
-    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+    def apply(
+        self, x: Tensor, table: np.ndarray | None, previous: Tensor | None, *draw: Draw, shares: Shares = None
+    ) -> Tensor:
         assert table is not None
         return kernels.weighted_rows(x, table, None if previous is None else previous.unsqueeze(0))
 
@@ -246,7 +299,7 @@ class Nearest(Selecting):
 class Coordinatewise(Rule):
     """A rule that looks at each column alone: the mean of some ranks, or of the values closest to that mean.
 
-    Write ``needs`` and ``statistic(self, n)``.
+    Write ``needs`` and ``statistic(self, n)``; with ``weighs = True`` also ``weighted(self, shares)``.
 
     Example:
         >>> import varangian as vg
@@ -270,12 +323,24 @@ class Coordinatewise(Rule):
         """(low, high, window) for columns of n values: the mean of the values of ranks low to high - 1, or with a
         window > 0 the mean of as many values closest to that."""
 
-    def choose(self, n: int, geometry: Geometry | None) -> None:
+    def weighted(self, shares: np.ndarray) -> WeightedStatistic:
+        """(low, high, window, even) of :func:`.kernels.weighted_statistic`, in shares, which are n together: the mean
+        of what lies between two amounts, or with a window > 0 the mean of so much of the weight closest to that.
+
+        It is asked where values count differently, and should come to :meth:`statistic` where they do not.
+        """
+        raise ValueError(f"{type(self).__name__} says weighs = True, and must write weighted(self, shares).")
+
+    def choose(self, n: int, geometry: Geometry | None, shares: Shares = None) -> None:
         return None
 
-    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None) -> Tensor:
+    def apply(
+        self, x: Tensor, table: np.ndarray | None, previous: Tensor | None, *draw: Draw, shares: Shares = None
+    ) -> Tensor:
         n = x.shape[0] if table is None else table.shape[0]
-        return column_statistic(self, x, self.statistic(n), table)
+        if shares is None:
+            return column_statistic(self, x, self.statistic(n), table)
+        return weighted_statistic(self, x if table is None else kernels.weighted_rows(x, table), shares)
 
 
 class General(Rule):
@@ -305,14 +370,18 @@ class General(Rule):
         """[n, d] -> [d]; must not write into x nor return a view of it.
 
         A class with ``draws = True`` takes ``combine(self, x, previous, draw=Draw())``, and nothing else may be random.
+        One with ``weighs = True`` takes ``shares=None`` last: [n] what each vector counts, n together, or None where
+        all count the same; where there are shares it refuses with :func:`refuse_overweight`.
         """
 
-    def choose(self, n: int, geometry: Geometry | None) -> None:
+    def choose(self, n: int, geometry: Geometry | None, shares: Shares = None) -> None:
         return None
 
-    def apply(self, x: Tensor, table: np.ndarray | None, previous: Tensor | None, *draw: Draw) -> Tensor:
-        answer = self.combine(x if table is None else kernels.weighted_rows(x, table), previous, *draw)
-        return checked_answer(self, answer, x)
+    def apply(
+        self, x: Tensor, table: np.ndarray | None, previous: Tensor | None, *draw: Draw, shares: Shares = None
+    ) -> Tensor:
+        rows = x if table is None else kernels.weighted_rows(x, table)
+        return checked_answer(self, self.combine(rows, previous, *draw, **_weighing(shares)), x)
 
 
 @dataclass(frozen=True)
@@ -324,6 +393,7 @@ class Mixing(Constructed):
         draws: its weights are random, and take the numbers of the step, a Draw.
         norms_only: it looks at norms, and at no other distances, which are then not measured for its sake.
         scales: its weights are [n] scales.
+        weighs: weights of workers may stand behind it: vector i becomes vector i, whatever the others are or count.
         guarantee, exempt: as of a rule; a mixing that has no f claims to be finite, where it says nothing else.
 
     Example:
@@ -355,6 +425,7 @@ class Mixing(Constructed):
     draws: ClassVar[bool] = False
     norms_only: ClassVar[bool] = False
     scales: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     guarantee: ClassVar[Guarantee] = NEAR
     exempt: ClassVar[Mapping[str, str]] = {}
 
@@ -449,6 +520,27 @@ class Decision:
         total = weights.sum()
         return float(weights[rows].sum() / total) if total else 0.0
 
+    def among(self, places: np.ndarray, n: int) -> Decision:
+        """The same about n vectors, of which those at other places were not there: they have no weight, and a geometry
+        knows nothing of them."""
+        m, table, geometry = places.size, self.table, self.geometry
+        if table is not None:
+            spread = np.zeros((*table.shape[:-1], n + table.shape[-1] - m))
+            spread[..., places], spread[..., n:] = table[..., :m], table[..., m:]
+            table = spread
+        if geometry is not None:
+            others = geometry.squared.shape[0] - m
+            every = np.append(places, n + np.arange(others))
+            squared = np.full((n + others, n + others), np.inf)
+            squared[np.ix_(every, every)] = geometry.squared
+            np.fill_diagonal(squared, 0)
+            through = geometry.through(np.eye(m))
+            finite, shares, made = np.zeros(n, bool), np.zeros(n), np.zeros((n, through.shape[1]))
+            finite[places], made[places] = geometry.finite, through
+            shares[places] = 1.0 if geometry.shares is None else geometry.shares
+            geometry = replace(geometry, squared=squared, finite=finite, table=made, shares=shares)
+        return replace(self, table=table, geometry=geometry)
+
 
 def column_statistic(rule: Rule, x: Tensor, statistic: Statistic, table: np.ndarray | None) -> Tensor:
     """The statistic of the columns of table @ x, refused where more than f rows are not finite."""
@@ -462,6 +554,25 @@ def column_statistic(rule: Rule, x: Tensor, statistic: Statistic, table: np.ndar
         )
     result, faulty = kernels.column_statistic(x, *statistic, mixing=table)
     refuse_faulty(rule, rule.f, faulty)
+    return result
+
+
+def weighted_statistic(rule: Coordinatewise, x: Tensor, shares: np.ndarray) -> Tensor:
+    """The statistic of the columns of x, whose values count differently; refused where rows that are not finite weigh
+    too much."""
+    asked, n = rule.weighted(shares), shares.size
+    if not (
+        isinstance(asked, (tuple, list)) and len(asked) == 4 and asked[3] in kernels.EVEN
+        and all(isinstance(a, Real) and not isinstance(a, bool) for a in asked[:3])
+        and 0 <= asked[0] <= asked[1] <= n * (1 + numerics.NOTHING) and 0 <= asked[2] <= n * (1 + numerics.NOTHING)
+    ):  # fmt: skip
+        raise ValueError(
+            f"{type(rule).__name__}.weighted must answer amounts 0 <= low <= high <= n, a window from 0 to n, of "
+            f"values that weigh n = {n} together, and one of {', '.join(kernels.EVEN)}, got {shown(asked)}."
+        )
+    low, high, window, even = asked
+    result, faulty = kernels.weighted_statistic(x, shares, low, high, window, even=even)
+    refuse_overweight(rule, shares, faulty)
     return result
 
 
@@ -545,6 +656,89 @@ def refuse_faulty(stage: Rule | Mixing, f: int, faulty: int | Tensor) -> None:
         raise Refused(f"{stage} tolerates {f} vectors with NaN or infinity, got {faulty}.")
 
 
+def refuse_overweight(rule: Rule, shares: np.ndarray, faulty: np.ndarray | Tensor) -> None:
+    """:func:`refuse_faulty` where vectors count differently: those that are not finite, [n] bool, may weigh no more
+    than the f heaviest. A tensor on a device is waited for, unless refusals are deferred."""
+    limit = heaviest(shares, rule.f)
+    if isinstance(faulty, Tensor) and faulty.device.type != "cpu" and _pending.get() is not None:
+        # Who weighs more than the f heaviest is more than f.
+        over = (faulty * kernels.there(shares, faulty)).sum() > limit * (1 + numerics.NOTHING)
+        refuse_faulty(rule, rule.f, torch.where(over, faulty.sum(), 0))
+        return
+    spoilt = kernels.host(faulty).astype(bool) if isinstance(faulty, Tensor) else faulty
+    weight = shares[spoilt].sum()
+    if weight > limit * (1 + numerics.NOTHING):
+        raise Refused(
+            f"{rule} tolerates vectors with NaN or infinity that weigh {limit:.4g} of {shares.size}, as the "
+            f"f = {rule.f} heaviest do, got {int(spoilt.sum())} that weigh {weight:.4g}."
+        )
+
+
+def _weight_limit(rule: Rule, n: int) -> float:
+    """What the weight of hostile vectors must stay below, of n vectors that weigh n together: where a weight in the
+    place of f, on a line between whole numbers, would need n + 1 vectors."""
+
+    def least(f: int) -> int:
+        return replace(rule, f=f).min_n
+
+    f = bisect_right(range(n), n, key=least) - 1
+    return f + (n + 1 - least(f)) / (least(f + 1) - least(f)) if least(f + 1) > n else float(n)
+
+
+def _within(shares: np.ndarray, limit: float) -> int:
+    """How many of the heaviest weigh less than a limit."""
+    return int((np.sort(shares)[::-1].cumsum() < limit * (1 - numerics.NOTHING)).sum())
+
+
+def check_shares(rule: Rule, shares: np.ndarray) -> float:
+    """W_f, the weight of the f heaviest of shares > 0; ValueError where it is more than a rule can tolerate."""
+    n, (formula, least), weight = shares.size, needed(rule), heaviest(shares, rule.f)
+    if n < least:
+        wanted = formula if formula == str(least) else f"{formula} = {least}"
+        raise ValueError(f"{rule} needs n >= {wanted} vectors that weigh more than 0, got {n}.")
+    limit = _weight_limit(rule, n) if rule.robust else np.inf
+    if weight >= limit * (1 - numerics.NOTHING):
+        possible = _within(shares, limit)
+        advice = f"f = {possible} would do" if possible else "none of these may be Byzantine"
+        raise ValueError(
+            f"{rule} tolerates less than {limit:.4g} of a weight of {n}, and the f = {rule.f} heaviest of these {n} "
+            f"vectors weigh {weight:.4g}; {advice}, or weights with a lower cap."
+        )
+    return weight
+
+
+def check_weighs(pre: Sequence[Mixing], rule: Rule) -> None:
+    """Raises ValueError for a stage that takes no weights of workers."""
+    for stage, kind in (*((mixing, Mixing) for mixing in pre), (rule, Rule)):
+        if not takes_weights(type(stage)):
+            others = sorted(c.__name__ for c in _derived(kind) if is_ours(c) and not isabstract(c) and takes_weights(c))
+            hint = f" ({type(stage).__name__} itself must say weighs = True, and heed them)" if stage.weighs else ""
+            raise ValueError(f"{stage} takes no weights of workers{hint}; those that do: {', '.join(others)}.")
+
+
+@lru_cache(maxsize=500)
+def takes_weights(cls: type[Rule] | type[Mixing]) -> bool:
+    """Whether a class takes weights of workers: it says so, and what it was derived from and answers otherwise did not
+    say it for it."""
+    lines = cls.__mro__
+    said = next(i for i, base in enumerate(lines) if "weighs" in vars(base))
+    return cls.weighs and not any(name in vars(base) for base in lines[:said] for name in ANSWERING)
+
+
+ANSWERING = ("choose", "apply", "weights", "statistic", "weighted", "combine", "score")
+
+
+def _derived(kind: type[Any]) -> Iterator[type[Any]]:
+    for derived in kind.__subclasses__():
+        yield derived
+        yield from _derived(derived)
+
+
+def _weighing(shares: np.ndarray | None) -> dict[str, Any]:
+    """What a rule that weighs is handed, and no other."""
+    return {} if shares is None else {"shares": shares}
+
+
 def refuse_previous(rule: Rule, extra: Tensor, squared: np.ndarray | None) -> None:
     """Fails closed where the last aggregate [1, d] is not finite. Its squared norm [1], where somebody has it, tells:
     it is looked at only where that overflowed, perhaps."""
@@ -582,15 +776,24 @@ def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
 
 def decide(
     x: Tensor, pre: Sequence[Mixing], rule: Rule, *, previous: Tensor | None = None, draw: Draw = BARE,
-    seen: Tensor | None = None,
+    seen: Tensor | None = None, weights: Any = None,
 ) -> Decision:  # fmt: skip
     """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result.
 
-    ``seen``: what :func:`look` answers, where somebody has it.
+    ``seen``: what :func:`look` answers, where somebody has it. ``weights``: [n] what each vector counts.
     """
     x, n = kernels.contiguous(x.detach()), x.shape[0]
-    first = x
+    first, shares = x, None
     check_rows(pre, rule, n)
+    if weights is not None:
+        check_weighs(pre, rule)
+        shares = shares_of(rule, weights, n)
+        places = np.flatnonzero(shares)
+        check_shares(rule, shares[places])
+        if places.size < n:
+            rows = x.index_select(0, kernels.there(places, x))
+            return decide(rows, pre, rule, previous=previous, draw=draw, weights=shares[places]).among(places, n)
+        shares = None if (shares == 1).all() else shares
     if rule.needs_root and previous is None:
         raise ValueError(
             f"{rule} needs previous=root, the vector that the server computes on data it trusts, got none."
@@ -612,8 +815,9 @@ def decide(
         x, unit, previous = held.x, held.unit, None if held.extra is None else held.extra[0]
     elif extra is not None:
         refuse_previous(rule, extra, None)
-    table, geometry = weigh(n, pre, rule, geometry, draw=draw)
-    answer = checked_answer(rule, rule.apply(x, table, previous, *([draw] if rule.draws else [])), x)
+    table, geometry = weigh(n, pre, rule, geometry, draw=draw, shares=shares)
+    answer = rule.apply(x, table, previous, *([draw] if rule.draws else []), **_weighing(shares))
+    answer = checked_answer(rule, answer, x)
     return Decision(answer if unit == 1 else answer * unit, table, geometry)
 
 
@@ -657,16 +861,21 @@ def _seen(sight: Sight, x: Tensor, extra: Tensor | None) -> Tensor:
 
 
 def weigh(
-    n: int, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, *, draw: Draw = BARE
-) -> tuple[np.ndarray | None, Geometry | None]:
+    n: int, pre: Sequence[Mixing], rule: Rule, geometry: Geometry | None, *, draw: Draw = BARE,
+    shares: np.ndarray | None = None,
+) -> tuple[np.ndarray | None, Geometry | None]:  # fmt: skip
     """What is decided in n x n: the weights for :meth:`Rule.apply`, and the geometry that the rule saw."""
     table = None
     if geometry is not None:
-        refuse_faulty(rule, rule.f, geometry.faulty)
+        if shares is None:
+            refuse_faulty(rule, rule.f, geometry.faulty)
+        else:
+            refuse_overweight(rule, shares, ~geometry.finite)
         for mixing, after in zip(pre, sights(pre, rule)[1:], strict=True):
             geometry = mixing.mix(geometry, draw, seen=after != "nothing")
+        geometry = geometry if shares is None else replace(geometry, shares=shares)
         n, table = geometry.n, geometry.table
-    selection = rule.choose(n, geometry)
+    selection = rule.choose(n, geometry, **_weighing(shares))
     if selection is not None:
         widths, rows = (n, n + (0 if geometry is None else geometry.vectors.e)), np.shape(selection)[:1]
         selection = checked_weights(rule, selection, *((w,) for w in widths), *((*rows, w) for w in widths))

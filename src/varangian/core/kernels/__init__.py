@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, plain
-from .definitions import Kept, network
+from .definitions import EVEN, Kept, network
 from .runtime import (
     Packed,
     cache_folders,
@@ -101,6 +101,22 @@ def column_statistic(
     or an infinity, a tensor []. Each number is read once; a mixing is applied block by block and never stored.
     """
     return _of(x).column_statistic(x, low, high, window, mixing=mixing)
+
+
+def weighted_statistic(
+    x: Tensor, weights: np.ndarray, low: float, high: float, window: float = 0.0, *, even: str = "mid"
+) -> tuple[Tensor, Tensor]:
+    """Per column of [n, d], whose values have weights [n] > 0 and are laid end to end from the least to the greatest,
+    each as long as its weight: the mean of what lies between the amounts ``low`` and ``high``; and with a ``window``
+    the mean of so much weight closest to that, the last value in part (ties to the lower value).
+
+    Where low = high the value there; where two values meet there their middle, or the lower or the upper one
+    (``even``). Returns [d] and, a tensor [n], which rows hold a NaN or an infinity.
+
+    In main memory one pass, and 3 to 8 times what :func:`column_statistic` takes. Everywhere else, cards included,
+    torch's operations: a sort, and a product of n x n with n columns.
+    """
+    return _of(x).weighted_statistic(x, weights, low, high, window, even=even)
 
 
 def mean_and_std(x: Tensor, ddof: int = 1) -> Moments:
@@ -241,6 +257,7 @@ def kept_mean(x: Tensor, kept: Kept, weights: np.ndarray, ends: Sequence[int]) -
 
 
 __all__ = [
+    "EVEN",
     "Kept",
     "Packed",
     "Varies",
@@ -277,6 +294,7 @@ __all__ = [
     "watched",
     "weighted_panel",
     "weighted_rows",
+    "weighted_statistic",
     "where_float64_is",
     "zeros_like_row",
 ]

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import numerics
+
 DENOMINATORS = np.arange(1, 1 << 13)  # that weights are looked for as fractions of
 
 
@@ -100,6 +102,30 @@ class Statistic(NamedTuple):
         scale = 2.0 ** -int(2 * m).bit_length() if wide else 1.0
         slack = 16 * terms * 2.0**-53
         return cls(low, high, window, scale, 1 + slack, 1 - slack, divisor, (window or high - low) * scale * divisor)
+
+
+EVEN = ("mid", "lower", "upper")
+
+
+class Weighted(NamedTuple):
+    """What is asked of a column whose sorted values are laid end to end, each as long as its weight: the mean of what
+    lies between two amounts, or, where these are one, the value there; then the mean of the ``window`` nearest to that.
+
+    Sums of weights in any order differ by rounding: amounts as near as that are the same.
+    """
+
+    low: float
+    high: float
+    window: float  # 0: none
+    slack: float  # of amounts
+    ties: float  # of distances to the centre, relative
+    even: int  # which value, where two meet at the amount: EVEN
+
+    @classmethod
+    def of(cls, weights: np.ndarray, *, low: float, high: float, window: float, even: str) -> Weighted:
+        """For weights [n] > 0."""
+        slack = numerics.NOTHING * float(weights.sum())
+        return cls(float(low), float(high), float(window), slack, 16 * weights.size * 2.0**-53, EVEN.index(even))
 
 
 class Kept(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .definitions import Kept, Statistic, as_counts
+from .definitions import EVEN, Kept, Statistic, Weighted, as_counts
 from .runtime import there
 
 Moments = tuple[Tensor, Tensor]
@@ -206,6 +206,72 @@ def _statistic(values: Tensor, statistic: Statistic) -> Tensor:
         place = torch.arange(window, device=values.device).unsqueeze(1)
         center = ordered.gather(0, slid + place).sum(0)
     return center / statistic.total
+
+
+@torch.no_grad()
+def weighted_statistic(
+    x: Tensor, weights: np.ndarray, low: float, high: float, window: float = 0.0, *, even: str = "mid"
+) -> tuple[Tensor, Tensor]:
+    n, d = x.shape
+    asked = Weighted.of(weights, low=low, high=high, window=window, even=even)
+    shares, below = there(weights.astype(np.float64), x), there(np.tril(np.ones((n, n))), x)
+    faulty: list[Tensor] = []
+
+    def panel(start: int, stop: int) -> Tensor:
+        rows = x[:, start:stop]
+        faulty.append(~(torch.linalg.vector_norm(rows, np.inf, dim=1) < np.inf))
+        values, order = rows.nan_to_num(np.nan, np.inf, -np.inf).sort(dim=0)
+        parts = shares.index_select(0, order.flatten()).view(order.shape)
+        ends = below @ parts  # a product is added up in one order, as sums along columns are not everywhere
+        center = (
+            _quantile(values, ends, asked)
+            if low == high
+            else _between(values, parts, ends, asked.low, asked.high, asked.slack)
+        )
+        if not window:
+            return center
+        first = _nearest(values, ends, center, asked)
+        return _between(values, parts, ends, first, first + asked.window, asked.slack)
+
+    result = _side_by_side(d, (24 if window else 6) * n, panel, x.dtype)
+    return result, faulty[0] if len(faulty) == 1 else torch.stack(faulty).any(0)
+
+
+def _quantile(values: Tensor, ends: Tensor, asked: Weighted) -> Tensor:
+    """Where the weight so far comes to an amount."""
+    places = torch.stack([(ends < asked.low - asked.slack).sum(0), (ends <= asked.low + asked.slack).sum(0)])
+    lower, upper = values.gather(0, places.clamp_(max=len(values) - 1)).double()
+    if EVEN[asked.even] == "mid":
+        return torch.where(lower == upper, lower, 0.5 * lower + 0.5 * upper)
+    return lower if EVEN[asked.even] == "lower" else upper
+
+
+def _between(
+    values: Tensor, parts: Tensor, ends: Tensor, low: float | Tensor, high: float | Tensor, slack: float
+) -> Tensor:
+    """The mean of the weight between two amounts, of values that have none of it none: 0 * inf is NaN."""
+    inside = ends.clamp(max=high) - (ends - parts).clamp(min=low)
+    counts = inside > slack
+    inside = torch.where(counts, inside, 0.0)
+    return (inside / inside.sum(0) * torch.where(counts, values, 0.0).double()).sum(0)
+
+
+def _nearest(values: Tensor, ends: Tensor, center: Tensor, asked: Weighted) -> Tensor:
+    """Where the weight nearest to a centre begins. It moves up by each stretch of weight whose value is further from
+    the centre than the one that enters for it, at the same distance in weight above."""
+    drop = (ends[-1:] - asked.window).clamp(min=0.0)
+    edges = (
+        torch.cat([torch.zeros_like(drop), drop, ends, ends - asked.window]).clamp(min=0.0).minimum(drop).sort(dim=0)
+    )
+    steps = edges.values.diff(dim=0)
+    middle, columns = edges.values[:-1] + 0.5 * steps, ends.T.contiguous()
+    both = torch.cat([middle, middle + asked.window]).T.contiguous()
+    places = torch.searchsorted(columns, both).clamp_(max=len(values) - 1).T
+    a, b = (values.gather(0, places).double() * 0.25).chunk(2)
+    away = 0.25 * center
+    further = away - a - (b - away) > asked.ties * (a.abs() + b.abs())
+    moves = b.isfinite() & (a.isfinite().logical_not() | further)
+    return torch.where(moves, steps, 0.0).sum(0)
 
 
 # --------------------------------------------------------------------------------------------------- moments

@@ -385,6 +385,8 @@ class CenteredClipping(Selecting):
 
     v <- v + mean over i of (x_i - v) min(1, tau / ||x_i - v||),  repeated; v starts at the last aggregate
 
+    With weights the mean is weighted.
+
     Args:
         f: Byzantine vectors tolerated; the definition does not depend on it.
         tau: the most that a vector may pull, > 0.
@@ -410,6 +412,7 @@ class CenteredClipping(Selecting):
 
     title: ClassVar[str] = "Centered clipping"
     uses_previous: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     guarantee: ClassVar[Guarantee] = Guarantee(
         "within tau a step of the last aggregate",
         lambda rule, honest, previous: (previous, rule.tau * rule.iterations),
@@ -442,6 +445,7 @@ class CenteredClipping(Selecting):
                 squared = geometry.vectors.around(geometry.through(result), scales)[1]
             lengths = np.sqrt(squared[good])
             pulls = np.minimum(1, tau / np.where(lengths > 0, lengths, 1)) / n
+            pulls = pulls if geometry.shares is None else pulls * geometry.shares[good]
             result *= 1 - pulls.sum()
             result[:n][good] += pulls
         return result
@@ -456,6 +460,7 @@ class CenteredClipping(Selecting):
             away = x - v
             lengths = np.sqrt((away * away).sum(1))
             pulls = np.minimum(1, tau / np.where(lengths > 0, lengths, 1)) / n
+            pulls = pulls if geometry.shares is None else pulls * geometry.shares[geometry.finite]
             v = v + pulls @ away
             result *= 1 - pulls.sum()
             result[good] += pulls

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from ..checks import require
 from ..claims import WITHIN, Guarantee
-from ..stages import Bound, Coordinatewise, Statistic
+from ..shares import heaviest
+from ..stages import Bound, Coordinatewise, Statistic, WeightedStatistic
 
 Even = Literal["mid", "lower", "upper"]
 
@@ -26,6 +29,9 @@ class Median(Coordinatewise):
     """The coordinate-wise median.
 
     F_k = median(x_1k, ..., x_nk)
+
+    With weights w the weighted median: the middle of all y with the least sum of w_i |x_ik - y|, which is where the
+    weight below comes to half. Hostile vectors that weigh less than half leave it between honest values.
 
     Args:
         f: Byzantine vectors tolerated.
@@ -48,6 +54,7 @@ class Median(Coordinatewise):
     even: Even = "mid"
 
     title: ClassVar[str] = "Median"
+    weighs: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any] | None] = {"even": "lower"}
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2)
     variance: ClassVar[Bound | None] = staticmethod(lambda n, f: 1 / sqrt(n - f))
@@ -64,12 +71,18 @@ class Median(Coordinatewise):
     def statistic(self, n: int) -> Statistic:
         return (*median_ranks(n, self.even), 0)
 
+    def weighted(self, shares: np.ndarray) -> WeightedStatistic:
+        return shares.size / 2, shares.size / 2, 0.0, self.even
+
 
 @dataclass(frozen=True)
 class TrimmedMean(Coordinatewise):
     """Per coordinate, the mean of what is left without the f least and the f greatest values.
 
     F_k = mean of the sorted x_(f+1)k, ..., x_(n-f)k
+
+    With weights W_f, the weight of the f heaviest vectors, is cut from each end of every coordinate, if need be through
+    a value, and the mean is of the weight that is left.
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
@@ -84,6 +97,7 @@ class TrimmedMean(Coordinatewise):
     """
 
     title: ClassVar[str] = "Trimmed mean"
+    weighs: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any] | None] = {}
     published_name: ClassVar[str] = "trmean"
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f)))
@@ -96,10 +110,16 @@ class TrimmedMean(Coordinatewise):
     def statistic(self, n: int) -> Statistic:
         return self.f, n - self.f, 0
 
+    def weighted(self, shares: np.ndarray) -> WeightedStatistic:
+        cut = heaviest(shares, self.f)
+        return cut, shares.size - cut, 0.0, "mid"
+
 
 @dataclass(frozen=True)
 class Phocas(Coordinatewise):
     """Per coordinate, the mean of the n - f values closest to the trimmed mean.
+
+    With weights, of the weight n - W_f closest to it, the last value in part; W_f is the weight of the f heaviest.
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
@@ -115,6 +135,7 @@ class Phocas(Coordinatewise):
     """
 
     title: ClassVar[str] = "Phocas"
+    weighs: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any] | None] = {}
 
     @property
@@ -124,10 +145,16 @@ class Phocas(Coordinatewise):
     def statistic(self, n: int) -> Statistic:
         return self.f, n - self.f, n - self.f
 
+    def weighted(self, shares: np.ndarray) -> WeightedStatistic:
+        cut = heaviest(shares, self.f)
+        return cut, shares.size - cut, shares.size - cut, "mid"
+
 
 @dataclass(frozen=True)
 class MeaMed(Coordinatewise):
     """Per coordinate, the mean of the n - f values closest to the median ("mean around median").
+
+    With weights, of the weight n - W_f closest to the weighted median, as Phocas.
 
     Args:
         f: Byzantine vectors tolerated.
@@ -149,6 +176,7 @@ class MeaMed(Coordinatewise):
     even: Even = "mid"
 
     title: ClassVar[str] = "MeaMed"
+    weighs: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any] | None] = {"even": "lower"}
 
     def __post_init__(self) -> None:
@@ -161,3 +189,6 @@ class MeaMed(Coordinatewise):
 
     def statistic(self, n: int) -> Statistic:
         return (*median_ranks(n, self.even), n - self.f)
+
+    def weighted(self, shares: np.ndarray) -> WeightedStatistic:
+        return shares.size / 2, shares.size / 2, shares.size - heaviest(shares, self.f), self.even

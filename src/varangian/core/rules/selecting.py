@@ -12,7 +12,8 @@ import numpy as np
 from ..checks import require, set_whole
 from ..claims import BY_NORMS, NO_LONGER, Guarantee
 from ..geometry import Geometry, Ties, mean_weights, sum_of_smallest
-from ..stages import Bound, Nearest, Rule, Selecting
+from ..shares import heaviest, portions
+from ..stages import Bound, Nearest, Rule, Selecting, Shares
 from .search import first_of_least_diameter, least_diameter
 
 
@@ -20,7 +21,7 @@ from .search import first_of_least_diameter, least_diameter
 class Average(Rule):
     """The mean of all vectors: optimal without attackers, and no defence against any.
 
-    F(x) = (x_1 + ... + x_n) / n
+    F(x) = (x_1 + ... + x_n) / n, with weights (w_1 x_1 + ... + w_n x_n) / (w_1 + ... + w_n)
 
     Shape: [n, d] -> [d].
     Tolerates: nothing; ``f`` is kept so that it can stand where another rule does. NaN in, NaN out.
@@ -37,6 +38,7 @@ class Average(Rule):
     title: ClassVar[str] = "Average"
     published: ClassVar[Mapping[str, Any] | None] = {}
     columnwise: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     robust: ClassVar[bool] = False
     exempt: ClassVar[Mapping[str, str]] = {
         "ROBUST": "tolerates nothing",
@@ -48,8 +50,8 @@ class Average(Rule):
     def needs(self) -> tuple[str, int]:
         return "1", 1
 
-    def choose(self, n: int, geometry: Geometry | None) -> np.ndarray:
-        return np.full(n, 1 / n)
+    def choose(self, n: int, geometry: Geometry | None, shares: Shares = None) -> np.ndarray:
+        return np.full(n, 1 / n) if shares is None else shares / n
 
     apply = Selecting.apply
 
@@ -64,8 +66,16 @@ def krum_scores(
 ) -> np.ndarray:
     """Krum's score of each point: the sum of the (squared) distances to its nearest others; lower is better.
 
-    ``among`` restricts both points and neighbours; at least one neighbour is looked at.
+    ``among`` restricts both points and neighbours; at least one neighbour is looked at. Where points count differently,
+    neighbours are counted by weight, the point's own included: until n - W_f - 1, or n - W_f.
     """
+    if geometry.shares is not None and among is None:
+        limit = geometry.n - heaviest(geometry.shares, f) - (1 if neighbours == "n-f-2" else 0)
+        near = np.argsort(geometry.distances, axis=1, kind="stable")
+        values = np.take_along_axis(geometry.distances, near, axis=1)
+        parts = portions(geometry.shares[near], 0, limit)
+        values = np.where(parts > 0, values, 0)
+        return (parts * (values if distance == "squared" else np.sqrt(values))).sum(1)
     index = np.arange(geometry.n) if among is None else among
     squared = geometry.distances[np.ix_(index, index)].copy()
     np.fill_diagonal(squared, np.inf)
@@ -103,9 +113,15 @@ class MultiKrum(Selecting):
 
     score_i = sum of ||x_i - x_j||^2 over the n - f - 2 nearest j != i;  F = mean of the m least scores.
 
+    With weights w, which count n together, and W_f for the f heaviest: score_i = sum of w_j ||x_i - x_j||^2 over the
+    nearest j != i until they weigh n - W_f - 1 - w_i, the last in part; F = the mean by weight of the vectors of least
+    score until they weigh m, the last in part. By weight and not by number, since as much weight as W_f may be
+    Byzantine in many light vectors.
+
     Args:
         f: Byzantine vectors tolerated.
-        m: how many to average, 1 <= m <= n - f; n - f - 2 by default, Krum is m = 1.
+        m: how many to average, 1 <= m <= n - f; n - f - 2 by default, Krum is m = 1. With weights how much weight, and
+            n - W_f - 2 by default.
         neighbours: how many neighbours a score sums.
         distance: what it sums, squared distances or plain ones.
         ties: of equal scores the lexicographically smaller vector's is taken ("value"), or that of the one that stands
@@ -133,6 +149,7 @@ class MultiKrum(Selecting):
     ties: Ties = "value"
 
     title: ClassVar[str] = "Multi-Krum"
+    weighs: ClassVar[bool] = True
     score_name: ClassVar[str] = "Krum's score"
     published: ClassVar[Mapping[str, Any] | None] = {"neighbours": "n-f-1", "distance": "plain", "ties": "position"}
     published_name: ClassVar[str] = "krum"
@@ -153,9 +170,22 @@ class MultiKrum(Selecting):
         return krum_scores(geometry, self.f, self.neighbours, self.distance)
 
     def weights(self, geometry: Geometry) -> np.ndarray:
+        if geometry.shares is not None:
+            return self._by_weight(geometry, geometry.shares)
         m = geometry.n - self.f - 2 if self.m is None else self.m
         geometry, scores = sure_scores(geometry, self.score, [m], ties=self.ties)
         return mean_weights(geometry.smallest(scores, m, ties=self.ties), geometry.n)
+
+    def _by_weight(self, geometry: Geometry, shares: np.ndarray) -> np.ndarray:
+        heavy, n = heaviest(shares, self.f), geometry.n
+        m = n - heavy - 2 if self.m is None else min(self.m, n - heavy)
+        order = geometry.smallest(self.score(geometry), n, ties=self.ties)
+        last = int((portions(shares[order], 0, m) > 0).sum())
+        geometry, scores = sure_scores(geometry, self.score, [last - 1, last], ties=self.ties)
+        order = geometry.smallest(scores, n, ties=self.ties)
+        weights = np.zeros(n)
+        weights[order] = portions(shares[order], 0, m)
+        return weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -163,6 +193,8 @@ class Krum(Selecting):
     """The one vector whose neighbourhood is tightest.
 
     F = x_k for the least score_k = sum of ||x_k - x_j||^2 over the n - f - 2 nearest j != k.
+
+    With weights the score is that of :class:`MultiKrum` with weights; the answer is still one vector.
 
     Args, Convention: as for :class:`MultiKrum`, of which this is m = 1.
 
@@ -183,6 +215,7 @@ class Krum(Selecting):
     ties: Ties = "value"
 
     title: ClassVar[str] = "Krum"
+    weighs: ClassVar[bool] = True
     score_name: ClassVar[str] = "Krum's score"
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 6 * (1 + f / (n - 2 * f)))
     variance: ClassVar[Bound | None] = staticmethod(krum_variance)
@@ -199,7 +232,8 @@ class Krum(Selecting):
         return krum_scores(geometry, self.f, self.neighbours, self.distance)
 
     def weights(self, geometry: Geometry) -> np.ndarray:
-        return MultiKrum(self.f, 1, self.neighbours, self.distance, self.ties).weights(geometry)
+        geometry, scores = sure_scores(geometry, self.score, [1], ties=self.ties)
+        return mean_weights(geometry.smallest(scores, 1, ties=self.ties), geometry.n)
 
 
 def check_conventions(rule: Krum | MultiKrum) -> None:

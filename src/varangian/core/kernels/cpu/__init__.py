@@ -25,6 +25,7 @@ from .distances import (
     squared_distances_to,
     squared_norms,
 )
+from .ranks import weighted_statistic
 from .sizes import kept_mean, kept_of, kept_sums
 from .workers import blend, gather_images, send_rows
 
@@ -46,5 +47,6 @@ __all__ = [
     "squared_norms",
     "weighted_panel",
     "weighted_rows",
+    "weighted_statistic",
     "zeros_like_row",
 ]

@@ -5,10 +5,11 @@ Sums that matter are added up in an order that is a function of the sizes alone,
 gives the same bytes. What is compiled for a size is kept on disk by Triton.
 
 What registers could not hold (more rows than ``SORTED_ROWS``, than ``SENT_ROWS``) and types that workers do not have
-are left to :mod:`..plain`, and so is what only LASA asks for: which values of a row are the greatest.
+are left to :mod:`..plain`, and so are statistics of values that have weights, and what only LASA asks for: which values
+of a row are the greatest.
 """
 
-from ..plain import kept_mean, kept_of, kept_sums
+from ..plain import kept_mean, kept_of, kept_sums, weighted_statistic
 from . import launching
 from .columns import column_statistic, mean_and_std, weighted_panel, weighted_rows, zeros_like_row
 from .distances import (
@@ -41,5 +42,6 @@ __all__ = [
     "squared_norms",
     "weighted_panel",
     "weighted_rows",
+    "weighted_statistic",
     "zeros_like_row",
 ]

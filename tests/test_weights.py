@@ -1,0 +1,498 @@
+"""Workers that count differently: weights by size, rules that weigh against their definitions and laws, and what
+hostile weight can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import oracles
+import varangian as vg
+from contract import FLOATS
+from pretended import CardTensor, PretendedCard
+from varangian.core import kernels
+from varangian.core.evidence import scores
+from varangian.core.shares import heaviest, portions
+from varangian.core.stages import decide, deferred_refusals, refuse_faulty
+
+Array = np.ndarray
+
+RULES: dict[str, tuple[Callable[[int], vg.Rule], Callable[..., Array]]] = {
+    "average": (vg.Average, oracles.weighted_average),
+    "median": (vg.Median, oracles.weighted_median),
+    "median, lower": (
+        lambda f: vg.Median(f, even="lower"), lambda x, w, f: oracles.weighted_median(x, w, f, even="lower"),
+    ),
+    "median, upper": (
+        lambda f: vg.Median(f, even="upper"), lambda x, w, f: oracles.weighted_median(x, w, f, even="upper"),
+    ),
+    "trimmed-mean": (vg.TrimmedMean, oracles.weighted_trimmed_mean),
+    "phocas": (vg.Phocas, oracles.weighted_phocas),
+    "meamed": (vg.MeaMed, oracles.weighted_meamed),
+    "meamed, lower": (
+        lambda f: vg.MeaMed(f, even="lower"), lambda x, w, f: oracles.weighted_meamed(x, w, f, even="lower"),
+    ),
+    "krum": (vg.Krum, oracles.weighted_krum),
+    "krum, plain": (
+        lambda f: vg.Krum(f, neighbours="n-f-1", distance="plain"),
+        lambda x, w, f: oracles.weighted_krum(x, w, f, neighbours="n-f-1", distance="plain"),
+    ),
+    "multi-krum": (vg.MultiKrum, oracles.weighted_multi_krum),
+    "multi-krum, m": (lambda f: vg.MultiKrum(f, m=2), lambda x, w, f: oracles.weighted_multi_krum(x, w, f, m=2)),
+    "centered-clipping": (
+        lambda f: vg.CenteredClipping(f, tau=1.5, iterations=3),
+        lambda x, w, f: oracles.weighted_centered_clipping(x, w, f, tau=1.5, iterations=3),
+    ),
+}  # fmt: skip
+BY_RANKS = ["median", "median, lower", "median, upper", "trimmed-mean", "phocas", "meamed"]
+ROBUST = [name for name in RULES if name != "average"]
+every_rule = pytest.mark.parametrize("name", RULES)
+
+
+def weights_of(kind: str, n: int, random: np.random.Generator) -> Array:
+    if kind == "whole":
+        return random.integers(1, 4, n).astype(float)
+    if kind == "sizes":
+        return vg.size_weights(random.lognormal(0, 1, n), cap=1.5)
+    return random.random(n) + 0.5
+
+
+def vectors_of(kind: str, n: int, d: int, random: np.random.Generator) -> Array:
+    return random.integers(-2, 3, (n, d)).astype(float) if kind == "grid" else random.normal(size=(n, d))
+
+
+def fitting(make: Callable[[int], vg.Rule], w: Array) -> vg.Rule:
+    """The rule with the greatest f that these weights allow."""
+    return make(make(0).weight_breakdown(w).workers)
+
+
+# ------------------------------------------------------------------------------------------------- weights by size
+
+
+def test_weights_are_in_proportion_to_sizes_and_count_n_together() -> None:
+    sizes = [100, 100, 200, 400]
+    np.testing.assert_allclose(vg.size_weights(sizes), [0.5, 0.5, 1, 2], rtol=1e-15)
+    np.testing.assert_array_equal(vg.size_weights(torch.tensor(sizes)), vg.size_weights(np.array(sizes)))
+    np.testing.assert_allclose(vg.size_weights([0, 3, 1]), [0, 2.25, 0.75], rtol=1e-15)
+    assert vg.size_weights([1e308, 1e308, 5e307]).sum() == pytest.approx(3)
+    assert vg.size_weights([5e-324, 5e-324]).tolist() == [1, 1]
+    assert vg.size_weights([0.1] * 3).tolist() == [1, 1, 1]
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=30), st.floats(1, 20))
+@settings(max_examples=200, deadline=None)
+def test_the_cap_is_kept_and_its_excess_dealt_out(sizes: list[int], cap: float) -> None:
+    found = vg.size_weights(sizes, cap=cap)
+    assert found.dtype == np.float64
+    assert found.max() <= cap
+    assert found.sum() == pytest.approx(len(sizes), rel=1e-12)
+    np.testing.assert_allclose(found, oracles.capped(sizes, cap), rtol=1e-9)
+    below = found < cap
+    if below.any():  # those keep their proportions, and nobody of less is capped
+        ratio = found[below] / np.array(sizes)[below]
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-12)
+        assert np.array(sizes)[below].max() <= min(np.array(sizes)[~below], default=np.inf)
+
+
+def test_a_cap_of_one_makes_all_equal_and_a_large_one_changes_nothing() -> None:
+    sizes = [3, 1, 4, 1, 5, 9, 2, 6]
+    assert (vg.size_weights(sizes, cap=1) == 1).all()
+    np.testing.assert_array_equal(vg.size_weights(sizes, cap=8), vg.size_weights(sizes))
+    assert vg.size_weights([1, 0, 0], cap=3).tolist() == [3, 0, 0]
+    np.testing.assert_allclose(vg.size_weights([5, 3, 0], cap=1.5), [1.5, 1.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cap", "words"),
+    [
+        ([1, -2], None, "size_weights needs sizes that are finite and >= 0, got -2 at place 1."),
+        ([1, np.nan], None, "size_weights needs sizes that are finite and >= 0, got nan at place 1."),
+        ([0, 0], None, "size_weights needs sizes that are not all 0."),
+        ([], None, "size_weights needs sizes [n], as numbers, got float64 [0]."),
+        ("many", None, "size_weights needs sizes [n], as numbers, got 'many'."),
+        ([[1, 2]], None, "size_weights needs sizes [n], as numbers, got int64 [1, 2]."),
+        ([True, False], None, "size_weights needs sizes [n], as numbers, got bool [2]."),
+        ([1, 2], 0.5, "size_weights needs cap >= 1 (or None), in equal shares, got 0.5."),
+        ([1, 2], np.nan, "size_weights needs cap >= 1 (or None), in equal shares, got nan."),
+        ([1, 2], "2", "size_weights needs cap >= 1 (or None), in equal shares, got '2'."),
+        ([1, 0, 0], 1.5, "size_weights cannot keep cap = 1.5: only 1 of 3 sizes are > 0, so that the greatest weight "
+         "is 3 at least; leave the others out, or raise the cap to that."),
+    ],
+)  # fmt: skip
+def test_what_is_no_size_and_no_cap_is_said(sizes: Any, cap: Any, words: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        vg.size_weights(sizes, cap)
+    assert str(error.value) == words
+
+
+# --------------------------------------------------------------------------------------------------- definitions
+
+
+@pytest.mark.parametrize("kind", ["whole", "sizes", "any"])
+@pytest.mark.parametrize(("n", "d"), [(3, 2), (7, 5), (12, 40), (20, 3), (67, 4)])
+@every_rule
+def test_a_rule_follows_its_definition(name: str, n: int, d: int, kind: str) -> None:
+    make, oracle = RULES[name]
+    random = np.random.default_rng([n, d, len(kind)])
+    for x in (vectors_of("normal", n, d, random), vectors_of("normal", n, d, random) * 1e-3 + 5):
+        w = weights_of(kind, n, random)
+        rule = fitting(make, w)
+        np.testing.assert_allclose(rule(x, weights=w), oracle(x, w, rule.f), rtol=1e-9, atol=1e-9)
+        if not rule.f > 0:
+            continue
+        x[np.argmax(w)] = 1e6
+        np.testing.assert_allclose(rule(x, weights=w), oracle(x, w, rule.f), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if "plain" not in name])
+def test_ties_and_duplicates(name: str) -> None:
+    """On a grid, with weights that are whole: amounts of weight and distances are equal all over."""
+    make, oracle = RULES[name]
+    random = np.random.default_rng(5)
+    for n in (4, 6, 9, 14):
+        for _ in range(8):
+            x, w = vectors_of("grid", n, 4, random), weights_of("whole", n, random)
+            rule = fitting(make, w)
+            np.testing.assert_allclose(rule(x, weights=w), oracle(x, w, rule.f), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@every_rule
+def test_all_types(name: str, dtype: torch.dtype) -> None:
+    make, oracle = RULES[name]
+    random = np.random.default_rng(8)
+    for n, d in ((9, 50), (70, 5)):
+        w = weights_of("sizes", n, random)
+        x = torch.from_numpy(vectors_of("normal", n, d, random)).to(dtype)
+        rule = fitting(make, w)
+        found = rule(x, weights=w)
+        assert found.dtype == dtype
+        expected = oracle(x.double().numpy(), w, rule.f)
+        np.testing.assert_allclose(found.double().numpy(), expected, atol=4 * torch.finfo(dtype).eps * 3)
+
+
+@every_rule
+def test_threads_and_layouts_change_nothing(name: str) -> None:
+    random, threads = np.random.default_rng(3), torch.get_num_threads()
+    x = torch.from_numpy(vectors_of("normal", 11, 7000, random)).float()
+    w = weights_of("sizes", 11, random)
+    rule = fitting(RULES[name][0], w)
+    try:
+        torch.set_num_threads(1)
+        alone = rule(x, weights=w)
+        torch.set_num_threads(3)
+        assert torch.equal(rule(x, weights=w), alone)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(rule(x.T.contiguous().T, weights=w), alone)
+    assert torch.equal(rule(list(x), weights=torch.from_numpy(w)), alone)
+    assert torch.equal(torch.from_numpy(rule(x.numpy(), weights=w.tolist())), alone)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_devices_agree_and_do_not_wait_more_than_without_weights(name: str) -> None:
+    """On a pretended card, where refusals are deferred as in a step."""
+    random = np.random.default_rng(4)
+    x = torch.from_numpy(vectors_of("normal", 11, 60, random))
+    w = weights_of("sizes", 11, random)
+    rule = fitting(RULES[name][0], w)
+    x[np.argsort(w)[11 - rule.f :]] = torch.nan
+    with PretendedCard() as card, deferred_refusals() as pending:
+        decide(CardTensor(x.nan_to_num(0.5)), (), rule)
+        usual = card.waits.total()
+        found = decide(CardTensor(x), (), rule, weights=w).aggregate
+        assert card.waits.total() - usual == usual
+    assert isinstance(found, CardTensor)
+    np.testing.assert_allclose(found.held, rule(x, weights=w), atol=1e-12)
+    for one in pending:
+        refuse_faulty(one.stage, one.f, int(one.faulty.held))  # type: ignore[attr-defined]
+    if name in BY_RANKS:
+        x[np.argmin(w)] = torch.inf
+        with PretendedCard(), deferred_refusals() as pending:
+            decide(CardTensor(x), (), rule, weights=w)
+        with pytest.raises(vg.Refused):
+            refuse_faulty(pending[0].stage, pending[0].f, int(pending[0].faulty.held))  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------------------------------- laws
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("weight", [1, 0.3, 7])
+@every_rule
+def test_equal_weights_have_the_bytes_of_none(name: str, weight: float, dtype: torch.dtype) -> None:
+    rule = RULES[name][0](2)
+    for n, d in ((8, 33), (11, 2), (66, 5)):
+        x = torch.from_numpy(np.random.default_rng(n).normal(size=(n, d))).to(dtype)
+        assert torch.equal(rule(x, weights=np.full(n, weight)), rule(x))
+        assert torch.equal(rule(x, weights=[weight] * n), rule(x))
+
+
+@given(st.integers(0, 10_000), st.sampled_from(list(RULES)), st.sampled_from(["normal", "grid"]))
+@settings(max_examples=150, deadline=None)
+def test_the_order_of_vectors_and_the_unit_of_weights_do_not_matter(seed: int, name: str, kind: str) -> None:
+    random = np.random.default_rng(seed)
+    n = int(random.integers(4, 12))
+    x = vectors_of(kind, n, 3, random)
+    w = weights_of(("whole", "sizes", "any")[seed % 3], n, random)
+    rule = fitting(RULES[name][0], w)
+    found, order = rule(x, weights=w), random.permutation(n)
+    np.testing.assert_allclose(rule(x[order], weights=w[order]), found, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(rule(x, weights=w * 37.3), found, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(rule(x, weights=w * 1e-300), found, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(rule(4 * x + 8, weights=w) if name != "centered-clipping" else 4 * found + 8,
+                               4 * found + 8, rtol=1e-8, atol=1e-8)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["average", "median", "median, lower", "median, upper", "trimmed-mean"])
+def test_whole_weights_are_vectors_that_come_as_often(name: str) -> None:
+    """And with W_f the f heaviest come as often, all of them."""
+    random = np.random.default_rng(6)
+    for n in (3, 6, 10, 15):
+        for kind in ("normal", "grid"):
+            x, w = vectors_of(kind, n, 5, random), random.integers(1, 5, n)
+            rule = fitting(RULES[name][0], w.astype(float))
+            repeated = replace(rule, f=int(heaviest(w, rule.f)))
+            np.testing.assert_allclose(rule(x, weights=w), repeated(np.repeat(x, w, axis=0)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["phocas", "meamed"])
+def test_so_it_is_of_what_is_closest(name: str) -> None:
+    random = np.random.default_rng(7)
+    for n in (4, 7, 12):
+        x, w = vectors_of("normal", n, 5, random), random.integers(1, 5, n)
+        rule = fitting(RULES[name][0], w.astype(float))
+        repeated = replace(rule, f=int(heaviest(w, rule.f)))
+        np.testing.assert_allclose(rule(x, weights=w), repeated(np.repeat(x, w, axis=0)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("neighbours", ["n-f-2", "n-f-1"])
+def test_scores_with_whole_weights_are_those_of_vectors_that_come_as_often(neighbours: str) -> None:
+    """The 1 in n - W_f - 1 is an equal share: N / n of N vectors, of which each counts itself as one."""
+    random = np.random.default_rng(2)
+    for n in (5, 8):
+        w = np.append(random.integers(1, 4, n - 1), 0)
+        w[-1] = -(w.sum()) % n or n  # so that N / n is whole
+        x, share = random.normal(size=(n, 3)), w.sum() // n
+        f = vg.Krum(0).weight_breakdown(w).workers
+        count = w.sum() - int(heaviest(w, f)) - (share if neighbours == "n-f-2" else 0) - 1
+        expected = oracles.krum_scores(np.repeat(x, w, axis=0), count)[np.cumsum(w) - 1]
+        rule = vg.Krum(f, neighbours=neighbours)  # type: ignore[arg-type]
+        geometry = decide(torch.from_numpy(x), (), rule, weights=w).geometry
+        assert geometry is not None
+        found = rule.score(geometry)
+        np.testing.assert_allclose(found, expected / share, rtol=1e-9)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, 3.0])
+@every_rule
+def test_what_weighs_nothing_is_not_there(name: str, value: float) -> None:
+    random = np.random.default_rng(11)
+    for rows in ([0], [3, 8], [1, 2, 9]):
+        x, w = vectors_of("normal", 10, 6, random), weights_of("sizes", 10, random)
+        there = np.setdiff1d(np.arange(10), rows)
+        rule = fitting(RULES[name][0], w[there])
+        expected = rule(x[there], weights=w[there])
+        x[rows], w[rows] = value, 0
+        np.testing.assert_array_equal(rule(x, weights=w), expected)
+        w[there] = 2.5
+        np.testing.assert_array_equal(rule(x, weights=w), rule(x[there]))
+
+
+def test_a_decision_is_about_all_vectors_those_that_weigh_nothing_too() -> None:
+    x, w = torch.randn(8, 5, dtype=torch.float64), np.array([1, 0, 2, 1, 1, 0, 1, 1.5])
+    x[5] = torch.nan
+    for rule in (vg.MultiKrum(1), vg.Krum(1), vg.Average(), vg.CenteredClipping(1)):
+        algorithm = vg.Algorithm(pre=(vg.StaticClipping(50.0),) if rule.f else (), rule=rule)
+        decision = algorithm.decide(x, algorithm.init(0, 5, torch.float64), weights=w)
+        assert decision.table is not None
+        table = decision.table
+        assert not table[[1, 5]].any()
+        assert decision.weight_of(slice(5, 6)) == 0
+        extra = torch.zeros(table.size - 8, 5, dtype=torch.float64)
+        again = kernels.weighted_rows(x, table, extra if len(extra) else None)
+        torch.testing.assert_close(again, decision.aggregate)
+    geometry = decide(x, (), vg.MultiKrum(1), weights=w).geometry
+    assert geometry is not None
+    told = scores((), vg.MultiKrum(1), geometry)
+    assert told is not None
+    assert np.isinf(told[[1, 5]]).all()
+    assert np.isfinite(np.delete(told, [1, 5])).all()
+
+
+# -------------------------------------------------------------------------------------------- hostile weight
+
+
+def hostile(name: str, n: int, w: Array, random: np.random.Generator) -> tuple[vg.Rule, Array]:
+    """A rule with as great an f as there may be, and who is hostile: many light ones, of weight up to W_f."""
+    rule = fitting(RULES[name][0], w)
+    limit, taken = heaviest(w, rule.f), np.zeros(n, bool)
+    for i in np.argsort(w) if random.random() < 0.5 else random.permutation(n):
+        if w[i] + w[taken].sum() <= limit:
+            taken[i] = True
+    return rule, taken
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1e30, 2.0])
+@pytest.mark.parametrize("name", ROBUST)
+def test_hostile_weight_leaves_the_answer_among_the_honest(name: str, value: float) -> None:
+    """Few heavy vectors or many light ones, more than f of them; any value."""
+    random = np.random.default_rng(1)
+    number = 0
+    for _ in range(40):
+        n = int(random.integers(5, 14))
+        w, x = weights_of("sizes", n, random), vectors_of("normal", n, 4, random)
+        rule, bad = hostile(name, n, w, random)
+        number += int(bad.sum() > rule.f)
+        honest = x[~bad]
+        x[bad] = value
+        out = rule(x, weights=w)
+        assert np.isfinite(out).all()
+        if name in ("median", "median, lower", "median, upper", "trimmed-mean"):
+            assert (honest.min(0) - 1e-12 <= out).all()
+            assert (out <= honest.max(0) + 1e-12).all()
+        else:
+            assert np.linalg.norm(out) < 20 * np.linalg.norm(honest, axis=1).max()
+    assert number > 5  # there were such
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_more_weight_than_that_is_refused_where_it_is_not_finite(name: str) -> None:
+    w = np.array([3, 1, 1, 1, 1, 1, 0.5, 0.5, 1, 1])
+    x = np.random.default_rng(0).normal(size=(10, 4))
+    rule = RULES[name][0](1)
+    x[[3, 6, 7]] = np.nan  # 2 of 11
+    assert np.isfinite(rule(x, weights=w)).all()
+    with pytest.raises(vg.Refused, match="tolerates 1 vectors"):
+        rule(x)
+    x[[4, 5]] = np.inf
+    words = "that weigh 2.727 of 10, as the f = 1 heaviest do, got 5 that weigh 3.636"
+    with pytest.raises(vg.Refused, match=words):
+        rule(x, weights=w)
+    x[[3, 4, 5, 6, 7]] = 0
+    x[0] = np.nan  # as heavy as that
+    assert np.isfinite(rule(x, weights=w)).all()
+
+
+def test_half_of_the_weight_breaks_the_median() -> None:
+    """The breakdown is sharp: less than half cannot move it out of the honest values, and half can."""
+    x, w = np.array([[0.0], [1.0], [2.0], [1e9], [1e9]]), np.array([1, 1, 1, 1.4, 1.5])
+    assert vg.Median(1)(x, weights=w)[0] == 2
+    w[3] = 1.6
+    assert vg.Median(1)(x, weights=w)[0] == 1e9
+
+
+# ------------------------------------------------------------------------------------------- breakdown in weight
+
+
+@pytest.mark.parametrize("n", [5, 8, 11, 20])
+@every_rule
+def test_breakdown_of_equal_weights_is_that_of_the_number(name: str, n: int) -> None:
+    rule = RULES[name][0](0)
+    found = rule.weight_breakdown([2.5] * n)
+    assert found.workers == rule.breakdown(n)
+    assert found.share == pytest.approx(found.workers / n)
+    assert found.declared == 0
+
+
+def test_what_weights_cost_and_what_the_cap_brings_back() -> None:
+    sizes = np.random.default_rng(0).lognormal(0, 1.2, 20)
+    lost = [vg.Median(0).weight_breakdown(vg.size_weights(sizes, cap)).workers for cap in (None, 3, 2, 1.5, 1)]
+    assert lost == sorted(lost)
+    assert lost[0] < 5
+    assert lost[-1] == vg.Median(0).breakdown(20) == 9
+    found = vg.TrimmedMean(2).weight_breakdown([4, 1, 1, 1, 1, 1, 1, 1, 1])
+    assert found == vg.WeightBreakdown(declared=5 / 12, share=5 / 12, workers=2, limit=0.5)
+    krum = vg.Krum(0).weight_breakdown(
+        [4, 1, 1, 1, 1, 1, 1, 1, 1]
+    )  # 2 W_f + 2 < n: 3.5 of 9, and the heaviest weighs 3
+    assert (krum.workers, krum.limit) == (1, pytest.approx(3.5 / 9))
+    assert vg.MultiKrum(0, m=7).weight_breakdown([1.0] * 9).workers == vg.MultiKrum(0, m=7).breakdown(9) == 2
+    assert vg.Median(0).weight_breakdown([10, 1, 1]).workers == 0
+    assert vg.Median(1).weight_breakdown([0, 1, 1, 1, 0]).workers == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "w", "words"),
+    [
+        (vg.Median(2), [4, 3, 1, 1, 1], "Median(f=2) tolerates less than 2.5 of a weight of 5, and the f = 2 heaviest "
+         "of these 5 vectors weigh 3.5; f = 1 would do, or weights with a lower cap."),
+        (vg.TrimmedMean(1), [9, 1, 1, 1], "TrimmedMean(f=1) tolerates less than 2 of a weight of 4, and the f = 1 "
+         "heaviest of these 4 vectors weigh 3; none of these may be Byzantine, or weights with a lower cap."),
+        (vg.Krum(1), [2, 1, 1, 1, 1], "Krum(f=1) tolerates less than 1.5 of a weight of 5, and the f = 1 heaviest of "
+         "these 5 vectors weigh 1.667; none of these may be Byzantine, or weights with a lower cap."),
+        (vg.Median(2), [1, 1, 1, 1, 0], "Median(f=2) needs n >= 2f + 1 = 5 vectors that weigh more than 0, got 4."),
+        (vg.Median(1), [1, 1], "Median needs weights [5], one a vector, as numbers, got int64 [2]."),
+        (vg.Median(1), [1, 1, 1, 1, -1], "Median needs weights that are finite and >= 0, got -1 at place 4."),
+        (vg.Median(1), [1, 1, 1, 1, np.inf], "Median needs weights that are finite and >= 0, got inf at place 4."),
+        (vg.Median(1), [0] * 5, "Median needs weights that are not all 0."),
+        (vg.Median(1), "heavy", "Median needs weights [5], one a vector, as numbers, got 'heavy'."),
+    ],
+)  # fmt: skip
+def test_f_too_great_and_what_is_no_weight_are_said(rule: vg.Rule, w: Any, words: str) -> None:
+    x = np.zeros((len(w) if words.startswith(str(rule)) else 5, 3))
+    algorithm = vg.Algorithm(rule=rule)
+    for call in (
+        lambda: rule(x, weights=w),
+        lambda: algorithm.aggregate(x, algorithm.init(0, 3), weights=w),
+        lambda: algorithm.decide(x, algorithm.init(0, 3), weights=w),
+    ):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            call()
+        assert str(error.value) == words
+    if words.startswith(str(rule)):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            rule.weight_breakdown(w)
+        assert str(error.value) == words
+
+
+def test_who_takes_no_weights_says_so() -> None:
+    x, w = torch.randn(9, 4), [1.0] * 9
+    weighing = {type(make(1)) for make, _ in RULES.values()}
+    for kind in vg.RULES.values():
+        assert kind.weighs == (kind in weighing)
+        if not kind.weighs:
+            with pytest.raises(
+                ValueError, match=rf"{kind.__name__}\(.* takes no weights of workers; those that do: Average"
+            ):
+                decide(x, (), kind(f=1), previous=x[0], weights=w)
+    for mixing in (vg.NearestNeighborMixing(1), vg.Bucketing(2), vg.AdaptiveClipping(1)):
+        algorithm = vg.Algorithm(pre=(mixing,), rule=vg.Median(1))
+        with pytest.raises(ValueError, match="takes no weights of workers; those that do: StaticClipping"):
+            algorithm.aggregate(x, algorithm.init(0, 4), weights=w)
+    moving = vg.Algorithm(rule=vg.Median(1), placement=vg.Adaptive(0.9))
+    with pytest.raises(ValueError, match=r"Adaptive.* takes no weights of workers"):
+        moving.decide(x, moving.init(9, 4), weights=w)
+
+
+def test_clipping_stands_before_weights() -> None:
+    x, w = torch.randn(9, 4, dtype=torch.float64) * 3, vg.size_weights(np.arange(1, 10), cap=1.5)
+    clip = vg.StaticClipping(1.0)
+    for make, _ in RULES.values():
+        rule = fitting(make, w)
+        algorithm = vg.Algorithm(pre=(clip,), rule=rule)
+        found, _ = algorithm.aggregate(x, algorithm.init(0, 4, torch.float64), weights=w)
+        torch.testing.assert_close(found, rule(clip(x), weights=w), rtol=1e-9, atol=1e-9)
+
+
+def test_the_server_goes_on_with_what_weights_gave() -> None:
+    """Momentum behind F, and the second step."""
+    algorithm = vg.Algorithm(rule=vg.TrimmedMean(1), server=(vg.Momentum(0.9),))
+    x, w = torch.randn(7, 3, dtype=torch.float64), np.arange(7) + 3.0
+    state = algorithm.init(0, 3, torch.float64)
+    first, state = algorithm.aggregate(x, state, weights=w)
+    second, _ = algorithm.aggregate(x, state, weights=w)
+    torch.testing.assert_close(second, 1.9 * first)
+
+
+def test_portions_lie_end_to_end() -> None:
+    w = np.array([0.5, 1.0, 1.5])
+    assert portions(w, 0.25, 2.0).tolist() == [0.25, 1.0, 0.5]
+    assert portions(w, 0.5, 1.5 + 1e-14).tolist() == [0.0, 1.0, 0.0]
