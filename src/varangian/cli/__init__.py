@@ -23,6 +23,11 @@ COMMANDS = {
     "data": (".data", "data_command", "Who holds which data, and how far apart that puts honest gradients: G and B."),
     "demo": (".runs", "demo_command", "The paper's comparison in small, in under a minute."),
     "doctor": (".doctor", "doctor_command", "What a bug report should hold: versions, machine, data, a self-test."),
+    "heterogeneity": (
+        ".study",
+        "heterogeneity_command",
+        "When momentum should stand at the workers: data that differ, rules, worst attacks.",
+    ),
     "import": (".study", "import_command", "Result folders of the paper's own code as runs, for the report."),
     "list": (
         ".catalogue",
@@ -46,6 +51,7 @@ SYNONYMS = {
     "study": "reproduce",
     "plot": "report",
     "grid": "sweep",
+    "placement": "heterogeneity",
 }
 
 

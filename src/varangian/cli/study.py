@@ -6,9 +6,10 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from ..core.checks import printable, shown
 from ..runs.building import open_dataset
 from ..runs.experiment import Experiment
 from ..simulation.data import DataError
-from ..study import paper
+from ..study import heterogeneity, paper
 from ..study.grid import Grid, numbers
+from ..study.outcomes import read_runs
 from ..study.paper import OF_THE_PAPER, PANELS, Verdict, counted
 from ..study.report import judge, report
+from ..study.report.heterogeneity import CELLS, report_heterogeneity
 from ..study.report.layout import groups
 from ..study.report.legacy import import_runs
 from ..study.sweep import Sweep, find_devices, sweep
@@ -151,7 +154,7 @@ def _sweeping(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--out",
             type=click.Path(file_okay=False, path_type=Path),
-            help="where runs and tables go; the same again resumes  [reproduce: study; else the name of the file]",
+            help="where runs and tables go; the same again resumes  [of a file: its name; else study, heterogeneity]",
         ),
         click.option(
             "--data",
@@ -368,6 +371,99 @@ def reproduce(
         output.print(f"Report: {page}\nFigures: {out / 'figures'}\nTable: {out / 'runs.csv'}", **PLAIN)
     _show_rest(result)
     context.exit(2 if lacking else 1 if result.failed else 0)
+
+
+@click.command("heterogeneity")
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    type=click.Choice(list(heterogeneity.DATASETS)),
+    help="on which data; may be given several times  [all]",
+)
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(list(heterogeneity.PARTS)),
+    help="placement: momentum at server, workers, adaptive; logs: published logs done again  [both]",
+)
+@click.option("--seeds", type=_Numbers(), default="1-3", show_default=True, help="1-5, or 1,3,7")
+@click.option(
+    "--rows",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="train nothing: read the rows of this runs.csv",
+)
+@_with_settings
+@_sweeping
+@click.pass_context
+def heterogeneity_command(
+    context: click.Context, datasets: tuple[str, ...], parts: tuple[heterogeneity.Part, ...], seeds: tuple[int, ...],
+    rows: Path | None, settings: Sequence[tuple[str, object]], asked: _Asked,
+) -> None:  # fmt: skip
+    """When momentum should stand at the workers: place against how data are dealt, rule and worst attack.
+
+    \b
+    Example: varangian heterogeneity --dataset digits
+             varangian heterogeneity --rows results/heterogeneity/runs.csv
+    It leaves reading.md, whose numbers are computed from the runs, their tables and pictures. What is complete is not
+    run again: the same command resumes. Exit status 1 where a run failed.
+    """
+    out = Path("heterogeneity") if asked.out is None else asked.out
+    said = asked.settings(settings)
+    if {"dataset", "seed", "seeds"} & said.keys():
+        raise click.UsageError("data sets and seeds are said by --dataset and --seeds, not by --set.")
+    chosen = list(dict.fromkeys(datasets)) or list(heterogeneity.DATASETS)
+    grids = _heterogeneous(parts, chosen, seeds, said)
+    if rows is not None:
+        _show_reading(report_heterogeneity(*grids, read_runs(rows), out), out)
+        return
+    lacking = asked.lacking([*chain(*grids)], out)
+    if not lacking:
+        grids = _heterogeneous(parts, _opened(chosen, asked.data), seeds, said)
+    everything = [*chain(*grids)]
+    result = sweep(everything, out, dry_run=asked.dry_run, **asked.how())
+    if asked.dry_run:
+        _show_plan(everything, result)
+    elif result.outcomes:
+        _show_reading(report_heterogeneity(*grids, result.outcomes, out), out)
+    else:
+        _say("no run is complete yet, so there is nothing to read.")
+    _show_rest(result)
+    context.exit(2 if lacking else 1 if result.failed else 0)
+
+
+def _heterogeneous(
+    parts: Sequence[heterogeneity.Part], datasets: Sequence[str], seeds: Sequence[int], settings: Mapping[str, object]
+) -> tuple[list[Grid], list[Grid]]:
+    """The grids of placements and of logs, those of a part that is not wanted left out."""
+
+    def of(part: heterogeneity.Part) -> list[Grid]:
+        wanted = datasets if not parts or part in parts else ()
+        return [heterogeneity.GRIDS[part](dataset, seeds).replaced(settings) for dataset in wanted]
+
+    return of("placement"), of("logs")
+
+
+def _opened(datasets: Sequence[str], data: Path | None) -> list[str]:
+    """Those that open; of the others, what to do."""
+    found = []
+    for name in datasets:
+        try:
+            open_dataset(Experiment(dataset=name), data)
+            found.append(name)
+        except DataError as error:
+            _say(f"left out: {name}: {error}")
+    if not found:
+        raise click.ClickException("none of the data sets is there.")
+    return found
+
+
+def _show_reading(page: Path | None, out: Path) -> None:
+    if page is None:
+        _say("no seed of any cell is complete yet, so there is nothing to read.")
+    else:
+        output.print(f"Reading: {page}\nFigures: {out / 'figures'}\nTable: {out / CELLS}", **PLAIN)
 
 
 def _show_plan(grids: Sequence[Grid], result: Sweep) -> None:
