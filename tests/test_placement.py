@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 import varangian as vg
-from varangian.core.placement import SPAN, WIDTH, Placed, sketch, spread_and_signal
+from varangian.core.placement import SPAN, WIDTH, Placed, persistence, sketch, spread_and_signal
 from varangian.runs import folders
 from varangian.runs.building import build, open_dataset
 from varangian.runs.experiment import ConfigurationError
 from varangian.simulation.metrics import COLUMNS, PLACEMENT, Rows
 
 H, D, MU = 9, 3000, 0.9
+Q = (1 - MU) / (1 + MU)
 ANYTHING: Any = 0.9
 Course = Callable[[int], Tensor]
 
@@ -49,13 +50,16 @@ def trained(
     hostile: Callable[[Tensor], Tensor] | None = None,
     f: int = 0,
     h: int = H,
+    apart: Callable[[int], float] = lambda t: 0.0,
 ) -> list[Placed]:
-    """What was remembered after each step, on a mean gradient of norm 1 and noise of each worker and step."""
+    """What was remembered after each step, on a mean gradient of norm 1, noise of each worker and step, and what a
+    worker's data add, the same at each step but for its size."""
     a = vg.Algorithm(rule=vg.Median(f=f), placement=placement)
     state, random, kept = a.init(h, D), torch.Generator().manual_seed(7), []
+    own = torch.randn(h, D, generator=torch.Generator().manual_seed(8)) / math.sqrt(D)
     for t in range(steps):
         drawn = torch.randn(h, D, generator=random) * noise / math.sqrt(D)
-        vectors, state = a.send(course(t) + drawn, state)
+        vectors, state = a.send(course(t) + drawn + apart(t) * own, state)
         if hostile is not None:
             vectors = torch.cat([vectors, hostile(vectors).expand(f, -1)])
         _, state = a.aggregate(vectors, state)
@@ -86,9 +90,35 @@ def test_mu_is_lowered_where_gradients_turn_back(course: str, lowest: float, hig
     assert max(mus) <= highest
 
 
-def test_where_momentum_changes_nothing_it_stays_where_it_is() -> None:
-    placed = trained(lambda t: back(t) if t < 100 else across(t), vg.Adaptive(MU, curvature=0.0), steps=1000)
-    assert (placed[99].at_workers, placed[-1].at_workers, placed[-1].switches) == (False, False, 1)
+def test_where_momentum_changes_nothing_it_stands_at_the_workers() -> None:
+    placed = trained(lambda t: back(t) if t < 100 else across(t), vg.Adaptive(MU, curvature=0.0), steps=300)
+    assert (placed[99].at_workers, placed[-1].at_workers, placed[-1].switches) == (False, True, 2)
+
+
+@pytest.mark.parametrize("course", ["aligned", "orthogonal"])
+@pytest.mark.parametrize("apart", [0.0, 0.5, 1.0, 3.0, 10.0])
+def test_momentum_leaves_workers_whose_data_differ(course: str, apart: float) -> None:
+    placed = trained(COURSES[course], vg.Adaptive(MU, curvature=0.0), steps=200, apart=lambda t: apart)
+    share = apart**2 / (apart**2 + 1)  # noise has norm 1
+    assert np.mean([p.persistent for p in placed[50:]]) == pytest.approx(share, abs=0.02)
+    assert placed[-1].at_workers is (apart < 10)
+    assert apart < 10 or not placed[6].at_workers  # as soon as it can be known
+    if course == "aligned" and apart < 10:
+        gradients, momenta = np.mean([p.ratios for p in placed[100:]], axis=0)
+        assert momenta / gradients == pytest.approx(Q + (1 - Q) * share, rel=0.1)
+
+
+def test_it_comes_back_when_their_gradients_differ_no_more() -> None:
+    placed = trained(along, vg.Adaptive(MU), steps=200, apart=lambda t: 10.0 if t < 30 else 0.5)
+    assert [placed[t].at_workers for t in (2, 20, 199)] == [True, False, True]
+    held = trained(along, vg.Adaptive(MU), steps=200, apart=lambda t: 10.0 if t < 30 else 2.0)  # 4/5 persists
+    assert not held[-1].at_workers
+
+
+@pytest.mark.parametrize("persistent", [0.5, 0.7, 1.0])
+def test_how_much_must_persist_is_a_setting(persistent: float) -> None:
+    placed = trained(along, vg.Adaptive(MU, persistent=persistent), steps=60, apart=lambda t: 1.25)  # 0.61 persists
+    assert placed[-1].at_workers is (persistent > 0.61)
 
 
 def test_it_comes_back_to_the_workers_when_gradients_go_on_in_one_direction() -> None:
@@ -118,6 +148,20 @@ def test_workers_who_lie_do_not_move_it_where_the_signal_is_clear(course: str, a
     assert all(math.isfinite(r) for r in placed[-1].ratios)
 
 
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("apart", [0.5, 10.0])
+def test_workers_who_lie_do_not_move_it_where_data_are_clear(apart: float, attack: str) -> None:
+    placed = trained(
+        along, vg.Adaptive(MU), steps=60, hostile=ATTACKS[attack], f=10, h=13, apart=lambda t: apart, noise=0.5
+    )
+    assert placed[-1].at_workers is (apart < 1)
+
+
+def test_where_noise_drowns_the_signal_it_stays() -> None:
+    placed = trained(along, vg.Adaptive(MU), steps=300, noise=100.0, hostile=ATTACKS["empire"], f=4)
+    assert all(p.at_workers for p in placed)
+
+
 @pytest.mark.parametrize("f", [1, 4, 10])
 def test_each_estimate_lies_between_values_of_honest_vectors(f: int) -> None:
     random = np.random.default_rng(f)
@@ -129,11 +173,18 @@ def test_each_estimate_lies_between_values_of_honest_vectors(f: int) -> None:
         x = torch.from_numpy(np.concatenate([honest, hostile]))
         _, state = a.aggregate(x, a.init(h, 8, torch.float64))
         assert state.placement is not None
-        seen = state.placement.products[0].numpy() * SPAN / (1 - MU)  # of the first step
-        spread, signal = spread_and_signal(seen)
-        products = honest @ honest.T
-        apart = np.square(honest[:, None] - honest[None]).sum(2) / 2
+        assert not state.placement.products.any()  # the first step has no past
+        _, state = a.aggregate(MU * x + torch.from_numpy(np.concatenate([honest[::-1], hostile])), state)
+        assert state.placement is not None
+        seen = state.placement.products.numpy() * SPAN / (1 - MU)  # of the second step
+        (spread, *_), (signal, *_) = spread_and_signal(seen)
+        newest = honest[::-1]
+        products = newest @ newest.T
+        apart = np.square(newest[:, None] - newest[None]).sum(2) / 2
         pairs = ~np.eye(h, dtype=bool)
+        common = ((newest[:, None] - newest[None]) * (honest[:, None] - honest[None])).sum(2) / 2
+        persists = persistence(seen) * spread
+        assert common[pairs].min() - 1e-9 <= persists <= common[pairs].max() + 1e-9, trial
         assert apart[pairs].min() - 1e-9 <= spread <= apart[pairs].max() + 1e-9, trial
         assert products[pairs].min() - 1e-9 <= signal <= products[pairs].max() + 1e-9, trial
 
@@ -144,14 +195,14 @@ def test_whoever_plays_with_the_place_changes_it_rarely(beta: float) -> None:
     placement, steps = vg.Adaptive(beta), 500
     placed, switches = placement.init(3, 4, torch.float32, torch.device("cpu")).of(3), []
     for t in range(steps):
-        signal, spread = torch.ones(3, 3, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
-        signal[1 if placed.at_workers else 0] += 99 * spread  # what stands for the other place
-        signal[0 if placed.at_workers else 1] += spread
-        numbers = placement._decided(replace(placed, products=signal))
+        products = torch.eye(3, dtype=torch.float64) + torch.ones(3, 3, 3, dtype=torch.float64)
+        if not placed.at_workers:
+            products[2] = 0  # nothing persists
+        numbers = placement._decided(replace(placed, products=products), (1.0, 1.0))
         if numbers[3] > placed.numbers[3]:
             switches.append(t)
         placed = replace(placed, numbers=numbers)
-    assert 2 <= len(switches) <= math.log2(1 + steps * (1 - beta))
+    assert 2 <= len(switches) <= math.log2(1 + 2 * steps * (1 - beta))
     assert switches[0] + 1 == placement.patience
     gaps = np.diff(switches)
     assert (gaps >= placement.patience * 2.0 ** np.arange(1, len(switches))).all()
@@ -280,7 +331,7 @@ def test_weights_that_repeat_in_step_are_seen_as_they_are() -> None:
     [
         (lambda: vg.Adaptive(0.0), r"^Adaptive needs beta in \(0, 1\), got 0"),
         (lambda: vg.Adaptive(1.0), r"^Adaptive needs beta in \(0, 1\), got 1"),
-        (lambda: vg.Adaptive(0.9, margin=0.5), r"^Adaptive needs margin >= 1, got 0\.5"),
+        (lambda: vg.Adaptive(0.9, persistent=0.4), r"^Adaptive needs persistent in \[1/2, 1\], got 0\.4"),
         (lambda: vg.Adaptive(0.9, curvature=-1.0), r"^Adaptive needs curvature >= 0, got -1"),
         (lambda: vg.Algorithm(placement=ANYTHING), r"^Algorithm needs Adaptive or None in placement=, got 0\.9\.$"),
         (
@@ -381,7 +432,18 @@ def test_it_goes_on_and_is_replayed_byte_for_byte(attack: str, nesterov: bool, t
     assert whole.max_accuracy == resumed.max_accuracy
 
 
-@pytest.mark.parametrize("numbers", [[0.5, 0.9, 0, 0], [1, 1.0, 0, 0], [1, math.nan, 0, 0], [1, 0.9, 0, 1e300]])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [0.5, 0.9, 0, 0, 1, 1, 0, 0],
+        [1, 1.0, 0, 0, 1, 1, 0, 0],
+        [1, math.nan, 0, 0, 1, 1, 0, 0],
+        [1, 0.9, 0, 1e300, 1, 1, 0, 0],
+        [1, 0.9, 0, 0, math.inf, 1, 0, 0],
+        [1, 0.9, 0, 0, 1, -1, 0, 0],
+        [1, 0.9, 0, 0, 1, 1, 0, 2],
+    ],
+)
 def test_a_state_that_cannot_be_is_not_gone_on_from(numbers: list[float]) -> None:
     e = vg.Experiment(rule="median", **SETTINGS)
     simulation, _ = build(e, open_dataset(e))

@@ -52,9 +52,12 @@ class Measures:
     ratio: float | None = None  # variance-norm ratio of what honest workers send: (deviation / norm)^2
     byzantine_share: float | None = None  # share of the rule's selection that is Byzantine, for selecting rules
     # Of momentum that moves, and in no other run: where it stands (1 at the workers, 0 at the server) and mu, in this
-    # step; the variance-norm ratios of gradients and of momenta as the server estimates them behind it.
+    # step; and what the server makes of it: which share of the differences of gradients persists, how far gradients
+    # turn back, and the variance-norm ratios of gradients and of momenta.
     momentum_place: float | None = None
     momentum_mu: float | None = None
+    momentum_persistent: float | None = None
+    momentum_turning: float | None = None
     ratio_gradients: float | None = None
     ratio_momenta: float | None = None
     # Where not every client is in every round, and in no other run: how many attack in this round, and how many clients
@@ -74,7 +77,7 @@ class Measures:
 
 
 EVERY_COLUMN = [field.name for field in fields(Measures)]
-COLUMNS, PLACEMENT, ROUND = EVERY_COLUMN[:-6], EVERY_COLUMN[-6:-2], EVERY_COLUMN[-2:]
+COLUMNS, PLACEMENT, ROUND = EVERY_COLUMN[:-8], EVERY_COLUMN[-8:-2], EVERY_COLUMN[-2:]
 
 
 @cache

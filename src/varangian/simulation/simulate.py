@@ -961,7 +961,8 @@ def _placed(done: _Done) -> dict[str, float]:
     here, after = done.sent.state.placement, done.state.placement
     if here is None or after is None:
         return {}
-    return dict(zip(PLACEMENT, (float(here.at_workers), here.mu, *after.ratios), strict=True))
+    seen = (float(here.at_workers), here.mu, after.persistent, after.turning, *after.ratios)
+    return dict(zip(PLACEMENT, seen, strict=True))
 
 
 def _kind(x: Tensor | None) -> str:
