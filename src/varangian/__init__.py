@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .core.attacks import Backdoor as Backdoor
     from .core.attacks import ComposedDefence as ComposedDefence
     from .core.attacks import DataAttack as DataAttack
+    from .core.attacks import Decoys as Decoys
     from .core.attacks import Defence as Defence
+    from .core.attacks import Divided as Divided
     from .core.attacks import Empire as Empire
     from .core.attacks import Fang as Fang
     from .core.attacks import Found as Found
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .core.attacks import NaN as NaN
     from .core.attacks import Omniscient as Omniscient
     from .core.attacks import OwnData as OwnData
+    from .core.attacks import Scattered as Scattered
     from .core.attacks import SignFlip as SignFlip
     from .core.attacks import Spied as Spied
     from .core.attacks import Task as Task
@@ -144,9 +147,9 @@ __version__ = "0.1.0"
 # a function listed here, since importing it would put the module in the function's place.
 _HOMES = {
     "core.algorithm": "Algorithm State",
-    "core.attacks": "ATTACKS AntiCGE Attack Backdoor ComposedDefence DataAttack Defence Empire Fang Found Gaussian "
-    "HiddenVulnerability Inf KNOWLEDGE Knowledge LabelFlip LastRound Little Mimic MinMax MinSum NaN Omniscient OwnData "
-    "ROP SignFlip Spied Task ThreatModel WorstCase Zero",
+    "core.attacks": "AntiCGE Attack ATTACKS Backdoor ComposedDefence DataAttack Decoys Defence Divided Empire Fang "
+    "Found Gaussian HiddenVulnerability Inf Knowledge KNOWLEDGE LabelFlip LastRound Little Mimic MinMax MinSum NaN "
+    "Omniscient OwnData ROP Scattered SignFlip Spied Task ThreatModel WorstCase Zero",
     "core.checks": "Refused",
     "simulation.clients": "Population",
     "simulation.data": "DATASETS DataError Dataset PARTITIONS Split",

@@ -18,6 +18,7 @@ from ..references import NotImported, known
 from ..rules import Rule
 from ..stages import as_matrix
 from .base import Attack, Knowledge, as_defence
+from .colluding import Decoys, Divided, Made, Scattered
 from .memory import Memory
 from .poison import Backdoor, LabelFlip
 from .simple import Empire, Gaussian, Inf, Little, Mimic, NaN, SignFlip, Zero
@@ -240,8 +241,13 @@ ATTACKS: dict[str, type[Attack]] = {
     "rop": ROP,
     "fang": Fang,
     "worst-case": WorstCase,
+    "scattered": Scattered,
+    "divided": Divided,
+    "decoys": Decoys,
 }
 """Attacks by name."""
+
+Made.table = ATTACKS
 
 
 def parts(stage: Rule | Mixing | Attack) -> Iterator[type]:
@@ -253,7 +259,22 @@ def parts(stage: Rule | Mixing | Attack) -> Iterator[type]:
             if isinstance(item, (Rule, Mixing, Attack)):
                 yield from parts(item)
             elif isinstance(item, str):
-                name = item.partition("(")[0].strip()
-                named = ATTACKS.get(name) or known("attack", name)
-                if isinstance(named, type):
-                    yield named
+                yield from _named(item)
+
+
+def _named(text: str) -> Iterator[type]:
+    """The classes of the attack that a text names, and of those that are named in it."""
+    from ..specs import parse
+
+    name = text.partition("(")[0].strip()
+    named = ATTACKS.get(name) or known("attack", name)
+    if isinstance(named, type):
+        yield named
+        try:
+            options = parse("attack", text, ATTACKS)[1]
+        except ValueError:  # a text that begins like one
+            return
+        for value in options.values():
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, str):
+                    yield from _named(item)
