@@ -39,6 +39,8 @@ from ..runs.folders import ENVIRONMENT, FORMAT, check_format
 from ..runs.folders import SETTINGS as SETTINGS_FILE
 from ..runs.results import Result, check_summary
 from ..simulation.metrics import COLUMNS
+from .moves import COLUMNS as MOVES
+from .moves import Move, move, moves_of, read_moves
 
 Source = Literal["varangian", "imported"]
 SETTINGS = [field.name for field in fields(Experiment)]
@@ -78,6 +80,7 @@ class Outcome:
         max_validation, chosen_accuracy: the greatest accuracy on the training data set aside, and that on the test set
             at the same step; None without ``validation``.
         machine: processor, threads and versions, where one machine did all of it and is known; see :func:`machine_of`.
+        moves: where momentum stood, at up to a hundred steps; empty where it does not move, or only the row is known.
     """
 
     experiment: Experiment
@@ -94,6 +97,7 @@ class Outcome:
     machine: str | None = None
     max_validation: float | None = None
     chosen_accuracy: float | None = None
+    moves: tuple[Move, ...] = ()
 
     def __post_init__(self) -> None:
         neither = _missing(self.max_accuracy) and _missing(self.final_accuracy)
@@ -232,7 +236,7 @@ def from_result(result: Result) -> Outcome:
     ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None and math.isfinite(m.ratio)]
     evaluations = [(e.step, e.accuracy, e.loss if math.isfinite(e.loss) else None) for e in result.evaluations]
     summary = result.summary()
-    return _outcome(result.experiment, summary, evaluations, ratios)
+    return replace(_outcome(result.experiment, summary, evaluations, ratios), moves=moves_of(result.measures))
 
 
 def _outcome(
@@ -259,7 +263,8 @@ def _outcome(
         tuple(Point(step, accuracy, at.get(step), loss) for step, accuracy, loss in evaluations),
         source,
         machine,
-        *(_share(summary[name]) if experiment.validation else None for name in VALIDATED),
+        _share(summary["max_validation"]) if experiment.validation else None,
+        _share(summary["chosen_accuracy"]) if experiment.validation else None,
     )
 
 
@@ -282,6 +287,8 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
         evaluations = list(_evaluations(folder / "evaluations.csv"))
         ratios = list(_ratios(folder / "metrics.csv")) if (folder / "metrics.csv").exists() else []
         outcome = _outcome(experiment, summary, evaluations, ratios, source, machine_of(folder))
+        if experiment.momentum_at == "adaptive" and experiment.momentum:
+            outcome = replace(outcome, moves=read_moves(folder / "metrics.csv"))
         _check_curve(outcome)
         _check_accuracies(outcome)
         _check_chosen(outcome, folder / "evaluations.csv")
@@ -485,7 +492,8 @@ def order(outcome: Outcome) -> tuple[object, ...]:
 
 
 def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
-    """runs.csv (a row a run) and curves.csv (a row an evaluation), the same bytes for the same runs; timings.csv.
+    """runs.csv (a row a run) and curves.csv (a row an evaluation), the same bytes for the same runs; timings.csv; where
+    momentum moves in some run, moves.csv.
 
     Settings that are None and lists without items are empty cells. A run that is there twice is written once, with a
     warning.
@@ -514,6 +522,11 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     write_csv(folder / "runs.csv", [*IDENTITY, *settings, *RESULTS, *validated], runs)
     write_csv(folder / "curves.csv", ["digest", "source", "step", "accuracy", "ratio"], curves)
     write_csv(folder / "timings.csv", ["digest", "source", "seconds", "machine"], timings)
+    moves = [[o.experiment.digest, o.source, *m.row()] for o in outcomes for m in o.moves]
+    if moves:
+        write_csv(folder / "moves.csv", ["digest", "source", *MOVES], moves)
+    else:
+        (folder / "moves.csv").unlink(missing_ok=True)
 
 
 def write_failed(folder: Path, failed: Iterable[tuple[Experiment, str]], tried: Iterable[str]) -> None:
@@ -565,7 +578,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
 
 @importing(False)
 def read_runs(path: Path) -> list[Outcome]:
-    """The rows of runs.csv, with the curves and timings beside it if they are there.
+    """The rows of runs.csv, with the curves, timings and moves beside it if they are there.
 
     Raises:
         ValueError: it is no such file, or a row is of another run than its digest says; the message names the line.
@@ -585,6 +598,11 @@ def read_runs(path: Path) -> list[Outcome]:
                 raise ValueError(f"digest {shown(row['digest'])} occurs twice.")
             machine = line_of_text(row["machine"], "machine") if row.get("machine") else None
             timings[row["digest"], row["source"]] = number_of(row["seconds"], "seconds", 0), machine
+    moves: dict[tuple[str, str], list[Move]] = {}
+    beside = path.with_name("moves.csv")
+    for line, row in _rows(beside, ("digest", "source", *MOVES)):
+        with _naming(beside, line):
+            moves.setdefault((row["digest"], row["source"]), []).append(move([row[name] for name in MOVES]))
     found: dict[tuple[str, str], Outcome] = {}
     needed = ("name", "digest", "source", "max_accuracy", "final_accuracy")
     for line, row in enumerate(read_rows(path, needed, MAX_RUNS), start=2):
@@ -592,7 +610,8 @@ def read_runs(path: Path) -> list[Outcome]:
             key = row["digest"], row["source"]
             if key in found:
                 raise ValueError(f"digest {shown(key[0])} occurs twice.")
-            found[key] = _from_row(row, curves.get(key, ()), *timings.get(key, (None, None)))
+            outcome = _from_row(row, curves.get(key, ()), *timings.get(key, (None, None)))
+            found[key] = replace(outcome, moves=tuple(moves.get(key, ())))
             _check_curve(found[key])
     if not found:
         raise ValueError(f"{path} holds no runs.")
@@ -609,7 +628,9 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
     experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in (*IDENTITY, *RESULTS, *VALIDATED)})
     # What cannot be measured is empty, and so is what a table of another kind does not have.
     optional = ("final_loss", "ratio", "ratio_within", *VALIDATED)
-    loss, ratio, within, *validated = (number_of(row[name], name) if row.get(name) else None for name in optional)
+    loss, ratio, within, validated, chosen = (
+        number_of(row[name], name) if row.get(name) else None for name in optional
+    )
     outcome = Outcome(
         experiment,
         _accuracy(row["max_accuracy"], "max_accuracy"),
@@ -623,7 +644,8 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
         tuple(curve),
         "imported" if row["source"] == "imported" else "varangian",
         machine,
-        *validated,
+        validated,
+        chosen,
     )
     if written == FORMAT and row["digest"] != experiment.digest:
         raise ValueError(

@@ -153,6 +153,12 @@ def _draw(found: Sequence[Group], grid: Cells, title: str, folder: Path, told: _
     for name, figure in save(figures.draw_grid(grid, title, bool(found)), "the grid"):
         if name == "curves":
             pictures.append(Picture(f"{CURVES}{title}", style.png(figure, PAGE_DPI)))
+    if cells := figures.moving(grid):
+        figure = figures.moves(cells, title)
+        style.save(figure, folder / _unused("moves", names))
+        shown = range(min(len(cells), figures.MOST_MOVED))
+        parts = tuple(style.png(figures.moves(cells, title, only), 2 * PAGE_DPI) for only in shown)
+        pictures.append(Picture(f"{title}: where momentum stood", style.png(figure, 2 * PAGE_DPI), True, parts))
     return pictures
 
 

@@ -11,12 +11,27 @@ from ..layout import Group, column_of
 from .common import ACROSS, DOWN, SHAPES, pages, slug
 from .grids import draw_grid
 from .learning import band, curves, ratio_rules
+from .moving import MOST as MOST_MOVED
+from .moving import moves, moving
 from .pairing import by_noise, gains
 from .poster import boxes
 
 MAX_CURVES = 60  # panels of curves of one learning rate and kind of momentum: nobody looks at more
 MAX_RATES = 2  # learning rates of which curves are drawn into files; the page has a chooser for all
-__all__ = ["band", "boxes", "by_noise", "curves", "draw", "draw_grid", "gains", "ratio_rules", "slug"]
+__all__ = [
+    "MOST_MOVED",
+    "band",
+    "boxes",
+    "by_noise",
+    "curves",
+    "draw",
+    "draw_grid",
+    "gains",
+    "moves",
+    "moving",
+    "ratio_rules",
+    "slug",
+]
 
 
 def draw(group: Group) -> Iterator[tuple[str, Figure]]:
