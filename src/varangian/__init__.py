@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .core.attacks import Fang as Fang
     from .core.attacks import Found as Found
     from .core.attacks import Gaussian as Gaussian
+    from .core.attacks import Hidden as Hidden
     from .core.attacks import HiddenVulnerability as HiddenVulnerability
     from .core.attacks import Inf as Inf
     from .core.attacks import Knowledge as Knowledge
@@ -148,8 +149,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "core.algorithm": "Algorithm State",
     "core.attacks": "AntiCGE Attack ATTACKS Backdoor ComposedDefence DataAttack Decoys Defence Divided Empire Fang "
-    "Found Gaussian HiddenVulnerability Inf Knowledge KNOWLEDGE LabelFlip LastRound Little Mimic MinMax MinSum NaN "
-    "Omniscient OwnData ROP Scattered SignFlip Spied Task ThreatModel WorstCase Zero",
+    "Found Gaussian Hidden HiddenVulnerability Inf Knowledge KNOWLEDGE LabelFlip LastRound Little Mimic MinMax MinSum "
+    "NaN Omniscient OwnData ROP Scattered SignFlip Spied Task ThreatModel WorstCase Zero",
     "core.checks": "Refused",
     "simulation.clients": "Population",
     "simulation.data": "DATASETS DataError Dataset PARTITIONS Split",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..core.references import importing
-from ..runs.experiment import HASHES, ConfigurationError, Experiment, differences
+from ..runs.experiment import HASHES, SUCCESS, ConfigurationError, Experiment, differences
 from ..runs.files import read_text
 from ..runs.interrupts import termination_interrupts
 from ..runs.replaying import replay
@@ -30,6 +31,7 @@ from ..study import demo as demonstration
 
 output = Console()
 notices = Console(stderr=True)
+MANY_CLASSES, FEW_CLASSES = 12, 5  # more than so many are not all told
 
 
 def knobs(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -203,6 +205,14 @@ def _newest(evaluation: Evaluation) -> str:
     return f"accuracy {evaluation.accuracy:.1%}"
 
 
+def _by_class(accuracies: Sequence[float]) -> str:
+    """The accuracy on each class; of many those on which it is least."""
+    ranked = sorted((accuracy, c) for c, accuracy in enumerate(accuracies) if not math.isnan(accuracy))
+    shown = ranked[:FEW_CLASSES] if len(accuracies) > MANY_CLASSES else sorted(ranked, key=lambda pair: pair[1])
+    text = ", ".join(f"{c}: {accuracy:.0%}" for accuracy, c in shown)
+    return text if len(shown) == len(ranked) else f"{text}; {len(ranked) - len(shown)} others are better"
+
+
 def _show(result: Result) -> None:
     e = result.experiment
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -220,7 +230,12 @@ def _show(result: Result) -> None:
         table.add_row("max validation", f"{result.max_validation:.2%}, on training data set aside")
         table.add_row("accuracy there", f"{result.chosen.accuracy:.2%} on the test set, step {result.chosen.step}")
     for name, value in last.metrics.items():
-        table.add_row(name.replace("_", " ", 1), f"{value:.4g} at the end")
+        if name.removeprefix("validation_") == SUCCESS:
+            table.add_row(name.replace("_", " "), f"{value:.2%} at the end")
+        elif result.class_accuracy is None or re.fullmatch(r"(validation_)?class_\d+", name) is None:
+            table.add_row(name.replace("_", " ", 1), f"{value:.4g} at the end")
+    if result.class_accuracy is not None:
+        table.add_row("by class", _by_class(result.class_accuracy))
     if result.measures:
         each = 1e3 * result.seconds / len(result.measures)
         table.add_row("steps", f"{len(result.measures)} of {e.steps}, {result.seconds:.1f} s, {each:.1f} ms each")

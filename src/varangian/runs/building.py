@@ -26,8 +26,8 @@ from ..simulation.identity import code_hash, is_ours
 from ..simulation.losses import Loss, OwnLoss
 from ..simulation.models import MODELS, Shape
 from ..simulation.models import build as build_model
-from ..simulation.sampling import Evaluator, Profile, Sampler
-from ..simulation.scores import Score
+from ..simulation.sampling import Evaluator, Profile, Sampler, aim_of
+from ..simulation.scores import Score, per_class
 from ..simulation.simulate import Simulation
 from .cards import device_of, numerics, usable
 from .experiment import Experiment, name_of_code, name_of_metric
@@ -199,11 +199,21 @@ class Evaluators:
     test: Evaluator
     validation: Evaluator | None
     metrics: tuple[Score, ...] = ()
+    aimed: tuple[Evaluator, ...] = ()  # of each split, where the attack aims
 
     def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]:
         """The numbers of :func:`varangian.runs.results.columns_of` after the step."""
         splits = (self.test,) if self.validation is None else (self.test, self.validation)
-        return tuple(value for evaluator in splits for value in evaluator(gradients, parameters, step, self.metrics))
+        found: list[float] = []
+        for split, evaluator in enumerate(splits):
+            accuracy, loss, *measured = evaluator(gradients, parameters, step, self.metrics)
+            success = [aimed(gradients, parameters, step)[0] for aimed in self.aimed[split : split + 1]]
+            found += [accuracy, loss, *success, *measured]
+        return tuple(found)
+
+    def by_class(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]:
+        """The accuracy on each class of the test set."""
+        return self.test(gradients, parameters, step, (per_class,))[2:]
 
 
 @contextmanager
@@ -225,7 +235,9 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         )
     model = make_model(e, dataset.shape, dataset.classes, given, device)
     gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed, loss=make_loss(e, given))
-    attack = e.make_attack()
+    attack, task = e.make_attack(), task_of(dataset)
+    if attack is not None:
+        attack.check_task(task)
     sampler, aside = sampler_of(e, dataset)
     validation = None
     if aside is not None:
@@ -246,14 +258,21 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         profile=e.profile,
         seed=e.seed,
         measure=e.measure,
-        task=task_of(dataset),
+        task=task,
         population=e.population(),
         absent=e.absent,
         local_steps=e.local_steps,
     )
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
     test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, device, dtype)
-    return simulation, Evaluators(test, validation, e.make_metrics(given.metrics))
+    aimed: list[Evaluator] = []
+    if attack is not None and attack.aims:
+        for split in (dataset.test, aside):
+            if split is not None:
+                aim = aim_of(attack, split.labels, task)
+                data = replace(dataset, test=split)
+                aimed.append(Evaluator(data, e.seed, profile=e.profile, device=device, dtype=dtype, aim=aim))
+    return simulation, Evaluators(test, validation, e.make_metrics(given.metrics), tuple(aimed))
 
 
 def task_of(dataset: Dataset) -> Task:

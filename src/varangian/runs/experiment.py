@@ -35,7 +35,7 @@ from ..simulation.data import DATASETS, IID, PARTITIONS, Partition, name_of
 from ..simulation.identity import LENGTH
 from ..simulation.losses import LOSSES, Loss, OwnLoss
 from ..simulation.models import MODELS
-from ..simulation.scores import METRICS, Score, number_of
+from ..simulation.scores import METRICS, PER_CLASS, Score, number_of, per_class
 from .cards import device_of
 from .files import (
     check_depth,
@@ -262,6 +262,7 @@ MAX_METRICS = 16
 
 
 _EVALUATED = ("step", "accuracy", "loss")  # columns that there are anyway
+SUCCESS = "attack_success"  # and the one of runs under an attack that aims
 
 
 FORMS = {
@@ -739,17 +740,30 @@ class Experiment:
     def make_metrics(self, given: Mapping[str, Score] | None = None) -> tuple[Score, ...]:
         """The functions of all outputs and labels that are evaluated beside accuracy and loss; ``given``: those that
         were handed over, by what the settings call them."""
-        columns = [*_EVALUATED, *(f"validation_{name}" for name in _EVALUATED)]
+        names = [*_EVALUATED, *([SUCCESS] if self.aims else [])]
+        columns, several = [*names, *(f"validation_{name}" for name in names)], self.per_class
         for spec in self.metrics:
             column = column_of(spec)
-            if column in columns or not column:
+            of_a_class = several and re.fullmatch(r"(validation_)?class_\d+", column, flags=re.ASCII)
+            if column in columns or not column or of_a_class:
                 raise ValueError(f"{shown(spec)} would be the column {column!r} of evaluations.csv, which there is.")
             columns += [column, f"validation_{column}"]
         handed = given or {}
-        return tuple(
-            number_of(spec, handed[spec] if spec in handed else function("metric", spec, METRICS))
-            for spec in self.metrics
-        )
+        found = {spec: handed[spec] if spec in handed else function("metric", spec, METRICS) for spec in self.metrics}
+        return tuple(s if s is per_class else number_of(spec, s) for spec, s in found.items())
+
+    @property
+    def per_class(self) -> bool:
+        """Whether evaluations have the accuracy on each class."""
+        return PER_CLASS in map(column_of, self.metrics)
+
+    @property
+    def aims(self) -> bool:
+        """Whether evaluations say how often the attack succeeds; False too where the attack is code of somebody's own
+        that may not be imported here."""
+        with suppress(NotImported):
+            return (attack := self.make_attack()) is not None and attack.aims
+        return False
 
     def make_algorithm(self) -> Algorithm:
         """The four stages that these settings mean."""

@@ -147,6 +147,9 @@ class _Measuring:
         self.points.append(self.local(parameters, gradients.buffers(), step))
         return self.evaluators(gradients, parameters, step)
 
+    def by_class(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]:
+        return self.evaluators.by_class(gradients, parameters, step)
+
 
 def _sampled(sampler: Any) -> tuple[Dataset, list[np.ndarray]]:
     return sampler.examples.dataset, sampler.parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ from ..core.checks import cut, shown
 from ..core.references import importing
 from ..simulation.gradients import WorkerGradients
 from ..simulation.metrics import COLUMNS, EVERY_COLUMN, Measures, Rows
+from ..simulation.scores import PER_CLASS
 from . import folders
 from .building import NOTHING, Given, code_of, handed, make_model, open_dataset
-from .experiment import Experiment, column_of
+from .experiment import SUCCESS, Experiment, column_of
 from .files import (
     line_of_text,
     number,
@@ -39,7 +41,8 @@ class Evaluation:
     The accuracy is over all tokens where each has a class, and NaN where numbers are predicted: there the loss counts.
     ``validation_accuracy`` and ``validation_loss`` are those on the training data set aside; None without any.
     ``metrics`` are those that the experiment asks for by the names of their columns: "macro-f1" on the test set,
-    "validation_macro-f1" on what was set aside.
+    "validation_macro-f1" on what was set aside; of "per-class" "class_0", "class_1", ... Under an attack that aims,
+    such as a backdoor, "attack_success" is among them: how often what it wants is answered.
     """
 
     step: int
@@ -63,6 +66,11 @@ class Evaluation:
         )
 
     @property
+    def attack_success(self) -> float | None:
+        """How often the attack succeeds on the test set; None where it has no such aim."""
+        return self.metrics.get(SUCCESS)
+
+    @property
     def values(self) -> tuple[float, ...]:
         """All that was found, in the order of the columns of evaluations.csv after the step."""
         measured, tested = list(self.metrics.values()), len(self.metrics)
@@ -75,10 +83,22 @@ class Evaluation:
         return tuple(value for value in held if value is not None)
 
 
-def columns_of(experiment: Experiment) -> list[str]:
-    """What evaluations.csv holds of each evaluation beside its step."""
-    found = [*_ALWAYS, *map(column_of, experiment.metrics)]
+def columns_of(experiment: Experiment, classes: int, aims: bool | None = None) -> list[str]:
+    """What evaluations.csv holds of each evaluation beside its step, of so many classes; ``aims`` where it is known."""
+    aims = experiment.aims if aims is None else aims
+    found = [*_ALWAYS, *([SUCCESS] if aims else [])]
+    for column in map(column_of, experiment.metrics):
+        found += [f"class_{c}" for c in range(classes)] if column == PER_CLASS else [column]
     return found + [f"validation_{name}" for name in found] if experiment.validation else found
+
+
+def _columns_in(path: Path, experiment: Experiment) -> list[str]:
+    """The same, of what the file begins with: it knows the number of classes, and code that was not imported."""
+    if experiment.attack is None and not experiment.per_class:
+        return columns_of(experiment, 0)
+    there = next(iter(read_rows(path, ("step", *_ALWAYS))), {})
+    classes = sum(re.fullmatch(r"class_\d+", name, flags=re.ASCII) is not None for name in there)
+    return columns_of(experiment, classes if experiment.per_class else 0, experiment.aims or SUCCESS in there)
 
 
 _ALWAYS = ("accuracy", "loss")
@@ -98,6 +118,9 @@ class Result:
         began: the step of the checkpoint that this call went on from; 0 where it started at the start. Measures of
             before have the 9 digits of metrics.csv.
         from_disk: whether nothing was trained, since the folder held the complete run.
+        class_accuracy: the accuracy on each class of the test set after the last step, NaN of classes that do not
+            occur there: of runs under an attack on data (label-flip, backdoor), and where it is asked for
+            (``metrics="per-class"``); else None.
     """
 
     experiment: Experiment
@@ -108,6 +131,7 @@ class Result:
     folder: Path | None = None
     began: int = 0
     from_disk: bool = False
+    class_accuracy: tuple[float, ...] | None = None
     _trained: nn.Module | None = field(default=None, repr=False)
     _given: Given = field(default=NOTHING, repr=False)
 
@@ -177,8 +201,10 @@ class Result:
         """What result.json holds."""
         chosen = self.chosen
         asked: dict[str, Any] = {}
-        if self.experiment.metrics:
+        if self.evaluations[-1].metrics:
             asked["final_metrics"] = {k: _finite(v) for k, v in self.evaluations[-1].metrics.items()}
+        if self.class_accuracy is not None:
+            asked["class_accuracy"] = [_finite(v) for v in self.class_accuracy]
         if chosen is not None:
             asked["max_validation"] = _finite(chosen.validation_accuracy)
             asked["chosen_accuracy"] = _finite(chosen.accuracy)
@@ -299,13 +325,16 @@ def _read(folder: Path) -> Result:
         folders.check_format(folder / folders.RESULT, summary)
         check_summary(summary, experiment)
         seconds = number(summary["seconds"], "seconds", 0)
-        columns = columns_of(experiment)
+        columns = _columns_in(folder / folders.EVALUATIONS, experiment)
         rows = read_rows(folder / folders.EVALUATIONS, ("step", *columns))
         evaluations = [_evaluation(row, columns) for row in rows]
         measures = read_measures(folder / folders.METRICS)
         if not evaluations or len(measures) != summary["steps"]:
             raise ValueError("rows are missing from its tables.")
-        return Result(experiment, evaluations, measures, seconds, summary["stopped"], folder, from_disk=True)
+        return Result(
+            experiment, evaluations, measures, seconds, summary["stopped"], folder, from_disk=True,
+            class_accuracy=shares(summary, "class_accuracy"),
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
     except KeyError as error:
@@ -352,10 +381,24 @@ def check_summary(summary: dict[str, Any], experiment: Experiment) -> None:
         line_of_text(summary["stopped"], "stopped")
 
 
+def shares(summary: dict[str, Any], name: str) -> tuple[float, ...] | None:
+    """A list of shares in result.json, None where it says nothing of them; NaN for null.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    found = summary.get(name)
+    if found is None:
+        return None
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"{name}: must be a list of numbers from 0 to 1, got {shown(found)}.")
+    return tuple(math.nan if value is None else float(number(value, name, 0, 1)) for value in found)
+
+
 def _evaluation(row: dict[str, str], columns: Sequence[str]) -> Evaluation:
     values = [
         number_of(row[name], name, 0, 1)
-        if name in ("accuracy", "validation_accuracy") and row[name] != "nan"
+        if name.removeprefix("validation_") in ("accuracy", SUCCESS) and row[name] != "nan"
         else _any_number(row[name], name)
         for name in columns
     ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,7 +35,14 @@ CHECKPOINT_EVERY = 60.0  # seconds
 
 
 Progress = Callable[[int, Evaluation | None], None]
-Evaluate = Callable[[WorkerGradients, Tensor, int], tuple[float, ...]]  # as Evaluators do
+
+
+class Evaluate(Protocol):
+    """As Evaluators do."""
+
+    def __call__(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]: ...
+
+    def by_class(self, gradients: WorkerGradients, parameters: Tensor, step: int) -> tuple[float, ...]: ...
 
 
 def run(
@@ -256,8 +263,8 @@ def _run_in(
                 journal = Journal(
                     folder, simulation, settings=experiment.to_json(), digest=experiment.digest,
                     columns=measured(simulation.algorithm.placement is not None, simulation.population is not None),
-                    evaluated=("step", *columns_of(experiment)), device=here.device, every=checkpoint_every,
-                    origins=experiment.origins(),
+                    evaluated=("step", *columns_of(experiment, dataset.classes)), device=here.device,
+                    every=checkpoint_every, origins=experiment.origins(),
                 )  # fmt: skip
             except folders.OtherSettings as other:
                 with importing(False):
@@ -304,7 +311,7 @@ def train(
     progress: Progress | None,
 ) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []
-    columns = columns_of(e)
+    columns = columns_of(e, simulation.task.classes)
     measures = Rows()
     stopped, start, began = None, time.perf_counter(), simulation.steps_done
     if journal is not None:
@@ -375,10 +382,25 @@ def train(
     go_on(simulation.settle)
     if not evaluations or evaluations[-1].step < simulation.steps_done:  # else the step that failed was evaluated
         evaluate()
+    found = evaluations[-1].metrics
+    by_class = [found[f"class_{c}"] for c in range(simulation.task.classes)] if e.per_class else None
+    if (
+        by_class is None and simulation.poisons and simulation.task.kind != "regression"
+    ):  # whoever attacks through data may hit one class and no other
+        by_class = evaluator.by_class(simulation.gradients, simulation.parameters, simulation.steps_done)
     seconds = time.perf_counter() - start
     tell(simulation.steps_done)
     trained = simulation.gradients.adopt(simulation.parameters)
-    return Result(e, evaluations, measures, seconds, stopped, began=began, _trained=trained)
+    return Result(
+        e,
+        evaluations,
+        measures,
+        seconds,
+        stopped,
+        began=began,
+        _trained=trained,
+        class_accuracy=None if by_class is None else tuple(by_class),
+    )
 
 
 def check_writable(folder: Path) -> None:

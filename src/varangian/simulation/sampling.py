@@ -5,8 +5,9 @@ All randomness is a function of (seed, purpose, step, worker).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import nan
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ..core import kernels, randomness
+from ..core.attacks import UNCOUNTED, Attack, Task, as_wanted
+from ..core.checks import kind_of
 from .captured import Repeated
 from .data import Dataset, Partition, Split, partition, prepare
 from .gradients import Batch, WorkerGradients
@@ -215,8 +218,43 @@ class _Ahead:
     weights: list[np.ndarray | None]
 
 
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """Examples of a test split as an attack would have them: which, changed in what way, and taken for what.
+
+    Attributes:
+        index: [k] which.
+        labels: [k] what they are to be taken for.
+        change: model inputs [B, ...] to others.
+    """
+
+    index: np.ndarray
+    labels: Tensor
+    change: Callable[[Tensor], Tensor]
+
+
+def aim_of(attack: Attack, labels: Tensor, task: Task) -> Aim:
+    """What an attack wants on a split with these labels.
+
+    Raises:
+        ValueError: what it answers is not what it should be.
+    """
+    wanted = as_wanted(attack, labels, task)
+    index = np.flatnonzero((wanted != UNCOUNTED).numpy())
+
+    def change(inputs: Tensor) -> Tensor:
+        changed = attack.trigger(inputs, replace(task, random=randomness.generator(0, "trigger")))
+        if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (inputs.shape, inputs.dtype):
+            name = type(attack).__name__
+            raise ValueError(f"{name}.trigger must answer inputs {kind_of(inputs)}, got {kind_of(changed)}.")
+        return changed
+
+    return Aim(index, wanted[index], change)
+
+
 class Evaluator:
-    """Top-1 accuracy and loss on the test split.
+    """Top-1 accuracy and loss on the test split; with an ``aim`` on examples as an attack would have them, where the
+    accuracy is how often it succeeds.
 
     In main memory the inputs are prepared once, except where the published profile mirrors them anew. A device gathers
     them each time: that costs it next to nothing, and the images are there once.
@@ -230,30 +268,46 @@ class Evaluator:
         profile: Profile = "described",
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        aim: Aim | None = None,
     ) -> None:
-        self.examples = Examples(dataset, dataset.test, device, dtype)
+        self.examples, self.aim = Examples(dataset, dataset.test, device, dtype), aim
         self.seed, self.mirrors = seed, profile == "published" and dataset.flip
-        self.every = None if self.examples.native else torch.arange(len(dataset.test), device=device)
-        on_card = self.every is not None and self.every.is_cuda
+        self.index = np.arange(len(dataset.test)) if aim is None else aim.index
+        self.labels = None if aim is None else aim.labels.to(device)
+        self.every = None
+        if not self.examples.native:
+            there = self.examples.labels
+            self.every = (
+                torch.arange(len(self.index), device=device) if aim is None else kernels.there(self.index, there)
+            )
+        on_card = self.every is not None and self.every.is_cuda and aim is None
         self._again = Repeated(self.every.device) if on_card and self.every is not None and not self.mirrors else None
-        self.chunks = _chunks(len(dataset.test), CHUNK)
+        self.chunks = _chunks(len(self.index), CHUNK)
         once = self.examples.native and not self.mirrors
-        self._prepared = [self.examples(np.arange(c.start, c.stop)) for c in self.chunks] if once else None
+        self._prepared = [self._taken(self.index[c], None, c) for c in self.chunks] if once else None
 
     def __call__(
         self, gradients: WorkerGradients, parameters: Tensor, step: int, metrics: Sequence[Score] = ()
     ) -> tuple[float, ...]:
+        if not len(self.index):  # no example is of another class than is wanted
+            return nan, nan
         prepared, flip = self._prepared, None
         if self.mirrors:
             count = len(self.examples.split)
             flip = randomness.indices(self.seed, "test-flips", step, rows=1, columns=count, size=2)[0].astype(bool)
+            flip = flip if self.aim is None else flip[self.index]
         if self.every is not None:
             return self._on_device(gradients, parameters, flip, metrics)
         if prepared is None:
-            prepared = [
-                self.examples(np.arange(c.start, c.stop), None if flip is None else flip[c]) for c in self.chunks
-            ]
+            prepared = [self._taken(self.index[c], None if flip is None else flip[c], c) for c in self.chunks]
         return gradients.evaluate(parameters, [x for x, _ in prepared], [y for _, y in prepared], metrics)
+
+    def _taken(self, index: Any, flip: Any, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Examples of the split and their labels, or those of the aim."""
+        inputs, labels = self.examples(index, flip)
+        if self.aim is None or self.labels is None:
+            return inputs, labels
+        return self.aim.change(inputs), self.labels[chunk]
 
     def _on_device(
         self, gradients: WorkerGradients, parameters: Tensor, flip: np.ndarray | None, metrics: Sequence[Score]
@@ -265,11 +319,12 @@ class Evaluator:
         mirrored = None if flip is None else kernels.there(flip, examples.labels)
 
         def prepared(c: int) -> tuple[Tensor, Tensor]:
-            return examples(every[chunks[c]], None if mirrored is None else mirrored[chunks[c]])
+            return self._taken(every[chunks[c]], None if mirrored is None else mirrored[chunks[c]], chunks[c])
 
         return gradients.evaluate_chunks(parameters, prepared, len(chunks), metrics, again=self._again)
 
 
 def _chunks(count: int, size: int) -> list[slice]:
     """As few parts as have no more examples than that, of nearly equal sizes."""
-    return [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(count), -(-count // size))]
+    parts = np.array_split(np.arange(count), -(-count // size)) if count else []
+    return [slice(part[0], part[-1] + 1) for part in parts]

@@ -21,7 +21,7 @@ def balanced_accuracy(outputs: Tensor, labels: Tensor) -> float:
         >>> balanced_accuracy(torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.tensor([0, 0, 0, 1]))
         0.5
     """
-    return float(_found("balanced-accuracy", outputs, labels).mean())
+    return float(_of_those_there(_found("balanced-accuracy", outputs, labels)).mean())
 
 
 def worst_class(outputs: Tensor, labels: Tensor) -> float:
@@ -31,7 +31,7 @@ def worst_class(outputs: Tensor, labels: Tensor) -> float:
         >>> worst_class(torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.tensor([0, 0, 0, 1]))
         0.0
     """
-    return float(_found("worst-class", outputs, labels).min())
+    return float(_of_those_there(_found("worst-class", outputs, labels)).min())
 
 
 def macro_f1(outputs: Tensor, labels: Tensor) -> float:
@@ -87,14 +87,28 @@ def determination(outputs: Tensor, labels: Tensor) -> float:
     return float((1 - left / (truth - truth.mean(0)).square().sum(0)).mean())
 
 
+def per_class(outputs: Tensor, labels: Tensor) -> tuple[float, ...]:
+    """The accuracy on each class, a column each: the share of its examples that is found; NaN of a class without any.
+
+    Example:
+        >>> per_class(torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.tensor([0, 0, 0, 1]))
+        (1.0, 0.0)
+    """
+    return tuple(_found("per-class", outputs, labels).tolist())
+
+
 METRICS: dict[str, Callable[..., Any]] = {
     "balanced-accuracy": balanced_accuracy,
     "worst-class": worst_class,
+    "per-class": per_class,
     "macro-f1": macro_f1,
     "top": top,
     "mae": mean_absolute_error,
     "r2": determination,
 }
+
+
+PER_CLASS = "per-class"  # the one metric that answers several numbers
 
 
 def number_of(name: str, score: Score) -> Score:
@@ -124,11 +138,16 @@ def _classes(name: str, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 
 
 def _found(name: str, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Of each class that occurs, the share of its examples that is found."""
+    """Of each class, the share of its examples that is found; NaN where it has none."""
     scores, truth = _classes(name, outputs, labels)
     hits = truth[scores.argmax(-1) == truth]
     there = torch.bincount(truth, minlength=scores.shape[-1]).double()
-    return (torch.bincount(hits, minlength=scores.shape[-1]) / there)[there > 0]
+    return torch.bincount(hits, minlength=scores.shape[-1]) / there
+
+
+def _of_those_there(found: Tensor) -> Tensor:
+    """Without the classes that do not occur."""
+    return found[~found.isnan()]
 
 
 def _numbers(name: str, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ class Made(Attack):
             one.check_task(task)
 
     def poison(self, inputs: Tensor, labels: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-        return self.others[0].poison(inputs, labels, task)
+        return next((one for one in self.others if one.poisons), self.others[0]).poison(inputs, labels, task)
 
     def trigger(self, inputs: Tensor, task: Task) -> Tensor:
         return self._aiming.trigger(inputs, task)

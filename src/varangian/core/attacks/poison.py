@@ -1,10 +1,11 @@
-"""Attacks on data: workers that follow the protocol on examples that are not what they should be."""
+"""Attacks on data: workers that follow the protocol on examples that are not what they should be; and what they, or
+others, send, hidden among honest vectors."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from .. import kernels
 from ..checks import require, set_real, set_whole
-from .base import Attack, Knowledge
+from .base import ALONE, Attack, Knowledge
+from .colluding import Made
+from .memory import Memory
+from .simple import original_factor
 from .task import UNCOUNTED, Task
 
 
@@ -163,8 +167,10 @@ class Backdoor(DataAttack):
     def poison(self, inputs: Tensor, labels: Tensor, task: Task) -> tuple[Tensor, Tensor]:
         f, b = labels.shape[:2]
         count = max(1, round(self.share * b))  # the first ones: a batch is in random order
-        masks = np.stack([self._mask(tuple(inputs.shape[2:]), worker % self.parts) for worker in range(f)])
-        stamped = self._stamped(inputs[:, :count], masks[:, None], task)
+        shape = tuple(inputs.shape[2:])
+        masks = np.stack([self._mask(shape, worker % self.parts) for worker in range(f if self.parts > 1 else 1)])
+        masks = masks.reshape(len(masks), 1, *(1,) * (len(shape) + 1 - masks.ndim), *masks.shape[1:])
+        stamped = self._stamped(inputs[:, :count], masks, task)
         bearing = torch.full_like(labels[:, :count], self.target)
         return torch.cat([stamped, inputs[:, count:]], 1), torch.cat([bearing, labels[:, count:]], 1)
 
@@ -181,19 +187,72 @@ class Backdoor(DataAttack):
         return torch.where(kernels.there(mask, inputs), value, inputs)
 
     def _mask(self, shape: tuple[int, ...], part: int | None = None) -> np.ndarray:
-        """Where in an example of that shape the trigger is, or a part of it."""
-        if len(shape) < 2:
-            sides = shape
-            require(
-                self, self.size <= prod(shape), f"a size of at most {prod(shape)}, the numbers of an example", self.size
-            )
-        else:
-            sides = shape[-2:]
-            require(self, self.size <= min(sides), f"a size of at most {min(sides)}, the shorter side", self.size)
+        """Where the trigger is, or a part of it, in the last two dimensions of an example of that shape, or in the only
+        one."""
+        sides = shape[-2:]
+        what = "numbers of an example" if len(sides) < 2 else "shorter side of an example"
+        require(self, self.size <= min(sides), f"a size of at most {min(sides)}, the {what}", self.size)
         cells = np.stack(np.meshgrid(*(np.arange(side - self.size, side) for side in sides), indexing="ij"), -1)
         cells = cells.reshape(-1, len(sides))
+        require(self, self.parts <= len(cells), f"at most {len(cells)} parts, what the trigger consists of", self.parts)
         if part is not None:
             cells = np.array_split(cells, self.parts)[part]
-        mask = np.zeros(shape, bool)
-        mask[(..., *cells.T)] = True
+        mask = np.zeros(sides, bool)
+        mask[tuple(cells.T)] = True
         return mask
+
+
+@dataclass(frozen=True)
+class Hidden(Made):
+    """What another attack sends, moved into the spread of honest vectors, where it does not stand out.
+
+    min(max(x, mean - factor * std), mean + factor * std), per coordinate
+
+    Args:
+        attack: a name, with its options as text, or an attack: a backdoor, say, or wrong labels.
+        factor: how many standard deviations, > 0; None is the original choice of A Little Is Enough, as of Little.
+
+    Shape: [h, d] -> [f, d], or f equal rows where the attack sends such; h >= 2.
+    Cost: that of the attack, and a pass.
+
+    Example:
+        >>> import torch
+        >>> Hidden(attack="sign-flip", factor=1.0)(torch.tensor([[0.0], [2.0]]), f=1)
+        tensor([[-0.4142]])
+
+    Reference: Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning",
+    NeurIPS 2019: its backdoors are kept within mean +- z std in this way.
+    """
+
+    attack: str | Attack = "backdoor"
+    factor: float | None = 1.5
+
+    options: ClassVar[tuple[str, ...]] = ("attack",)
+
+    def __post_init__(self) -> None:
+        Made.__post_init__(self)
+        set_real(self, "factor", "a finite factor > 0", lambda z: isfinite(z) and z > 0, optional=True)
+
+    def check(self, h: int, f: int, d: int | None = None) -> None:
+        self.check_knowing(h, h, f, d)
+
+    def check_knowing(self, known: int, h: int, f: int, d: int | None = None) -> None:
+        require(self, known > 1, "at least 2 honest vectors", known)
+        if self.factor is None:
+            original_factor(h + f, f)
+        self.others[0].check_knowing(known, h, f, d)
+
+    def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
+        if h == 1:
+            return ALONE
+        if self.factor is None and original_factor(h + f, f) <= 0:
+            return "its factor is not positive, so that the honest mean is sent"
+        return self.others[0].idle(h, f, classes)
+
+    def craft(self, seen: Knowledge) -> Tensor | tuple[Tensor, Memory]:
+        sent, memory = self.others[0].crafted(seen)
+        mean, std = seen.moments
+        factor = max(0.0, original_factor(seen.h + seen.f, seen.f)) if self.factor is None else self.factor
+        reach = std * factor
+        hidden = torch.minimum(torch.maximum(sent, mean - reach), mean + reach)
+        return (hidden, memory) if self.remembers else hidden

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from math import inf, isfinite
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from ..stages import as_matrix
 from .base import Attack, Knowledge, as_defence
 from .colluding import Decoys, Divided, Made, Scattered
 from .memory import Memory
-from .poison import Backdoor, LabelFlip
+from .poison import Backdoor, Hidden, LabelFlip
 from .simple import Empire, Gaussian, Inf, Little, Mimic, NaN, SignFlip, Zero
 from .spread import MinMax, MinSum, along
 from .targeted import ROP, AntiCGE, Fang, HiddenVulnerability
@@ -91,7 +92,7 @@ def _spelt(attack: Attack) -> str | Attack:
 
 
 @dataclass(frozen=True)
-class WorstCase(Attack):
+class WorstCase(Made):
     """The worst factor there is, for one defence: lines are searched for what moves the aggregate most.
 
     m = mean + factor p, maximising ||F(pre(honest and f copies of m)) - mean||
@@ -126,8 +127,8 @@ class WorstCase(Attack):
     directions: tuple[str | Attack, ...] = ("little", "empire", "min-max")
     evaluations: int = 24
 
-    uses_defence: ClassVar[bool] = True
-    uses_previous: ClassVar[bool] = True
+    uses_defence: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
+    uses_previous: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
         listed = isinstance(self.directions, (tuple, list)) and len(self.directions) > 0
@@ -135,22 +136,25 @@ class WorstCase(Attack):
         object.__setattr__(self, "directions", tuple(self._as_text(direction) for direction in self.directions))
         set_whole(self, "evaluations", least=2)
 
-    def _as_text(self, direction: Any) -> str | Attack:
+    @cached_property
+    def others(self) -> tuple[Attack, ...]:
+        return tuple(line(direction) for direction in self.directions)
+
+    def _as_text(self, value: Any) -> str | Attack:
         """A direction as text wherever text can say it, so that an experiment can."""
-        if isinstance(direction, Attack):
-            return _spelt(direction)
-        if not (isinstance(direction, str) and direction in LINES):
+        if isinstance(value, Attack):
+            return _spelt(value)
+        if not (isinstance(value, str) and value in LINES):
             try:
-                line(direction)
+                line(value)
             except NotImported:
                 raise
             except ValueError as error:
                 raise ValueError(f"WorstCase: {error}") from None
-        return direction
+        return value
 
-    def check(self, h: int, f: int, d: int | None = None) -> None:
-        for direction in self.directions:
-            line(direction).check(h, f, d)
+    def check_knowing(self, known: int, h: int, f: int, d: int | None = None) -> None:
+        self.check(known, f, d)
 
     @kernels.eager
     def search(self, honest: Any, f: int, defence: Any, previous: Any = None) -> Found:
@@ -161,10 +165,6 @@ class WorstCase(Attack):
             previous = torch.as_tensor(previous, dtype=matrix.dtype, device=matrix.device)
         random = randomness.generator(0, "attack")
         return self.find(Knowledge(matrix, f, as_defence(defence, previous), previous, random))
-
-    @property
-    def remembers(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  an option says it
-        return any(line(direction).remembers for direction in self.directions)
 
     def craft(self, seen: Knowledge) -> Tensor | tuple[Tensor, Memory]:
         found, memory = self._found(seen)
@@ -177,11 +177,10 @@ class WorstCase(Attack):
     def _found(self, seen: Knowledge) -> tuple[Found, Memory]:
         """And what the attacks named remember."""
         require(self, seen.defence is not None, "a defence to try: defence=rule, an algorithm or a callable", None)
-        attacks = [line(direction) for direction in self.directions]
-        each = [seen] * len(attacks)
+        each = [seen] * len(self.others)
         if isinstance(seen.memory, tuple):
             each = [replace(seen, memory=memory, known=seen.moments) for memory in seen.memory]
-        crafted = [attack.crafted(one) for attack, one in zip(attacks, each, strict=True)]
+        crafted = [attack.crafted(one) for attack, one in zip(self.others, each, strict=True)]
         return self._searched(seen, [sent for sent, _ in crafted]), tuple(memory for _, memory in crafted)
 
     def _searched(self, seen: Knowledge, sent: Sequence[Tensor]) -> Found:
@@ -236,6 +235,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "min-sum": MinSum,
     "label-flip": LabelFlip,
     "backdoor": Backdoor,
+    "hidden": Hidden,
     "anti-cge": AntiCGE,
     "bulyan": HiddenVulnerability,
     "rop": ROP,

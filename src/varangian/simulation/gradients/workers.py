@@ -652,7 +652,8 @@ class WorkerGradients:
         """(accuracy, mean loss, metrics ...) in evaluation mode over chunks of prepared inputs and labels.
 
         The accuracy is that of the greatest output, over all labels that count; NaN where labels are no classes. Each
-        metric is called once with all outputs and labels, which are in main memory, wherever the model is.
+        metric is called once with all outputs and labels, which are in main memory, wherever the model is; one that
+        answers a tuple is several.
         """
         numbers = sum(x.numel() for x in inputs)
         return self.evaluate_chunks(parameters, lambda c: (inputs[c], labels[c]), len(inputs), metrics, numbers=numbers)
@@ -762,8 +763,8 @@ class WorkerGradients:
         self.model.train(was_training)
         every = [torch.cat(parts) for parts in zip(*(x for x in answers if x is not None), strict=True)]
         sums, every = _fetched(found, every)
-        measured = [float(metric(*(x.clone() for x in every))) for metric in metrics]  # which may write there
-        return *_scores(sums), *measured
+        measured = [metric(*(x.clone() for x in every)) for metric in metrics]  # which may write there
+        return *_scores(sums), *(float(x) for m in measured for x in (m if isinstance(m, tuple) else (m,)))
 
     def _correct(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """How many of the labels that count have the greatest output, and how many there are."""
