@@ -31,6 +31,13 @@ def test_files() -> None:
     assert len(Search.from_toml(DRAWN).tried) == 20
 
 
+def test_momentum_compared_at_equal_effective_rates() -> None:
+    found = Grid.from_file(ROOT / "examples" / "placement.toml").experiments()
+    assert len(found) == 24
+    assert {(e.learning_rate, e.momentum, e.dampening) for e in found} == {(0.5, 0.0, 0.9), (0.5, 0.9, 0.9)}
+    assert {e.momentum_at for e in found if e.momentum} == {"server", "worker", "adaptive"}
+
+
 def test_values_in_the_text() -> None:
     found = re.findall(r"`((?:rule|pre|learning_rate|seed) = \[.*?\])`(?=[: ;.])", PAGE, re.DOTALL)
     assert len(found) >= 5
