@@ -85,6 +85,9 @@ def test_seeds_that_lack_a_run_are_not_read_and_a_place_that_was_not_run_hinders
     assert plain.seeds == (1, 2)
     assert plain.worst("server").mean == pytest.approx(15)  # type: ignore[union-attr]
     assert cells([small], outcomes[:1]) == []
+    begun = [o for o in outcomes if o.experiment.momentum_at != "adaptive" or o.experiment.attack == "little"]
+    assert cells([small], begun) == cells([small], without)
+    assert [cell.seeds for cell in cells([small], [*without, *outcomes[: len(outcomes) // 3]])] == [(1,), (1,)]
     strangers = [replace(o, experiment=replace(o.experiment, batch_size=99)) for o in outcomes]
     assert cells([small], strangers) == []
 
@@ -132,8 +135,9 @@ def test_the_page_says_where_adaptive_placement_fails(small: Grid, tmp_path: Pat
     text = page(tmp_path, [small], given(small, accuracy))
     assert "in 1 of 2 cells (50 %; the aim is 95 %: not met)" in text
     assert "Always the workers would be so in 2, always the server in 2." in text
+    assert "Of the 2 cells in which the better place keeps 50 % or more it is so in 1." in text
     assert "| iid | nnm + median | 47.7 ± 0.0 (little) | 60.0 ± 0.0 (little), at the server | 12.3 |" in text
-    assert "Placement, digits: 90 of 90 runs." in text
+    assert "- digits: 90 of 90 runs." in text
     text = page(tmp_path, [small], [o for o in given(small, accuracy) if o.experiment.momentum_at != "adaptive"])
     assert "Adaptive placement was not run." in text
     assert "60 of 90 runs, those of seeds 1, 2, 3 not all." in text
@@ -203,7 +207,7 @@ def test_what_is_cut_short_goes_on(varangian: Program, tmp_path: Path) -> None:
     assert re.search(rf"{some} complete, {len(rows(tmp_path / 'heterogeneity' / 'runs.csv')) - some} to do", end.err)
     text = (tmp_path / "heterogeneity" / "reading.md").read_text("utf-8")
     assert "## The published logs" in text
-    assert "Placement, digits: 36 of 36 runs." in text
+    assert "- digits: 36 of 36 runs." in text
 
 
 def test_a_dry_run_writes_nothing(varangian: Program, tmp_path: Path) -> None:

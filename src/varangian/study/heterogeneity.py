@@ -80,8 +80,9 @@ class Cell:
 
     Attributes:
         rule: mixings before it: "nnm + median".
-        seeds: over which it is read: those of which the runs of all its places and attacks are complete.
-        places: for each place of momentum that has any run, the accuracies under each attack.
+        places: for each place of momentum the accuracies under each attack; a place of which no seed is complete under
+            all of them is not there.
+        seeds: over which it is read: those that are complete at all these places.
     """
 
     dataset: str
@@ -133,15 +134,21 @@ def cells(grids: Iterable[Grid], outcomes: Iterable[Outcome]) -> list[Cell]:
         found.setdefault((e.dataset, str(e.partition), rule_name(e)), []).append(e)
     made = []
     for (dataset, partition, rule), members in found.items():
-        begun = {e.momentum_at for e in members if e.digest in known}
-        wanted = [e for e in members if e.momentum_at in begun]
-        lacking = {e.seed for e in wanted if e.digest not in known}
-        seeds = tuple(dict.fromkeys(e.seed for e in wanted if e.seed not in lacking))
+        whole: dict[str, list[int]] = {}
+        for place in dict.fromkeys(e.momentum_at for e in members):
+            mine = [e for e in members if e.momentum_at == place]
+            lacking = {e.seed for e in mine if e.digest not in known}
+            if there := [seed for seed in dict.fromkeys(e.seed for e in mine) if seed not in lacking]:
+                whole[place] = there
+        if not whole:
+            continue
+        first, *rest = whole.values()
+        seeds = tuple(seed for seed in first if all(seed in others for others in rest))
         if not seeds:
             continue
         values: dict[str, dict[str, list[float]]] = {}
-        for e in wanted:
-            if e.seed in seeds:
+        for e in members:
+            if e.momentum_at in whole and e.seed in seeds:
                 accuracy = 100 * known[e.digest].max_accuracy
                 values.setdefault(e.momentum_at, {}).setdefault(attack_name(e), []).append(accuracy)
         places = {

@@ -16,6 +16,7 @@ from . import style
 from .figures.placement import NAMES, placed
 
 READING, CELLS, ATTACKS, LOGS = "reading.md", "cells.csv", "attacks.csv", "logs.csv"
+LEARNED = 50.0  # per cent: under less nothing is left that a place could save
 AIM = 95  # per cent of the cells in which adaptive placement is to be as good as the better place
 
 
@@ -134,12 +135,14 @@ def _page(
 def _complete(placements: Sequence[Grid], logs: Sequence[Grid], outcomes: Sequence[Outcome]) -> Iterator[str]:
     there = {o.experiment.digest for o in outcomes if o.source == "varangian"}
     for name, grids in (("Placement", placements), ("Logs", logs)):
+        if grids:
+            yield f"\n{name}: {_settings(grids[0])}\n"
         for grid in grids:
             runs = grid.experiments()
             done = sum(e.digest in there for e in runs)
             lacks = {e.seed for e in runs if e.digest not in there}
             left = f", those of seeds {', '.join(map(str, sorted(lacks)))} not all" if 0 < done < len(runs) else ""
-            yield f"\n- {name}, {runs[0].dataset}: {done:,} of {len(runs):,} runs{left}. {_settings(grid)}"
+            yield f"- {runs[0].dataset}: {done:,} of {len(runs):,} runs{left}."
 
 
 def _settings(grid: Grid) -> str:
@@ -147,8 +150,12 @@ def _settings(grid: Grid) -> str:
     content = grid.to_dict()
     cases = content.pop("case", [])
     given = {name: value for name, value in content.items() if name not in ("dataset", "seeds", "measure")}
-    texts = [", ".join(f"{name} {written(value)}" for name, value in table.items()) for table in (given, *cases)]
-    return f"Settings: {'; '.join(texts)}; else the defaults of `varangian run`."
+    texts = [", ".join(f"{name} = {_value(value)}" for name, value in table.items()) for table in (given, *cases)]
+    return f"{'; '.join(texts)}; else the defaults of `varangian run`."
+
+
+def _value(value: object) -> str:
+    return " or ".join(map(written, value)) if isinstance(value, list) else written(value)
 
 
 def _counts(found: Sequence[Cell]) -> Iterator[str]:
@@ -230,7 +237,12 @@ def _adaptive(found: Sequence[Cell]) -> Iterator[str]:
         f"Adaptive placement is within {NEAR:g} point of the better of the two places, or above, in {near} of "
         f"{counted(len(lost), 'cell')} ({share:.0f} %; the aim is {AIM} %: {'met' if share >= AIM else 'not met'}); "
         f"above both by more in {sum(points < -NEAR for points, _ in lost)}. Always the workers would be so in "
-        f"{_near_always(found, 'worker')}, always the server in {_near_always(found, 'server')}.\n"
+        f"{_near_always(found, 'worker')}, always the server in {_near_always(found, 'server')}."
+    )
+    learned = [points for points, cell in lost if (_better(cell) or 0.0) >= LEARNED]
+    yield (
+        f"Of the {counted(len(learned), 'cell')} in which the better place keeps {LEARNED:g} % or more it is so in "
+        f"{sum(points <= NEAR for points in learned)}.\n"
     )
     failed = sorted(((points, cell) for points, cell in lost if points > NEAR), key=lambda item: -item[0])
     if failed:

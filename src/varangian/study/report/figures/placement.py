@@ -93,6 +93,6 @@ def _column(panel: Axes, x: int, values: Sequence[float | None], scale: tuple[fl
         colour = tuple(a + (b - a) * share for a, b in zip(LIGHT, DARK, strict=True))
         panel.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=0.5))
         panel.text(
-            x, y, f"{value:.0f}", ha="center", va="center", fontsize=TILE, color="white" if share > 0.6 else "black",
+            x, y, f"{value:.0f}", ha="center", va="center", fontsize=TILE, color="white" if share > 0.5 else "black",
             weight="bold" if value == best else "normal",
         )  # fmt: skip
