@@ -265,7 +265,7 @@ def test_data_that_are_not_here_are_left_out(
 @pytest.mark.skipif(not (RESULTS / "runs.csv").exists(), reason="a package without the results")
 def test_the_published_reading_is_that_of_the_published_rows(tmp_path: Path) -> None:
     grids = [[make(dataset) for dataset in heterogeneity.DATASETS] for make in (placement, logs)]
-    report_heterogeneity(*grids, read_runs(RESULTS / "runs.csv"), tmp_path)
+    report_heterogeneity(grids[0], grids[1], read_runs(RESULTS / "runs.csv"), tmp_path)
     for path in tmp_path.iterdir():
         if path.is_file():
             assert path.read_bytes() == (RESULTS / path.name).read_bytes(), path.name
