@@ -115,6 +115,25 @@ def test_it_comes_back_when_their_gradients_differ_no_more() -> None:
     assert not held[-1].at_workers
 
 
+@pytest.mark.parametrize("dampening", [0.5, 0.9])
+def test_with_dampening_it_sees_the_same(dampening: float) -> None:
+    for course, apart in ((along, 0.0), (along, 10.0), (back, 0.0)):
+        plain, damped = (
+            [
+                (p.at_workers, p.persistent, p.turning, *p.ratios)
+                for p in trained(course, a, steps=60, apart=lambda t, apart=apart: apart)
+            ]
+            for a in (vg.Adaptive(MU), vg.Adaptive(MU, dampening))
+        )
+        assert np.asarray(damped[1:]) == pytest.approx(np.asarray(plain[1:]), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("beta", [5e-324, 1e-9, 1 - 2**-53])
+def test_any_beta_can_be_told_to_decide(beta: float) -> None:
+    placed = trained(back, vg.Adaptive(beta), steps=5)
+    assert all(math.isfinite(p.mu) and 0 <= p.turning <= 1 for p in placed)
+
+
 @pytest.mark.parametrize("persistent", [0.5, 0.7, 1.0])
 def test_how_much_must_persist_is_a_setting(persistent: float) -> None:
     placed = trained(along, vg.Adaptive(MU, persistent=persistent), steps=60, apart=lambda t: 1.25)  # 0.61 persists

@@ -237,8 +237,9 @@ class Adaptive:
         products = placed.products.numpy()
         persistent, turning = persistence(products), 0.0
         _, (gradients, momenta, _) = spread_and_signal(products)
-        if gradients > 0 and momenta > 0 and mu:
-            turning = min(max(math.log(momenta / gradients) / math.log((1 - mu) / (1 + mu)), 0.0), 1.0)
+        most = math.log((1 - mu) / (1 + mu))  # what alternating gradients make of the logarithm; 0 of a mu too small
+        if gradients > 0 and momenta > 0 and most:
+            turning = min(max(math.log(momenta / gradients) / most, 0.0), 1.0)
         if at_workers:
             calls = persistent > self.persistent or turning > TURNED
         else:
