@@ -21,6 +21,7 @@ from varangian.core import kernels
 from varangian.core.evidence import scores
 from varangian.core.shares import heaviest, portions
 from varangian.core.stages import decide, deferred_refusals, refuse_faulty
+from varangian.testing import Check, check_rule
 
 Array = np.ndarray
 
@@ -496,3 +497,192 @@ def test_portions_lie_end_to_end() -> None:
     w = np.array([0.5, 1.0, 1.5])
     assert portions(w, 0.25, 2.0).tolist() == [0.25, 1.0, 0.5]
     assert portions(w, 0.5, 1.5 + 1e-14).tolist() == [0.0, 1.0, 0.0]
+
+
+# -------------------------------------------------------------------------------------------- what is told of it
+
+
+@pytest.mark.parametrize("kind", ["grid", "normal"])
+@every_rule
+def test_an_explanation_says_how_much_of_the_answer_each_vector_is(name: str, kind: str) -> None:
+    random = np.random.default_rng(9)
+    for n in (5, 9, 12):
+        x, w = vectors_of(kind, n, 1, random), weights_of("sizes", n, random)
+        rule = fitting(RULES[name][0], w)
+        x, w = np.vstack([x, [[np.nan]]]), np.append(w, 0)
+        told = vg.explain(x, rule, weights=w)
+        np.testing.assert_array_equal(told.aggregate, rule(x, weights=w))
+        assert told.weight is not None
+        assert told.weight[n] == 0
+        np.testing.assert_allclose(told.weight[:n] @ x[:n], told.aggregate, rtol=1e-9, atol=1e-9)
+        if name != "centered-clipping":  # which may lean on the last aggregate
+            assert told.weight.sum() == pytest.approx(1)
+
+
+def test_light_vectors_are_not_taken_for_rejected() -> None:
+    x, w = np.random.default_rng(0).normal(size=(9, 300)), np.array([0.05, 1, 1, 1, 1, 1, 1, 1, 1])
+    told = vg.explain(x, vg.TrimmedMean(1), weights=w)
+    assert told.weight is not None
+    assert told.weight[0] < 0.1 / 9
+    assert not told.rejected.any()
+    x[0] = 9
+    assert vg.explain(x, vg.TrimmedMean(1), weights=w).rejected.tolist() == [True] + [False] * 8
+
+
+# ------------------------------------------------------------------------------------------- a user's own rules
+
+
+class Quartiles(vg.Coordinatewise):
+    """The mean of the middle half."""
+
+    weighs = True
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "4f + 1", 4 * self.f + 1
+
+    def statistic(self, n: int) -> tuple[int, int, int]:
+        return n // 4, n - n // 4, 0
+
+    def weighted(self, shares: Array) -> tuple[float, float, float, str]:
+        n = len(shares)
+        return n / 4, n - n / 4, 0.0, "mid"
+
+
+class Pulled(vg.General):
+    """The weighted mean of what is within twice the median distance of the weighted median."""
+
+    weighs = True
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def combine(self, x: torch.Tensor, previous: Any, shares: Array | None = None) -> torch.Tensor:
+        finite = x.isfinite().all(1)
+        if shares is None:
+            vg.refuse_faulty(self, self.f, int((~finite).sum()))
+        else:
+            vg.refuse_overweight(self, shares, ~finite)
+        w = torch.ones(len(x)).double() if shares is None else torch.from_numpy(shares)
+        middle = vg.Median(self.f)(x.double(), weights=w)
+        far = (x.double() - middle).norm(dim=1).nan_to_num(torch.inf)
+        reach = 2 * vg.Median(self.f)(far.clamp(max=1e300).unsqueeze(1), weights=w)[0]
+        near = far <= reach
+        return (w[near] / w[near].sum() @ x[near].double()).to(x.dtype)
+
+
+class Lightest(vg.Selecting):
+    """The mean by weight of all but those of greatest score, of weight W_f."""
+
+    weighs = True
+
+    @property
+    def needs(self) -> tuple[str, int]:
+        return "2f + 1", 2 * self.f + 1
+
+    def weights(self, geometry: vg.Geometry) -> Array:
+        n, shares = geometry.n, np.ones(geometry.n) if geometry.shares is None else geometry.shares
+        kept = n - heaviest(shares, self.f)
+        near = np.argsort(geometry.distances, axis=1, kind="stable")
+        parts = portions(shares[near], 0, kept)
+        scores = (parts * np.where(parts > 0, np.take_along_axis(geometry.distances, near, 1), 0)).sum(1)
+        order = geometry.smallest(scores, n)
+        found = np.zeros(n)
+        found[order] = portions(shares[order], 0, kept) / kept
+        return found
+
+
+@pytest.mark.parametrize("kind", [Quartiles, Pulled, Lightest])
+def test_own_rules_that_weigh_are_held_to_it(kind: type[vg.Rule]) -> None:
+    report = check_rule(kind)
+    assert Check.WEIGHTS in report.passed
+    x, w = np.random.default_rng(1).normal(size=(12, 3)), weights_of("sizes", 12, np.random.default_rng(2))
+    algorithm = vg.Algorithm(pre=(vg.StaticClipping(9.0),), rule=kind(f=1))
+    np.testing.assert_allclose(algorithm.aggregate(x, algorithm.init(0, 3, torch.float64), weights=w)[0],
+                               kind(f=1)(x, weights=w), rtol=1e-12)  # fmt: skip
+
+
+class ByNumber(Lightest):
+    """Takes the last f away, however light they are."""
+
+    weighs = True
+
+    def weights(self, geometry: vg.Geometry) -> Array:
+        shares = np.ones(geometry.n) if geometry.shares is None else geometry.shares
+        found = np.zeros(geometry.n)
+        order = geometry.smallest(np.sort(geometry.distances, 1)[:, : geometry.n - self.f].sum(1), geometry.n - self.f)
+        found[order] = shares[order] / shares[order].sum()
+        return found
+
+
+class ByPlace(vg.Average):
+    """Thinks that the first is the heaviest."""
+
+    weighs = True
+
+    def choose(self, n: int, geometry: Any, shares: Array | None = None) -> Array:
+        return np.full(n, 1 / n) if shares is None else np.sort(shares)[::-1] / n
+
+
+@pytest.mark.parametrize("kind", [ByNumber, ByPlace])
+def test_what_weighs_otherwise_is_found_out(kind: type[vg.Rule]) -> None:
+    with pytest.raises(vg.testing.ContractError) as error:
+        check_rule(kind, without=[check for check in Check if check is not Check.WEIGHTS])
+    assert [failure.check for failure in error.value.failures] == [Check.WEIGHTS]
+
+
+def test_a_derived_rule_that_answers_otherwise_must_say_that_it_weighs() -> None:
+    class Upper(vg.Median):
+        def statistic(self, n: int) -> tuple[int, int, int]:
+            return n // 2, n // 2 + 1, 0
+
+    x, w = np.random.default_rng(1).normal(size=(9, 3)), np.arange(9) + 5.0
+    assert np.isfinite(Upper(1)(x)).all()
+    with pytest.raises(ValueError, match=r"\(Upper itself must say weighs = True, and heed them\)"):
+        Upper(1)(x, weights=w)
+    assert Check.WEIGHTS not in check_rule(Upper).passed
+
+    class Named(vg.Median):
+        """Answers as the median does."""
+
+        title = "my median"
+
+    np.testing.assert_array_equal(Named(1)(x, weights=w), vg.Median(1)(x, weights=w))
+
+    class Silent(vg.Coordinatewise):
+        weighs = True
+
+        @property
+        def needs(self) -> tuple[str, int]:
+            return "2f + 1", 2 * self.f + 1
+
+        def statistic(self, n: int) -> tuple[int, int, int]:
+            return n // 2, n // 2 + 1, 0
+
+    with pytest.raises(ValueError, match=r"Silent says weighs = True, and must write weighted\(self, shares\)"):
+        Silent(1)(x, weights=w)
+
+    class Wrong(Silent):
+        def weighted(self, shares: Array) -> Any:
+            return 3, 1, 0, "mid"
+
+    class Unsaid(Silent):
+        weighs = True
+        weighted = Wrong.weighted
+
+    with pytest.raises(ValueError, match=r"Unsaid.weighted must answer amounts 0 <= low <= high <= n"):
+        Unsaid(1)(x, weights=w)
+
+    class Deaf(vg.General):
+        weighs = True
+
+        @property
+        def needs(self) -> tuple[str, int]:
+            return "1", 1
+
+        def combine(self, x: torch.Tensor, previous: Any) -> torch.Tensor:
+            return x.mean(0)
+
+    with pytest.raises(ValueError, match=r"Deaf.combine must be combine\(self, x, previous, shares\)"):
+        Deaf(1)

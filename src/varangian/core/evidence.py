@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import kernels, numerics
 from .checks import kind_of
 from .geometry import Geometry
 from .randomness import Draw
-from .stages import Mixing, Rule, Statistic
+from .shares import portions
+from .stages import Mixing, Rule, Statistic, WeightedStatistic
 
 NEGLIGIBLE = 0.1  # of an equal share: whose weight is less is rejected
 BLOCK = 4096  # columns sorted at a time
@@ -173,6 +174,38 @@ def _column_weights_there(values: Tensor, low: int, high: int, window: int) -> T
     count = before.gather(0, stop) + chosen.gather(0, stop) - before.gather(0, start)
     weight = count.double() / ((last - first) * (stop - start + 1))
     return weight.gather(0, order.argsort(dim=0))
+
+
+def weights_by_share(values: np.ndarray, shares: np.ndarray, asked: WeightedStatistic) -> np.ndarray:
+    """[m] the mean weights of rows [m, k] over their columns, in a statistic of values that count differently (see
+    :func:`.kernels.weighted_statistic`). Equal values share their weight, each by its own."""
+    low, high, window, even = asked
+    m, slack = shares.size, numerics.NOTHING * shares.sum()
+    values = np.where(np.isnan(values), np.inf, values)
+    order = np.argsort(values, axis=0, kind="stable")
+    ordered, laid = np.take_along_axis(values, order, axis=0), shares[order]
+    ends = laid.cumsum(0)
+    if low == high:
+        places = np.stack([(ends < low - slack).sum(0), (ends <= low + slack).sum(0)]).clip(max=m - 1)
+        places = places[{"mid": [0, 1], "lower": [0], "upper": [1]}[even]]
+        weights = (np.arange(m)[:, None] == places[:, None]).mean(0)
+    else:
+        weights = portions(laid.T, low, high).T / (high - low)
+    if window:
+        center = np.where(weights > 0, weights * np.where(weights > 0, ordered, 0), 0).sum(0)
+        with np.errstate(invalid="ignore"):
+            apart = np.nan_to_num(np.abs(ordered - center), nan=np.inf)
+        nearest = np.argsort(apart, axis=0, kind="stable")
+        weights = np.empty((m, values.shape[1]))
+        taken = portions(np.take_along_axis(laid, nearest, axis=0).T, 0, window).T
+        np.put_along_axis(weights, nearest, taken / window, axis=0)
+    equal = np.zeros(values.shape, np.int64)
+    equal[1:] = np.cumsum(ordered[1:] != ordered[:-1], axis=0)
+    equal = (equal + np.arange(values.shape[1]) * m).reshape(-1)
+    rates = np.bincount(equal, weights.reshape(-1)) / np.maximum(np.bincount(equal, laid.reshape(-1)), slack)
+    result = np.empty(values.shape)
+    np.put_along_axis(result, order, rates[equal].reshape(values.shape) * laid, axis=0)
+    return result.mean(1)
 
 
 def column_weights(values: np.ndarray, low: int, high: int, window: int) -> np.ndarray:

@@ -15,9 +15,10 @@ import numpy as np
 from . import kernels
 from .algorithm import Algorithm
 from .checks import shown
-from .evidence import mean_weights_in, rejected, scores_of, suspicion
+from .evidence import mean_weights_in, rejected, scores_of, suspicion, weights_by_share
 from .randomness import Draw
-from .stages import Rule, as_matrix, as_previous, decide
+from .shares import shares_of
+from .stages import Coordinatewise, Rule, as_matrix, as_previous, decide
 
 COORDINATES = 1 << 17  # of a coordinate-wise rule, that are looked at: evenly spaced ones where there are more
 
@@ -96,6 +97,7 @@ def explain(
     coordinates: int = COORDINATES,
     step: int = 0,
     seed: int = 0,
+    weights: Any = None,
 ) -> Explanation:
     """Who was selected or weighed down by an algorithm's mixings and rule, with scores, distances and norms.
 
@@ -107,6 +109,7 @@ def explain(
             so many evenly spaced ones: shares are then a sample's, everything else is exact.
         step: as in the state of the algorithm, which says what rules and mixings that draw have drawn.
         seed: likewise.
+        weights: [n] what each vector counts, as for the algorithm.
 
     Raises:
         ValueError: as the algorithm would.
@@ -131,15 +134,21 @@ def explain(
     matrix, restore = as_matrix(rule, x)
     previous = as_previous(rule, previous, matrix)
     draw = Draw(seed, step)
-    decision = decide(matrix, pre, rule, previous=previous, draw=draw)
+    decision = decide(matrix, pre, rule, previous=previous, draw=draw, weights=weights)
     n, looked_at, weight = matrix.shape[0], 0, None
+    shares = np.ones(n) if weights is None else shares_of(rule, weights, n)
     measured = [kernels.squared_norms(matrix).sqrt(), kernels.squared_distances_to(matrix, decision.aggregate)]
     statistic = rule.statistic(n if decision.table is None else decision.table.shape[0])
     if statistic is not None:
         columns = _sample(matrix.shape[1], coordinates)
         looked_at = columns.size
         block = matrix.index_select(1, kernels.there(columns, matrix))
-        norm, squared, weight = kernels.host(*measured, mean_weights_in(block, decision.table, statistic))
+        if (shares == 1).all():
+            norm, squared, weight = kernels.host(*measured, mean_weights_in(block, decision.table, statistic))
+        else:
+            rows = block if decision.table is None else kernels.weighted_rows(block, decision.table)
+            norm, squared, values = kernels.host(*measured, rows.double())
+            weight = _weight_by_share(rule, values, shares)
     else:
         norm, squared = kernels.host(*measured)
         if decision.table is not None and decision.table.ndim == 1:
@@ -157,10 +166,18 @@ def explain(
         distance=np.where(finite, distance, np.nan),
         norm=np.where(finite, norm, np.nan),
         finite=finite,
-        rejected=rejected(weight, finite),
+        rejected=rejected(None if weight is None else weight / np.where(shares > 0, shares, 1), finite),
         suspicion=suspicion(distance if score is None else score, finite),
         coordinates=looked_at,
     )
+
+
+def _weight_by_share(rule: Rule, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """[n] of the rows [n, k], those that weigh nothing left out."""
+    assert isinstance(rule, Coordinatewise)
+    places, weight = np.flatnonzero(shares), np.zeros(shares.size)
+    weight[places] = weights_by_share(values[places], shares[places], rule.weighted(shares[places]))
+    return weight
 
 
 def _sample(d: int, most: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from ..core.claims import FINITE, NEAR, NO_LONGER, WITHIN, Guarantee
 from ..core.construction import Misfit
 from ..core.mixing import Mixing
 from ..core.rules import Rule
+from ..core.stages import takes_weights
 from .attacks import EXAMPLES_OF_ATTACKS, attacked
 from .examples import in_setting, there, vectors
 from .report import ATTACK_CHECKS, MIXING_CHECKS, RULE_CHECKS, Check, ContractError, Failure, Report
@@ -59,16 +60,17 @@ def check_rule(
     Example:
         >>> import varangian as vg
         >>> len(check_rule(vg.Median).passed)
-        17
+        18
         >>> print(str(check_rule(vg.Median)).splitlines()[0])
-        Median: 17 points of the contract hold, 0 not tried
+        Median: 18 points of the contract hold, 0 not tried
     """
     make = family("check_rule", rule, Rule)
     one = any_of(make)
     if trusted is None and one.by_place:
         trusted = one.center
     with in_setting(device, dtype, large, trusted):
-        return _check_stage(name_of(rule), make, one, RULE_CHECKS, without, guarantee)
+        checks = (*RULE_CHECKS, Check.WEIGHTS) if takes_weights(type(one)) else RULE_CHECKS
+        return _check_stage(name_of(rule), make, one, checks, without, guarantee)
 
 
 def check_mixing(

@@ -36,14 +36,19 @@ class Check(Enum):
     ROBUST = "at most f vectors of any value leave the answer finite and within what the definition allows"
     REFUSAL = "more than f vectors with NaN or infinity: a ValueError"
     SIGHT = "what is drawn at random is drawn anew at each step: no coordinate is out of sight for ever"
+    WEIGHTS = (
+        "weights of workers: equal ones are none, neither their unit nor the order matters, who weighs nothing is not "
+        "there, and hostile vectors that weigh no more than the f heaviest do no more than f"
+    )
     ROWS = "rows(n) vectors come out of n, and rows_for(m) is the least n that gives m"
     FINITE = "finite vectors are answered by finite ones"
 
 
-RULE_CHECKS = tuple(c for c in Check if c not in (Check.ROWS, Check.FINITE))
+RULE_CHECKS = tuple(c for c in Check if c not in (Check.ROWS, Check.FINITE, Check.WEIGHTS))
+"""Of rules; of those that take weights WEIGHTS too."""
 
 
-MIXING_CHECKS = tuple(c for c in Check if c is not Check.FINITE)
+MIXING_CHECKS = tuple(c for c in Check if c not in (Check.FINITE, Check.WEIGHTS))
 
 
 ATTACK_CHECKS = (

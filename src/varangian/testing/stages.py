@@ -370,6 +370,61 @@ def _check_refusal(make: Make, promise: Guarantee) -> Found:
                         )
 
 
+def _weighted(stage: Rule, x: Tensor, weights: np.ndarray, f: int, previous: Tensor | None) -> Tensor:
+    try:
+        out = stage(there(x), previous=previous, weights=weights)
+    except Exception as error:
+        raise Raised(error, x, f) from error
+    return here(out)
+
+
+def _check_weights(make: Make, promise: Guarantee) -> Found:
+    for stage, n, f in members(make, least=0, extra=(0, 5)):
+        for x in (vectors(n, 4, n), lattice(n, 3, n, torch.float32)):
+            previous = previous_of(stage, x)
+            expected = answer(stage, x, f, previous)
+            for weight in (1.0, 0.3):
+                if problem := difference(_weighted(stage, x, np.full(n, weight), f, previous), expected, 0.0):
+                    yield f"{problem} where all weigh {weight:g}", x, f
+    for stage, n, f in members(make, least=0, extra=(7, 12)):
+        random = generator(n, "weights")
+        for number, x in enumerate((vectors(n, 4, n), vectors(n, 3, n, torch.float16), lattice(n, 3, n))):
+            weights = 1 + 0.5 * random.random(n) if number < 2 else random.choice([1.0, 1.5], n)
+            previous = previous_of(stage, x)
+            expected = _weighted(stage, x, weights, f, previous)
+            if expected.shape != x[0].shape or expected.dtype != x.dtype:
+                yield f"{expected.dtype} {list(expected.shape)} came out with weights", x, f
+                continue
+            if problem := difference(_weighted(stage, x, 0.3 * weights, f, previous), expected, rounding_of(x)):
+                yield f"{problem} where all weigh 0.3 times as much", x, f
+            order = random.permutation(n)
+            moved = _weighted(stage, x[torch.from_numpy(order)], weights[order], f, previous)
+            if problem := difference(moved, expected, rounding_of(x)):
+                yield f"{problem} once the vectors, and their weights, are in another order", x, f
+            spoilt = torch.cat([x[:1], torch.full_like(x[:1], torch.nan), x[1:]])
+            found = _weighted(stage, spoilt, np.insert(weights, 1, 0.0), f, previous)
+            if problem := difference(found, expected, rounding_of(x)):
+                yield f"{problem} beside a vector that weighs nothing", spoilt, f
+        if "ROBUST" not in stage.exempt:
+            yield from _hostile_weight(stage, n, f, promise)
+
+
+def _hostile_weight(stage: Rule, n: int, f: int, promise: Guarantee) -> Found:
+    """The lightest, as many as weigh no more together than the f heaviest: more than f."""
+    weights = np.linspace(1.0, 1.6, n)
+    heavy = weights[n - f :].sum()
+    taken = torch.from_numpy(weights.cumsum() <= heavy)
+    rows = int(taken.sum())
+    honest = vectors(n - rows, 4, n)
+    previous = previous_of(stage, honest)
+    for kind in range(len(HOSTILE)) if rows else ():
+        x = torch.empty(n, 4, dtype=honest.dtype)
+        x[taken], x[~taken] = hostile(kind, rows, 4, honest.dtype, n, honest), honest
+        out = _weighted(stage, x, weights, f, previous)
+        if problem := broken_promise(stage, honest, out, previous, promise, x, ~taken):
+            yield f"{HOSTILE[kind]}, weight {weights[:rows].sum():.4g} of {weights.sum():.4g}: {problem}", x, f
+
+
 LONG = 20_001  # coordinates where it is tried what is looked at: beyond usual samples of them
 STEPS = 100  # so many steps are for ever
 
@@ -447,5 +502,6 @@ STAGE_CHECKS: dict[Check, Callable[[Make, Guarantee], Found]] = {
     Check.ROBUST: _check_robust,
     Check.REFUSAL: _check_refusal,
     Check.SIGHT: _check_sight,
+    Check.WEIGHTS: _check_weights,
     Check.ROWS: _check_rows,
 }

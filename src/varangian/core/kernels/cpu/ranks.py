@@ -15,15 +15,14 @@ from torch import Tensor
 from ..definitions import Weighted, network
 from ..runtime import as_rows, chunks, in_threads, jit, panels
 
-WIDTH = 64  # columns of a block: 51 rows of float32, and their numbers, are 26 KiB
+WIDTH = 256  # bytes of a row in a block: 51 rows, and their numbers, are 26 KiB
 
 
 @jit
-def _loaded(bits, keys, order, shift, mask, infinity, bad):  # type: ignore[no-untyped-def]
+def _loaded(bits, start, width, keys, order, shift, mask, infinity, bad):  # type: ignore[no-untyped-def]
     """Float bits to integers that sort alike, every NaN above +inf; which rows are not finite; and their numbers."""
-    width = bits.shape[1]
-    for i in range(bits.shape[0]):
-        source, target, numbers = bits[i], keys[i], order[i]
+    for i in range(keys.shape[0]):
+        source, target, numbers = bits[i, start : start + width], keys[i], order[i]
         most = infinity - infinity
         for k in range(width):
             magnitude = source[k] & mask
@@ -39,7 +38,7 @@ def _sorted(keys, order, left, right):  # type: ignore[no-untyped-def]
     for c in range(left.size):
         low, high = keys[left[c]], keys[right[c]]
         lower, higher = order[left[c]], order[right[c]]
-        for k in range(WIDTH):
+        for k in range(low.size):
             a, b, i, j = low[k], high[k], lower[k], higher[k]
             moves = a > b
             low[k] = b if moves else a
@@ -53,15 +52,14 @@ def _quantile(values, order, weights, goal, slack, even, width, scratch, out):  
     """Where the weight of the values so far comes to a goal: the middle of the values at which it does, or an end."""
     below, lower, upper = scratch[0], scratch[1], scratch[2]
     below[:] = 0
+    least, most = goal - slack, goal + slack
     for r in range(values.shape[0]):
         row, numbers = values[r], order[r]
-        for k in range(width):
-            before = below[k]
-            after = before + weights[numbers[k]]
-            value = np.float64(row[k])
-            lower[k] = value if before < goal - slack and after >= goal - slack else lower[k]
-            upper[k] = value if before <= goal + slack and after > goal + slack else upper[k]
-            below[k] = after
+        for k in range(row.size):
+            before, value = below[k], np.float64(row[k])
+            lower[k] = value if before < least else lower[k]  # the last that begins below the goal
+            upper[k] = value if before <= most else upper[k]
+            below[k] = before + weights[numbers[k]]
     for k in range(width):
         if even == 1 or lower[k] == upper[k]:
             out[k] = lower[k]
@@ -77,16 +75,16 @@ def _between(values, order, weights, low, high, slack, width, scratch, out):  # 
     below, total, size = scratch[0], scratch[1], high - low
     below[:] = 0
     total[:] = 0
-    out[:width] = 0
+    out[:] = 0
     for r in range(values.shape[0]):
         row, numbers = values[r], order[r]
-        for k in range(width):
+        for k in range(row.size):
             before = below[k]
             after = before + weights[numbers[k]]
             part = min(after, high) - max(before, low)
-            if part > slack:
-                total[k] += part
-                out[k] += part / size * row[k]
+            inside = part > slack
+            total[k] += part if inside else 0.0
+            out[k] += part / size * row[k] if inside else 0.0
             below[k] = after
     for k in range(width):
         out[k] *= size / total[k]
@@ -143,9 +141,10 @@ def _columns(
 ):  # type: ignore[no-untyped-def]
     """Columns start..stop of the statistic."""
     found = scratch[3]
-    for s in range(start, stop, WIDTH):
-        width = min(WIDTH, stop - s)
-        _loaded(bits[:, s : s + width], keys, order, shift, mask, infinity, bad)
+    size = keys.shape[1]
+    for s in range(start, stop, size):
+        width = min(size, stop - s)
+        _loaded(bits, s, width, keys, order, shift, mask, infinity, bad)
         _sorted(keys, order, left, right)
         for r in range(keys.shape[0]):
             row = keys[r]
@@ -175,7 +174,7 @@ def _weighted_statistic(x: np.ndarray, weights: np.ndarray, asked: Weighted) -> 
     left, right = np.array(network(n, 0, n), np.int64).reshape(-1, 2).T.copy()
 
     def task(c: int) -> None:
-        keys, order = np.zeros((n, WIDTH), integer), np.zeros((n, WIDTH), integer)
+        keys, order = np.zeros((2, n, WIDTH // x.itemsize), integer)
         _columns(
             bits, left, right, weights, asked, integer(shift), integer(mask), integer(infinity), c * size,
             min(d, (c + 1) * size), keys, order, keys.view(x.dtype), np.zeros((4, WIDTH)), bad[c], out,
