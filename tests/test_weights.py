@@ -3,8 +3,13 @@ hostile weight can do."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -527,6 +532,25 @@ def test_light_vectors_are_not_taken_for_rejected() -> None:
     assert not told.rejected.any()
     x[0] = 9
     assert vg.explain(x, vg.TrimmedMean(1), weights=w).rejected.tolist() == [True] + [False] * 8
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "weights.md"
+
+
+def test_the_page_runs_and_prints_what_it_shows(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    programs, printed = [t for kind, t in blocks if kind == "python"], [t for kind, t in blocks if not kind]
+    (tmp_path / "page.py").write_text("\n".join(programs), "utf-8")
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(printed)
+
+
+def test_its_table_is_what_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PAGE.parent))
+    made = import_module("weights")
+    assert made.held(made.SPREADS[-1]) == "11 to 3,783"
+    assert made.table(made.SPREADS[-1]) in PAGE.read_text("utf-8")
 
 
 # ------------------------------------------------------------------------------------------- a user's own rules
