@@ -361,6 +361,35 @@ def weighted_multi_krum(
     return mean_by(first_of_weight(order, w, len(w) - heavy - 2 if m is None else min(m, len(w) - heavy)), x)
 
 
+def weighted_medoid(x: ArrayLike, w: ArrayLike, f: int = 0) -> Array:
+    """The vector of least sum of w_j ||x_k - x_j||."""
+    x = matrix(x)
+    return x[ranked((np.sqrt(squared_distances(x)) * mean_one(w)).sum(axis=1).round(12), x)[0]]
+
+
+def weighted_geometric_median(x: ArrayLike, w: ArrayLike, f: int = 0, iterations: int = 100_000) -> Array:
+    """The y of least sum w_i ||x_i - y||. A data point is the answer where the pull of the others, sum of w_i times the
+    unit vector to x_i, is no more than the weight that lies there; all such points are averaged (Vardi and Zhang 2000).
+    Otherwise the y where pulls cancel, by Weiszfeld's iteration."""
+    x, w = matrix(x), mean_one(w)
+    optimal = []
+    for point in x:
+        there = np.linalg.norm(x - point, axis=1) == 0
+        towards = x[~there] - point
+        pull = (w[~there] / np.linalg.norm(towards, axis=1)) @ towards
+        if np.linalg.norm(pull) <= w[there].sum() + BORDER * len(w):
+            optimal.append(point)
+    if optimal:
+        return np.unique(np.stack(optimal), axis=0).mean(axis=0)
+    y = mean_by(w, x)
+    for _ in range(iterations):
+        target = mean_by(w / np.linalg.norm(x - y, axis=1), x)
+        step, y = float(np.linalg.norm(target - y)), target
+        if step <= 1e-15 * float(np.abs(x).max()):
+            break
+    return y
+
+
 def weighted_centered_clipping(
     x: ArrayLike, w: ArrayLike, f: int = 0, tau: float = 10.0, iterations: int = 1, previous: ArrayLike | None = None
 ) -> Array:

@@ -531,7 +531,7 @@ def test_the_smallest_example_is_told() -> None:
 
 
 def test_a_rule_with_settings_keeps_them_while_f_varies() -> None:
-    most = set(RULE_CHECKS) - {Check.SCALE, Check.NEEDS}
+    most = {*RULE_CHECKS, Check.WEIGHTS} - {Check.SCALE, Check.NEEDS}
     report = check_rule(lambda f: vg.MultiKrum(f, m=1), without=most)
     assert report.passed == (Check.NEEDS, Check.SCALE)
     assert report.left_out[Check.ROBUST] == "left out by the caller"

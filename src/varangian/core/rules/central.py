@@ -15,6 +15,7 @@ from .. import kernels, numerics
 from ..checks import require, set_real, set_whole
 from ..claims import Guarantee
 from ..geometry import Geometry, Held, in_unit, mean_weights, unit_of, upper_medians
+from ..kernels.definitions import as_counts
 from ..kernels.runtime import jit
 from ..stages import Bound, General, Nearest, Selecting, refuse_faulty
 from .coordinatewise import Even, median_ranks
@@ -22,7 +23,7 @@ from .selecting import sure_scores
 
 SEARCHES = 200  # Newton's steps; 5 to 10 are usual
 
-Pulls = tuple[int, float, np.ndarray, np.ndarray, int, float, float]
+Pulls = tuple[float, float, np.ndarray, np.ndarray, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class MoNNA(Nearest):
 class Medoid(Selecting):
     """The one vector with the least sum of distances to all others.
 
-    F = x_k for the least sum over j of ||x_k - x_j||
+    F = x_k for the least sum over j of ||x_k - x_j||, with weights of w_j ||x_k - x_j||
 
     Shape: [n, d] -> [d].
     Tolerates: f < n / 2.
@@ -154,6 +155,7 @@ class Medoid(Selecting):
     """
 
     title: ClassVar[str] = "Medoid"
+    weighs: ClassVar[bool] = True
     score_name: ClassVar[str] = "sum of distances"
 
     @property
@@ -165,7 +167,7 @@ class Medoid(Selecting):
         return mean_weights(geometry.smallest(scores, 1), geometry.n)
 
     def score(self, geometry: Geometry) -> np.ndarray:
-        return plain_sums(np.sqrt(geometry.distances), geometry.finite)
+        return plain_sums(_by_share(np.sqrt(geometry.distances), geometry), geometry.finite)
 
 
 def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np.ndarray:
@@ -179,7 +181,7 @@ def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np
     known = plain[np.ix_(good, good)]
     usual = upper_medians(upper_medians(known)[None])[0]
     if not (known > numerics.FAR * usual).any():
-        return plain_sums(plain, good)
+        return plain_sums(_by_share(plain, geometry), good)
     at = (geometry.positions() if positions is None else positions)[: geometry.n]
     at = np.where(good[:, None], at, 0)
     squares = (at * at).sum(1)
@@ -188,7 +190,12 @@ def distance_sums(geometry: Geometry, positions: np.ndarray | None = None) -> np
     near = np.sqrt(squares) <= numerics.FAR * usual
     np.fill_diagonal(less, -np.sqrt(squares))
     less[:, near] = plain[:, near]
-    return plain_sums(less, good)
+    return plain_sums(_by_share(less, geometry), good)
+
+
+def _by_share(terms: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Terms [n, n], those of a column times what its point counts."""
+    return terms if geometry.shares is None else np.where(geometry.finite, terms, 0) * geometry.shares
 
 
 def plain_sums(terms: np.ndarray, good: np.ndarray) -> np.ndarray:
@@ -200,7 +207,7 @@ def plain_sums(terms: np.ndarray, good: np.ndarray) -> np.ndarray:
 class GeometricMedian(Selecting):
     """The point with the least sum of distances to all vectors: not squared, so that none weighs more for being far.
 
-    F = argmin over y of sum of ||x_i - y||
+    F = argmin over y of sum of ||x_i - y||, with weights of w_i ||x_i - y||
 
     Found by Weiszfeld's iteration, then by Newton's with a search along its direction, until what remains is below 1e-9
     of a usual distance. What decides is the condition of optimality, that the unit vectors towards the vectors cancel
@@ -230,6 +237,7 @@ class GeometricMedian(Selecting):
     """
 
     title: ClassVar[str] = "Geometric median"
+    weighs: ClassVar[bool] = True
     kappa: ClassVar[Bound | None] = staticmethod(lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2)
 
     @property
@@ -252,6 +260,9 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
     order = geometry.by_centrality()  # sums run in an order that follows the vectors, to the last bit
     positions = geometry.positions()
     x, sums = positions[order], distance_sums(geometry, positions)[order]
+    shares = np.ones(order.size)
+    if geometry.shares is not None:
+        shares, _ = as_counts(geometry.shares[order], torch.float32)  # whole numbers, where they may be, cancel exactly
     lengths = np.sqrt(np.square(x).sum(1))
     usual = float(np.median(lengths))
     usual = usual if usual > 0 else float(lengths.max())
@@ -261,12 +272,14 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
     thin = numerics.LINE * torch.finfo(geometry.vectors.dtype).eps
     if (across <= thin * np.maximum(lengths, usual)).all():  # on one line
         along = np.argsort(x[:, 0], kind="stable")
-        return order, mean_weights(along[(order.size - 1) // 2 : order.size // 2 + 1], order.size), exact
+        ends, slack = shares[along].cumsum(), numerics.NOTHING * shares.sum()
+        half = [int((ends < shares.sum() / 2 - slack).sum()), int((ends <= shares.sum() / 2 + slack).sum())]
+        return order, mean_weights(along[sorted(set(half))], order.size), exact
     x = x / usual
     best = int(np.argmin(sums))
     optimal, sure = [], True
     for k in np.flatnonzero(sums <= sums[best] + numerics.UNSURE * usual).tolist():
-        excess, blur = _excess(_pulls(x, x[k]), numerics.OPTIMAL if exact else numerics.UNSURE)
+        excess, blur = _excess(_pulls(x, x[k], shares), numerics.OPTIMAL if exact else numerics.UNSURE)
         sure &= abs(excess) > blur
         if excess <= blur and all((x[k] != x[other]).any() for other in optimal):
             optimal.append(k)
@@ -274,9 +287,9 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
         lengths = np.sqrt(np.square(x - x[optimal[0]]).sum(1))
         near = lengths[lengths > 0].min(initial=np.inf) < numerics.CLOSE * np.median(lengths)
         return order, mean_weights(optimal, order.size), sure and not near
-    at = _descended(x, x[best], _slope(_pulls(x, x[best])))
+    at = _descended(x, shares, x[best], _slope(_pulls(x, x[best], shares)))
     for _ in range(10):
-        weights = _pulls(x, at)[3]
+        weights = _pulls(x, at, shares)[3]
         goal = weights @ x / weights.sum()
         step = goal - at
         at = goal
@@ -284,31 +297,32 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
             break
     curvature = np.eye(1)
     for _ in range(SEARCHES):
-        pulls = _pulls(x, at)
-        curvature = _curvature(x, at, pulls)
+        pulls = _pulls(x, at, shares)
+        curvature = _curvature(x, at, shares, pulls)
         units = 1 / np.sqrt(np.maximum(np.diag(curvature), np.finfo(float).tiny))  # across a line and along it, alike
         step = units * np.linalg.lstsq(units[:, None] * curvature * units, units * _slope(pulls), rcond=None)[0]
         if step @ step <= numerics.SETTLED**2:
             break
-        at = _descended(x, at, step)
+        at = _descended(x, shares, at, step)
     else:
         warnings.warn("GeometricMedian ended its search before it arrived; the answer is near.", RuntimeWarning, 2)
-    weights = _pulls(x, at)[3]
+    weights = _pulls(x, at, shares)[3]
     steep = np.linalg.eigvalsh(curvature)[0] > numerics.FLAT * weights.sum()
-    sure = sure and weights.max() < 1 / numerics.CLOSE and steep
+    sure = sure and (weights / shares).max() < 1 / numerics.CLOSE and steep
     return order, weights / weights.sum(), sure
 
 
 @jit
-def _pulls(x, at):  # type: ignore[no-untyped-def]
-    """Of the unit vectors from a place towards the points: how many more look up the first axis than down, what their
-    sum along it lacks to that number, their sum along the other axes, the inverse distances (0 of points at the place),
-    the number of points at the place, and the sizes of what was added up along the first axis and across.
+def _pulls(x, at, shares):  # type: ignore[no-untyped-def]
+    """Of the unit vectors from a place towards the points, each as often as its share says: how many more look up the
+    first axis than down, what their sum along it lacks to that number, their sum along the other axes, the inverse
+    distances (0 of points at the place), the number of points at the place, and the sizes of what was added up along
+    the first axis and across.
 
     Near a line the first sum is a small difference of large numbers: taken apart, whole numbers cancel exactly.
     """
     n, r = x.shape
-    number, place = 0, 0
+    number, place = 0.0, 0.0
     lack, size, across = 0.0, 0.0, 0.0
     total, weights = np.zeros(r), np.zeros(n)
     for i in range(n):
@@ -317,17 +331,18 @@ def _pulls(x, at):  # type: ignore[no-untyped-def]
             rest += (x[i, k] - at[k]) ** 2
         length = np.sqrt(first * first + rest)
         if length == 0:
-            place += 1
+            place += shares[i]
             continue
-        sign = 1 if first >= 0 else -1
+        share = shares[i]
+        sign = share if first >= 0 else -share
         number += sign
         missing = rest / (length * (length + abs(first)))  # 1 - |first| / length
         lack += sign * missing
-        size += missing
-        across += np.sqrt(rest) / length
-        weights[i] = 1 / length
+        size += share * missing
+        across += share * (np.sqrt(rest) / length)
+        weights[i] = share * (1 / length)
         for k in range(1, r):
-            total[k] += (x[i, k] - at[k]) / length
+            total[k] += share * ((x[i, k] - at[k]) / length)
     return number, lack, total, weights, place, size, across
 
 
@@ -349,23 +364,24 @@ def _excess(pulls: Pulls, rounding: float) -> tuple[float, float]:
     return excess, rounding * ((abs(along) + place) * size + beside * across)
 
 
-def _curvature(x: np.ndarray, at: np.ndarray, pulls: Pulls) -> np.ndarray:
+def _curvature(x: np.ndarray, at: np.ndarray, shares: np.ndarray, pulls: Pulls) -> np.ndarray:
     """The second derivative of the sum of distances."""
     weights = pulls[3]
-    units = weights[:, None] * (x - at)
+    units = (weights / shares)[:, None] * (x - at)
     result = weights.sum() * np.eye(x.shape[1]) - (units.T * weights) @ units
     result[0, 0] = weights @ np.square(units[:, 1:]).sum(1)  # the same, without the difference of large numbers
     return result
 
 
-def _descended(x: np.ndarray, at: np.ndarray, step: np.ndarray) -> np.ndarray:
+def _descended(x: np.ndarray, shares: np.ndarray, at: np.ndarray, step: np.ndarray) -> np.ndarray:
     """Where the sum of distances, a convex function, has lost half of its slope along a direction at least."""
 
     def slope(t: float) -> float:
-        return float(_slope(_pulls(x, at + t * step)) @ step)
+        return float(_slope(_pulls(x, at + t * step, shares)) @ step)
 
     low, high, t = 0.0, np.inf, 1.0
-    least = 0.5 * max(float(_slope(_pulls(x, at)) @ step) - _pulls(x, at)[4] * float(np.sqrt(step @ step)), 0.0)
+    pulls = _pulls(x, at, shares)
+    least = 0.5 * max(float(_slope(pulls) @ step) - pulls[4] * float(np.sqrt(step @ step)), 0.0)
     for _ in range(80):
         left = slope(t)
         if abs(left) <= least:
