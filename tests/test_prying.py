@@ -227,7 +227,7 @@ def test_trying_the_defence_moves_nothing(knowledge: str, case: str) -> None:
     settings = {"knowledge": knowledge, **RANDOM[case]}
     one, other = made(**settings), made(attack=Pries(tries=False), **settings)
     for _ in range(3):
-        assert one.step() == other.step()
+        assert one.step().row() == other.step().row()  # NaN too
     assert torch.equal(one.parameters, other.parameters)
 
 
