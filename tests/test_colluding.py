@@ -21,6 +21,7 @@ from varangian.core.specs import make
 from varangian.runs.building import build, computing
 from varangian.runs.replaying import replay
 from varangian.simulation.simulate import Simulation
+from varangian.study.outcomes import from_result, read_outcome, read_runs, write_runs
 
 
 def crowd(h: int = 9, d: int = 400, seed: int = 0) -> Tensor:
@@ -330,3 +331,56 @@ def test_the_share_of_a_selection_that_is_byzantine_counts_each_attacker() -> No
     with computing(e):
         simulation = Simulation(plain.gradients, plain.batches, krum, 11, real_byzantine=3, attack=Hides(), seed=1)
     assert simulation.step().byzantine_share == 1
+
+
+def kept(tmp_path: Path, attack: str | None, seed: int = 1) -> vg.Result:
+    e = settings(attack=attack, steps=4, seed=seed)
+    return vg.run(e, tmp_path, opened(e))
+
+
+def test_outcomes_say_how_far_attackers_are_apart(tmp_path: Path) -> None:
+    results = [kept(tmp_path, attack) for attack in ("scattered", "little", None)]
+    made, of = {}, {}
+    for result in results:
+        assert result.folder is not None
+        attack = result.experiment.attack
+        made[attack], of[attack] = from_result(result), read_outcome(result.folder)
+        assert (of[attack].attackers_apart is None) == (made[attack].attackers_apart is None)
+    steps = [m.attack_deviation / m.honest_deviation for m in results[0].measures]  # type: ignore[operator]
+    assert made["scattered"].attackers_apart == np.median(steps)
+    assert of["scattered"].attackers_apart == pytest.approx(np.median(steps), rel=1e-6)
+    assert 0.7 < np.median(steps) < 1.3
+    assert of["little"].attackers_apart is of[None].attackers_apart is None
+    write_runs(tmp_path, of.values())
+    header, *rows = (tmp_path / "runs.csv").read_text().splitlines()
+    assert header.endswith(",stopped,attackers_apart")
+    assert [row.endswith(",") for row in rows] == [True, True, False]  # none, little, scattered
+    read = {o.experiment.attack: o for o in read_runs(tmp_path / "runs.csv")}
+    assert {a: o.attackers_apart for a, o in read.items()} == {a: o.attackers_apart for a, o in of.items()}
+    text = (tmp_path / "runs.csv").read_text()
+    (tmp_path / "runs.csv").write_text(text.replace(f",{of['scattered'].attackers_apart!r}", ",-1.0"))
+    with pytest.raises(ValueError, match=r"line 4: attackers_apart must be a number of at least 0, got -1\.0"):
+        read_runs(tmp_path / "runs.csv")
+    write_runs(tmp_path, [of["little"], of[None]])
+    assert (tmp_path / "runs.csv").read_text().splitlines()[0].endswith(",stopped")
+
+
+def test_attackers_of_vectors_that_are_no_numbers_are_not_apart(tmp_path: Path) -> None:
+    result = kept(tmp_path, 'divided(first="inf",second="little")')
+    assert result.folder is not None
+    assert read_outcome(result.folder).attackers_apart is None
+    assert from_result(result).attackers_apart is None
+
+
+def test_the_report_and_a_replay_say_it(tmp_path: Path) -> None:
+    results = [kept(tmp_path / "runs", a, seed) for a in ("scattered", "gaussian", "little") for seed in (1, 2)]
+    page = vg.report(tmp_path / "runs", tmp_path / "out").read_text("utf-8")
+    found = re.search(r"<h2>Attackers that do not all send the same</h2>.*?</table>", page, re.DOTALL)
+    assert found is not None
+    assert re.findall(r"<tr><td>(\w+)</td>", found[0]) == ["gaussian", "scattered"]
+    assert re.findall(r"data-name=runs>(\d+)<", found[0]) == ["2", "2"]
+    only = [from_result(result) for result in results[-2:]]
+    assert "Attackers that do not all" not in vg.report(only, tmp_path / "only").read_text("utf-8")
+    said, plain = (str(replay(r.folder, 2, opened(r.experiment))) for r in (results[0], results[-1]))  # type: ignore[arg-type]
+    assert re.search(r"8 to 10 are of scattered, a deviation of [\d.]+ from each other \(honest ones: [\d.]+\);", said)
+    assert "8 to 10 are of little; " in plain

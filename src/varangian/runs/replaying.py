@@ -55,6 +55,7 @@ class Replay:
         who = f"all {e.workers} vectors are honest"
         if e.attackers:
             who = f"vectors 0 to {e.honest - 1} are honest, {e.honest} to {e.workers - 1} are of {e.attack}"
+            who += self._differ()
         record = "the folder holds no row of this step to compare with"
         if self.agrees is not None:
             record = (
@@ -67,6 +68,13 @@ class Replay:
                 )
         what = str(self.explanation) if self.refused is None else f"refused: {self.refused}"
         return f"step {self.step}: {who}; {record}\n{what}"
+
+    def _differ(self) -> str:
+        """How far attackers are apart that do not all send the same, beside honest workers."""
+        row = self.measures
+        if row is None or not row.attack_deviation or row.honest_deviation is None:
+            return ""
+        return f", a deviation of {row.attack_deviation:.3g} from each other (honest ones: {row.honest_deviation:.3g})"
 
 
 def replay(

@@ -47,6 +47,7 @@ SETTINGS = [field.name for field in fields(Experiment)]
 IDENTITY = ["name", "digest", "source", "format"]
 RESULTS = ["steps_done", "max_accuracy", "final_accuracy", "final_loss", "ratio", "ratio_within", "stopped"]
 VALIDATED = ["max_validation", "chosen_accuracy"]  # of runs with validation, and columns where there are any
+APART = "attackers_apart"  # of runs whose attackers do not all send the same, likewise
 MAX_RUNS = 10**5  # in one table
 MAX_FAILED = 1000  # runs of which a report says why
 
@@ -81,6 +82,8 @@ class Outcome:
             at the same step; None without ``validation``.
         machine: processor, threads and versions, where one machine did all of it and is known; see :func:`machine_of`.
         moves: where momentum stood, at up to a hundred steps; empty where it does not move, or only the row is known.
+        attackers_apart: median over the steps of the deviation of what attackers send, in deviations of what honest
+            workers send; None where all attackers send the same in every step, and if not measured.
     """
 
     experiment: Experiment
@@ -98,6 +101,7 @@ class Outcome:
     max_validation: float | None = None
     chosen_accuracy: float | None = None
     moves: tuple[Move, ...] = ()
+    attackers_apart: float | None = None
 
     def __post_init__(self) -> None:
         neither = _missing(self.max_accuracy) and _missing(self.final_accuracy)
@@ -236,7 +240,10 @@ def from_result(result: Result) -> Outcome:
     ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None and math.isfinite(m.ratio)]
     evaluations = [(e.step, e.accuracy, e.loss if math.isfinite(e.loss) else None) for e in result.evaluations]
     summary = result.summary()
-    return replace(_outcome(result.experiment, summary, evaluations, ratios), moves=moves_of(result.measures))
+    deviations = [(m.attack_deviation, m.honest_deviation) for m in result.measures]
+    apart = [a / h for a, h in deviations if a is not None and h and math.isfinite(a) and math.isfinite(h)]
+    outcome = _outcome(result.experiment, summary, evaluations, ratios, apart=apart)
+    return replace(outcome, moves=moves_of(result.measures))
 
 
 def _outcome(
@@ -246,6 +253,8 @@ def _outcome(
     ratios: Sequence[tuple[int, float]],
     source: Source = "varangian",
     machine: str | None = None,
+    *,
+    apart: Sequence[float] = (),
 ) -> Outcome:
     at, limit = dict(ratios), condition(experiment) if experiment.attack else None
     within = None if limit is None or not ratios else sum(r < limit for _, r in ratios) / len(ratios)
@@ -265,6 +274,7 @@ def _outcome(
         machine,
         _share(summary["max_validation"]) if experiment.validation else None,
         _share(summary["chosen_accuracy"]) if experiment.validation else None,
+        attackers_apart=statistics.median(apart) if any(apart) else None,
     )
 
 
@@ -285,8 +295,8 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
         if summary["seconds"] is not None:
             number(summary["seconds"], "seconds", 0)
         evaluations = list(_evaluations(folder / "evaluations.csv"))
-        ratios = list(_ratios(folder / "metrics.csv")) if (folder / "metrics.csv").exists() else []
-        outcome = _outcome(experiment, summary, evaluations, ratios, source, machine_of(folder))
+        ratios, apart = _measured(folder / "metrics.csv") if (folder / "metrics.csv").exists() else ([], [])
+        outcome = _outcome(experiment, summary, evaluations, ratios, source, machine_of(folder), apart=apart)
         if experiment.momentum_at == "adaptive" and experiment.momentum:
             outcome = replace(outcome, moves=read_moves(folder / "metrics.csv"))
         _check_curve(outcome)
@@ -322,11 +332,19 @@ def _finite(text: str) -> float | None:
     return None if text in ("", "nan", "inf", "-inf") else number_of(text, "loss")
 
 
-def _ratios(path: Path) -> Iterator[tuple[int, float]]:
-    """Of the steps at which it was measured, and is finite."""
-    for step, ratio in read_columns(path, COLUMNS, ("step", "ratio")):
+def _measured(path: Path) -> tuple[list[tuple[int, float]], list[float]]:
+    """Of the steps at which they were measured, and are finite: the step and the variance-norm ratio; and how far
+    attackers are apart, in deviations of honest workers."""
+    ratios, apart = [], []
+    names = ("step", "ratio", "attack_deviation", "honest_deviation")
+    for step, ratio, attack, honest in read_columns(path, COLUMNS, names):
         if ratio and math.isfinite(value := float(ratio)):
-            yield whole_of(step, "step"), value
+            ratios.append((whole_of(step, "step"), value))
+        if attack and honest and (usual := float(honest)):
+            value = 0.0 if attack == "0" else float(attack) / usual
+            if math.isfinite(value):
+                apart.append(number(value, "attack_deviation", 0))
+    return ratios, apart
 
 
 def _check_curve(outcome: Outcome) -> None:
@@ -502,13 +520,14 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     for line in again:
         warnings.warn(f"left out: {line}", stacklevel=2)
     settings = columns_of([o.experiment for o in outcomes])
-    validated = VALIDATED if "validation" in settings else []
+    more = VALIDATED if "validation" in settings else []
+    more = [*more, APART] if any(o.attackers_apart is not None for o in outcomes) else more
     runs = [
         [o.experiment.name, o.experiment.digest, o.source, str(FORMAT)]
         + [_text(o.experiment, name) for name in settings]
         + [_cell(v) for v in (o.steps, o.max_accuracy, o.final_accuracy, o.final_loss)]
         + [_cell(v) for v in (o.ratio, o.ratio_within, o.stopped)]
-        + [_cell(getattr(o, name)) for name in validated]
+        + [_cell(getattr(o, name)) for name in more]
         for o in outcomes
     ]
     curves = [
@@ -519,7 +538,7 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     timings = [
         [o.experiment.digest, o.source, _cell(o.seconds), o.machine or ""] for o in outcomes if o.seconds is not None
     ]
-    write_csv(folder / "runs.csv", [*IDENTITY, *settings, *RESULTS, *validated], runs)
+    write_csv(folder / "runs.csv", [*IDENTITY, *settings, *RESULTS, *more], runs)
     write_csv(folder / "curves.csv", ["digest", "source", "step", "accuracy", "ratio"], curves)
     write_csv(folder / "timings.csv", ["digest", "source", "seconds", "machine"], timings)
     moves = [[o.experiment.digest, o.source, *m.row()] for o in outcomes for m in o.moves]
@@ -625,7 +644,8 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
     if written > FORMAT:
         raise ValueError(f"it is of a newer version of Varangian (format {written}, this one reads up to {FORMAT}).")
     # Columns that Experiment does not know would be settings of a later version.
-    experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in (*IDENTITY, *RESULTS, *VALIDATED)})
+    ours = (*IDENTITY, *RESULTS, *VALIDATED, APART)
+    experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in ours})
     # What cannot be measured is empty, and so is what a table of another kind does not have.
     optional = ("final_loss", "ratio", "ratio_within", *VALIDATED)
     loss, ratio, within, validated, chosen = (
@@ -646,6 +666,7 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
         machine,
         validated,
         chosen,
+        attackers_apart=number_of(row[APART], APART, 0) if row.get(APART) else None,
     )
     if written == FORMAT and row["digest"] != experiment.digest:
         raise ValueError(

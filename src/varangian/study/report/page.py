@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..outcomes import Outcome, command, rule_name
+from ..outcomes import Outcome, attack_name, command, rule_name
 from ..paper import Verdict, counted
 from . import maps
 from .cells import FINAL, MAXIMUM, Cells, Measure, grid_of
@@ -151,6 +152,7 @@ def _grid(grid: Cells, pictures: Sequence[Picture]) -> dict[str, Any]:
         "remarks": any(line.remarks for line in lines),
         "seeds": len(grid.seeds),
         "references": _references(grid),
+        "apart": _apart(grid),
         "absent": maps.absent(grid),
         "notes": [*no_room, *no_line, *curves.left_out],
         "cards": _cards(grid),
@@ -236,6 +238,20 @@ def _references(grid: Cells) -> list[tuple[str, str, str, str]]:
             texts.append("none" if spread is None else f"{m.text(spread.mean)}{maps.deviation(spread, m)}")
         rows.append((name, texts[0], texts[1], str(len(cell.outcomes))))
     return rows
+
+
+def _apart(grid: Cells) -> list[tuple[str, str, str, str]]:
+    """Attacks whose attackers do not all send the same: name, how far these are apart, the least and the greatest of
+    the runs, and how many there are."""
+    found: dict[str, list[float]] = {}
+    for o in _everything(grid):
+        if o.attackers_apart is not None:
+            found.setdefault(attack_name(o.experiment), []).append(o.attackers_apart)
+    shown = list(found.items())[: maps.MAX_LISTED]
+    return [
+        (attack_title(name), f"{median(values):.3g}", f"{min(values):.3g} to {max(values):.3g}", f"{len(values):,}")
+        for name, values in shown
+    ]
 
 
 # --------------------------------------------------------------------------------------------------- settings, origin
