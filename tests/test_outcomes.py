@@ -66,6 +66,10 @@ VALUES: dict[str, list[Any]] = {
     "precision": ["float32", "tf32"],
     "autotune": [False, True],
     "knowledge": ["omniscient", "own", "spied(k=3)", "last-round"],
+    "clients": [None, 15, 10**7],
+    "attackers_change": [0, 3],
+    "absent": ["kept", "kept-on-disk", "decayed", "dropped"],
+    "local_steps": [1, 10**4],
     "data_hash": [None, "0123456789abcdef", "1234567890123456", "00000000000000e1"],
     "code_hash": [None, "fedcba9876543210"],
 }
