@@ -146,7 +146,7 @@ def test_a_bank_goes_on_from_its_state_and_refuses_others() -> None:
         (numbers.double(), since, *momenta),
         (numbers.flip(0), since, *momenta),
         (numbers + 5, since, *momenta),
-        (numbers, since + 1, *momenta),
+        (numbers, since + 2, *momenta),
         (numbers, since, *(m.double() for m in momenta)),
         (numbers, since, *momenta, momenta[0]),
         "nothing",
@@ -383,3 +383,51 @@ def test_a_snapshot_of_a_run_without_clients_does_not_fit() -> None:
         federated.restore(plain.snapshot())
     with pytest.raises(ValueError, match="clients: "):
         federated.restore(replace(federated.snapshot(), clients=None))
+
+
+def test_of_very_many_clients_a_round_is_drawn_as_fast() -> None:
+    """The pool is drawn once for all the rounds that it attacks in."""
+    people = Population(10**6, 20, 10**5)
+    assert people.pool(1, 0) is people.pool(1, 7)
+    assert not people.pool(1, 0).flags.writeable
+    drawn = people.round(1, 3)
+    assert np.array_equal(drawn.byzantine, np.intersect1d(drawn.clients, people.pool(1, 3)))
+
+
+def test_what_is_dropped_is_not_kept_until_then() -> None:
+    """Who is not in the next round forgets at once, which changes no number."""
+    bank = Bank(3, 2, "dropped", decay=0.9, stages=1, dtype=torch.float32)
+    bank.keep(np.array([4, 7, 1]), 5, [torch.arange(9.0).reshape(3, 3)], np.array([0, 1, 7]))
+    assert sorted(bank.rows) == [1, 7]
+    out = torch.full((2, 3), math.nan)
+    bank.take(np.array([1, 4]), 6, [out])
+    assert out.tolist() == [[6.0, 7.0, 8.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_step_done_again_takes_momenta_as_they_are() -> None:
+    bank = Bank(3, 2, "decayed", decay=0.5, stages=1, dtype=torch.float32)
+    bank.keep(np.array([4]), 5, [torch.ones(1, 3)])
+    out = torch.empty(1, 3)
+    bank.take(np.array([4]), 5, [out])
+    assert out.tolist() == [[1.0, 1.0, 1.0]]
+    bank.restore(tuple(x.clone() for x in bank.state()), 10, 5)
+
+
+def test_a_full_disk_is_an_error_and_no_end_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(file: int, start: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    bank = Bank(3, 2, "kept-on-disk", decay=0.5, stages=1, dtype=torch.float32)
+    with pytest.raises(OSError, match=r"no more fit there \(No space left on device\); name another folder in TMPDIR"):
+        bank.keep(np.array([4]), 5, [torch.ones(1, 3)])
+
+
+def test_without_a_folder_for_temporary_files_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", none)
+    with pytest.raises(OSError, match="there is no folder for temporary files"):
+        Bank(3, 2, "kept-on-disk", decay=0.5, stages=1, dtype=torch.float32)
+    Bank(3, 2, "kept-on-disk", decay=0.5, stages=0, dtype=torch.float32)  # which remembers nothing

@@ -7,8 +7,11 @@ from round to round is its momentum.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +22,7 @@ from ..core import kernels, randomness
 from ..core.checks import require, set_whole
 
 Absent = Literal["kept", "kept-on-disk", "decayed", "dropped"]
+BLOCK = 2**24  # bytes asked for at a time: of so many most lie in large pages
 IMPROBABLE = 1e-9  # rounds rarer than this are not asked about before a run
 
 
@@ -73,18 +77,11 @@ class Population:
 
     def pool(self, seed: int, step: int) -> np.ndarray:
         """[B] the clients that attack at a step, whether they are in the round or not, in ascending order."""
-        turn = step // self.changes if self.changes else 0
-        drawn = randomness.generator(seed, "pool", turn).choice(self.clients, self.byzantine, replace=False)
-        return np.sort(drawn)
+        return _pool(self, seed, step // self.changes if self.changes else 0)
 
     def round(self, seed: int, step: int) -> Round:
         """Who takes part at a step."""
-        random, pool = randomness.generator(seed, "round", step), self.pool(seed, step)
-        while True:
-            drawn = np.sort(random.choice(self.clients, self.workers, replace=False))
-            attacks = np.isin(drawn, pool, assume_unique=True)
-            if np.count_nonzero(~attacks) >= min(2, self.workers):
-                return Round(drawn[~attacks], drawn[attacks])
+        return _round(self, seed, step)
 
     def chances(self) -> dict[int, float]:
         """Of each number of attackers that a round may have, the probability; those under 1e-9 are left out."""
@@ -107,6 +104,49 @@ class Population:
         Updates", ICML 2024.
         """
         return sum(p for k, p in self.chances().items() if k > f)
+
+
+@lru_cache(maxsize=16)
+def _pool(people: Population, seed: int, turn: int) -> np.ndarray:
+    """Drawn once for all the rounds that it attacks in."""
+    drawn = randomness.generator(seed, "pool", turn).choice(people.clients, people.byzantine, replace=False)
+    drawn.sort()
+    drawn.flags.writeable = False
+    return drawn
+
+
+@lru_cache(maxsize=4)
+def _round(people: Population, seed: int, step: int) -> Round:
+    random, pool = randomness.generator(seed, "round", step), people.pool(seed, step)
+    while True:
+        drawn = np.sort(random.choice(people.clients, people.workers, replace=False))
+        attacks = among(drawn, pool)
+        if np.count_nonzero(~attacks) >= min(2, people.workers):
+            found = Round(drawn[~attacks], drawn[attacks])
+            for numbers in found:
+                numbers.flags.writeable = False
+            return found
+
+
+def among(some: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """Which of them are in the pool, that is in ascending order."""
+    if not len(pool):
+        return np.zeros(len(some), bool)
+    places = np.searchsorted(pool, some)
+    return pool[np.minimum(places, len(pool) - 1)] == some
+
+
+def _temporary() -> str:
+    """The folder for temporary files, that can be written."""
+    try:
+        with tempfile.TemporaryFile():
+            return tempfile.gettempdir()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"momenta of absent clients are to be kept on disk, and there is no folder for temporary files "
+            f"({error.strerror}); name one in TMPDIR, or take absent kept, decayed or dropped",
+        ) from None
 
 
 def _log_comb(n: int, k: int) -> float:
@@ -134,8 +174,10 @@ class Bank:
     def __init__(self, d: int, block: int, absent: Absent, *, decay: float, stages: int, dtype: torch.dtype) -> None:
         self.d, self.block, self.absent, self.decay, self.dtype = d, block, absent, decay, dtype
         self.stages = stages
+        # Of disks no more than can be held: what is written to memory that a full disk does not back ends the process.
+        self.folder = _temporary() if stages and absent == "kept-on-disk" else None
         self.rows: dict[int, list[Tensor]] = {}  # client -> its momenta, [d] each, in main memory
-        self.since: dict[int, int] = {}  # client -> the last round that it was in
+        self.since: dict[int, int] = {}  # client -> the last round that it was in, those of the earliest first
         self._free: list[Tensor] = []
 
     @property
@@ -153,7 +195,7 @@ class Bank:
         def one(i: int) -> None:
             client = int(clients[i])
             kept = self.rows.get(client)
-            missed = 0 if kept is None else step - self.since[client] - 1
+            missed = 0 if kept is None else max(0, step - self.since[client] - 1)  # a step may be done again
             for stage, target in enumerate(out):
                 row = target[i]
                 if kept is None or missed > self.forgets_after:
@@ -165,21 +207,27 @@ class Bank:
 
         kernels.in_threads(one, len(clients), len(clients) * self.d)
 
-    def keep(self, clients: np.ndarray, step: int, momenta: list[Tensor]) -> None:
-        """Keeps what these clients remember as a round ends: the first rows of ``momenta``."""
+    def keep(self, clients: np.ndarray, step: int, momenta: list[Tensor], following: np.ndarray | None = None) -> None:
+        """Keeps what these clients remember as a round ends: the first rows of ``momenta``; if it is dropped by all who
+        are not among the following, sorted, where those are known, only of these."""
         if not self.stages:
             return
-        self.since.update((int(client), step) for client in clients)
-        for client in [c for c, last in self.since.items() if step - last > self.forgets_after]:
+        places = np.arange(len(clients))
+        if self.absent == "dropped" and following is not None:
+            places = places[among(clients, following)]
+            clients = clients[places]
+        while self.since and step - self.since[client := next(iter(self.since))] > self.forgets_after:
             del self.since[client]
             self._free += self.rows.pop(client)
         for client in map(int, clients):
+            self.since.pop(client, None)
+            self.since[client] = step
             if client not in self.rows:
                 self.rows[client] = [self._row() for _ in range(self.stages)]
 
         def one(i: int) -> None:
             for row, momentum in zip(self.rows[int(clients[i])], momenta, strict=True):
-                row.copy_(momentum[i])
+                row.copy_(momentum[places[i]])
 
         kernels.in_threads(one, len(clients), len(clients) * self.d)
 
@@ -190,13 +238,28 @@ class Bank:
         return self._free.pop()
 
     def _block(self) -> Tensor:
-        shape = self.block, self.d
-        if self.absent != "kept-on-disk":
-            return torch.empty(shape, dtype=self.dtype)
         kind = np.dtype(str(self.dtype).removeprefix("torch."))
-        with tempfile.TemporaryFile() as file:  # which lasts for as long as somebody has its memory
-            file.truncate(math.prod(shape) * kind.itemsize)
-            return torch.from_numpy(np.memmap(file, kind, "r+", shape=shape))
+        rows = self.block if self.absent == "dropped" else max(self.block, BLOCK // (self.d * kind.itemsize))
+        shape = rows, self.d
+        if self.folder is None:
+            return torch.from_numpy(np.empty(shape, kind))  # which asks the system for large pages, torch does not
+        size = math.prod(shape) * kind.itemsize
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:  # lasts for as long as somebody has its memory
+                if sys.platform == "linux":
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    for start in range(0, size, BLOCK):
+                        file.write(bytes(min(BLOCK, size - start)))
+                    file.flush()
+                return torch.from_numpy(np.memmap(file, kind, "r+", shape=shape))
+        except OSError as error:
+            held = len(self.rows) * self.stages * self.d * kind.itemsize
+            raise OSError(
+                error.errno,
+                f"momenta of {len(self.rows):,} clients ({held / 2**20:,.0f} MiB) are in {self.folder}, and no more "
+                f"fit there ({error.strerror}); name another folder in TMPDIR, or take absent decayed or dropped",
+            ) from None
 
     def state(self) -> tuple[Tensor, ...]:
         """What is remembered, as tensors: the clients [k], the last round of each [k], and momenta [d], stage by stage
@@ -215,9 +278,10 @@ class Bank:
         if fault is not None:
             raise ValueError(f"clients: {fault}.")
         self._free += [row for rows in self.rows.values() for row in rows]
-        self.rows, self.since = {}, dict(zip(*(x.tolist() for x in state[:2]), strict=True))
+        known = zip(*(x.tolist() for x in state[:2]), strict=True)
+        self.rows, self.since = {}, dict(sorted(known, key=lambda one: one[1]))
         momenta = iter(state[2:])
-        for client in self.since:
+        for client in sorted(self.since):
             self.rows[client] = [self._row().copy_(next(momenta)) for _ in range(self.stages)]
 
     def _fault(self, state: object, clients: int, step: int) -> str | None:
@@ -229,8 +293,8 @@ class Bank:
         known, last = numbers.tolist(), since.tolist()
         if known != sorted(set(known)) or not all(0 <= c < clients for c in known):
             return f"numbers of {clients:,} clients are needed, each once"
-        if not all(0 <= s < step and step - 1 - s <= self.forgets_after for s in last):
-            return f"rounds before {step} that are not forgotten are needed"
+        if not all(0 <= s <= step and step - 1 - s <= self.forgets_after for s in last):
+            return f"rounds until {step} that are not forgotten are needed"
         if len(momenta) != len(known) * self.stages or any(
             m.shape != (self.d,) or m.dtype != self.dtype for m in momenta
         ):

@@ -330,14 +330,22 @@ class Simulation:
         finally:
             if self.steps_done > step or self.refused is not None:
                 momenta = [m for m in self.state.worker if m is not None]
-                self.bank.keep(self._learners, step, momenta)
+                following = (
+                    None
+                    if self.refused is not None
+                    else np.sort(self._learning(self.population.round(self.seed, step + 1)))
+                )
+                self.bank.keep(self._learners, step, momenta, following)
         return self._answer()
 
     @property
     def _learners(self) -> np.ndarray:
         """The clients that compute gradients in this round, in the order of their rows."""
         assert self._round is not None
-        return self._round.clients if self.learns else self._round.honest
+        return self._learning(self._round)
+
+    def _learning(self, round: Round) -> np.ndarray:
+        return round.clients if self.learns else round.honest
 
     def _seat(self, round: Round, step: int) -> None:
         """Those who take part take their rows, with what they remember."""
