@@ -531,3 +531,104 @@ def test_a_step_on_a_card_waits_for_nothing_more(attack: str) -> None:
     card = steady(replace(BASE, attack=attack), 4)
     assert card.waits.total() == 0, card
     assert card.to_card <= 4 * (64 + 8 * 8), card  # where the trigger is
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two rules under three attacks, and without, on two seeds."""
+    out = tmp_path_factory.mktemp("study")
+    for rule in ("average", "median"):
+        for attack in (None, "label-flip", "backdoor", "little"):
+            for seed in (1, 2):
+                vg.run(replace(SMALL, rule=rule, attack=attack, seed=seed), out)
+    return out
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_has_the_success_of_attacks_that_aim_and_accuracies_on_classes(study: Path, tmp_path: Path) -> None:
+    page = vg.report(study, tmp_path).read_text()
+    results = [vg.read(folder) for folder in study.iterdir() if (folder / "result.json").exists()]
+    for rule in ("average", "median"):
+        mine = [r for r in results if (r.experiment.rule, r.experiment.attack) == (rule, "backdoor")]
+        wanted = 100 * np.mean([r.evaluations[-1].metrics["attack_success"] for r in mine])
+        [row] = [r for r in rows_of(tmp_path / "cells.csv") if r["measure"] == "success" and r["rule"] == rule]
+        assert (row["attack"], row["n"]) == ("backdoor", "2")
+        assert float(row["mean"]) == pytest.approx(wanted, rel=1e-4)
+        for c in range(10):
+            wanted = 100 * np.mean([(r.class_accuracy or ())[c] for r in mine])
+            [row] = [
+                r
+                for r in rows_of(tmp_path / "classes.csv")
+                if (r["rule"], r["attack"], r["class"]) == (rule, "backdoor", str(c))
+            ]
+            assert float(row["accuracy"]) == pytest.approx(wanted, rel=1e-4)
+    assert {row["attack"] for row in rows_of(tmp_path / "classes.csv")} == {"backdoor", "label-flip"}
+    [worst] = [r for r in rows_of(tmp_path / "worst.csv") if r["measure"] == "success" and r["rule"] == "median"]
+    assert (worst["attack"], worst["attacks_run"], worst["attacks"]) == ("backdoor", "1", "1")
+    for text in ("Accuracy on each class", "attack success, %", "the greatest attack success: "):
+        assert text in page
+    assert (tmp_path / "figures" / "classes.png").exists()
+    assert (tmp_path / "figures" / "heat-success.png").exists()
+
+
+def test_reports_of_other_runs_have_none_of_it(study: Path, tmp_path: Path) -> None:
+    from varangian.study.outcomes import collect, write_runs
+
+    others = [o for o in collect(study)[0] if o.experiment.attack in (None, "little")]
+    write_runs(tmp_path, others)
+    assert not {"attack_success", "class_accuracy"} & set(rows_of(tmp_path / "runs.csv")[0])
+    page = vg.report(others, tmp_path).read_text()
+    assert "Accuracy on each class" not in page
+    assert "attack success" not in page
+    assert not (tmp_path / "classes.csv").exists()
+
+
+def test_a_table_of_runs_holds_both(study: Path, tmp_path: Path) -> None:
+    from varangian.study.outcomes import collect, write_runs
+
+    outcomes, _ = collect(study)
+    write_runs(tmp_path, outcomes)
+    again, _ = collect(tmp_path)
+    for one, other in zip(again, outcomes, strict=True):
+        assert one.attack_success == other.attack_success
+        assert one.class_accuracy == other.class_accuracy
+        assert (one.class_accuracy is None) == (one.experiment.attack in (None, "little"))
+    first = (tmp_path / "runs.csv").read_bytes()
+    write_runs(tmp_path, again)
+    assert (tmp_path / "runs.csv").read_bytes() == first
+    vg.report(tmp_path, tmp_path / "page")
+    assert (tmp_path / "page" / "classes.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("attack_success", "1.5"), ("class_accuracy", "0.5 x"), ("class_accuracy", "0.5  0.5")]
+)
+def test_a_table_with_other_values_is_refused(column: str, value: str, study: Path, tmp_path: Path) -> None:
+    from varangian.study.outcomes import collect, read_runs, write_runs
+
+    write_runs(tmp_path, [o for o in collect(study)[0] if o.experiment.attack == "backdoor"])
+    rows = rows_of(tmp_path / "runs.csv")
+    with open(tmp_path / "runs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([rows[0] | {column: value}])
+    with pytest.raises(ValueError, match=rf"line 2: {column}"):
+        read_runs(tmp_path / "runs.csv")
+
+
+def test_a_success_that_the_evaluations_do_not_say_is_refused(study: Path, tmp_path: Path) -> None:
+    from varangian.study.outcomes import read_outcome
+
+    result = vg.run(replace(SMALL, attack="backdoor"), tmp_path)
+    assert result.folder is not None
+    path = result.folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"final_metrics": {"attack_success": 0.987}}))
+    with pytest.raises(ValueError, match=r"attack_success .0\.987. is not that of its last evaluation"):
+        read_outcome(result.folder)

@@ -38,7 +38,7 @@ BUDGETS = (
     | {
         "little": 0, "empire": 0, "sign-flip": 0, "gaussian": 0, "zero": 0, "nan": 0, "inf": 0, "label-flip": 0,
         "bulyan attack": 0, "rop": 0, "mimic": 1, "min-max": 1, "min-sum": 1, "anti-cge": 1,
-        "backdoor": 0, "scattered": 0, "divided": 0, "decoys": 0,
+        "backdoor": 0, "hidden": 0, "scattered": 0, "divided": 0, "decoys": 0,
         "fang": 2,  # the size of what is tried, then the distances to it
         "worst-case": 1 + 1 + 1 + 12,  # lines, one of which is min-max; the coarse half; each trial that refines
     }

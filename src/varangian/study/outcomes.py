@@ -22,7 +22,7 @@ from ..core.mixing import MIXINGS
 from ..core.references import NotImported, importing
 from ..core.rules import RULES
 from ..core.specs import canonical
-from ..runs.experiment import HASHES, LATER, Experiment
+from ..runs.experiment import HASHES, LATER, SUCCESS, Experiment, column_of
 from ..runs.files import (
     folders_in,
     line_of_text,
@@ -37,7 +37,7 @@ from ..runs.files import (
 )
 from ..runs.folders import ENVIRONMENT, FORMAT, check_format
 from ..runs.folders import SETTINGS as SETTINGS_FILE
-from ..runs.results import Result, check_summary
+from ..runs.results import Result, check_summary, shares
 from ..simulation.metrics import COLUMNS
 from .moves import COLUMNS as MOVES
 from .moves import Move, move, moves_of, read_moves
@@ -48,6 +48,9 @@ IDENTITY = ["name", "digest", "source", "format"]
 RESULTS = ["steps_done", "max_accuracy", "final_accuracy", "final_loss", "ratio", "ratio_within", "stopped"]
 VALIDATED = ["max_validation", "chosen_accuracy"]  # of runs with validation, and columns where there are any
 APART = "attackers_apart"  # of runs whose attackers do not all send the same, likewise
+ATTACKED = [SUCCESS, "class_accuracy"]  # of runs under attacks on data, likewise
+MAX_CLASSES = 10**4  # in one cell
+_FOUND = (*IDENTITY, *RESULTS, *VALIDATED, APART, *ATTACKED)  # what is no setting
 MAX_RUNS = 10**5  # in one table
 MAX_FAILED = 1000  # runs of which a report says why
 
@@ -81,6 +84,9 @@ class Outcome:
         max_validation, chosen_accuracy: the greatest accuracy on the training data set aside, and that on the test set
             at the same step; None without ``validation``.
         machine: processor, threads and versions, where one machine did all of it and is known; see :func:`machine_of`.
+        attack_success: how often the attack succeeds after the last step, where it has such an aim, as a backdoor; NaN
+            where no test example could say.
+        class_accuracy: the accuracy on each class of the test set after the last step, where that is known.
         moves: where momentum stood, at up to a hundred steps; empty where it does not move, or only the row is known.
         attackers_apart: median over the steps of the deviation of what attackers send, in deviations of what honest
             workers send; None where all attackers send the same in every step, and if not measured.
@@ -102,6 +108,8 @@ class Outcome:
     chosen_accuracy: float | None = None
     moves: tuple[Move, ...] = ()
     attackers_apart: float | None = None
+    attack_success: float | None = None
+    class_accuracy: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         neither = _missing(self.max_accuracy) and _missing(self.final_accuracy)
@@ -109,6 +117,9 @@ class Outcome:
             value = getattr(self, name)
             if not (value is None and name in VALIDATED) and not (neither and _missing(value)):
                 number(value, name, 0, 1)
+        for value in (self.attack_success, *(self.class_accuracy or ())):
+            if value is not None and not _missing(value):
+                number(value, "attack_success or class_accuracy", 0, 1)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -275,7 +286,16 @@ def _outcome(
         _share(summary["max_validation"]) if experiment.validation else None,
         _share(summary["chosen_accuracy"]) if experiment.validation else None,
         attackers_apart=statistics.median(apart) if any(apart) else None,
+        attack_success=_success(experiment, summary),
+        class_accuracy=shares(summary, "class_accuracy"),
     )
+
+
+def _success(experiment: Experiment, summary: dict[str, Any]) -> float | None:
+    """How often the attack succeeds at the end; what a metric of somebody's own bears that name is no such thing."""
+    metrics = summary.get("final_metrics") or {}
+    own = SUCCESS in map(column_of, experiment.metrics)
+    return None if experiment.attack is None or own or SUCCESS not in metrics else _share(metrics[SUCCESS])
 
 
 @importing(False)
@@ -302,6 +322,7 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
         _check_curve(outcome)
         _check_accuracies(outcome)
         _check_chosen(outcome, folder / "evaluations.csv")
+        _check_success(outcome, folder / "evaluations.csv")
         return outcome
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no complete run: {Path(error.filename).name} is missing.") from None
@@ -379,6 +400,16 @@ def _check_chosen(outcome: Outcome, path: Path) -> None:
             f"its validation accuracy ({outcome.max_validation:g}, and {outcome.chosen_accuracy:g} on the test set) is "
             f"not that of its evaluations ({best:g}, {accuracy:g})."
         )
+
+
+def _check_success(outcome: Outcome, path: Path) -> None:
+    """That of the last evaluation."""
+    said = outcome.attack_success
+    if said is None or _missing(said):
+        return
+    *_, (last,) = read_columns(path, (SUCCESS,), (SUCCESS,))
+    if not abs(float(last) - said) <= 1e-6:
+        raise ValueError(f"its attack_success ({said:g}) is not that of its last evaluation ({shown(last)}).")
 
 
 def _first_line(error: Exception) -> str:
@@ -522,6 +553,7 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     settings = columns_of([o.experiment for o in outcomes])
     more = VALIDATED if "validation" in settings else []
     more = [*more, APART] if any(o.attackers_apart is not None for o in outcomes) else more
+    more = [*more, *(name for name in ATTACKED if any(getattr(o, name) is not None for o in outcomes))]
     runs = [
         [o.experiment.name, o.experiment.digest, o.source, str(FORMAT)]
         + [_text(o.experiment, name) for name in settings]
@@ -582,7 +614,9 @@ def read_failed(folder: Path) -> list[tuple[Experiment, str]]:
     return found
 
 
-def _cell(value: float | str | None) -> str:
+def _cell(value: float | str | tuple[float, ...] | None) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(repr, value))
     return "" if value is None or _missing(value) else repr(value) if isinstance(value, float) else str(value)
 
 
@@ -644,8 +678,7 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
     if written > FORMAT:
         raise ValueError(f"it is of a newer version of Varangian (format {written}, this one reads up to {FORMAT}).")
     # Columns that Experiment does not know would be settings of a later version.
-    ours = (*IDENTITY, *RESULTS, *VALIDATED, APART)
-    experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in ours})
+    experiment = Experiment.from_dict({k: v for k, v in row.items() if k not in _FOUND})
     # What cannot be measured is empty, and so is what a table of another kind does not have.
     optional = ("final_loss", "ratio", "ratio_within", *VALIDATED)
     loss, ratio, within, validated, chosen = (
@@ -667,6 +700,8 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
         validated,
         chosen,
         attackers_apart=number_of(row[APART], APART, 0) if row.get(APART) else None,
+        attack_success=_accuracy(row[SUCCESS], SUCCESS) if row.get(SUCCESS) else None,
+        class_accuracy=_accuracies(row.get("class_accuracy")),
     )
     if written == FORMAT and row["digest"] != experiment.digest:
         raise ValueError(
@@ -674,6 +709,12 @@ def _from_row(row: dict[str, str], curve: Sequence[Point], seconds: float | None
             "one of them was changed."
         )
     return outcome
+
+
+def _accuracies(text: str | None) -> tuple[float, ...] | None:
+    """Of a cell that holds one for each class."""
+    each = (text or "").split(" ", MAX_CLASSES)
+    return tuple(_accuracy(one or "none", "class_accuracy") for one in each) if text else None
 
 
 def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

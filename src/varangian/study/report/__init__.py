@@ -43,8 +43,8 @@ def report(
     """Returns the page, one file that needs no network, which shows some runs as the grid that their settings make.
 
     Beside it are written ``cells.csv`` (a row a cell: mean, deviation, n), ``worst.csv`` (the worst attack of each
-    rule) where attacks vary, ``claims.csv`` where momentum stands at both places in some of them, and
-    ``figures/*.png, *.pdf``.
+    rule) where attacks vary, ``classes.csv`` (the accuracy on each class) where runs know it, ``claims.csv`` where
+    momentum stands at both places in some of them, and ``figures/*.png, *.pdf``.
 
     Args:
         source: a folder of runs or of a sweep, a runs.csv, or the outcomes themselves.
@@ -105,6 +105,9 @@ def report(
     if grid.attack_column:
         write_csv(out / "worst.csv", *maps.worst_rows(grid))
         files.append("worst.csv, the worst attack of each")
+    if maps.class_accuracies(grid):
+        write_csv(out / "classes.csv", *maps.class_rows(grid))
+        files.append("classes.csv, the accuracy on each class")
     judged = judge(found) if asked else {}
     if asked:
         _write_claims(out / "claims.csv", judged)

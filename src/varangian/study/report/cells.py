@@ -76,8 +76,17 @@ class Measure:
         """Its value for a run, accuracies in per cent; None where the run has none."""
         if self.key == "loss":
             return o.final_loss
-        value = {"final": o.final_accuracy, "max": o.max_accuracy, "chosen": o.chosen_accuracy}[self.key]
+        value = {
+            "final": o.final_accuracy,
+            "max": o.max_accuracy,
+            "chosen": o.chosen_accuracy,
+            "success": o.attack_success,
+        }[self.key]
         return None if value is None or math.isnan(value) else 100 * value
+
+    def asks(self, o: Outcome) -> bool:
+        """Whether a run of this kind has such a value: only an attack that aims succeeds."""
+        return self.key != "success" or o.attack_success is not None
 
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}f}".replace("-", "−") if abs(value) < 1e5 else f"{value:.1e}"
@@ -93,6 +102,14 @@ CHOSEN = Measure(
     "chosen accuracy, %",
     "on the test set, at the step that was best on the training data set aside; nothing was selected on the test set",
 )
+SUCCESS = Measure(
+    "success",
+    "attack success, %",
+    "of the test examples of other classes than an attack's target, the share that is taken for it where they bear the "
+    "trigger, after the last step; less is better",
+    high=False,
+)
+BY_CLASS = Measure("class", "accuracy on each class, %", "on the test set after the last step")
 LOSS = Measure("loss", "final loss", "on the test set after the last step; less is better", 4, False)
 
 
@@ -187,7 +204,8 @@ class Cells:
     def measures(self) -> tuple[Measure, ...]:
         """Those that its runs have, the one to look at first in front."""
         outcomes = [o for cell in self.cells.values() for o in cell.outcomes]
-        return tuple(m for m in (CHOSEN, FINAL, MAXIMUM) if any(m.of(o) is not None for o in outcomes)) or (LOSS,)
+        usual = tuple(m for m in (CHOSEN, FINAL, MAXIMUM) if any(m.of(o) is not None for o in outcomes)) or (LOSS,)
+        return (*usual, SUCCESS) if any(SUCCESS.of(o) is not None for o in outcomes) else usual
 
     @property
     def rows(self) -> Axis | None:
@@ -226,7 +244,7 @@ class Cells:
     def worst(self, row: str, rest: tuple[str, ...], measure: Measure) -> Worst | None:
         """Over the attacks, where they are the columns; without attack is none of them."""
         assert self.columns is not None
-        attacks = [a for a in self.columns.values if a != NO_ATTACK]
+        attacks = [a for a in self.columns.values if a != NO_ATTACK and self._asks(a, measure)]
         means = {}
         for attack in attacks:
             cell = self.cells.get((row, attack, *rest))
@@ -237,6 +255,11 @@ class Cells:
             return None
         value = measure.worst(means.values())
         return Worst(value, next(a for a, v in means.items() if v == value), len(means), len(attacks))
+
+    def _asks(self, attack: str, measure: Measure) -> bool:
+        """Whether runs under that attack have such a value."""
+        members = [o for place, cell in self.cells.items() if place[1] == attack for o in cell.outcomes]
+        return not members or any(map(measure.asks, members))
 
     def title(self, place: Sequence[str], start: int = 0) -> str:
         """The place in words: from the axis of that number on."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..outcomes import Outcome
 from ..paper import counted
-from .cells import LOSS, NO_ATTACK, Axis, Cell, Cells, Measure, Spread, Worst, fixed
+from .cells import BY_CLASS, LOSS, NO_ATTACK, Axis, Cell, Cells, Measure, Spread, Worst, fixed
 
 LEVELS = 10  # of colour
 MAX_TILES, MAX_ROWS = 12_000, 2_000  # on a page: of maps, and of the table
@@ -18,6 +18,7 @@ MAX_ACROSS, MAX_DOWN = 60, 150  # of a map that is looked at
 MAX_POINTS = 120_000  # of all curves together
 POINTS = 60  # of a curve, at most
 MAX_LISTED = 50  # places and runs in a list
+MOST_BY_CLASS = 12  # maps of accuracies on classes
 MOST_WORST = 6  # maps of the worst attack, of one setting and measure
 FEW_DOTS = 12  # seeds that are shown each
 
@@ -174,6 +175,8 @@ def _tile(
     if cell is None:
         return Tile("", "out") if grid.left_out(place) else Tile("not run", "none")
     spread = cell.spread(measure)
+    if cell.outcomes and not any(map(measure.asks, cell.outcomes)):
+        return Tile("none", "out", tip="no attack that aims", cell=numbers[place])
     words = remarks(grid, cell, measure)
     tip = f"{grid.title(place)}: {said(spread, measure)}" + "".join(f"; {w}" for w in words)
     if spread is None:
@@ -194,6 +197,54 @@ def _worst_tile(grid: Cells, row: str, rest: tuple[str, ...], measure: Measure, 
     lacks = f"; {worst.of - worst.over} of {worst.of} attacks were not run" if worst.over < worst.of else ""
     mark = f"{worst.over}/{worst.of}" if lacks else ""
     return Tile(measure.text(worst.mean), "run", scale.level(worst.mean), mark, f"under {name}{lacks}")
+
+
+def class_maps(grid: Cells) -> list[Map]:
+    """Rows of the grid down, classes across: the mean accuracy on each over the seeds; a map for each combination of
+    the other settings under which it is known. None where there are more than anybody looks at."""
+    known = class_accuracies(grid)
+    classes = max(map(len, known.values()), default=0)
+    if classes > MAX_ACROSS or len({place[:1] for place in known}) > MAX_DOWN:
+        return []
+    scale, found = class_scale(grid), dict[tuple[str, ...], list[tuple[str, tuple[Tile, ...]]]]()
+    for place, means in known.items():
+        tiles = [
+            Tile("none", "out", tip="no test example is of it")
+            if math.isnan(mean)
+            else Tile(BY_CLASS.text(mean), "run", scale.level(mean))
+            for mean in means
+        ]
+        found.setdefault(place[1:], []).append((grid.rows.titles[place[0]] if grid.rows else "all runs", tuple(tiles)))
+    down, heads = grid.rows.title if grid.rows else "", tuple(map(str, range(classes)))
+    return [
+        Map(grid.title(rest, 1), "", down, "class", heads, tuple(rows))
+        for rest, rows in list(found.items())[:MOST_BY_CLASS]
+    ]
+
+
+def class_accuracies(grid: Cells) -> dict[tuple[str, ...], list[float]]:
+    """By place, of cells that know it, the accuracy on each class in per cent: the mean over the seeds."""
+    found = {}
+    for place, cell in grid.cells.items():
+        each = [o.class_accuracy for o in cell.outcomes if o.class_accuracy is not None]
+        if each and len(set(map(len, each))) == 1:
+            found[place] = [100 * sum(values) / len(each) for values in zip(*each, strict=True)]
+    return found
+
+
+def class_scale(grid: Cells) -> Scale:
+    means = [mean for means in class_accuracies(grid).values() for mean in means if not math.isnan(mean)] or [0.0]
+    return Scale(min(means), max(means), False, True)
+
+
+def class_rows(grid: Cells) -> tuple[list[str], list[list[str]]]:
+    """classes.csv: a row a cell and class."""
+    rows = [
+        [*map(_plain, place), str(c), "" if math.isnan(mean) else f"{mean:.6g}"]
+        for place, means in class_accuracies(grid).items()
+        for c, mean in enumerate(means)
+    ]
+    return [*(axis.name for axis in grid.axes), "class", "accuracy"], rows
 
 
 def said(spread: Spread | None, measure: Measure) -> str:
@@ -422,6 +473,8 @@ def cell_rows(grid: Cells) -> tuple[list[str], list[list[str]]]:
     for place in [*grid.cells, *(p for p in grid.missing() if p not in grid.cells)]:
         cell = grid.cells.get(place) or Cell(place, (), grid.seeds)
         for measure in grid.measures:
+            if cell.outcomes and not any(map(measure.asks, cell.outcomes)):
+                continue
             spread = cell.spread(measure)
             numbers = ["0", "", "", "", ""]
             if spread is not None:

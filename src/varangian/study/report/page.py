@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..outcomes import Outcome, attack_name, command, rule_name
 from ..paper import Verdict, counted
 from . import maps
-from .cells import FINAL, MAXIMUM, Cells, Measure, grid_of
+from .cells import BY_CLASS, FINAL, MAXIMUM, SUCCESS, Cells, Measure, grid_of
 from .layout import Group, attack_title, rule_title
 from .paired import paired
 from .records import SweepRecord
@@ -134,6 +134,8 @@ def _grid(grid: Cells, pictures: Sequence[Picture]) -> dict[str, Any]:
     return {
         "maps": shown,
         "worst": worst,
+        "classes": maps.class_maps(grid),
+        "class_note": BY_CLASS.note,
         "worst_by": " and by ".join(axis.title for axis in others),
         "map_title": " × ".join(axis.title for axis in grid.axes[:2]).capitalize(),
         "across": _across(shown),
@@ -212,6 +214,10 @@ def _cards(grid: Cells) -> list[tuple[str, str]]:
             f"{first.title.removesuffix(', %')} in the worst of {best.over} {places}: {best.rule}, under {best.attack}"
         )
         found.append((f"{first.text(best.value)}{unit}", f"the best {text}{apart}"))
+    if SUCCESS in grid.measures and grid.axes:
+        spreads = [(s.mean, grid.title(place)) for place, cell in grid.cells.items() if (s := cell.spread(SUCCESS))]
+        most, where = max(spreads, key=lambda pair: pair[0])
+        found.append((f"{SUCCESS.text(most)} %", f"the greatest attack success: {where}"))
     if not grid.axes:
         spread = next(iter(grid.cells.values())).spread
         known = [(m, s) for m in grid.measures if (s := spread(m)) is not None]

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from .. import maps
-from ..cells import Axis, Cells, Measure
+from ..cells import BY_CLASS, Axis, Cells, Measure
 from ..maps import Map, Scale, Tile
 from ..style import (
     NARROW,
@@ -49,6 +49,9 @@ def draw_grid(grid: Cells, title: str, maps_alone: bool = False) -> Iterator[tup
             continue
         if len(grid.cells) > 1 and found and _with_points(grid):
             yield f"seeds-{measure.key}", seeds(grid, measure, title)
+    for number, together in enumerate(_together([] if maps_alone else maps.class_maps(grid))[:MAX_FIGURES], start=1):
+        more = f"-{number}" if number > 1 else ""
+        yield f"classes{more}", heat(together, grid, BY_CLASS, maps.class_scale(grid), title, False)
     if not maps_alone and maps.curves_of(grid).lines:
         yield "curves", curves(grid, title)
 
