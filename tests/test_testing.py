@@ -885,3 +885,65 @@ def test_an_attack_that_forgets_the_first_step_is_told() -> None:
 
 def test_an_attack_that_sends_the_mean_is_sound() -> None:
     assert check_attack(BadAttack).passed == ATTACK_CHECKS
+
+
+# --------------------------------------------------------------------------- attackers that do not all send the same
+
+
+@dataclass(frozen=True)
+class Each(vg.Attack):
+    """A row for each attacker, as it should be."""
+
+    fault: str = ""
+
+    def craft(self, seen: Knowledge) -> Tensor:
+        f, h, d = seen.f, seen.honest.shape[0], seen.honest.shape[1]
+        turn = torch.arange(f, device=seen.honest.device) % h
+        if self.fault == "two":
+            return seen.honest[:2].clone()
+        if self.fault == "one for each honest":
+            return seen.honest.clone()
+        if self.fault == "flat":
+            return seen.honest[turn].reshape(-1)
+        if self.fault == "copies of a row":
+            return seen.mean.clone().expand(f, -1)
+        if self.fault == "a view":
+            return seen.honest[:f]
+        if self.fault == "the first f":
+            return torch.stack([seen.honest[j] for j in range(f)])
+        if self.fault == "single precision":
+            return torch.randn(f, d, generator=torch.Generator().manual_seed(1))
+        if self.fault == "global numbers":
+            return seen.mean + torch.randn(f, d, dtype=seen.mean.dtype)
+        if self.fault == "deviation of one":
+            sent = seen.honest[turn]
+            return sent + sent.std(0)
+        return seen.honest[turn]
+
+
+def test_attacks_that_send_a_row_each_keep_the_contract() -> None:
+    assert len(check_attack(Each).passed) == len(ATTACK_CHECKS)
+    check_attack(Each("copies of a row"))
+    for attack in (vg.Scattered("empire"), vg.Divided("label-flip", "min-max"), vg.Divided("mimic(warmup=2)")):
+        check_attack(attack)
+
+
+@pytest.mark.parametrize(
+    ("fault", "point", "said"),
+    [
+        ("two", Check.SIZES, "must send [d] = [1] or [f, d] = [1, 1] of torch.float64, got shape [2, 1]"),
+        ("one for each honest", Check.SIZES, "got shape [4, 1]"),
+        ("flat", Check.SIZES, "[f, d] = [2, 1] of torch.float64, got shape [2]"),
+        ("a view", Check.OWNERSHIP, "writing to what is sent changed the tensor given"),
+        ("the first f", Check.SIZES, "raised IndexError"),
+        ("single precision", Check.KIND, "torch.float32 on cpu"),
+        ("global numbers", Check.REPEATABLE, "the global random numbers were moved"),
+        ("deviation of one", Check.FINITE, "nan"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:std")
+def test_faults_of_attacks_that_send_a_row_each_are_found(fault: str, point: Check, said: str) -> None:
+    with pytest.raises(ContractError) as raised:
+        check_attack(Each(fault))
+    [found] = [failure.message for failure in raised.value.failures if failure.check is point]
+    assert said in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,14 @@ def _crowds() -> Iterator[tuple[int, int, int]]:
     """(h, f, d), with h > f + 2 since some attacks imitate a majority."""
     for h, f in ((4, 1), (5, 2), (9, 4)):
         for d in (1, 2, 20):
+            yield h, f, d
+
+
+def _majorities(attack: Attack) -> Iterator[tuple[int, int, int]]:
+    """More attackers than honest vectors, as where few are known; where the attack does not say that it cannot."""
+    for h, f, d in ((2, 5, 3), (3, 4, 20)):
+        with suppress(ValueError):
+            attack.check(h, f, d)
             yield h, f, d
 
 
@@ -178,7 +187,7 @@ def _attack_layout(attack: Attack) -> Found:
 
 
 def _attack_sizes(attack: Attack) -> Found:
-    for h, f, d in [(h, f, d) for h, most, d in _crowds() for f in sorted({0, 1, most})]:
+    for h, f, d in [*((h, f, d) for h, most, d in _crowds() for f in sorted({0, 1, most})), *_majorities(attack)]:
         x = vectors(h, d, h)
         out = _sent(attack, x, f)
         if list(out.shape) != [f, d]:

@@ -265,7 +265,8 @@ class Attack(Constructed):
         seen = Knowledge(matrix, f, as_defence(defence, previous), previous, random, poisoned, memory=memory)
         crafted, memory = self.crafted(seen)
         self.warn_if_idle(matrix.shape[0], f)
-        sent = restore(crafted.expand(f, -1).clone() if crafted.ndim == 1 else crafted)
+        # Rows may be copies of one in one memory, as those that expand makes.
+        sent = restore(crafted.expand(f, -1).clone() if crafted.ndim == 1 else crafted.contiguous())
         return (sent, own(memory)) if asked else sent
 
     @abstractmethod
