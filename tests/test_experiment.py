@@ -300,6 +300,7 @@ def test_piecewise_learning_rates() -> None:
         ({"rule": "medain"}, "rule: unknown rule 'medain'. Did you mean 'median'? Known: average, "),
         ({"pre": ("nmn",)}, "pre: unknown mixing 'nmn'. Did you mean 'nnm'? "),
         ({"attack": "litle"}, "attack: unknown attack 'litle'. Did you mean 'little'? "),
+        ({"attack": 3}, "attack: must be a valid string, got 3."),
         ({"model": "cnnn"}, "model: unknown model 'cnnn'. Did you mean 'cnn'? "),
         ({"dataset": "fashion_mnist"}, "dataset: unknown dataset 'fashion_mnist'. Did you mean 'fashion-mnist'? "),
         ({"partition": "dirichelt"}, "partition: unknown partition 'dirichelt'. Did you mean 'dirichlet'? "),

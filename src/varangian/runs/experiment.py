@@ -570,7 +570,7 @@ class Experiment:
             "device": lambda: device_of(self.device),
         }
         for name, maker in makers.items():
-            if name in sound:
+            if name in sound and (name != "metrics" or "attack" in sound):  # one more column under some attacks
                 try:
                     with importing(name not in foreign):
                         made[name] = maker()
@@ -759,9 +759,9 @@ class Experiment:
 
     @property
     def aims(self) -> bool:
-        """Whether evaluations say how often the attack succeeds; False too where the attack is code of somebody's own
-        that may not be imported here."""
-        with suppress(NotImported):
+        """Whether evaluations say how often the attack succeeds; False too where there is no such attack, or it is code
+        of somebody's own that may not be imported here."""
+        with suppress(NotImported, ValueError):
             return (attack := self.make_attack()) is not None and attack.aims
         return False
 
