@@ -63,6 +63,8 @@ CASES: dict[str, dict[str, Any]] = {
     "an attack that looks at it": {"attack": "rop"},
     "an attack that warms up": {"attack": "mimic(warmup=3)"},
     "an attack that remembers": {"attack": 'rop(history="own")'},
+    "attackers divided": {"attack": 'divided(first="label-flip",second="mimic(warmup=2)")'},
+    "decoys": {"attack": "decoys", "rule": "krum"},
     "own data known": {"knowledge": "own"},
     "own data known, nesterov": {"knowledge": "own", "nesterov": True, "partition": "dirichlet(alpha=0.5)"},
     "some spied on": {"knowledge": "spied(k=3)"},

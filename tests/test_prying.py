@@ -38,6 +38,7 @@ RANDOM: dict[str, dict[str, Any]] = {
     "dnc": {"rule": "dnc(sample=40)"},
     "signguard": {"rule": "signguard"},
     "momentum that moves": {"rule": "centered-clipping", "momentum_at": "adaptive"},
+    "rounds": {"rule": "median", "clients": 60, "byzantine": 1, "attackers_change": 2},
 }  # fmt: skip
 
 
@@ -186,29 +187,35 @@ def seeds(taken: Taken) -> set[int]:
 @pytest.mark.parametrize("knowledge", KNOWLEDGE)
 def test_what_it_gathers_does_not_tell_what_the_server_draws(knowledge: str, case: str) -> None:
     simulation = made(knowledge=knowledge, **RANDOM[case])
-    for _ in range(4):
+    found = 0
+    for _ in range(12 if case == "rounds" else 4):
         state, step = simulation.state, simulation.steps_done
+        Pries.taken.clear()
         with drawing() as asked:
             simulation.step()
-        if knowledge == "last-round" and not step:
+        if not Pries.taken:  # nothing is known yet, or nobody attacks in this round
+            assert (knowledge == "last-round" and not step) or case == "rounds"
             continue
-        taken = Pries.taken[-1]
+        [taken] = Pries.taken
         secret = [one for one in asked if one[0] in (SEED, SEED ^ 7) and one[1] != "fork"]
         if case == "momentum that moves":  # drawn once, and kept in the process
             secret.append((SEED, "placement", 0, 0))
-        assert {"bucketing", "dnc", "signguard", "placement"} & {purpose for _, purpose, _, _ in secret}
+        drawn = {purpose for _, purpose, _, _ in secret}
+        assert {"bucketing", "dnc", "signguard", "placement", "round"} & drawn
         guesses = seeds(taken)
         assert not guesses & {seed for seed, *_ in secret}
         for seed, purpose, at, worker in secret:
             numbers = randomness.generator(seed, purpose, at, worker).bit_generator.random_raw(4)
             assert int(numbers[0]) not in guesses
             assert not any(numbers.tobytes() in held for held in taken.held)
-        if case != "momentum that moves":
+        if case not in ("momentum that moves", "rounds"):
             x, algorithm = probe(simulation.workers, simulation.parameters), simulation.algorithm
             mine = decide(x, algorithm.pre, algorithm.rule, previous=state.previous, draw=Draw(SEED, step)).aggregate
             tried = taken.defence(x)
             assert torch.equal(tried, taken.defence(x))
             assert not torch.equal(tried, mine)
+        found += 1
+    assert found
 
 
 def test_a_generator_keyed_by_the_seed_of_the_run_would_have_been_found() -> None:
@@ -356,6 +363,39 @@ def test_label_flippers_reach_their_own_workers_vectors_and_no_other() -> None:
     assert max(len(held) for held in Pries.taken[-1].held) == 8 * d * 4
     sizes = {a.size // d for a in Pries.taken[-1].arrays if a.size >= d}
     assert {3, 8} <= sizes <= {1, 2, 3, 8}  # its own, the honest ones, and what is computed of these
+
+
+@dataclass(frozen=True)
+class PriesIntoData(vg.DataAttack):
+    """Takes down all that it can get at of the data that its workers learn from, and writes there."""
+
+    taken: ClassVar[list[Taken]] = []
+    shapes: ClassVar[list[tuple[int, ...]]] = []
+
+    def poison(self, inputs: Tensor, labels: Tensor, task: vg.Task) -> tuple[Tensor, Tensor]:
+        self.taken.append(pry((inputs, labels, task)))
+        self.shapes.append(tuple(inputs.shape[:2]))
+        changed = inputs.clone(), labels.clone()
+        inputs.fill_(7)
+        labels.fill_(0)
+        return changed
+
+
+@pytest.mark.parametrize("settings", [{}, {"clients": 60}, {"local_steps": 2}], ids=str)
+def test_attacks_on_data_reach_what_their_own_workers_learn_from(settings: dict[str, Any]) -> None:
+    """Neither the batches of honest workers nor the seed that draws them; and what they write there reaches nobody."""
+    PriesIntoData.taken.clear(), PriesIntoData.shapes.clear()
+    simulation, plain = made(attack=PriesIntoData(), **settings), made(attack=vg.LabelFlip(), **settings)
+    for _ in range(3):
+        simulation.step(), plain.step()
+    for taken, (f, b) in zip(PriesIntoData.taken, PriesIntoData.shapes, strict=True):
+        assert b == 5
+        assert max(len(held) for held in taken.held) == f * b * 64 * 4
+        assert SEED not in seeds(taken)
+    if not settings:  # whose model would differ after a step
+        simulation, plain = made(attack=PriesIntoData(), **settings), made(attack=vg.LabelFlip(), **settings)
+        simulation.step(), plain.step()
+        assert torch.equal(simulation.vectors[:8], plain.vectors[:8])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ class Measures:
 
     norm is that of the average vector; deviation is sqrt(1 / (m - 1) sum ||x_i - mean||^2); max is the largest absolute
     coordinate of the average. Empty (None) where it means nothing: no attack, a single vector, measuring off.
+    Attackers that do not all send the same are measured likewise: norm, max and cosines are of the mean of their f
+    vectors, the deviation says how far these are apart, and is 0 where all are equal.
     """
 
     step: int
