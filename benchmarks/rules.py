@@ -77,6 +77,10 @@ def entries(n: int, targets: bool) -> dict[str, Call]:
         "torch sort(0)": lambda x: x.sort(0),
         "bulyan of multi-krum": vg.Bulyan(quarter, base="multi-krum"),
     }
+    weights = vg.size_weights(np.arange(n) + n, cap=1.3)
+    for name in ("median", "trimmed-mean", "phocas", "multi-krum"):
+        rule = vg.RULES[name](quarter)
+        result[f"{name}, f quarter, weighted"] = lambda x, rule=rule: rule(x, weights=weights)
     done = {type(rule) for rule in result.values()}
     for name, kind in vg.RULES.items():
         if kind not in done and name not in ("smea", "mda"):

@@ -472,6 +472,8 @@ def test_who_takes_no_weights_says_so() -> None:
                 ValueError, match=rf"{kind.__name__}\(.* takes no weights of workers; those that do: Average"
             ):
                 decide(x, (), kind(f=1), previous=x[0], weights=w)
+            with pytest.raises(ValueError, match="takes no weights of workers"):
+                kind(f=1).weight_breakdown(w)
     for mixing in (vg.NearestNeighborMixing(1), vg.Bucketing(2), vg.AdaptiveClipping(1)):
         algorithm = vg.Algorithm(pre=(mixing,), rule=vg.Median(1))
         with pytest.raises(ValueError, match="takes no weights of workers; those that do: StaticClipping"):
@@ -554,6 +556,30 @@ def test_its_table_is_what_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
     made = import_module("weights")
     assert made.held(made.SPREADS[-1]) == "11 to 3,783"
     assert made.table(made.SPREADS[-1]) in PAGE.read_text("utf-8")
+
+
+def test_an_adversary_may_try_a_defence_with_the_weights_that_it_has() -> None:
+    """The worst factor against a rule that weighs is another than against one that does not."""
+    honest = torch.randn(7, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    w = np.array([1.5, 1, 1, 1, 1, 1, 0.5, 1.6, 1.4])
+    for rule in (vg.Median(2), vg.MultiKrum(1), vg.Average()):
+        defence = vg.ComposedDefence((), rule, weights=w)
+        found = vg.WorstCase(directions=("little",), evaluations=12).search(honest, 2, defence=defence)
+        sent = torch.cat([honest, found.vector.expand(2, -1)])
+        torch.testing.assert_close(defence(sent), rule(sent, weights=w))
+        assert found.damage == pytest.approx(float((rule(sent, weights=w) - honest.mean(0)).norm()))
+
+
+def test_equal_scores_of_long_vectors_are_told_apart_in_double_precision() -> None:
+    """Two crowds alike but for where they stand: float32 distances alone would choose by rounding."""
+    random = np.random.default_rng(0)
+    half = random.normal(size=(4, 30_000)).astype(np.float32)
+    x, w = torch.from_numpy(np.concatenate([half + 1, -half - 1])), np.tile([1.0, 1.2, 0.9, 1.1], 2)
+    for rule in (vg.Krum(1), vg.MultiKrum(1, m=3), vg.MultiKrum(1)):
+        expected = rule(x, weights=w)
+        for seed in range(4):
+            order = np.random.default_rng(seed).permutation(8)
+            torch.testing.assert_close(rule(x[order], weights=w[order]), expected, rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------- a user's own rules

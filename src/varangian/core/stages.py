@@ -144,6 +144,7 @@ class Rule(Constructed):
         Raises:
             ValueError: weights that are none, or with which f is too many: the f heaviest weigh too much.
         """
+        check_weighs((), self)
         shares = shares_of(self, weights)
         shares = shares[shares > 0]
         n, declared = shares.size, check_shares(self, shares)

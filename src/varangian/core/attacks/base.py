@@ -47,16 +47,19 @@ class ComposedDefence:
         previous: [d], the last aggregate, for rules that use it; or None.
         draw: what its rules and mixings draw: numbers like the server's, but others. An adversary knows how the server
             draws, not what.
+        weights: [n] what each vector counts, for rules that weigh; or None.
     """
 
     pre: tuple[Mixing, ...]
     rule: Rule
     previous: Tensor | None = None
     draw: Draw = TRIED
+    weights: np.ndarray | None = None
 
     @kernels.eager
     def __call__(self, x: Tensor) -> Tensor:
-        return decide(x, self.pre, self.rule, previous=self.previous, draw=self.draw).aggregate
+        found = decide(x, self.pre, self.rule, previous=self.previous, draw=self.draw, weights=self.weights)
+        return found.aggregate
 
 
 def as_defence(defence: Any, previous: Tensor | None = None) -> Defence | None:

@@ -53,7 +53,11 @@ class Trials:
         self.standing = np.arange(self.h) % self.known
         self.geometry: Geometry | None = None
         d = seen.honest.shape[1]
-        if isinstance(self.defence, ComposedDefence) and _by_weights(self.defence.rule):
+        if (
+            isinstance(self.defence, ComposedDefence)
+            and self.defence.weights is None
+            and _by_weights(self.defence.rule)
+        ):
             check_rows(self.defence.pre, self.defence.rule, self.h + self.f)
             points = torch.stack([seen.mean + unit for unit in units])
             extra = None

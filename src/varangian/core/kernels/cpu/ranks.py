@@ -6,6 +6,7 @@ number of its row, by which its weight is looked up once all are in order.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -166,12 +167,19 @@ _INTEGERS: dict[Any, tuple[Any, int, int, int]] = {
 }
 
 
+@lru_cache(maxsize=64)
+def _sides(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The network's left and right ends."""
+    left, right = np.array(network(n, 0, n), np.int64).reshape(-1, 2).T.copy()
+    return left, right
+
+
 def _weighted_statistic(x: np.ndarray, weights: np.ndarray, asked: Weighted) -> tuple[np.ndarray, np.ndarray]:
     n, d = x.shape
     integer, shift, mask, infinity = _INTEGERS[x.dtype]
     size, count = chunks(d, WIDTH, 8)
     bad, out, bits = np.zeros((count, n), np.bool_), np.empty(d, x.dtype), x.view(integer)
-    left, right = np.array(network(n, 0, n), np.int64).reshape(-1, 2).T.copy()
+    left, right = _sides(n)
 
     def task(c: int) -> None:
         keys, order = np.zeros((2, n, WIDTH // x.itemsize), integer)
