@@ -113,9 +113,9 @@ def weighted_statistic(
     Where low = high the value there; where two values meet there their middle, or the lower or the upper one
     (``even``). Returns [d] and, a tensor [n], which rows hold a NaN or an infinity.
 
-    In main memory one pass, in which values are sorted with the numbers of their rows: ten times what
-    :func:`column_statistic` takes, which sorts values alone in registers, and twenty with a window. Everywhere else,
-    cards included, torch's operations: a sort, and a product of n x n with n columns.
+    In main memory one pass, in which values are sorted with the numbers of their rows: 15 to 20 times what
+    :func:`column_statistic` takes, which sorts values alone and in registers, and twice that with a window. Everywhere
+    else, cards included, torch's operations: a sort, and a product of n x n with n columns.
     """
     return _of(x).weighted_statistic(x, weights, low, high, window, even=even)
 

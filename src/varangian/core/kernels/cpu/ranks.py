@@ -71,9 +71,9 @@ def _quantile(values, order, weights, goal, slack, even, width, scratch, out):  
 
 
 @jit
-def _between(values, order, weights, low, high, slack, width, scratch, out):  # type: ignore[no-untyped-def]
-    """The mean of the weight between two amounts."""
-    below, total, size = scratch[0], scratch[1], high - low
+def _between(values, order, weights, low, high, slack, scratch, out):  # type: ignore[no-untyped-def]
+    """The mean of the weight between two amounts. Weights are such that no sum leaves the range of numbers."""
+    below, total, unit = scratch[0], scratch[1], 0.5 / (high - low)
     below[:] = 0
     total[:] = 0
     out[:] = 0
@@ -84,61 +84,63 @@ def _between(values, order, weights, low, high, slack, width, scratch, out):  # 
             after = before + weights[numbers[k]]
             part = min(after, high) - max(before, low)
             inside = part > slack
+            part *= unit
             total[k] += part if inside else 0.0
-            out[k] += part / size * row[k] if inside else 0.0
+            out[k] += part * row[k] if inside else 0.0  # 0 * inf is NaN
             below[k] = after
-    for k in range(width):
-        out[k] *= size / total[k]
+    for k in range(out.size):
+        out[k] /= total[k]
 
 
 @jit
-def _nearest(values, order, weights, window, slack, ties, width, out):  # type: ignore[no-untyped-def]
-    """The mean of as much weight nearest to the centre, which comes in ``out``: the furthest is left out first, of two
-    equally far the higher."""
-    n = values.shape[0]
+def _nearest(values, order, weights, window, drop, slack, ties, width, ends, scratch, out):  # type: ignore[no-untyped-def]
+    """The mean of what is left without so much weight furthest from the centre, which comes in ``out``: of two equally
+    far the higher is left out."""
+    n, first, last, unit = values.shape[0], ends[0], ends[1], 0.5 / window
+    low, high, total = scratch[0], scratch[1], scratch[2]
     for k in range(width):
-        center, first, last = out[k], 0, n - 1
-        drop = -window
-        for r in range(n):
-            drop += weights[order[r, k]]
-        low, high = weights[order[0, k]], weights[order[n - 1, k]]
-        while drop > slack and first < last:
-            a, b = np.float64(values[first, k]), np.float64(values[last, k])
+        center, i, j, rest = 0.25 * out[k], 0, n - 1, drop
+        a, b = 0.25 * np.float64(values[0, k]), 0.25 * np.float64(values[j, k])
+        under, over = weights[order[0, k]], weights[order[j, k]]
+        while rest > slack and i < j:
             if not abs(b) < np.inf:
                 lower = False
             elif not abs(a) < np.inf:
                 lower = True
             else:
-                lower = 0.25 * center - 0.25 * a - (0.25 * b - 0.25 * center) > ties * (0.25 * abs(a) + 0.25 * abs(b))
+                lower = center - a - (b - center) > ties * (abs(a) + abs(b))
+            part = min(under if lower else over, rest)
+            rest -= part
             if lower:
-                part = min(low, drop)
-                low -= part
-                drop -= part
-                if low <= slack:
-                    first += 1
-                    low = weights[order[first, k]]
+                under -= part
+                if under <= slack:
+                    i += 1
+                    a, under = 0.25 * np.float64(values[i, k]), weights[order[i, k]]
             else:
-                part = min(high, drop)
-                high -= part
-                drop -= part
-                if high <= slack:
-                    last -= 1
-                    high = weights[order[last, k]]
-        if first == last:
-            out[k] = values[first, k]
-            continue
-        whole = low + high
-        for r in range(first + 1, last):
-            whole += weights[order[r, k]]
-        total = low / whole * values[first, k] + high / whole * values[last, k]
-        for r in range(first + 1, last):
-            total += weights[order[r, k]] / whole * values[r, k]
-        out[k] = total
+                over -= part
+                if over <= slack:
+                    j -= 1
+                    b, over = 0.25 * np.float64(values[j, k]), weights[order[j, k]]
+        first[k], last[k], low[k], high[k] = i, j, under, over
+    total[:] = 0
+    out[:] = 0
+    for r in range(n):
+        row, numbers = values[r], order[r]
+        for k in range(row.size):
+            part = weights[numbers[k]]
+            part = high[k] if r == last[k] else part
+            part = low[k] if (r == first[k]) & (first[k] < last[k]) else part
+            inside = (r >= first[k]) & (r <= last[k])
+            part *= unit
+            total[k] += part if inside else 0.0
+            out[k] += part * row[k] if inside else 0.0
+    for k in range(width):
+        out[k] /= total[k]
 
 
 @jit
 def _columns(
-    bits, left, right, weights, asked, shift, mask, infinity, start, stop, keys, order, values, scratch, bad, out
+    bits, left, right, weights, asked, shift, mask, infinity, start, stop, keys, order, values, ends, scratch, bad, out
 ):  # type: ignore[no-untyped-def]
     """Columns start..stop of the statistic."""
     found = scratch[3]
@@ -154,9 +156,12 @@ def _columns(
         if asked.low == asked.high:
             _quantile(values, order, weights, asked.low, asked.slack, asked.even, width, scratch, found)
         else:
-            _between(values, order, weights, asked.low, asked.high, asked.slack, width, scratch, found)
+            _between(values, order, weights, asked.low, asked.high, asked.slack, scratch, found)
         if asked.window > 0:
-            _nearest(values, order, weights, asked.window, asked.slack, asked.ties, width, found)
+            drop = weights.sum() - asked.window
+            _nearest(
+                values, order, weights, asked.window, drop, asked.slack, asked.ties, width, ends, scratch, found
+            )  # fmt: skip
         for k in range(width):
             out[s + k] = found[k]
 
@@ -185,7 +190,8 @@ def _weighted_statistic(x: np.ndarray, weights: np.ndarray, asked: Weighted) -> 
         keys, order = np.zeros((2, n, WIDTH // x.itemsize), integer)
         _columns(
             bits, left, right, weights, asked, integer(shift), integer(mask), integer(infinity), c * size,
-            min(d, (c + 1) * size), keys, order, keys.view(x.dtype), np.zeros((4, WIDTH)), bad[c], out,
+            min(d, (c + 1) * size), keys, order, keys.view(x.dtype), np.zeros((2, keys.shape[1]), np.int64),
+            np.zeros((4, keys.shape[1])), bad[c], out,
         )  # fmt: skip
 
     in_threads(task, count, n * d)
