@@ -80,6 +80,18 @@ def test_foolsgold_drops_attackers_that_are_alike_and_keeps_scattered_ones() -> 
     assert share(vg.Scattered("little", size=2.0)) == pytest.approx(4 / 13, rel=0.01)  # as any four of 13
 
 
+def test_a_run_behind_foolsgold_is_lost_to_scattered_attackers_and_not_to_equal_ones() -> None:
+    """As the page on threat models says; Multi-Krum stands both."""
+    common: dict[str, Any] = {"byzantine": 4, "steps": 60, "evaluate_every": 0, "measure": False}
+    found = {
+        (rule, attack): vg.run(vg.Experiment(rule=rule, attack=attack, **common)).final_accuracy
+        for rule in ("foolsgold", "multi-krum")
+        for attack in ("empire", "scattered(attack='empire')")
+    }
+    assert found.pop(("foolsgold", "scattered(attack='empire')")) < 0.3
+    assert min(found.values()) > 0.8
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_scattered_vectors_keep_the_mean_in_other_types(dtype: torch.dtype) -> None:
     honest = crowd().to(dtype)
