@@ -13,10 +13,12 @@ import torch
 
 import varangian as vg
 from varangian.runs import folders
+from varangian.runs.building import build, open_dataset, sampler_of
 from varangian.simulation.clients import Bank, Population
 from varangian.simulation.gradients import Batch, WorkerGradients
-from varangian.simulation.metrics import COLUMNS, ROUND
+from varangian.simulation.metrics import COLUMNS, ROUND, WEIGHT
 from varangian.simulation.simulate import Simulation
+from varangian.study.report.holdings import report_holdings
 
 FEW = {"rule": "median", "attack": "little", "steps": 12, "workers": 10, "byzantine": 3, "real_byzantine": 2}
 
@@ -431,3 +433,159 @@ def test_without_a_folder_for_temporary_files_nothing_begins(monkeypatch: pytest
     with pytest.raises(OSError, match="there is no folder for temporary files"):
         Bank(3, 2, "kept-on-disk", decay=0.5, stages=1, dtype=torch.float32)
     Bank(3, 2, "kept-on-disk", decay=0.5, stages=0, dtype=torch.float32)  # which remembers nothing
+
+
+def test_a_replay_says_whose_the_vectors_are(tmp_path: Path) -> None:
+    e = experiment(clients=40, steps=8)
+    kept = quiet(e, out=tmp_path)
+    assert kept.folder is not None
+    people = e.population()
+    assert people is not None
+    rounds = [people.round(e.seed, step) for step in range(8)]
+    step = next(i for i, r in enumerate(rounds) if len(r.byzantine) not in (0, 2))
+    again = vg.replay(kept.folder, step)
+    h = len(rounds[step].honest)
+    assert again.agrees
+    assert again.honest == h
+    text = str(again).split("\n")[0]
+    assert f"vectors 0 to {h - 1} are honest, {h} to 9 are of little" in text
+    assert f"of clients {', '.join(map(str, rounds[step].clients.tolist()))};" in text
+    changing = quiet(experiment(attackers_change=2, steps=4), out=tmp_path)
+    assert changing.folder is not None
+    assert "in this order, of workers " in str(vg.replay(changing.folder, 3))
+
+
+@pytest.mark.parametrize("change", [0, 2])
+def test_who_holds_what_is_told_of_all_clients(change: int, tmp_path: Path) -> None:
+    e = experiment(clients=40, attackers_change=change, partition="dirichlet(alpha=0.3)")
+    found = vg.heterogeneity(e, gradients="start")
+    people = e.population()
+    assert people is not None
+    assert len(found.sizes) == 40
+    assert found.sizes.sum() == found.held
+    pool = [] if change else people.pool(e.seed, 0).tolist()
+    assert np.flatnonzero(found.attacks).tolist() == pool
+    assert found.honest == 40 - len(pool)
+    assert f"{found.honest} honest clients with" in str(found)
+    page = report_holdings(found, tmp_path)
+    assert "client" in page.read_text()
+    rows = (tmp_path / "holdings.csv").read_text().splitlines()
+    assert rows[0].startswith("client,honest,")
+    assert [i for i, row in enumerate(rows[1:]) if row.split(",")[1] == "no"] == pool
+
+
+# ------------------------------------------------------------------------------------------------------------ weights
+
+HEAVY = {"weighting": "size", "cap": 1.5, "partition": "quantity(alpha=1.0)"}
+
+
+def test_weights_are_those_of_the_clients_in_the_round() -> None:
+    e = experiment(clients=40, **HEAVY)
+    dataset = open_dataset(e)
+    simulation, _ = build(e, dataset)
+    people = e.population()
+    assert people is not None
+    sizes = [len(part) for part in sampler_of(e, dataset)[0].parts]
+    for step in range(6):
+        r = people.round(e.seed, step)
+        held = [sizes[c] for c in r.honest]
+        wanted = vg.size_weights([*held, *[max(held)] * len(r.byzantine)], cap=1.5)
+        measures = simulation.step()
+        assert simulation.weights is not None
+        assert np.array_equal(simulation.weights, wanted)
+        assert measures.byzantine_weight == wanted[len(held) :].sum() / wanted.sum()
+        assert measures.columns == [*COLUMNS, *ROUND, *WEIGHT]
+
+
+def test_the_server_weighs_what_workers_send() -> None:
+    """Of a mean without momentum the parameters are those of the data, as by hand."""
+    gradients, data = quadratic(4)
+    sizes = np.array([10, 20, 30, 40])
+
+    def batches(draw: int) -> Batch:
+        return Batch(torch.stack(data), torch.tensor([[0], [1], [0], [1]]))
+
+    s = Simulation(gradients, batches, vg.Algorithm(rule=vg.Average()), 4, sizes=sizes)
+    theta = s.parameters.clone()
+    row = s.step()
+    wanted = (torch.from_numpy(sizes / 25.0)[:, None] * s.vectors).mean(0)
+    assert (theta - 0.1 * wanted - s.parameters).abs().max() < 1e-15
+    assert row.byzantine_weight == 0
+
+
+def test_equal_sizes_are_no_weights(tmp_path: Path) -> None:
+    plain, weighed = quiet(experiment()), quiet(experiment(weighting="size"), out=tmp_path)
+    assert [x.values for x in plain.evaluations] == [x.values for x in weighed.evaluations]
+    assert {m.byzantine_weight for m in weighed.measures} == {0.2}
+    assert weighed.folder is not None
+    again = vg.replay(weighed.folder, 3)
+    assert again.agrees
+    assert vg.Experiment.from_json(weighed.experiment.to_json()) == weighed.experiment
+    assert vg.Experiment.from_toml(weighed.experiment.to_toml()) == weighed.experiment
+
+
+def test_runs_with_weights_go_on_and_are_replayed(tmp_path: Path) -> None:
+    for settings in (HEAVY, {**HEAVY, "clients": 40}, {**HEAVY, "attack": "worst-case", "steps": 3}):
+        kept = quiet(experiment(**settings), out=tmp_path)
+        assert kept.folder is not None
+        assert kept.stopped is None
+        assert vg.replay(kept.folder, 2).agrees
+
+
+def test_an_attack_that_tries_the_defence_tries_it_with_weights() -> None:
+    tried: list[np.ndarray | None] = []
+
+    class Trying(vg.Attack):
+        def craft(self, seen: vg.Knowledge) -> torch.Tensor:
+            tried.append(seen.defence.weights)  # type: ignore[union-attr]
+            return -seen.mean
+
+    gradients, data = quadratic(4)
+
+    def batches(draw: int) -> Batch:
+        return Batch(torch.stack(data[:3]), torch.tensor([[0], [1], [0]]))
+
+    algorithm, sizes = vg.Algorithm(rule=vg.Median(f=1)), np.array([10, 15, 20])
+    s = Simulation(gradients, batches, algorithm, 4, real_byzantine=1, attack=Trying(), sizes=sizes)
+    s.step()
+    assert tried[0] is not None
+    assert np.allclose(tried[0], vg.size_weights([10, 15, 20, 20]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"cap": 2}, "cap: it limits weights by size, and weighting is equal"),
+        ({"weighting": "size", "cap": 0.5}, "cap: "),
+        ({"weighting": "size", "rule": "dnc"}, "weighting: DivideAndConquer"),
+        ({"weighting": "size", "pre": "nnm"}, "takes no weights of workers"),
+        ({"weighting": "size", "profile": "published"}, "weighting: in the published profile"),
+        ({"weighting": "size", "momentum_at": "adaptive"}, "weighting: momentum_at adaptive"),
+    ],
+)
+def test_weights_that_cannot_be_are_said(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(vg.ConfigurationError) as error:
+        experiment(**settings)
+    assert any(said in fault for fault in error.value.faults), error.value.faults
+
+
+def test_weights_that_are_too_much_for_the_rule_are_said_before_a_run() -> None:
+    with pytest.raises(ValueError, match=r"^weighting: Median\(f=3\) tolerates less than .* lower cap\.$"):
+        quiet(experiment(weighting="size", partition="quantity(alpha=0.3)"))
+    with pytest.raises(ValueError, match=r"^weighting: in step \d+ Median.* lower cap\.$"):
+        quiet(experiment(weighting="size", partition="quantity(alpha=0.3)", clients=40))
+
+
+def test_a_round_that_is_too_heavy_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varangian.runs.building.LOOKED_AT", 0)
+    result = quiet(experiment(weighting="size", partition="quantity(alpha=0.3)", clients=40))
+    assert result.stopped is not None
+    assert "heaviest of these 10 vectors weigh" in result.stopped
+
+
+def test_clients_that_attack_need_an_attack() -> None:
+    gradients, _ = quadratic(4)
+    with pytest.raises(ValueError, match="2 clients attack, and no attack is given"):
+        Simulation(
+            gradients, lambda step: None, vg.Algorithm(rule=vg.Median(f=1)), 4, population=Population(9, 4, 2)  # type: ignore[arg-type,return-value]
+        )  # fmt: skip

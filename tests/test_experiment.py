@@ -196,6 +196,8 @@ CHANGES: dict[str, Any] = {
     "attackers_change": 10,
     "absent": "dropped",
     "local_steps": 2,
+    "weighting": "size",
+    "cap": 1.5,
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }
@@ -205,6 +207,7 @@ CHANGES: dict[str, Any] = {
 def test_every_setting_changes_the_digest(name: str) -> None:
     base = replace(BASE, device="cuda") if name in ("precision", "autotune") else BASE
     base = replace(BASE, clients=50) if name == "absent" else base
+    base = replace(BASE, weighting="size") if name == "cap" else base
     changed = replace(base, **{name: CHANGES[name]})
     assert changed.digest != base.digest
     assert (changed.name, changed.digest) != (BASE.name, changed.digest) or name not in ("data_hash", "seed", "model")
@@ -372,7 +375,7 @@ WHOLE = (
     "workers", "byzantine", "real_byzantine", "batch_size", "steps", "evaluate_every", "seed", "clients",
     "attackers_change", "local_steps",
 )  # fmt: skip
-REAL = ("momentum", "dampening", "clip", "learning_rate", "l2", "validation")
+REAL = ("momentum", "dampening", "clip", "learning_rate", "l2", "validation", "cap")
 TRUTHS = ("nesterov", "measure", "autotune")
 
 
@@ -380,6 +383,7 @@ def test_every_number_and_truth_value_is_among_them() -> None:
     plain = [f.name for f in fields(vg.Experiment) if type(f.default) in (int, float, bool)] + [
         "real_byzantine",
         "clients",
+        "cap",
     ]
     assert sorted(plain) == sorted(WHOLE + REAL + TRUTHS)
 

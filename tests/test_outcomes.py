@@ -70,6 +70,8 @@ VALUES: dict[str, list[Any]] = {
     "attackers_change": [0, 3],
     "absent": ["kept", "kept-on-disk", "decayed", "dropped"],
     "local_steps": [1, 10**4],
+    "weighting": ["equal", "size"],
+    "cap": [None, 1.0, 2.5],
     "data_hash": [None, "0123456789abcdef", "1234567890123456", "00000000000000e1"],
     "code_hash": [None, "fedcba9876543210"],
 }
@@ -80,6 +82,7 @@ ORDER = [f.name for f in fields(Experiment)]
 def test_every_value_of_every_setting_comes_back_from_a_table(name: str, value: Any, tmp_path: Path) -> None:
     base = SMALL if name != "real_byzantine" else replace(SMALL, attack="little", byzantine=2)
     base = replace(base, device="cuda") if name in ("precision", "autotune") else base
+    base = replace(base, weighting="size") if name == "cap" else base
     changed: dict[str, Any] = {"workers": 15}
     changed[name] = value
     e = replace(base, **changed)

@@ -96,7 +96,7 @@ def data_command(
 def _table(found: Heterogeneity) -> Table:
     """A row a worker: amounts of each class where there are few, else those that it has most of."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", row_styles=["", "dim"])
-    table.add_column("worker", justify="right")
+    table.add_column(found.who, justify="right")
     table.add_column("examples", justify="right")
     few = len(found.columns) <= ACROSS
     if few:
@@ -106,7 +106,7 @@ def _table(found: Heterogeneity) -> Table:
         table.add_column("of how many", justify="right")
         table.add_column(f"most of {found.what}")
     for worker, (size, counts) in enumerate(zip(found.sizes[:ROWS].tolist(), found.counts[:ROWS], strict=True)):
-        name = f"{worker}" if worker < found.honest else f"{worker} (Byzantine)"
+        name = f"{worker} (Byzantine)" if found.attacks[worker] else f"{worker}"
         if few:
             amounts = [f"{v:,}" if v else "·" for v in counts.tolist()]
         else:
@@ -114,7 +114,7 @@ def _table(found: Heterogeneity) -> Table:
             amounts = [str(int((counts > 0).sum())), ", ".join(f"{found.columns[i]}: {counts[i]:,}" for i in first)]
         table.add_row(name, f"{size:,}", *amounts)
     if len(found.sizes) > ROWS:
-        table.add_row("…", f"and {len(found.sizes) - ROWS:,} more workers")
+        table.add_row("…", f"and {len(found.sizes) - ROWS:,} more {found.who}s")
     return table
 
 
@@ -125,6 +125,7 @@ def _values(found: Heterogeneity) -> dict[str, Any]:
     return {
         "experiment": found.experiment.to_dict(),
         "honest": found.honest,
+        "byzantine": np.flatnonzero(found.attacks).tolist(),
         "held": found.held,
         "total": found.total,
         "columns": list(found.columns),

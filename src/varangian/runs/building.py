@@ -32,6 +32,8 @@ from ..simulation.simulate import Simulation
 from .cards import device_of, numerics, usable
 from .experiment import Experiment, name_of_code, name_of_metric
 
+LOOKED_AT = 1000  # steps of which is known before a run whether the rule can tolerate the weights there
+
 
 @dataclass(frozen=True, eq=False)
 class Given:
@@ -262,7 +264,10 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         population=e.population(),
         absent=e.absent,
         local_steps=e.local_steps,
+        sizes=None if e.weighting == "equal" else sampler.sizes,
+        cap=e.cap,
     )
+    simulation.check_weights(min(e.steps, LOOKED_AT))
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed
     test = _evaluator(dataset, (dataset.seal, e.data_hash), e.seed if mirrors else 0, e.profile, device, dtype)
     aimed: list[Evaluator] = []

@@ -28,7 +28,7 @@ from ..core.placement import Adaptive
 from ..core.references import NotImported, importing
 from ..core.rules import RULES, Rule, published
 from ..core.specs import MAX_LENGTH, canonical, check, describe, find, function, make, parse, reason, shortest, split
-from ..core.stages import check_rows
+from ..core.stages import check_rows, check_weighs
 from ..core.transforms import Clip, Momentum, SharedMomentum, Transform
 from ..simulation.clients import Population
 from ..simulation.data import DATASETS, IID, PARTITIONS, Partition, name_of
@@ -426,6 +426,17 @@ class Experiment:
             "later": True,
         },
     )
+    weighting: Literal["equal", "size"] = field(
+        default="equal",
+        metadata={
+            "help": "what a worker counts: as much as any other, or by how many examples it holds",
+            "later": True,
+        },
+    )
+    cap: Annotated[Annotated[float, Field(ge=1, allow_inf_nan=False), REAL] | None, BeforeValidator(_nothing)] = field(
+        default=None,
+        metadata={"help": "the most that a worker may count, in equal shares; none for no limit", "later": True},
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -453,6 +464,7 @@ class Experiment:
             knowledge: str | ThreatModel | type[ThreatModel] = ...,
             clients: int | None = ..., attackers_change: int = ...,
             absent: Literal["kept", "kept-on-disk", "decayed", "dropped"] = ..., local_steps: int = ...,
+            weighting: Literal["equal", "size"] = ..., cap: float | None = ...,
             data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
@@ -620,6 +632,7 @@ class Experiment:
                 "use worker or server."
             )
         yield from self._of_rounds(sound)
+        yield from self._of_weights(sound, made)
         if "precision" in sound and self.precision == "tf32":
             if "device" in made and not card:
                 yield f"precision: tf32 is of cards (device cuda), and device is {self.device}; use float32."
@@ -657,6 +670,24 @@ class Experiment:
                 "momentum_at: adaptive compares the momenta of all workers in every step, and with "
                 f"{'clients' if self.clients else 'attackers_change'} they are others; use worker or server."
             )
+
+    def _of_weights(self, sound: set[str], made: Mapping[str, Any]) -> Iterator[str]:
+        """What is wrong with what workers count."""
+        if not {"weighting", "cap"} <= sound:
+            return
+        if self.weighting == "equal":
+            if self.cap is not None:
+                yield f"cap: it limits weights by size, and weighting is equal; say weighting size, got {self.cap:g}."
+            return
+        if {"rule", "pre"} <= made.keys():
+            try:
+                check_weighs(made["pre"], made["rule"])
+            except ValueError as error:
+                yield f"weighting: {error}"
+        if "profile" in sound and self.profile == "published":
+            yield "weighting: in the published profile all workers count the same; use described."
+        if "momentum_at" in sound and self.momentum_at == "adaptive" and self.momentum:
+            yield "weighting: momentum_at adaptive compares workers that count the same; use worker or server."
 
     def population(self) -> Population | None:
         """Who may be in a step, where that is not always everybody or others attack after a while: of N clients the
@@ -815,6 +846,7 @@ class Experiment:
             parts += [f"of{self.clients}", *([self.absent] if self.absent != "kept" else [])]
         parts += [f"change{self.attackers_change}"] if self.attackers_change else []
         parts += [f"local{self.local_steps}"] if self.local_steps > 1 else []
+        parts += [self.weighting + ("" if self.cap is None else f"{self.cap:g}")] if self.weighting != "equal" else []
         return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]
 
     @property

@@ -37,7 +37,7 @@ class Heterogeneity:
         what: what these are, in a word.
         counts: [workers, columns] how many each worker holds of each: examples, or tokens where each has a class.
         sizes: [workers] how many examples each holds. Honest workers come first; further ones are those Byzantine
-            workers that learn from data too.
+            workers that learn from data too. Where only some of all clients are in a step, each client has a row.
         held, total: how many examples somebody holds, of how many that there are for training.
         points: the gradients, where they were measured.
         sampled: the most examples of a worker that these are of; None where they are of all.
@@ -57,9 +57,19 @@ class Heterogeneity:
     evaluations: tuple[Evaluation, ...] = ()
     stopped: str | None = None
 
+    @cached_property
+    def attacks(self) -> np.ndarray:
+        """[workers] which of them are Byzantine: of clients those that always attack, and nobody where that changes."""
+        return _attacking(self.experiment, len(self.sizes))
+
     @property
     def honest(self) -> int:
-        return self.experiment.honest
+        return int((~self.attacks).sum())
+
+    @property
+    def who(self) -> str:
+        """What those are called that hold data."""
+        return "worker" if self.experiment.population() is None else "client"
 
     @cached_property
     def fit(self) -> Fit | None:
@@ -67,8 +77,9 @@ class Heterogeneity:
         return fit(self.points)
 
     def __str__(self) -> str:
-        told = f"{self.experiment.partition}: {self.honest} honest workers with {self.sizes[: self.honest].min():,} to "
-        told += f"{self.sizes[: self.honest].max():,} examples"
+        sizes = self.sizes[~self.attacks]
+        told = f"{self.experiment.partition}: {self.honest} honest {self.who}s with {sizes.min():,} to "
+        told += f"{sizes.max():,} examples"
         return told if self.fit is None else f"{told}; G = {self.fit.G:.4g}, B = {self.fit.B:.4g}"
 
 
@@ -121,7 +132,8 @@ def heterogeneity(
         found, points = _held(e, learned, parts), list[Dissimilarity]()
         of, device = simulation.gradients, simulation.parameters.device
         local = LocalGradients(
-            make_model(e, data.shape, data.classes, given, device), of.loss, learned, parts[: e.honest],
+            make_model(e, data.shape, data.classes, given, device), of.loss, learned,
+            [part for part, attacks in zip(parts, found.attacks, strict=True) if not attacks],
             examples=examples, seed=e.seed, device=device, dtype=getattr(torch, e.dtype),
         )  # fmt: skip
         if gradients == "start":
@@ -153,6 +165,15 @@ class _Measuring:
 
 def _sampled(sampler: Any) -> tuple[Dataset, list[np.ndarray]]:
     return sampler.examples.dataset, sampler.parts
+
+
+def _attacking(e: Experiment, learners: int) -> np.ndarray:
+    """Which of those that hold data are Byzantine."""
+    people, found = e.population(), np.arange(learners) >= e.honest
+    if people is not None:
+        found = np.zeros(learners, bool)
+        found[[] if people.changes else people.pool(e.seed, 0)] = True
+    return found
 
 
 def _held(e: Experiment, learned: Dataset, parts: list[np.ndarray]) -> Heterogeneity:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.checks import Refused, cut, printable
 from ..core.explanation import Explanation, explain
 from ..core.references import importing
+from ..simulation.clients import Round
 from ..simulation.metrics import Measures
 from . import folders
 from .building import build, computing, handed, open_dataset
@@ -52,10 +53,13 @@ class Replay:
 
     def __str__(self) -> str:
         e = self.experiment
+        h, round = self.honest, self.round
         who = f"all {e.workers} vectors are honest"
-        if e.attackers:
-            who = f"vectors 0 to {e.honest - 1} are honest, {e.honest} to {e.workers - 1} are of {e.attack}"
-            who += self._differ()
+        if h < e.workers:
+            who = f"vectors 0 to {h - 1} are honest, {h} to {e.workers - 1} are of {e.attack}{self._differ()}"
+        if round is not None:
+            who += f"; they are, in this order, of {'workers' if e.clients is None else 'clients'} "
+            who += ", ".join(map(str, round.clients.tolist()))
         record = "the folder holds no row of this step to compare with"
         if self.agrees is not None:
             record = (
@@ -68,6 +72,18 @@ class Replay:
                 )
         what = str(self.explanation) if self.refused is None else f"refused: {self.refused}"
         return f"step {self.step}: {who}; {record}\n{what}"
+
+    @property
+    def round(self) -> Round | None:
+        """Who took part, in the order of the vectors, where that is not the same in every step; else None."""
+        people = self.experiment.population()
+        return None if people is None else people.round(self.experiment.seed, self.step)
+
+    @property
+    def honest(self) -> int:
+        """How many of the vectors, the first, are honest."""
+        round = self.round
+        return self.experiment.honest if round is None else len(round.honest)
 
     def _differ(self) -> str:
         """How far attackers are apart that do not all send the same, beside honest workers."""
@@ -153,7 +169,14 @@ def replay(
         vectors = simulation.vectors.clone()
         explanation = None
         if refused is None:
-            explanation = explain(vectors, simulation.algorithm, previous, step=step, seed=simulation.state.seed)
+            explanation = explain(
+                vectors,
+                simulation.algorithm,
+                previous,
+                step=step,
+                seed=simulation.state.seed,
+                weights=simulation.weights,
+            )
         elsewhere = _elsewhere(folder, step, environment(here.device))
     recorded = _recorded(folder / folders.METRICS, step)
     agrees = None if recorded is None or row is None else recorded == row.row()

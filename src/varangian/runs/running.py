@@ -262,7 +262,10 @@ def _run_in(
             try:
                 journal = Journal(
                     folder, simulation, settings=experiment.to_json(), digest=experiment.digest,
-                    columns=measured(simulation.algorithm.placement is not None, simulation.population is not None),
+                    columns=measured(
+                        simulation.algorithm.placement is not None, simulation.population is not None,
+                        simulation.sizes is not None,
+                    ),
                     evaluated=("step", *columns_of(experiment, dataset.classes)), device=here.device,
                     every=checkpoint_every, origins=experiment.origins(),
                 )  # fmt: skip

@@ -66,11 +66,17 @@ class Measures:
     # have a momentum as it begins.
     attackers: float | None = None
     remembering: float | None = None
+    # Where workers count by how much data they hold, and in no other run: the share of all weight that attackers have.
+    byzantine_weight: float | None = None
 
     @property
     def columns(self) -> list[str]:
         """The names of the fields that runs of its kind have."""
-        return columns_of(placement=self.momentum_place is not None, rounds=self.attackers is not None)
+        return columns_of(
+            placement=self.momentum_place is not None,
+            rounds=self.attackers is not None,
+            weights=self.byzantine_weight is not None,
+        )
 
     def row(self) -> list[str]:
         """The fields as text: 9 significant digits, nothing for None."""
@@ -79,13 +85,14 @@ class Measures:
 
 
 EVERY_COLUMN = [field.name for field in fields(Measures)]
-COLUMNS, PLACEMENT, ROUND = EVERY_COLUMN[:-8], EVERY_COLUMN[-8:-2], EVERY_COLUMN[-2:]
+COLUMNS, PLACEMENT, ROUND, WEIGHT = EVERY_COLUMN[:-9], EVERY_COLUMN[-9:-3], EVERY_COLUMN[-3:-1], EVERY_COLUMN[-1:]
 
 
 @cache
-def columns_of(placement: bool, rounds: bool) -> list[str]:
-    """The columns of runs whose momentum moves, and of those that not everybody is in at every step."""
-    return [*COLUMNS, *(PLACEMENT if placement else ()), *(ROUND if rounds else ())]
+def columns_of(placement: bool, rounds: bool, weights: bool = False) -> list[str]:
+    """The columns of runs whose momentum moves, of those that not everybody is in at every step, and of those whose
+    workers count differently."""
+    return [*COLUMNS, *(PLACEMENT if placement else ()), *(ROUND if rounds else ()), *(WEIGHT if weights else ())]
 
 
 class Rows(Sequence[Measures]):
@@ -108,7 +115,7 @@ class Rows(Sequence[Measures]):
             self._columns = row.columns
         elif row.columns != self._columns:
             raise ValueError(
-                "the rows of one run have the same columns: of momentum that moves, of rounds, or neither."
+                "the rows of one run have the same columns: of momentum that moves, of rounds, of weights, or none."
             )
         values = [getattr(row, name) for name in self._columns]
         self._values.extend(0.0 if v is None else v for v in values)

@@ -133,6 +133,11 @@ class Sampler:
             return [np.arange(self.size)] * self.h
         return np.split(self._parts, self._starts[1:, 0])
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """[h] how many examples each worker holds: its part, or all where all draw from all."""
+        return np.full(self.h, self.size) if self._parts is None else self._sizes[:, 0]
+
     def __call__(self, step: int, clients: np.ndarray | None = None) -> Batch:
         if clients is None:
             return self.batch(*self.drawn(step))

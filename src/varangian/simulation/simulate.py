@@ -35,13 +35,14 @@ from ..core.attacks import (
     poisoned,
 )
 from ..core.checks import Refused, kind_of
+from ..core.shares import size_weights
 from ..core.stages import Decision, Pending, deferred_refusals, look, refuse_faulty
 from ..core.transforms import Clip, Momentum
 from .captured import Repeated
 from .clients import Absent, Bank, Population, Round
 from .gradients import Batch, WorkerGradients
 from .identity import is_ours
-from .metrics import PLACEMENT, ROUND, Measures, Meter, Readings
+from .metrics import PLACEMENT, ROUND, WEIGHT, Measures, Meter, Readings
 from .sampling import Profile, Sampler
 
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
@@ -106,6 +107,9 @@ class Simulation:
         local_steps: E, how many steps of its own a worker takes from the parameters on, with the same learning rate,
             before it sends the sum of its E gradients; ``batches`` is asked E times a step, and ``batches(E t + e)`` is
             of local step e in step t. Clipping and l2 are of each gradient, momentum and the rest of the sum.
+        sizes: by how many examples those count that learn: [h], or of each client [N]. Attackers say that they hold as
+            many as the greatest of the honest workers in the step. Without, all count the same.
+        cap: the most that a worker may count, in equal shares.
 
     The matrix of all n vectors and that of the sampled gradients are allocated once. Momenta at the workers live in the
     former, except those of workers of a data attack: what is crafted is written there, and they keep their own.
@@ -136,10 +140,15 @@ class Simulation:
         population: Population | None = None,
         absent: Absent = "kept",
         local_steps: int = 1,
+        sizes: np.ndarray | None = None,
+        cap: float | None = None,
     ) -> None:
         self.population, self.local_steps, self.local_clip = population, local_steps, None
+        self.sizes, self.cap = sizes, cap
         if population is not None:
             _check_population(population, workers, real_byzantine, algorithm)
+            if population.byzantine and attack is None:
+                raise ValueError(f"Simulation: {population.byzantine} clients attack, and no attack is given.")
         if local_steps > 1:
             algorithm, self.local_clip = _local_half(algorithm)
         self.gradients, self.batches, self.algorithm, self.attack = gradients, batches, algorithm, attack
@@ -206,6 +215,7 @@ class Simulation:
         plain &= (
             population is None
             and local_steps == 1
+            and sizes is None
             and not self.remembers
             and self.knowledge is None
             and self.in_one_go
@@ -223,6 +233,7 @@ class Simulation:
             self.bank = Bank(
                 gradients.d, workers, absent, decay=decay, stages=len(momenta), dtype=self.parameters.dtype
             )
+        self.weights = self.weights_at(0) if population is None else None  # of the vectors of the step
         self._round: Round | None = None
         self._local = torch.empty_like(self.sampled) if local_steps > 1 else None  # gradients of local steps,
         self._points = torch.empty_like(self.sampled) if local_steps > 1 else None  # and where they are taken
@@ -275,6 +286,34 @@ class Simulation:
             self.attack.warn_if_idle(
                 self.workers - able[-1], able[-1], self.task.classes or None, self._check_attack(able[-1])
             )
+
+    def weights_at(self, step: int) -> np.ndarray | None:
+        """[n] what each vector counts at a step, n together; None where all count the same."""
+        if self.sizes is None:
+            return None
+        people = self.population
+        honest = self.sizes[: self.h] if people is None else self.sizes[people.round(self.seed, step).honest]
+        claimed = np.full(self.workers - len(honest), honest.max())
+        return size_weights(np.concatenate([honest, claimed]), self.cap)
+
+    def check_weights(self, steps: int) -> None:
+        """Raises ValueError if in one of so many steps the f heaviest vectors weigh more than the rule can tolerate."""
+        if self.sizes is None:
+            return
+        for step in range(steps if self.population is not None else min(1, steps)):
+            fault = self._too_heavy(self.weights_at(step))
+            if fault is not None:
+                when = "" if self.population is None else f"in step {step} "
+                raise ValueError(f"weighting: {when}{fault}")
+
+    def _too_heavy(self, weights: np.ndarray | None) -> str | None:
+        """Why the rule cannot tolerate such weights; None where it can."""
+        try:
+            if weights is not None:
+                self.algorithm.rule.weight_breakdown(weights)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def step(self) -> Measures:
         """One step of every worker and of the server; the measures are those of before the update. Waits for it.
@@ -351,6 +390,7 @@ class Simulation:
         """Those who take part take their rows, with what they remember."""
         assert self.bank is not None
         self._round, self.h = round, len(round.honest)
+        self.weights = self.weights_at(step)
         self.real_byzantine = self.workers - self.h if self.attack is not None else 0
         self.active = self.workers if self.learns else self.h
         sampled, memories = self._rows
@@ -528,7 +568,7 @@ class Simulation:
         seen = Knowledge(
             self.vectors[:h],
             f,
-            ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous, draw),
+            ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous, draw, self.weights),
             self.previous,
             self._random(draw),
             self.vectors[h:] if self.poisons and f else None,
@@ -595,8 +635,11 @@ class Simulation:
         held = [self.vectors] if state.previous is None else [self.vectors, state.previous]
         versions = [x._version for x in held]
         try:
+            fault = self._too_heavy(self.weights)
+            if fault is not None:
+                raise Refused(fault)
             with deferred_refusals() as pending:
-                decision = self.algorithm.decide(self.vectors, state, seen=sent.squared)
+                decision = self.algorithm.decide(self.vectors, state, seen=sent.squared, weights=self.weights)
         except Refused as error:
             self.refused = error
             if self._spare is not None:  # what workers remember is of this step, as where it is written in place
@@ -827,10 +870,13 @@ class Simulation:
         return replace(state, worker=memories), norms, *found[0]
 
     def _counted(self) -> dict[str, float]:
-        """The measures of rounds in which not everybody is."""
-        if self.bank is None:
-            return {}
-        return dict(zip(ROUND, (float(self.workers - self.h), float(len(self.bank.rows))), strict=True))
+        """The measures of rounds in which not everybody is, and of workers that count differently."""
+        found: dict[str, float] = {}
+        if self.bank is not None:
+            found |= zip(ROUND, (float(self.workers - self.h), float(len(self.bank.rows))), strict=True)
+        if self.weights is not None:
+            found |= zip(WEIGHT, (float(self.weights[self.h :].sum() / self.weights.sum()),), strict=True)
+        return found
 
     def _exchange(self) -> None:
         """What is sent now is written where the vectors of the step before the last one stood."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...runs.experiment import Experiment
 from ...runs.files import make_folder, write_whole
 from ...runs.holdings import Heterogeneity
 from ..outcomes import write_csv
@@ -38,12 +39,12 @@ def report_holdings(found: Heterogeneity, out: str | Path, command: str = "") ->
         figures["gradients"] = gradients(found)
     for name, figure in figures.items():
         style.save(figure, folder / name)
-    header = ["worker", "honest", "examples", *(f"{found.what} {name}" for name in found.columns)]
+    header = [found.who, "honest", "examples", *(f"{found.what} {name}" for name in found.columns)]
     write_csv(
         out / HOLDINGS,
         header,
         (
-            [str(worker), "yes" if worker < found.honest else "no", str(size), *map(str, row.tolist())]
+            [str(worker), "no" if found.attacks[worker] else "yes", str(size), *map(str, row.tolist())]
             for worker, (size, row) in enumerate(zip(found.sizes, found.counts, strict=True))
         ),
     )
@@ -80,7 +81,12 @@ def describe(found: Heterogeneity) -> str:
     e = found.experiment
     left = found.total - found.held
     rest = f", {left:,} of {found.total:,} training examples with nobody" if left else ""
-    return f"{e.dataset}, {found.honest} honest workers of {e.workers}, seed {e.seed}{rest}"
+    people = e.population()
+    who = f"workers of {e.workers}"
+    if people is not None:
+        who = f"clients of {people.clients:,}, {e.workers} in a round"
+        who += f", {people.byzantine:,} of them Byzantine in turn" if people.changes and people.byzantine else ""
+    return f"{e.dataset}, {found.honest:,} honest {who}, seed {e.seed}{rest}"
 
 
 def gradients_told(found: Heterogeneity) -> list[str]:
@@ -89,7 +95,9 @@ def gradients_told(found: Heterogeneity) -> list[str]:
     if not found.points:
         return []
     on = "all the data" if found.sampled is None else f"at most {found.sampled:,} examples drawn from the data"
-    told = [f"Gradients of each honest worker's own loss, on {on} that it holds, {e.model}, without l2 and clipping."]
+    told = [
+        f"Gradients of each honest {found.who}'s own loss, on {on} that it holds, {e.model}, without l2 and clipping."
+    ]
     if fit is None:
         return [*told, "None of them is finite: there is no G and no B."]
     if fit.points == 1:
@@ -107,18 +115,23 @@ def gradients_told(found: Heterogeneity) -> list[str]:
     )
     told.append(
         f"With such a B no rule can guarantee anything from a share 1/(2 + B^2) = {fit.breakdown:.3g} of Byzantine "
-        f"workers on (Allouah et al. 2023); here they are {e.attackers} of {e.workers}."
+        f"workers on (Allouah et al. 2023); here they are {_share(e)}."
     )
     if found.stopped:
         told.append(f"The run ended early: {found.stopped}")
     return told
 
 
+def _share(e: Experiment) -> str:
+    people = e.population()
+    return f"{e.attackers} of {e.workers}" if people is None else f"{people.byzantine:,} of {people.clients:,} clients"
+
+
 def _cards(found: Heterogeneity) -> list[tuple[str, str]]:
-    sizes, held = found.sizes[: found.honest], (found.counts[: found.honest] > 0).sum(1)
+    sizes, held = found.sizes[~found.attacks], (found.counts[~found.attacks] > 0).sum(1)
     cards = [
-        (_range(sizes), "examples a worker"),
-        (_range(held), f"of {len(found.columns)} {found.what.replace('class', 'classes', 1)} a worker")
+        (_range(sizes), f"examples a {found.who}"),
+        (_range(held), f"of {len(found.columns)} {found.what.replace('class', 'classes', 1)} a {found.who}")
         if len(found.columns) > 1
         else (f"{found.held:,}", "examples held"),
     ]
@@ -139,7 +152,7 @@ def _rows(found: Heterogeneity) -> list[dict[str, Any]]:
     top, most = max(int(found.counts.max()), 1), max(int(found.sizes.max()), 1)
     return [
         {
-            "name": f"{worker}" if worker < found.honest else f"{worker}, Byzantine",
+            "name": f"{worker}, Byzantine" if found.attacks[worker] else f"{worker}",
             "size": f"{size:,}",
             "bar": round(100 * size / most, 1),
             "tiles": [(f"{v:,}" if v else "", min(9, int(10 * sqrt(v / top)))) for v in counts[:COLUMNS].tolist()],

@@ -29,9 +29,9 @@ def held(found: Heterogeneity) -> Figure:
         1,
         height,
         title=f"Who holds what: {found.experiment.partition}",
-        detail=f"{found.experiment.dataset}, {found.honest} honest workers, seed {found.experiment.seed}",
+        detail=f"{found.experiment.dataset}, {found.honest:,} honest {found.who}s, seed {found.experiment.seed}",
         foot=f"Amounts of each {found.what}, at most {counts.max():,}"
-        + ("; the last rows are of Byzantine workers." if workers > found.honest else "."),
+        + ("." if not found.attacks.any() else f"; {_whose(found)} of Byzantine {found.who}s."),
         left=0.45,
         below=0.34 + (max(width_of(name, SMALL) for name in names) if upright else 0.0),
         width=WIDE,
@@ -56,15 +56,20 @@ def held(found: Heterogeneity) -> Figure:
     panel.set_yticks(range(0, workers, down), [str(i) for i in range(0, workers, down)])
     panel.tick_params(length=0)
     panel.set_xlabel(found.what, labelpad=2)
-    panel.set_ylabel("worker", labelpad=2)
+    panel.set_ylabel(found.who, labelpad=2)
     side = drawn.figure.add_axes((x + 0.79 * wide, y, 0.2 * wide, high))
-    colours = [WORKER if worker < found.honest else SERVER for worker in range(workers)]
+    colours = [SERVER if attacks else WORKER for attacks in found.attacks]
     side.barh(range(workers), found.sizes, color=colours, height=0.8)
     side.set_ylim(workers - 0.5, -0.5)
     side.set_yticks([])
     plain_numbers(side, "x", 2)
     side.set_xlabel("examples", labelpad=2)
     return drawn.figure
+
+
+def _whose(found: Heterogeneity) -> str:
+    """Which rows Byzantine workers have; the bars beside the rows say it of clients."""
+    return "the last rows are" if found.who == "worker" else "rows with bars of the other colour are"
 
 
 @house()
@@ -81,7 +86,7 @@ def gradients(found: Heterogeneity) -> Figure:
         1,
         1.7,
         title=f"Honest gradients along a run: {found.experiment.partition}",
-        detail=f"{found.experiment.dataset}, {found.experiment.model}, {found.honest} honest workers",
+        detail=f"{found.experiment.dataset}, {found.experiment.model}, {found.honest:,} honest {found.who}s",
         foot="Least squares over the steps measured.",
         legend=lines,
         left=0.5,
