@@ -251,8 +251,8 @@ def from_result(result: Result) -> Outcome:
     ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None and math.isfinite(m.ratio)]
     evaluations = [(e.step, e.accuracy, e.loss if math.isfinite(e.loss) else None) for e in result.evaluations]
     summary = result.summary()
-    deviations = [(m.attack_deviation, m.honest_deviation) for m in result.measures]
-    apart = [a / h for a, h in deviations if a is not None and h and math.isfinite(a) and math.isfinite(h)]
+    deviations = [(m.attack_deviation, m.honest_deviation) for m in result.measures if m.attack_deviation is not None]
+    apart = [a and a / h for a, h in deviations if not a or (h and math.isfinite(a / h))]
     outcome = _outcome(result.experiment, summary, evaluations, ratios, apart=apart)
     return replace(outcome, moves=moves_of(result.measures))
 
@@ -361,8 +361,10 @@ def _measured(path: Path) -> tuple[list[tuple[int, float]], list[float]]:
     for step, ratio, attack, honest in read_columns(path, COLUMNS, names):
         if ratio and math.isfinite(value := float(ratio)):
             ratios.append((whole_of(step, "step"), value))
-        if attack and honest and (usual := float(honest)):
-            value = 0.0 if attack == "0" else float(attack) / usual
+        if attack == "0":  # of most attacks, in every step
+            apart.append(0.0)
+        elif attack and honest and (usual := float(honest)):
+            value = float(attack) / usual
             if math.isfinite(value):
                 apart.append(number(value, "attack_deviation", 0))
     return ratios, apart
