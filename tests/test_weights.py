@@ -113,6 +113,7 @@ def test_a_cap_of_one_makes_all_equal_and_a_large_one_changes_nothing() -> None:
     sizes = [3, 1, 4, 1, 5, 9, 2, 6]
     assert (vg.size_weights(sizes, cap=1) == 1).all()
     np.testing.assert_array_equal(vg.size_weights(sizes, cap=8), vg.size_weights(sizes))
+    np.testing.assert_array_equal(vg.size_weights(sizes, cap=np.inf), vg.size_weights(sizes))
     assert vg.size_weights([1, 0, 0], cap=3).tolist() == [3, 0, 0]
     np.testing.assert_allclose(vg.size_weights([5, 3, 0], cap=1.5), [1.5, 1.5, 0])
 
@@ -127,6 +128,8 @@ def test_a_cap_of_one_makes_all_equal_and_a_large_one_changes_nothing() -> None:
         ("many", None, "size_weights needs sizes [n], as numbers, got 'many'."),
         ([[1, 2]], None, "size_weights needs sizes [n], as numbers, got int64 [1, 2]."),
         ([True, False], None, "size_weights needs sizes [n], as numbers, got bool [2]."),
+        (np.ma.masked_array([1, 2], [0, 1]), None, "size_weights needs sizes as an array without a mask, got "
+         "a masked one."),
         ([1, 2], 0.5, "size_weights needs cap >= 1 (or None), in equal shares, got 0.5."),
         ([1, 2], np.nan, "size_weights needs cap >= 1 (or None), in equal shares, got nan."),
         ([1, 2], "2", "size_weights needs cap >= 1 (or None), in equal shares, got '2'."),

@@ -73,6 +73,8 @@ def size_weights(sizes: Sequence[float] | np.ndarray | Tensor, cap: float | None
             f"size_weights cannot keep cap = {float(cap):g}: only {having} of {n} sizes are > 0, so that the greatest "
             f"weight is {n / having:.4g} at least; leave the others out, or raise the cap to that."
         )
+    if cap >= n:  # nobody weighs more than all
+        return weights
     order = np.argsort(-parts, kind="stable")
     ordered = parts[order]
     rest = np.cumsum(ordered[::-1])[::-1]  # what the k-th largest and those below have, added from the least up
@@ -106,6 +108,8 @@ def _numbers(who: str, name: str, given: Any, n: int | None) -> np.ndarray:
     wanted = f"{name} [n]" if n is None else f"{name} [{n}], one a vector"
     if isinstance(given, Tensor):
         given = kernels.host(given)
+    if isinstance(given, np.ma.MaskedArray):
+        raise ValueError(f"{who} needs {name} as an array without a mask, got a masked one.")
     try:
         array = np.asarray(given)
     except ValueError:  # numpy's own, of lists of several lengths

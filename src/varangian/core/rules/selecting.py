@@ -120,8 +120,8 @@ class MultiKrum(Selecting):
 
     Args:
         f: Byzantine vectors tolerated.
-        m: how many to average, 1 <= m <= n - f; n - f - 2 by default, Krum is m = 1. With weights how much weight, and
-            n - W_f - 2 by default.
+        m: how many to average, 1 <= m <= n - f; n - f - 2 by default, Krum is m = 1. With weights how much weight,
+            n - W_f at most, and n - W_f - 2 by default.
         neighbours: how many neighbours a score sums.
         distance: what it sums, squared distances or plain ones.
         ties: of equal scores the lexicographically smaller vector's is taken ("value"), or that of the one that stands
