@@ -251,8 +251,13 @@ def from_result(result: Result) -> Outcome:
     ratios = [(m.step, m.ratio) for m in result.measures if m.ratio is not None and math.isfinite(m.ratio)]
     evaluations = [(e.step, e.accuracy, e.loss if math.isfinite(e.loss) else None) for e in result.evaluations]
     summary = result.summary()
-    deviations = [(m.attack_deviation, m.honest_deviation) for m in result.measures if m.attack_deviation is not None]
-    apart = [a and a / h for a, h in deviations if not a or (h and math.isfinite(a / h))]
+    apart = []
+    for m in result.measures:
+        attack, honest = m.attack_deviation, m.honest_deviation
+        if attack == 0:
+            apart.append(0.0)
+        elif attack and honest and math.isfinite(attack / honest):
+            apart.append(attack / honest)
     outcome = _outcome(result.experiment, summary, evaluations, ratios, apart=apart)
     return replace(outcome, moves=moves_of(result.measures))
 
