@@ -340,7 +340,7 @@ def weighted_krum_scores(x: Array, w: Array, amount: float, distance: str = "squ
     for i in range(len(x)):
         others = np.array([j for j in np.argsort(between[i], kind="stable") if j != i])
         scores[i] = first_of_weight(others, w, amount - w[i]) @ between[i]
-    return scores
+    return scores.round(12)  # else rounding breaks ties
 
 
 def weighted_krum(x: ArrayLike, w: ArrayLike, f: int, neighbours: str = "n-f-2", distance: str = "squared") -> Array:
