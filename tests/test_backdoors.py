@@ -271,6 +271,19 @@ def test_runs_under_attacks_on_data_end_with_the_accuracy_on_each_class(attack: 
     assert ("class_accuracy" in result.summary()) == (attack not in (None, "little"))
 
 
+def sides(outputs: Tensor, labels: Tensor) -> Tensor:
+    """A loss of one number an example, of which no class is the greatest."""
+    return nn.functional.softplus(-outputs.flatten() * (2.0 * labels - 1)).mean()
+
+
+def test_where_no_output_is_a_class_there_are_no_accuracies_on_them() -> None:
+    data = torch.rand(40, 4), torch.arange(40) % 2
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    result = vg.run(replace(SMALL, attack="label-flip"), dataset=(data, data), model=model, loss=sides)
+    assert np.isnan(result.final_accuracy)
+    assert result.class_accuracy is None
+
+
 @pytest.mark.parametrize("value", ["[]", "0.5", "[0.5, 2.0]", '["a"]', "[true]"])
 def test_a_result_with_other_accuracies_is_refused(value: str, tmp_path: Path) -> None:
     folder = vg.run(replace(SMALL, attack="label-flip"), tmp_path).folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import time
@@ -387,9 +388,8 @@ def train(
         evaluate()
     found = evaluations[-1].metrics
     by_class = [found[f"class_{c}"] for c in range(simulation.task.classes)] if e.per_class else None
-    if (
-        by_class is None and simulation.poisons and simulation.task.kind != "regression"
-    ):  # whoever attacks through data may hit one class and no other
+    # Whoever attacks through data may hit one class and no other. Where no output is a class there is no accuracy.
+    if by_class is None and simulation.poisons and not math.isnan(evaluations[-1].accuracy):
         by_class = evaluator.by_class(simulation.gradients, simulation.parameters, simulation.steps_done)
     seconds = time.perf_counter() - start
     tell(simulation.steps_done)
