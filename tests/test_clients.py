@@ -328,6 +328,8 @@ def test_who_attacks_changes_nothing_for_those_who_learn_from_other_clients() ->
         ({"clients": 20, "momentum_at": "adaptive"}, "momentum_at: adaptive compares"),
         ({"attackers_change": 2, "momentum_at": "adaptive"}, "with attackers_change"),
         ({"absent": "forgotten"}, "absent: "),
+        ({"clients": 20, "attack": "mimic(warmup=4)"}, "attack: mimic(warmup=4) goes by the same workers"),
+        ({"attackers_change": 2, "attack": 'scattered(attack="mimic(warmup=4)")'}, "goes by the same workers"),
         ({"attackers_change": -1}, "attackers_change: "),
     ],
 )

@@ -631,7 +631,7 @@ class Experiment:
                 f"momentum_at: adaptive decides in main memory (device cpu), and device is {self.device}; "
                 "use worker or server."
             )
-        yield from self._of_rounds(sound)
+        yield from self._of_rounds(sound, made)
         yield from self._of_weights(sound, made)
         if "precision" in sound and self.precision == "tf32":
             if "device" in made and not card:
@@ -648,7 +648,7 @@ class Experiment:
                     f"got steps {shown(starts)}."
                 )
 
-    def _of_rounds(self, sound: set[str]) -> Iterator[str]:
+    def _of_rounds(self, sound: set[str], made: Mapping[str, Any]) -> Iterator[str]:
         """What is wrong with who is in a round and what they do there."""
         several = "local_steps" in sound and self.local_steps > 1
         rounds = {"clients", "attackers_change"} <= sound and (self.clients or self.attackers_change)
@@ -659,6 +659,11 @@ class Experiment:
                 self.population()
             except ValueError as error:
                 yield f"clients: {error}"
+        if rounds and made.get("attack") and made["attack"].steady:
+            yield (
+                f"attack: {self.attack} goes by the same workers in every step, and with "
+                f"{'clients' if self.clients else 'attackers_change'} they are others; use one that does not."
+            )
         if "profile" in sound and self.profile == "published":
             for name, said in (("clients", rounds), ("local_steps", several)):
                 if said:

@@ -149,6 +149,8 @@ class Simulation:
             _check_population(population, workers, real_byzantine, algorithm)
             if population.byzantine and attack is None:
                 raise ValueError(f"Simulation: {population.byzantine} clients attack, and no attack is given.")
+            if attack is not None and attack.steady:
+                raise ValueError(f"Simulation: {attack} goes by the same workers in every step; here they are others.")
         if local_steps > 1:
             algorithm, self.local_clip = _local_half(algorithm)
         self.gradients, self.batches, self.algorithm, self.attack = gradients, batches, algorithm, attack

@@ -193,6 +193,7 @@ class Attack(Constructed):
     poisons: ClassVar[bool] = False  # whoever runs it must have the f workers learn from what :meth:`poison` answers
     aims: ClassVar[bool] = False  # whoever evaluates must say how often what it wants is answered
     remembers: ClassVar[bool] = False  # craft answers (vectors, memory): whoever runs it must keep the latter
+    steady: ClassVar[bool] = False  # what it remembers is of single workers, who must be the same in every step
     exempt: ClassVar[Mapping[str, str]] = {}  # what it does not claim: the name of a varangian.testing.Check, and why
 
     @overload

@@ -81,6 +81,10 @@ class Made(Attack):
     def remembers(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return any(one.remembers for one in self.others)
 
+    @property
+    def steady(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(one.steady for one in self.others)
+
     def check(self, h: int, f: int, d: int | None = None) -> None:
         for one in self.others:
             one.check(h, f, d)

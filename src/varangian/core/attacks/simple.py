@@ -279,6 +279,10 @@ class Mimic(Attack):
     def remembers(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  an option says it
         return self.warmup > 0
 
+    @property
+    def steady(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.warmup > 0
+
     def idle(self, h: int, f: int, classes: int | None = None) -> str | None:
         return ALONE if h == 1 else None
 
