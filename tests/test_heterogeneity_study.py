@@ -135,6 +135,8 @@ def test_the_page_says_where_adaptive_placement_fails(small: Grid, tmp_path: Pat
     text = page(tmp_path, [small], given(small, accuracy))
     assert "in 1 of 2 cells (50 %; the aim is 95 %: not met)" in text
     assert "Always the workers would be so in 2, always the server in 2." in text
+    assert "| data | mixing | none | little | empire | sign-flip | mimic |" in text
+    assert "| iid | none |" + " +0.0, +0.0 |" * 5 in text
     assert "Of the 2 cells in which the better place keeps 50 % or more it is so in 1." in text
     assert "| iid | nnm + median | 47.7 ± 0.0 (little) | 60.0 ± 0.0 (little), at the server | 12.3 |" in text
     assert "- digits: 90 of 90 runs." in text

@@ -124,6 +124,7 @@ def _page(
         yield f"![Accuracy that the worst attack leaves](figures/placement-{dataset}.png)\n"
         yield from _counts(mine)
         yield from _by_partition(mine)
+        yield from _by_attack(mine)
         yield from _mixed(mine)
         yield from _adaptive(mine)
         yield from _table(mine)
@@ -185,6 +186,22 @@ def _by_partition(found: Sequence[Cell]) -> Iterator[str]:
             f"{_signed(max(gains))} | {sum(g > NEAR for g in gains)}, {sum(g < -NEAR for g in gains)} of {len(gains)} "
             f"| {mean:.1f}: {best.rule}, {_at(place)} |"
         )
+    yield ""
+
+
+def _by_attack(found: Sequence[Cell]) -> Iterator[str]:
+    """Gains under each attack, which the worst of all of them hides."""
+    attacks = list(dict.fromkeys(attack for cell in found for some in cell.places.values() for attack in some))
+    yield "Gain of the workers' place under each attack, mean and least of the rules:\n"
+    yield f"| data | mixing | {' | '.join(attacks)} |"
+    yield "|---" * (len(attacks) + 2) + "|"
+    for partition, mixing, some in _parts(found):
+        told = []
+        for attack in attacks:
+            pairs = [(cell.places.get(place, {}).get(attack) for place in ("server", "worker")) for cell in some]
+            gains = [b.mean - a.mean for a, b in pairs if a is not None and b is not None]
+            told.append(f"{_signed(statistics.fmean(gains))}, {_signed(min(gains))}" if gains else "")
+        yield f"| {partition} | {mixing or 'none'} | {' | '.join(told)} |"
     yield ""
 
 
