@@ -134,7 +134,8 @@ def test_the_page_says_where_adaptive_placement_fails(small: Grid, tmp_path: Pat
 
     text = page(tmp_path, [small], given(small, accuracy))
     assert "in 1 of 2 cells (50 %; the aim is 95 %: not met)" in text
-    assert "Always the workers would be so in 2, always the server in 2." in text
+    assert "What it lacks most is 12.3 points." in text
+    assert "Always at the workers would be so in 2, and would lack 0.0 points at most." in text
     assert "| data | mixing | none | little | empire | sign-flip | mimic |" in text
     assert "| iid | none |" + " +0.0, +0.0 |" * 5 in text
     assert "Of the 2 cells in which the better place keeps 50 % or more it is so in 1." in text
@@ -143,6 +144,17 @@ def test_the_page_says_where_adaptive_placement_fails(small: Grid, tmp_path: Pat
     text = page(tmp_path, [small], [o for o in given(small, accuracy) if o.experiment.momentum_at != "adaptive"])
     assert "Adaptive placement was not run." in text
     assert "60 of 90 runs, those of seeds 1, 2, 3 not all." in text
+
+
+def test_gains_under_each_attack_are_of_all_rules(tmp_path: Path) -> None:
+    grid = placement("digits", [1]).replaced({"rule": ["median", "krum", "medoid"], "partition": "iid", "pre": "none"})
+
+    def accuracy(e: Experiment) -> float:
+        gain = {"median": 9.0, "krum": -3.0, "medoid": 0.0}[e.rule] if e.attack == "mimic" else 1.0
+        return 50.0 + (gain if e.momentum_at == "worker" else 0.0)
+
+    text = page(tmp_path, [grid], given(grid, accuracy))
+    assert "| iid | none | +1.0, +1.0 | +1.0, +1.0 | +1.0, +1.0 | +1.0, +1.0 | +2.0, −3.0 |" in text
 
 
 def test_what_an_earlier_call_left_does_not_pass_for_this_one(small: Grid, tmp_path: Path) -> None:

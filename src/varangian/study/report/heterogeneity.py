@@ -198,8 +198,8 @@ def _by_attack(found: Sequence[Cell]) -> Iterator[str]:
     for partition, mixing, some in _parts(found):
         told = []
         for attack in attacks:
-            pairs = [(cell.places.get(place, {}).get(attack) for place in ("server", "worker")) for cell in some]
-            gains = [b.mean - a.mean for a, b in pairs if a is not None and b is not None]
+            sides = [[cell.places.get(place, {}).get(attack) for place in ("server", "worker")] for cell in some]
+            gains = [worker.mean - server.mean for server, worker in sides if server and worker]
             told.append(f"{_signed(statistics.fmean(gains))}, {_signed(min(gains))}" if gains else "")
         yield f"| {partition} | {mixing or 'none'} | {' | '.join(told)} |"
     yield ""
@@ -253,9 +253,15 @@ def _adaptive(found: Sequence[Cell]) -> Iterator[str]:
     yield (
         f"Adaptive placement is within {NEAR:g} point of the better of the two places, or above, in {near} of "
         f"{counted(len(lost), 'cell')} ({share:.0f} %; the aim is {AIM} %: {'met' if share >= AIM else 'not met'}); "
-        f"above both by more in {sum(points < -NEAR for points, _ in lost)}. Always the workers would be so in "
-        f"{_near_always(found, 'worker')}, always the server in {_near_always(found, 'server')}."
+        f"above both by more in {sum(points < -NEAR for points, _ in lost)}. What it lacks most is "
+        f"{max(points for points, _ in lost):.1f} points."
     )
+    for place in ("worker", "server"):
+        lacks = _lacks(found, place)
+        yield (
+            f"Always {_at(place)} would be so in {sum(points <= NEAR for points in lacks)}, and would lack "
+            f"{max(lacks):.1f} points at most."
+        )
     learned = [points for points, cell in lost if (_better(cell) or 0.0) >= LEARNED]
     yield (
         f"Of the {counted(len(learned), 'cell')} in which the better place keeps {LEARNED:g} % or more it is so in "
@@ -275,13 +281,14 @@ def _adaptive(found: Sequence[Cell]) -> Iterator[str]:
         yield ""
 
 
-def _near_always(found: Sequence[Cell], place: str) -> int:
-    """In how many of the cells that adaptive placement is judged on a fixed place is within a point of the better."""
-    return sum(
-        _better(cell) - spread.mean <= NEAR  # type: ignore[operator]
+def _lacks(found: Sequence[Cell], place: str) -> list[float]:
+    """What a fixed place lacks to the better one, in the cells that adaptive placement is judged on."""
+    return [
+        better - spread.mean
         for cell in found
-        if cell.lost is not None and (spread := cell.worst(place)) is not None
-    )
+        if cell.lost is not None
+        if (better := _better(cell)) is not None and (spread := cell.worst(place)) is not None
+    ]
 
 
 def _table(found: Sequence[Cell]) -> Iterator[str]:
