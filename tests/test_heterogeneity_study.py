@@ -224,6 +224,12 @@ def test_what_is_cut_short_goes_on(varangian: Program, tmp_path: Path) -> None:
     assert "- digits: 36 of 36 runs." in text
 
 
+def test_what_the_logs_compare_stays(varangian: Program) -> None:
+    end = varangian("heterogeneity", *TINY, "--dry-run", "--set", "momentum=0.5", "--set", "momentum_at=server")
+    assert end.status == 0
+    assert [line for line in end.out.splitlines() if line.endswith(" to do")] == ["0 runs complete, 48 to do"]
+
+
 def test_a_dry_run_writes_nothing(varangian: Program, tmp_path: Path) -> None:
     end = varangian("heterogeneity", "--dry-run", *TINY)
     assert end.status == 0
@@ -240,6 +246,7 @@ def test_a_dry_run_writes_nothing(varangian: Program, tmp_path: Path) -> None:
         (["--set", "seeds=1-2"], "said by --dataset and --seeds, not by --set"),
         (["--set", "dataset=mnist"], "said by --dataset and --seeds, not by --set"),
         (["--set", "rule=medium"], "medium"),
+        (["--part", "logs", "--set", "momentum=0.99"], "momentum is not to be set for them"),
         (["--set", "stepz=3"], "Did you mean 'steps'?"),
         (["--rows", "nothing.csv"], "nothing.csv"),
         (["--jobs", "0"], "0 is not in the range"),
@@ -257,6 +264,20 @@ def test_rows_that_are_none(varangian: Program, tmp_path: Path) -> None:
     end = varangian("heterogeneity", "--rows", "runs.csv")
     assert end.status == 2
     assert "runs.csv" in end.err
+
+
+def test_rows_of_other_runs_and_a_folder_that_cannot_be(varangian: Program, tmp_path: Path) -> None:
+    rows = str(ROOT / "results" / "fashion-mnist" / "runs.csv")
+    end = varangian("heterogeneity", "--rows", rows)
+    assert end.status == 2
+    assert "its rows complete no seed of any cell" in end.err
+    (tmp_path / "file").write_text("")
+    end = varangian("heterogeneity", "--rows", rows, "--out", "file/there")
+    assert (end.status, end.err.count("\n")) == (2, 1)
+    assert "file/there" in end.err
+    end = varangian("heterogeneity", "--dataset", "digits", "--out", "file/there")
+    assert (end.status, end.err.count("\n")) == (2, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_data_that_are_not_here_are_left_out(

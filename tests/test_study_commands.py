@@ -207,10 +207,10 @@ def test_a_file_without_suffix_needs_out(varangian: Program, tmp_path: Path) -> 
     assert varangian("sweep", "nothing.toml").status == 2
 
 
-def test_sweep_and_reproduce_take_the_same_options(varangian: Program) -> None:
+def test_commands_of_many_runs_take_the_same_options(varangian: Program) -> None:
     options = {
         name: {word for line in varangian(name, "--help").out.splitlines() for word in re.findall(r"--[a-z-]+", line)}
-        for name in ("sweep", "reproduce")
+        for name in ("sweep", "reproduce", "heterogeneity")
     }
     shared = {
         "--out",
@@ -224,7 +224,7 @@ def test_sweep_and_reproduce_take_the_same_options(varangian: Program) -> None:
         "--ray",
         "--dry-run",
     }
-    assert shared <= options["sweep"] & options["reproduce"]
+    assert all(shared <= found for found in options.values())
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:

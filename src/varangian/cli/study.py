@@ -21,6 +21,7 @@ from rich.table import Table
 from ..core.checks import printable, shown
 from ..runs.building import open_dataset
 from ..runs.experiment import Experiment
+from ..runs.running import check_writable
 from ..simulation.data import DataError
 from ..study import heterogeneity, paper
 from ..study.grid import Grid, numbers
@@ -416,7 +417,11 @@ def heterogeneity_command(
     chosen = list(dict.fromkeys(datasets)) or list(heterogeneity.DATASETS)
     grids = _heterogeneous(parts, chosen, seeds, said)
     if rows is not None:
-        _show_reading(report_heterogeneity(*grids, read_runs(rows), out), out)
+        check_writable(out)
+        page = report_heterogeneity(*grids, read_runs(rows), out)
+        if page is None:
+            raise click.ClickException(f"{rows}: its rows complete no seed of any cell of what is asked for.")
+        _show_reading(page, out)
         return
     lacking = asked.lacking([*chain(*grids)], out)
     if not lacking:
@@ -438,9 +443,14 @@ def _heterogeneous(
 ) -> tuple[list[Grid], list[Grid]]:
     """The grids of placements and of logs, those of a part that is not wanted left out."""
 
+    fixed = [name for name in heterogeneity.OF_THE_LOGS if name in settings]
+    if fixed and set(parts) == {"logs"}:
+        raise click.UsageError(f"the logs compare momenta of their own: {fixed[0]} is not to be set for them.")
+
     def of(part: heterogeneity.Part) -> list[Grid]:
         wanted = datasets if not parts or part in parts else ()
-        return [heterogeneity.GRIDS[part](dataset, seeds).replaced(settings) for dataset in wanted]
+        said = {name: value for name, value in settings.items() if part == "placement" or name not in fixed}
+        return [heterogeneity.GRIDS[part](dataset, seeds).replaced(said) for dataset in wanted]
 
     return of("placement"), of("logs")
 

@@ -58,6 +58,7 @@ def logs(dataset: str, seeds: Sequence[int] = SEEDS) -> Grid:
     return Grid({"dataset": dataset} | _LOGS, seeds, cases=cases)
 
 
+OF_THE_LOGS = ("momentum", "dampening", "momentum_at")  # settings that are what the logs compare, and stay
 GRIDS: Mapping[Part, Callable[[str, Sequence[int]], Grid]] = {"placement": placement, "logs": logs}
 
 
