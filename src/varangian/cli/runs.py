@@ -210,7 +210,7 @@ def _by_class(accuracies: Sequence[float]) -> str:
     ranked = sorted((accuracy, c) for c, accuracy in enumerate(accuracies) if not math.isnan(accuracy))
     shown = ranked[:FEW_CLASSES] if len(accuracies) > MANY_CLASSES else sorted(ranked, key=lambda pair: pair[1])
     text = ", ".join(f"{c}: {accuracy:.0%}" for accuracy, c in shown)
-    return text if len(shown) == len(ranked) else f"{text}; {len(ranked) - len(shown)} others are better"
+    return text if len(shown) == len(ranked) else f"{text}; {len(ranked) - len(shown)} others are no worse"
 
 
 def _show(result: Result) -> None:

@@ -215,7 +215,7 @@ def class_maps(grid: Cells) -> list[Map]:
             for mean in means
         ]
         found.setdefault(place[1:], []).append((grid.rows.titles[place[0]] if grid.rows else "all runs", tuple(tiles)))
-    down, heads = grid.rows.title if grid.rows else "", tuple(map(str, range(classes)))
+    down, heads = grid.rows.title if grid.rows else "runs", tuple(map(str, range(classes)))
     return [
         Map(grid.title(rest, 1), "", down, "class", heads, tuple(rows))
         for rest, rows in list(found.items())[:MOST_BY_CLASS]
