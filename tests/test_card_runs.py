@@ -74,6 +74,16 @@ CASES: dict[str, dict[str, Any]] = {
     "double precision": {"dtype": "float64"},
     "nothing measured": {"measure": False},
     "metrics and validation": {"metrics": ["top(k=2)", "macro-f1"], "validation": 0.2},
+    "rounds, kept": {"clients": 25, "real_byzantine": 2, "steps": 8},
+    "rounds, on disk": {"clients": 25, "real_byzantine": 2, "steps": 8, "absent": "kept-on-disk"},
+    "rounds, decayed": {"clients": 25, "real_byzantine": 2, "steps": 8, "absent": "decayed"},
+    "rounds, dropped": {"clients": 25, "real_byzantine": 2, "steps": 8, "absent": "dropped", "local_steps": 2},
+    "rounds, label flip": {"clients": 25, "real_byzantine": 2, "steps": 8, "attack": "label-flip"},
+    "rounds, the last one known": {"clients": 25, "real_byzantine": 2, "steps": 8, "knowledge": "last-round"},
+    "other attackers": {"attackers_change": 2, "momentum_at": "server"},
+    "local steps": {"local_steps": 3},
+    "weights": {"weighting": "size", "cap": 1.5, "partition": "dirichlet(alpha=0.5)"},
+    "weights in rounds": {"weighting": "size", "cap": 1.5, "partition": "dirichlet(alpha=0.5)", "clients": 25},
     "linear": {"model": "linear"},
     "fully-connected": {"model": "fully-connected"},
     "cnn": {**SMALL, "model": "cnn", "dataset": "synthetic(shape=(3,16,16),classes=4,train=60,test=12)", "steps": 2},
@@ -607,3 +617,22 @@ def test_launches_do_not_grow_with_the_host(name: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(module, "own_threads", lambda: 16)
         monkeypatch.setattr(module, "threads", lambda: 16)
     assert steady(e).launches.total() == one.launches.total()
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({}, "graph"),
+        ({"local_steps": 2}, "graph"),
+        ({"clients": 9}, "loop"),
+        ({"clients": 9, "attack": None, "real_byzantine": None}, "graph"),
+    ],
+    ids=str,
+)
+def test_no_graph_is_captured_where_the_number_of_honest_workers_differs(settings: dict[str, Any], method: str) -> None:
+    e = replace(BASE, **{**SMALL, "model": "resnet-20", "steps": 1, "device": CUDA, "real_byzantine": 1, **settings})
+    dataset = opened(e)
+    with machine(CUDA), computing(e):
+        simulation, _ = build(e, dataset)
+        simulation.step()
+        assert simulation.gradients.method == method

@@ -236,7 +236,10 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
             "model that begins with an embedding, or hand over floats."
         )
     model = make_model(e, dataset.shape, dataset.classes, given, device)
-    gradients = WorkerGradients(model, training=e.profile == "described", seed=e.seed, loss=make_loss(e, given))
+    gradients = WorkerGradients(
+        model, training=e.profile == "described", seed=e.seed, loss=make_loss(e, given),
+        captured=e.population() is None or e.attackers == 0,
+    )  # fmt: skip
     attack, task = e.make_attack(), task_of(dataset)
     if attack is not None:
         attack.check_task(task)

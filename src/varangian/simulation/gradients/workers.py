@@ -104,6 +104,8 @@ class WorkerGradients:
         loss: of a batch's outputs and labels: a :class:`varangian.simulation.losses.Loss` or a function of both that
             answers their mean; the cross entropy by default.
         streams: how many workers a graph has side by side, at most.
+        captured: whether "auto" may take graphs, of which there is one for each number of workers: not where that
+            differs from step to step.
         layout: how images and the weights of convolutions lie where workers are computed one after the other; "auto" is
             channels last on a card, where the model can be computed so.
 
@@ -125,6 +127,7 @@ class WorkerGradients:
         seed: int = 0,
         loss: Loss | Metric | None = None,
         streams: int = STREAMS,
+        captured: bool = True,
         layout: Layout = "auto",
     ) -> None:
         check_module(model)
@@ -156,7 +159,7 @@ class WorkerGradients:
         self._seen: dict[int, dict[str, Tensor]] = {}
         self._made: dict[int, FlatBuffers] = {}
         self._flat: dict[int, FlatBuffers] = {}  # worker -> memory for them
-        self.streams = streams
+        self.streams, self._captured = streams, captured
         self._graphs: dict[tuple[object, ...], LoopGraph] = {}
         # Twins of the model, for each thread that has needed one; functional_call may leave its own tensors in them.
         self._idle: dict[str, list[Twin]] = {"plain": [], "functional": []}
@@ -293,7 +296,7 @@ class WorkerGradients:
         reason = "its buffers change in forward" if self._changing else reason
         if self.method == "auto":
             self.method = self._fastest(one, row, reason or ("it convolves" if seen.convolved else ""))
-            if self.method == "loop" and captures(self.device):
+            if self.method == "loop" and self._captured and captures(self.device):
                 self.method = "graph"
                 if seen.fault is not None:
                     self._give_up_graphs(seen.fault)

@@ -34,6 +34,7 @@ SHARE = 0.9  # of the memory that is free on a card, to be filled
 PATIENCE = 300.0  # seconds for a process that looks at the cards: a driver that was asleep takes some
 CONTEXT = 2**30  # bytes of a process on a card before it has computed anything, and of cuDNN's workspaces
 VECTORS = 4  # matrices of n vectors: what is sent, what is sampled, what is mixed, and room for a rule
+LOCAL = 2  # more of them where workers take steps of their own
 SINGLE = 24  # vectors beside them: parameters, momenta, aggregates, those of the measures in float64
 
 
@@ -232,9 +233,11 @@ def model_of(experiment: Experiment, dataset: Dataset) -> Model:
 
 def need_of(e: Experiment, model: Model) -> Need:
     """From the size of the model, what it keeps of an example, n, and the batch."""
-    at_once = e.batch_size * (min(STREAMS, e.honest) if model.convolutional else e.honest)
+    learners = e.honest if e.population() is None else e.workers  # nearly all of a round may be honest
+    at_once = e.batch_size * (min(STREAMS, learners) if model.convolutional else learners)
     kept = 2 * at_once * model.example  # and as much again for what flows back
-    memory = CONTEXT + model.data + (VECTORS * e.workers + SINGLE) * model.parameters + kept
+    vectors = VECTORS + (LOCAL if e.local_steps > 1 else 0)
+    memory = CONTEXT + model.data + (vectors * e.workers + SINGLE) * model.parameters + kept
     return Need(memory, CONVOLUTIONS if model.convolutional else OTHERS)
 
 

@@ -154,6 +154,7 @@ def kind_of_run(e: Experiment) -> tuple[object, ...]:
         e.honest,
         e.batch_size,
         e.steps,
+        e.local_steps,
         e.evaluate_every,
         device_of(e.device).type,
         e.precision,
