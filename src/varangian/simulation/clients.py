@@ -57,9 +57,9 @@ class Population:
     Example:
         >>> people = Population(clients=1000, workers=20, byzantine=100)
         >>> people.round(seed=1, step=0).byzantine.tolist(), people.round(seed=1, step=1).byzantine.tolist()
-        ([59], [210])
+        ([66, 109, 219, 766], [840])
         >>> round(people.exceeding(4), 3)
-        0.042
+        0.041
     """
 
     clients: int
