@@ -69,8 +69,9 @@ def memory(e: Experiment) -> tuple[float, float, float]:
     """MiB (own, of files) more at the end than after the first steps; and how many are remembered at the end."""
     with computing(e):
         simulation = simulation_of(e)
-        for _ in range(5):
-            simulation.step()
+        last = simulation.step()
+        for _ in range(4):
+            last = simulation.step()
         before = resident()
         for _ in range(e.steps - 5):
             last = simulation.step()
