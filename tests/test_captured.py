@@ -303,7 +303,7 @@ def test_own_attacks_and_rules_are_called_at_every_step() -> None:
             built, _ = build(replace(LONG, device=CUDA), opened(LONG))
             simulation = Simulation(
                 built.gradients, built.batches, vg.Algorithm((vg.Momentum(0.9),), rule=rule), workers=11,
-                real_byzantine=3, attack=attack, classes=4, learning_rate=lambda step: 0.1,
+                real_byzantine=3, attack=attack, task=vg.Task(4), learning_rate=lambda step: 0.1,
             )  # fmt: skip
             calls.clear()
             for _ in range(20):

@@ -214,8 +214,9 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         **{"learning_rate": 7.0, "l2": 0.0, "evaluate_every": 7, "partition": "extreme", "dtype": "float64"},
         **{"validation": 0.1, "loss": "mse", "metrics": ("top",), "knowledge": "spied(k=3)"},
         **{"momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
+        **{"clients": 90, "attackers_change": 3, "local_steps": 2, "weighting": "size", "cap": 2.0},
     }
-    free = {"seed": 77, "device": "cuda", "measure": False, "precision": "tf32", "autotune": True}
+    free = {"seed": 77, "device": "cuda", "measure": False, "precision": "tf32", "autotune": True, "absent": "dropped"}
     resolved = {"nesterov", "profile"}  # each value of these is in the grid, at other learning rates perhaps
     assert other.keys() | free.keys() | resolved == {f.name for f in fields(Experiment)}
     e = next(e for e in grid([name], [1], profile) if e.attack and e.rule == "median")
@@ -225,9 +226,12 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         assert panel_of(replace(e, **({"device": device} | {setting: value}))) is PANELS[name]
     assert panel_of(replace(e, real_byzantine=e.byzantine)) is PANELS[name]  # the same run, in other words
     if profile == "published":
-        del other["partition"]  # which that profile refuses
+        for refused in ("partition", "clients", "attackers_change", "local_steps", "weighting", "cap"):
+            del other[refused]  # by that profile
     for setting, value in other.items():
         changed = {setting: value} | ({"clip_mode": None} if setting == "clip" else {})
+        changed |= {"weighting": "size"} if setting == "cap" else {}
+        changed |= {"nesterov": False} if setting == "local_steps" else {}
         assert panel_of(replace(e, **changed)) is None, setting
     assert panel_of(replace(e, attack="little(factor=9.0)")) is None
     assert panel_of(replace(e, rule='median(even="upper")')) is None
@@ -255,6 +259,12 @@ CHANGES: dict[str, tuple[object, object]] = {
         "precision": ("float32", "tf32"),
         "autotune": (False, True),
         "knowledge": ("omniscient", "own"),
+        "clients": (None, 40),
+        "attackers_change": (0, 2),
+        "absent": ("kept", "dropped"),
+        "local_steps": (1, 2),
+        "weighting": ("equal", "size"),
+        "cap": (None, 2.0),
         "data_hash": (None, "0" * 16),
         "code_hash": ("0" * 16, "1" * 16),
     },
@@ -269,6 +279,8 @@ def test_no_pair_overwrites_another(name: str) -> None:
     base = replace(
         Experiment(attack="little", real_byzantine=2, rule="median"), clip_mode="norm", steps=3, device=device
     )
+    base = replace(base, clients=40) if name == "absent" else base
+    base = replace(base, weighting="size") if name == "cap" else base
     made = []
     for number, value in enumerate(CHANGES[name]):
         e = replace(base, **{name: value})

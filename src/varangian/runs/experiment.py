@@ -797,7 +797,7 @@ class Experiment:
     def aims(self) -> bool:
         """Whether evaluations say how often the attack succeeds; False too where there is no such attack, or it is code
         of somebody's own that may not be imported here."""
-        with suppress(NotImported, ValueError):
+        with importing(False), suppress(NotImported, ValueError):  # whoever may import it has
             return (attack := self.make_attack()) is not None and attack.aims
         return False
 
