@@ -17,7 +17,7 @@ import varangian as vg
 from varangian.core.algorithm import State
 from varangian.core.evidence import suspicion
 from varangian.core.geometry import Geometry
-from varangian.engines.history import Evidence, History
+from varangian.core.history import Evidence, History
 from varangian.engines.sharded import (
     Aggregation,
     Chunk,

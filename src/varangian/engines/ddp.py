@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core import kernels
 from ..core.algorithm import Algorithm, State
-from .history import History, Report
+from ..core.history import History, Report
 from .sharded import (
     Aggregation,
     Chunk,

@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..core import kernels
 from ..core.algorithm import Algorithm, State
-from .history import History, Report
+from ..core.history import History, Report
 from .sharded import (
     Aggregation,
     Chunk,

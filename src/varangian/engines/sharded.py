@@ -37,7 +37,7 @@ from ..core.evidence import mean_weights_in, scores, scores_of, suspicion, weigh
 from ..core.geometry import Geometry, Vectors
 from ..core.randomness import Draw
 from ..core.stages import Decision, Rule, check_rows, checked_answer, deferred_refusals, measure, weigh
-from .history import Evidence
+from ..core.history import Evidence
 
 try:
     from torch.distributed import all_gather_single  # torch >= 2.13, which warns about the old name

@@ -20,7 +20,7 @@ except ImportError:
         "varangian.engines.flower needs Flower (flwr >= 1.21): pip install 'varangian[flower]'."
     ) from None
 
-from ..history import Report, Round, Standing
+from ...core.history import Report, Round, Standing
 from .sampling import byzantine_among
 from .strategy import RobustStrategy
 from .worker import worker_mod

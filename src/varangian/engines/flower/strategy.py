@@ -24,7 +24,7 @@ from ...core.mixing import Mixing, NearestNeighborMixing
 from ...core.rules import Rule, TrimmedMean
 from ...core.stages import Decision
 from ...core.vectors import BUFFER_NAMES
-from ..history import History, Report, Round
+from ...core.history import History, Report, Round
 from ..sharded import (
     check_protects,
     check_state,

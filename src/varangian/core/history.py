@@ -1,4 +1,4 @@
-"""Who was rejected, how often, and how suspicious each worker is: one record for the ranks and nodes of all engines."""
+"""Who was rejected, how often, and how suspicious each worker is: one record for ranks, nodes and simulated workers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core.checks import whole
-from ..core.evidence import rejected as rejected_by
+from .checks import whole
+from .evidence import rejected as rejected_by
 
 logger = logging.getLogger("varangian.engines")
 
-Noun = Literal["rank", "node"]
+Noun = Literal["rank", "node", "worker"]
 
 OFTEN = 0.9  # of the steps: whoever is rejected so often is named, if the rule does not reject everybody as often
 SUSPICIOUS = 0.5  # twice the usual score or distance: whoever has more so often is named too, whatever its weight
 NOT_FINITE = "NaN or infinity"
+MEASURED = ("score", "distance", "cosine")
+SERIES = ("weight", "suspicion", "rejected", *MEASURED)
 COUNTS = ("asked", "used", "dropped", "silent", "rejected", "suspicious")
 
 
@@ -33,12 +35,17 @@ class Evidence:
         suspicion: [W], see :func:`varangian.core.evidence.suspicion`.
         finite: [W].
         size: how many coordinates.
+        score: [W] the rule's scores; None where it has none.
+        distance, cosine: [W] to the aggregate; None where nobody measured them, NaN for vectors that are not finite.
     """
 
     weight: np.ndarray
     suspicion: np.ndarray
     finite: np.ndarray
     size: int
+    score: np.ndarray | None = None
+    distance: np.ndarray | None = None
+    cosine: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +63,7 @@ class Round:
         suspicion: of each of ``used``, from 0, usual, to 1; None without an aggregate.
         rejected: whether each of ``used`` had less than a tenth of an equal share; None without an aggregate.
         kept: why the model was kept as it was; "" where it was not.
+        score, distance, cosine: of each of ``used``, see :class:`Evidence`; None where they are not known.
     """
 
     number: int
@@ -68,6 +76,9 @@ class Round:
     suspicion: np.ndarray | None = None
     rejected: np.ndarray | None = None
     kept: str = ""
+    score: np.ndarray | None = None
+    distance: np.ndarray | None = None
+    cosine: np.ndarray | None = None
 
     def __str__(self) -> str:
         parts = [f"round {self.number}: {len(self.used)} of {len(self.asked)} updates, f = {self.f}"]
@@ -153,6 +164,8 @@ class Report:
             told.
         suspicion: [recent, W] over time; NaN where the worker was neither used nor dropped.
         rejected: [recent, W] over time.
+        score: [recent, W] the rule's scores, the lower the better; NaN where it has none.
+        distance, cosine: [recent, W] to the aggregate; NaN where they are not known.
     """
 
     algorithm: str
@@ -164,6 +177,27 @@ class Report:
     weight: np.ndarray
     suspicion: np.ndarray
     rejected: np.ndarray
+    score: np.ndarray
+    distance: np.ndarray
+    cosine: np.ndarray
+
+    @property
+    def rank(self) -> np.ndarray:
+        """[recent, W] the place of each worker in its step, 0 the best, by score, or by distance where a step has no
+        score; NaN where neither is known. Equals share the least of their places.
+
+        Example:
+            >>> history = History("Krum(f=1)", ["here"] * 4)
+            >>> finite = np.ones(4, bool)
+            >>> evidence = Evidence(np.ones(4) / 4, np.zeros(4), finite, 2, score=np.array([3.0, 1.0, 1.0, 9.0]))
+            >>> history.step([evidence], f=1)
+            >>> history.report().rank
+            array([[2., 0., 0., 3.]])
+        """
+        measure = np.where(np.isnan(self.score).all(1, keepdims=True), self.distance, self.score)
+        ordered = np.sort(measure, axis=1)  # NaN last
+        places = np.array([np.searchsorted(row, values) for row, values in zip(ordered, measure, strict=True)])
+        return np.where(np.isnan(measure), np.nan, places.reshape(measure.shape))
 
     @property
     def ranks(self) -> tuple[Standing, ...]:
@@ -195,7 +229,7 @@ class Report:
         standings = [
             {self.noun: s.worker} | {k: _plain(v) for k, v in asdict(s).items() if k != "worker"} for s in self.workers
         ]
-        series = {name: getattr(self, name).tolist() for name in ("weight", "suspicion", "rejected")}
+        series = {name: getattr(self, name).tolist() for name in SERIES}
         return {
             "algorithm": self.algorithm,
             "steps": self.steps,
@@ -289,6 +323,7 @@ class History:
         weight = np.sum([part.size * part.weight for part in parts], axis=0) / size
         suspicion = np.sum([part.size * part.suspicion for part in parts], axis=0) / size
         used = np.flatnonzero(finite)
+        measured = {name: _whole(parts, name) for name in MEASURED}
         self.record(
             Round(
                 self.steps + 1,
@@ -299,6 +334,7 @@ class History:
                 weight=None if np.isnan(weight).all() else weight[used],
                 suspicion=suspicion[used],
                 rejected=rejected_by(weight, finite)[used],
+                **{name: None if values is None else values[used] for name, values in measured.items()},
             )
         )
 
@@ -375,6 +411,7 @@ class History:
         column = {worker: k for k, worker in enumerate(order)}
         shape = len(self.rounds), len(order)
         weight, share, suspicion = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
+        measured = {name: np.full(shape, np.nan) for name in MEASURED}
         rejected = np.zeros(shape, bool)
         for i, r in enumerate(self.rounds):
             used, dropped = [column[worker] for worker in r.used], [column[worker] for worker in r.dropped]
@@ -386,6 +423,10 @@ class History:
                 suspicion[i, used] = r.suspicion
             if r.rejected is not None:
                 rejected[i, used] = r.rejected
+            for name, series in measured.items():
+                values = getattr(r, name)
+                if values is not None:
+                    series[i, used] = values
         means = [_mean(weight), _mean(share), _mean(suspicion)]
         return Report(
             algorithm=self.title,
@@ -397,6 +438,7 @@ class History:
             weight=weight,
             suspicion=suspicion,
             rejected=rejected,
+            **measured,
         )
 
     def _standing(self, worker: int, weight: float, share: float, suspicion: float) -> Standing:
@@ -417,6 +459,11 @@ class History:
             suspicion=suspicion,
             reason=self._reasons.get(worker, ""),
         )
+
+
+def _whole(parts: Sequence[Evidence], name: str) -> np.ndarray | None:
+    """[W] what was measured, where one part is all of the vectors: of several parts nobody knows it."""
+    return getattr(parts[0], name) if len(parts) == 1 else None
 
 
 def _mean(series: np.ndarray) -> np.ndarray:
