@@ -409,3 +409,21 @@ def test_an_answer_without_numbers_at_regular_places_is_refused_in_one_line(
 
     with pytest.raises(ValueError, match=r"^Elsewhere must answer float32 \[3\], got float32 \[3\] [a-z_ ]+\.$"):
         Elsewhere(f=0)(torch.ones(5, 3))
+
+
+@pytest.mark.parametrize("rule", [vg.MultiKrum(f=2), vg.Median(f=2), vg.CenteredClipping(f=2), vg.Bulyan(f=1)], ids=str)
+@pytest.mark.parametrize("pre", [(), (vg.NearestNeighborMixing(f=2),)], ids=["plain", "mixed"])
+def test_stages_may_be_shown_some_vectors_in_an_order_of_their_own(rule: vg.Rule, pre: tuple[vg.Mixing, ...]) -> None:
+    """What is decided is about all vectors, as if those that were shown had come alone."""
+    x = torch.from_numpy(np.random.default_rng(5).standard_normal((12, 40)))
+    rows = np.array([11, 0, 7, 3, 9, 2, 5, 8, 1])
+    algorithm = vg.Algorithm(pre=pre, rule=rule)
+    alone, among = (
+        algorithm.decide(x[rows], algorithm.init(9, 40, torch.float64)),
+        algorithm.decide(x, algorithm.init(12, 40, torch.float64), rows=rows),
+    )
+    assert torch.equal(alone.aggregate, among.aggregate)
+    assert (alone.table is None) == (among.table is None)
+    if alone.table is not None and among.table is not None:
+        assert np.array_equal(among.table[..., rows], alone.table[..., :9])
+        assert not among.table[..., [4, 6, 10]].any()

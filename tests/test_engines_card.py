@@ -17,8 +17,8 @@ import varangian as vg
 from pretended import PretendedCard
 from varangian.core.evidence import column_weights, mean_weights_in, weights_in_columns
 from varangian.core.geometry import Geometry
-from varangian.engines.ddp import Protection
 from varangian.core.history import Evidence
+from varangian.engines.ddp import Protection
 from varangian.engines.sharded import Aggregation, Chunk, Ranks, Refused, Span, Step, arithmetic
 
 W, D = 7, 9000  # more than is measured twice for the sake of precision

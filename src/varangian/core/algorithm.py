@@ -282,11 +282,13 @@ class Algorithm:
     @kernels.eager
     def decide(
         self, vectors: Tensor | np.ndarray | Sequence[Any], state: State, *, seen: Tensor | None = None,
-        weights: Any = None,
+        weights: Any = None, rows: np.ndarray | None = None,
     ) -> Decision:  # fmt: skip
         """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered.
 
         ``seen``: the distances that it begins with, where somebody has them: what ``core.stages.look`` answers.
+        ``rows``: which vectors mixings and rule are shown, each at most once, and in which order; by default all, as
+        they come. What is decided is about all n.
         """
         if weights is not None and self.placement is not None:
             raise ValueError(f"Algorithm: {self.placement} takes no weights of workers.")
@@ -298,7 +300,7 @@ class Algorithm:
         check_placed(self.placement, state.placement, x)
         decision = decide(
             x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step), seen=seen,
-            weights=weights,
+            weights=weights, rows=rows,
         )  # fmt: skip
         if self.placement is None or state.placement is None:
             return decision

@@ -323,7 +323,6 @@ class History:
         weight = np.sum([part.size * part.weight for part in parts], axis=0) / size
         suspicion = np.sum([part.size * part.suspicion for part in parts], axis=0) / size
         used = np.flatnonzero(finite)
-        measured = {name: _whole(parts, name) for name in MEASURED}
         self.record(
             Round(
                 self.steps + 1,
@@ -334,7 +333,9 @@ class History:
                 weight=None if np.isnan(weight).all() else weight[used],
                 suspicion=suspicion[used],
                 rejected=rejected_by(weight, finite)[used],
-                **{name: None if values is None else values[used] for name, values in measured.items()},
+                score=_whole([part.score for part in parts], used),
+                distance=_whole([part.distance for part in parts], used),
+                cosine=_whole([part.cosine for part in parts], used),
             )
         )
 
@@ -461,9 +462,9 @@ class History:
         )
 
 
-def _whole(parts: Sequence[Evidence], name: str) -> np.ndarray | None:
-    """[W] what was measured, where one part is all of the vectors: of several parts nobody knows it."""
-    return getattr(parts[0], name) if len(parts) == 1 else None
+def _whole(parts: Sequence[np.ndarray | None], used: np.ndarray) -> np.ndarray | None:
+    """Of those that are used what was measured, where one part is all of the vectors: of several nobody knows it."""
+    return parts[0][used] if len(parts) == 1 and parts[0] is not None else None
 
 
 def _mean(series: np.ndarray) -> np.ndarray:

@@ -777,13 +777,19 @@ def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
 
 def decide(
     x: Tensor, pre: Sequence[Mixing], rule: Rule, *, previous: Tensor | None = None, draw: Draw = BARE,
-    seen: Tensor | None = None, weights: Any = None,
+    seen: Tensor | None = None, weights: Any = None, rows: np.ndarray | None = None,
 ) -> Decision:  # fmt: skip
     """F(pre(x)) for [n, d]: one pass for the geometry where a stage needs it, one that makes the result.
 
-    ``seen``: what :func:`look` answers, where somebody has it. ``weights``: [n] what each vector counts.
+    ``seen``: what :func:`look` answers, where somebody has it. ``weights``: [n] what each vector counts. ``rows``:
+    which vectors the stages are shown, each at most once, and in which order; all, as they come, by default. What is
+    decided is about all n.
     """
     x, n = kernels.contiguous(x.detach()), x.shape[0]
+    if rows is not None:
+        shown = x.index_select(0, kernels.there(rows, x))
+        heard = None if weights is None else shares_of(rule, weights, n)[rows]
+        return decide(shown, pre, rule, previous=previous, draw=draw, weights=heard).among(rows, n)
     first, shares = x, None
     check_rows(pre, rule, n)
     if weights is not None:

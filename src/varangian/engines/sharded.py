@@ -35,9 +35,9 @@ from ..core.algorithm import Algorithm, State, finite_rows, unspoilt
 from ..core.checks import Refused, brief, kind_of, not_dense, shown
 from ..core.evidence import mean_weights_in, scores, scores_of, suspicion, weights_of_table
 from ..core.geometry import Geometry, Vectors
+from ..core.history import Evidence
 from ..core.randomness import Draw
 from ..core.stages import Decision, Rule, check_rows, checked_answer, deferred_refusals, measure, weigh
-from ..core.history import Evidence
 
 try:
     from torch.distributed import all_gather_single  # torch >= 2.13, which warns about the old name

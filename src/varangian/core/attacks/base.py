@@ -48,6 +48,7 @@ class ComposedDefence:
         draw: what its rules and mixings draw: numbers like the server's, but others. An adversary knows how the server
             draws, not what.
         weights: [n] what each vector counts, for rules that weigh; or None.
+        rows: which vectors its stages are shown, and in which order; None for all, as they come.
     """
 
     pre: tuple[Mixing, ...]
@@ -55,11 +56,13 @@ class ComposedDefence:
     previous: Tensor | None = None
     draw: Draw = TRIED
     weights: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     @kernels.eager
     def __call__(self, x: Tensor) -> Tensor:
-        found = decide(x, self.pre, self.rule, previous=self.previous, draw=self.draw, weights=self.weights)
-        return found.aggregate
+        return decide(
+            x, self.pre, self.rule, previous=self.previous, draw=self.draw, weights=self.weights, rows=self.rows
+        ).aggregate
 
 
 def as_defence(defence: Any, previous: Tensor | None = None) -> Defence | None:

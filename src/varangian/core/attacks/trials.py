@@ -55,6 +55,7 @@ class Trials:
         d = seen.honest.shape[1]
         if (
             isinstance(self.defence, ComposedDefence)
+            and self.defence.rows is None
             and self.defence.weights is None
             and _by_weights(self.defence.rule)
         ):

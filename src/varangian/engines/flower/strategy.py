@@ -20,11 +20,11 @@ from torch import Tensor
 from ...core.algorithm import Algorithm, State
 from ...core.checks import Refused, shown
 from ...core.explanation import explain
+from ...core.history import History, Report, Round
 from ...core.mixing import Mixing, NearestNeighborMixing
 from ...core.rules import Rule, TrimmedMean
 from ...core.stages import Decision
 from ...core.vectors import BUFFER_NAMES
-from ...core.history import History, Report, Round
 from ..sharded import (
     check_protects,
     check_state,
