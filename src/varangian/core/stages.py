@@ -787,9 +787,9 @@ def decide(
     """
     x, n = kernels.contiguous(x.detach()), x.shape[0]
     if rows is not None:
-        shown = x.index_select(0, kernels.there(rows, x))
-        heard = None if weights is None else shares_of(rule, weights, n)[rows]
-        return decide(shown, pre, rule, previous=previous, draw=draw, weights=heard).among(rows, n)
+        seen_rows = x.index_select(0, kernels.there(rows, x))
+        shares = None if weights is None else shares_of(rule, weights, n)[rows]
+        return decide(seen_rows, pre, rule, previous=previous, draw=draw, weights=shares).among(rows, n)
     first, shares = x, None
     check_rows(pre, rule, n)
     if weights is not None:
@@ -798,8 +798,8 @@ def decide(
         places = np.flatnonzero(shares)
         check_shares(rule, shares[places])
         if places.size < n:
-            rows = x.index_select(0, kernels.there(places, x))
-            return decide(rows, pre, rule, previous=previous, draw=draw, weights=shares[places]).among(places, n)
+            weighing = x.index_select(0, kernels.there(places, x))
+            return decide(weighing, pre, rule, previous=previous, draw=draw, weights=shares[places]).among(places, n)
         shares = None if (shares == 1).all() else shares
     if rule.needs_root and previous is None:
         raise ValueError(
