@@ -57,7 +57,14 @@ def test_multi_krum_shows_krums_scores_and_suspects_the_attackers_first() -> Non
     found = explain(x, vg.MultiKrum(F))
     assert found.score is not None
     np.testing.assert_allclose(found.score, oracles.krum_scores(x, N - F - 2), rtol=1e-9)
-    np.testing.assert_allclose(found.suspicion, np.maximum(1 - np.median(found.score) / found.score, 0), atol=1e-15)
+    apart = np.linalg.norm(x - found.aggregate, axis=1)
+    cosine = x @ found.aggregate / np.linalg.norm(x, axis=1) / np.linalg.norm(found.aggregate)
+    np.testing.assert_allclose(found.distance, apart, rtol=1e-9)
+    np.testing.assert_allclose(found.cosine, cosine, atol=1e-12)
+    expected = np.maximum(1 - np.median(apart) / apart, 0)
+    if np.median(cosine) >= 0:
+        expected = np.maximum(expected, -cosine)
+    np.testing.assert_allclose(found.suspicion, expected, atol=1e-9)
     assert set(found.suspicion.argsort()[-F:]) == set(range(N - F, N))
     assert found.selected is not None
     assert found.selected.sum() == N - F - 2
@@ -71,7 +78,7 @@ def test_vectors_that_are_not_finite_come_first_and_show_no_numbers() -> None:
     assert found.suspicion[4] == found.suspicion[6] == 1
     assert found.rejected[[4, 6]].all()
     assert np.isnan(found.norm[[4, 6]]).all()
-    assert str(found).splitlines()[-N + 4].split() == ["4", "-", "-", "-", "-", "NO", "1.00"]
+    assert str(found).splitlines()[-N + 4].split() == ["4", "-", "-", "-", "-", "-", "NO", "1.00"]
 
 
 def test_through_mixings_weights_are_those_of_the_vectors_that_came() -> None:
@@ -164,22 +171,21 @@ class Norms(Half):
         return np.sqrt(geometry.norms)
 
 
-def test_a_rule_of_ones_own_is_explained_by_its_score_or_by_the_distance() -> None:
+def test_a_rule_of_ones_own_is_explained_with_its_score_or_without() -> None:
     x = attacked()
     found = explain(x, Farthest(F))
     assert found.score_name == "score of Farthest"
     assert found.score is not None
     apart = np.linalg.norm(x[:, None] - x[None], axis=2).max(1)
     np.testing.assert_allclose(found.score, apart, rtol=1e-9)
-    np.testing.assert_allclose(found.suspicion, suspicion(apart, np.ones(N, bool)), atol=1e-9)
+    np.testing.assert_allclose(found.suspicion, suspicion(found.distance, found.finite, found.cosine))
     np.testing.assert_array_equal(found.rejected, found.weight == 0)
-    assert "suspicion: 1 - median score / score, from 0" in str(found)
+    assert "suspicion: the greater of 1 - median distance / distance and -cosine, from 0" in str(found)
 
     found = explain(x, Half(F))
     assert found.score is found.weight is None
-    np.testing.assert_allclose(found.suspicion, suspicion(found.distance, found.finite))
+    np.testing.assert_allclose(found.suspicion, suspicion(found.distance, found.finite, found.cosine))
     assert not found.rejected.any()
-    assert "suspicion: 1 - median distance / distance, from 0" in str(found)
 
 
 @pytest.mark.parametrize("pre", [(), (vg.AdaptiveClipping(F),)])

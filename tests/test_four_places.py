@@ -128,5 +128,5 @@ def test_lists_explanations_reports_and_runs_take_it(copy: Path) -> None:
     assert listed["midmost"].startswith("The mean of the n - f vectors around each of which")
     title, score, suspicion, report, rule = json.loads(run(copy, "-c", SEEN).splitlines()[-1])
     assert (title, score, rule) == ("The midmost", "radius of the ball that holds n - f vectors", "midmost")
-    assert suspicion == pytest.approx([0, 0, 0, 1 - 2 / 8])  # radii 2, 1, 2, 8
+    assert suspicion == pytest.approx([0, 0, 0, 1 - 1 / 8])  # 1, 0, 1, 8 away from 1
     assert "0 not tried" in report.splitlines()[0]

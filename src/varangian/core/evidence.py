@@ -6,8 +6,9 @@ One vocabulary for explanations and for every engine's report:
 - *rejected*: not finite, or of next to no weight, see :func:`rejected`.
 - *score*: what the rule ranks vectors by, >= 0 and the lower the better, for rules that have one
   (:meth:`varangian.Rule.score`), see :func:`scores`.
-- *suspicion*: a number from 0 to 1 for each vector and step, of its score or, for rules without one, of its distance to
-  the aggregate, see :func:`suspicion`.
+- *distance*, *cosine*: to the aggregate, see :func:`cosines`.
+- *suspicion*: a number from 0 to 1 for each vector and step, of its distance and cosine, whatever the rule, see
+  :func:`suspicion`; and of a worker over its last steps, see :func:`recent_suspicion`.
 """
 
 from __future__ import annotations
@@ -29,31 +30,105 @@ NEGLIGIBLE = 0.1  # of an equal share: whose weight is less is rejected
 BLOCK = 4096  # columns sorted at a time
 
 
-def suspicion(measure: np.ndarray, finite: np.ndarray) -> np.ndarray:
+def suspicion(distance: np.ndarray, finite: np.ndarray, cosine: np.ndarray | None = None) -> np.ndarray:
     """[n] how suspicious each vector is: 0 is usual, 1 the most suspicious that there is.
 
-    s_i = max(0, 1 - m / m_i),  m the median of m_1 ... m_n over the vectors that are finite and known
+    s_i = max(0, 1 - D / D_i, -c_i),  D_i the distance to the aggregate, c_i the cosine to it,
+    D the median of the distances of the vectors that are finite and known
 
-    Half of the vectors have 0, one whose measure is twice the usual has 0.5, one at ten times the usual 0.9. A vector
-    that is not finite has 1; one of which nothing is known has NaN.
+    A vector twice as far as is usual has 0.5, and so has one that points away at 120 degrees; at ten times the usual
+    distance it has 0.9, and turned right round 1. Where more than half of the vectors point away, it is the aggregate
+    that is turned: then c_i counts for nobody. A vector that is not finite has 1; one of which nothing is known NaN.
+
+    What is usual depends on no rule: scores of different rules are no measure, since some add up squares and others
+    never leave a narrow range.
 
     Args:
-        measure: [n] what speaks against a vector, >= 0: the rule's score, see :func:`scores`, or for rules without one
-            the distance to the aggregate; NaN where nothing is known.
+        distance: [n] to the aggregate, >= 0; NaN where nothing is known.
         finite: [n] whether a vector holds neither NaN nor infinity.
+        cosine: [n] to the aggregate; NaN where it is not known, or one of the two is zero. None for all.
 
     Example:
-        >>> suspicion(np.array([1.0, 1.0, 2.0, 0.5, 7.0, np.nan]), np.array([True, True, True, True, False, True]))
+        >>> distance, finite = np.array([1.0, 1.0, 2.0, 0.5, 7.0, np.nan]), np.array([True] * 4 + [False, True])
+        >>> suspicion(distance, finite)
         array([0. , 0. , 0.5, 0. , 1. , nan])
+        >>> suspicion(distance, finite, np.array([0.9, 0.9, 0.1, -0.8, np.nan, np.nan]))
+        array([0. , 0. , 0.5, 0.8, 1. , nan])
     """
-    known = finite & ~np.isnan(measure)
+    known = finite & ~np.isnan(distance)
     result = np.where(finite, np.nan, 1.0)
     if known.any():
-        usual = np.median(measure[known])
-        above = known & (measure > usual)
+        usual = np.median(distance[known])
+        above = known & (distance > usual)
         result[known] = 0.0
-        result[above] = 1 - usual / measure[above]
+        result[above] = 1 - usual / distance[above]
+        told = known if cosine is None else known & ~np.isnan(cosine)
+        if cosine is not None and told.any() and np.median(cosine[told]) >= 0:
+            result[told] = np.maximum(result[told], np.clip(-cosine[told], 0, 1))
     return result
+
+
+def recent_suspicion(suspicion: np.ndarray, window: int) -> np.ndarray:
+    """[steps, W] how suspicious each worker was of late: the sum of its last ``window`` suspicions over ``window``.
+
+    0.5 over 20 steps is as if 10 of the last 20 vectors had been as suspicious as there is. Steps before the first
+    count as 0, so that nobody is accused of a window that is not yet full; steps in which a worker took no part (NaN)
+    do not count, and leave its number as it was: NaN until it first took part.
+
+    Args:
+        suspicion: [steps, W] see :func:`suspicion`.
+        window: how many steps, >= 1.
+
+    Example:
+        >>> over_time = np.array([[0.0, 1.0], [0.0, 1.0], [0.8, np.nan], [0.0, 0.0]])
+        >>> recent_suspicion(over_time, 2)
+        array([[0. , 0.5],
+               [0. , 1. ],
+               [0.4, 1. ],
+               [0.4, 0.5]])
+    """
+    known = ~np.isnan(suspicion)
+    if known.all():
+        total = np.concatenate([np.zeros((1, suspicion.shape[1])), suspicion.cumsum(0)])
+        total = total[1:] - total[np.maximum(np.arange(len(suspicion)) + 1 - window, 0)]
+        return np.clip(total / window, 0, 1)
+    result = np.full(suspicion.shape, np.nan)
+    for worker, there in enumerate(known.T):
+        if there.any():
+            own = recent_suspicion(suspicion[there, worker][:, None], window)[:, 0]
+            so_far = there.cumsum()
+            result[so_far > 0, worker] = own[so_far[so_far > 0] - 1]
+    return result
+
+
+def cosines(squared_norm: np.ndarray, squared_distance: np.ndarray, squared: float | np.ndarray) -> np.ndarray:
+    """[n] the cosines of vectors to the aggregate, of which the squared norm is ``squared``; NaN where a norm is 0 or
+    not finite.
+
+    cos(x, F) = (||x||^2 + ||F||^2 - ||x - F||^2) / (2 ||x|| ||F||)
+
+    Args:
+        squared_norm: [n] of the vectors.
+        squared_distance: [n] to the aggregate.
+
+    Example:
+        >>> cosines(np.array([4.0, 1.0, 0.0]), np.array([1.0, 4.0, 1.0]), 1.0)
+        array([ 1., -1., nan])
+    """
+    with np.errstate(all="ignore"):
+        lengths = np.sqrt(squared_norm) * np.sqrt(squared)
+        inner = (squared_norm + squared - squared_distance) / 2
+        return np.clip(np.where(lengths > 0, inner / lengths, np.nan), -1, 1)
+
+
+def distances_and_norms(x: Tensor, point: Tensor) -> Tensor:
+    """[3, n] float64 on x's device: squared norms of the rows [n, d], their squared distances to a vector [d], and, n
+    times, its squared norm. Two vectors' worth beside one pass over the data."""
+    n = x.shape[0]
+    only = np.zeros(n + 1)
+    only[n] = 1.0
+    found = kernels.squared_around(x, only, point.to(x.dtype).unsqueeze(0))
+    return torch.cat([found, kernels.squared_norms(point).expand(1, n)])
 
 
 def rejected(weight: np.ndarray | None, finite: np.ndarray) -> np.ndarray:

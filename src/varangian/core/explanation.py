@@ -15,7 +15,15 @@ import numpy as np
 from . import kernels
 from .algorithm import Algorithm
 from .checks import shown
-from .evidence import mean_weights_in, rejected, scores_of, suspicion, weights_by_share
+from .evidence import (
+    cosines,
+    distances_and_norms,
+    mean_weights_in,
+    rejected,
+    scores_of,
+    suspicion,
+    weights_by_share,
+)
 from .randomness import Draw
 from .shares import shares_of
 from .stages import Coordinatewise, Rule, as_matrix, as_previous, decide
@@ -35,11 +43,11 @@ class Explanation:
         score: [n] the rule's own score, lower is better (of the vectors behind any mixings); None where it has none.
         score_name: what the score is; "" without one.
         distance: [n] to the aggregate; NaN for vectors that are not finite.
+        cosine: [n] to the aggregate; NaN for vectors that are not finite, and where one of the two is zero.
         norm: [n]; NaN for vectors that are not finite.
         finite: [n] whether a vector holds neither NaN nor infinity.
         rejected: [n] whether a vector is not finite, or of less than a tenth of an equal share of the weights.
-        suspicion: [n] from 0, usual, to 1, see :func:`varangian.core.evidence.suspicion`: of the score, or where there
-            is none of the distance.
+        suspicion: [n] from 0, usual, to 1, see :func:`varangian.core.evidence.suspicion`: of distance and cosine.
         coordinates: how many coordinates the weights of a coordinate-wise rule were counted on; 0 for other rules.
     """
 
@@ -49,6 +57,7 @@ class Explanation:
     score: np.ndarray | None
     score_name: str
     distance: np.ndarray
+    cosine: np.ndarray
     norm: np.ndarray
     finite: np.ndarray
     rejected: np.ndarray
@@ -68,14 +77,14 @@ class Explanation:
             lines.append(f"weight: mean over {self.coordinates:,} coordinates")
         if self.score_name:
             lines.append(f"score: {self.score_name}")
-        measure = "distance" if self.score is None else "score"
-        lines.append(f"suspicion: 1 - median {measure} / {measure}, from 0")
+        lines.append("suspicion: the greater of 1 - median distance / distance and -cosine, from 0")
         columns: dict[str, list[str]] = {"index": [str(i) for i in range(n)]}
         if self.weight is not None:
             columns["weight"] = [f"{w:.4f}" if w else "-" for w in self.weight]
         if self.score is not None:
             columns["score"] = [_number(s) for s in self.score]
         columns["distance"] = [_number(v) for v in self.distance]
+        columns["cosine"] = [f"{c:.3f}" if np.isfinite(c) else "-" for c in self.cosine]
         columns["norm"] = [_number(v) for v in self.norm]
         columns["finite"] = ["yes" if f else "NO" for f in self.finite]
         columns["suspicion"] = [f"{s:.2f}" for s in self.suspicion]
@@ -120,13 +129,13 @@ def explain(
         >>> print(explain(x, vg.Median(f=1)))
         Median(f=1): 5 vectors, 3 with weight
         weight: mean over 2 coordinates
-        suspicion: 1 - median distance / distance, from 0
-        index  weight  distance    norm  finite  suspicion
-            0  0.2500       0.1       1     yes       0.00
-            1       -    0.1414     1.1     yes       0.29
-            2  0.2500       0.1  0.9055     yes       0.00
-            3  0.5000         0   1.005     yes       0.00
-            4       -     11.97   12.73     yes       0.99
+        suspicion: the greater of 1 - median distance / distance and -cosine, from 0
+        index  weight  distance  cosine    norm  finite  suspicion
+            0  0.2500       0.1   0.995       1     yes       0.00
+            1       -    0.1414   0.995     1.1     yes       0.29
+            2  0.2500       0.1   1.000  0.9055     yes       0.00
+            3  0.5000         0   1.000   1.005     yes       0.00
+            4       -     11.97   0.774   12.73     yes       0.99
     """
     if not isinstance(algorithm, (Algorithm, Rule)):
         raise ValueError(f"explain needs an algorithm or a rule, got {shown(algorithm)}.")
@@ -137,23 +146,24 @@ def explain(
     decision = decide(matrix, pre, rule, previous=previous, draw=draw, weights=weights)
     n, looked_at, weight = matrix.shape[0], 0, None
     shares = np.ones(n) if weights is None else shares_of(rule, weights, n)
-    measured = [kernels.squared_norms(matrix).sqrt(), kernels.squared_distances_to(matrix, decision.aggregate)]
+    measured = distances_and_norms(matrix, decision.aggregate)
     statistic = rule.statistic(n if decision.table is None else decision.table.shape[0])
     if statistic is not None:
         columns = _sample(matrix.shape[1], coordinates)
         looked_at = columns.size
         block = matrix.index_select(1, kernels.there(columns, matrix))
         if (shares == 1).all():
-            norm, squared, weight = kernels.host(*measured, mean_weights_in(block, decision.table, statistic))
+            measured, weight = kernels.host(measured, mean_weights_in(block, decision.table, statistic))
         else:
             rows = block if decision.table is None else kernels.weighted_rows(block, decision.table)
-            norm, squared, values = kernels.host(*measured, rows.double())
+            measured, values = kernels.host(measured, rows.double())
             weight = _weight_by_share(rule, values, shares)
     else:
-        norm, squared = kernels.host(*measured)
+        measured = kernels.host(measured)
         if decision.table is not None and decision.table.ndim == 1:
             weight = decision.table[:n]
-    finite, distance = np.isfinite(norm), np.sqrt(squared)
+    norm, distance = np.sqrt(measured[:2])
+    finite, cosine = np.isfinite(norm), cosines(*measured)
     score, score_name = scores_of(matrix, pre, rule, decision.geometry, draw=draw), ""
     if score is not None:
         score_name = (rule.score_name or f"score of {type(rule).__name__}") + (", after mixing" if pre else "")
@@ -164,10 +174,11 @@ def explain(
         score=score,
         score_name=score_name,
         distance=np.where(finite, distance, np.nan),
+        cosine=np.where(finite, cosine, np.nan),
         norm=np.where(finite, norm, np.nan),
         finite=finite,
         rejected=rejected(None if weight is None else weight / np.where(shares > 0, shares, 1), finite),
-        suspicion=suspicion(distance if score is None else score, finite),
+        suspicion=suspicion(distance, finite, cosine),
         coordinates=looked_at,
     )
 

@@ -19,7 +19,9 @@ logger = logging.getLogger("varangian.engines")
 Noun = Literal["rank", "node", "worker"]
 
 OFTEN = 0.9  # of the steps: whoever is rejected so often is named, if the rule does not reject everybody as often
-SUSPICIOUS = 0.5  # twice the usual score or distance: whoever has more so often is named too, whatever its weight
+SUSPICIOUS = (
+    0.5  # twice the usual distance, or turned away: whoever has more so often is named too, whatever its weight
+)
 NOT_FINITE = "NaN or infinity"
 MEASURED = ("score", "distance", "cosine")
 SERIES = ("weight", "suspicion", "rejected", *MEASURED)
@@ -105,7 +107,7 @@ class Standing:
             told.
         share: the same in equal shares: 1 is as much as everybody else's.
         suspicion: mean over the last ones that it was used in, or dropped in, which counts 1; NaN without any. Of one
-            step it is 0 up to the usual (median) score or distance from the aggregate, and 1 - usual / its own beyond.
+            step see :func:`varangian.core.evidence.suspicion`.
         reason: why it was last dropped or silent; "" where it never was.
     """
 
@@ -283,7 +285,7 @@ class History:
         title: what decides.
         hosts: the machine of each rank; empty for nodes, which come and go.
         window: how many steps "recently" is, >= 1; None for all of them.
-        warn: called with a line about a worker that was rejected, or whose score or distance was twice the usual, in
+        warn: called with a line about a worker that was rejected, or that was twice as far as usual or turned away, in
             nearly all of the last ``window`` steps, once a window; None for no warning.
         first: whether this is the rank that speaks.
         noun: what a worker is.

@@ -184,8 +184,8 @@ class Rule(Constructed):
     def score(self, geometry: Geometry) -> np.ndarray | None:
         """[n] what it ranks the vectors by, >= 0, the lower the better; None for a rule that ranks none.
 
-        Explanations show it, and suspicion follows it (see :mod:`varangian.core.evidence`). The geometry is the one
-        that the rule decides on: behind any mixings.
+        Explanations and histories show it (see :mod:`varangian.core.evidence`). The geometry is the one that the rule
+        decides on: behind any mixings.
         """
         return None
 

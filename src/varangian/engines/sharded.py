@@ -33,7 +33,15 @@ from torch.utils._pytree import tree_leaves
 from ..core import kernels
 from ..core.algorithm import Algorithm, State, finite_rows, unspoilt
 from ..core.checks import Refused, brief, kind_of, not_dense, shown
-from ..core.evidence import mean_weights_in, scores, scores_of, suspicion, weights_of_table
+from ..core.evidence import (
+    cosines,
+    distances_and_norms,
+    mean_weights_in,
+    scores,
+    scores_of,
+    suspicion,
+    weights_of_table,
+)
 from ..core.geometry import Geometry, Vectors
 from ..core.history import Evidence
 from ..core.randomness import Draw
@@ -288,11 +296,12 @@ class _Sent:
 
 @dataclass(frozen=True, eq=False)
 class _Told:
-    """What this rank's piece of a decided chunk says: the aggregate's piece [L], and of each vector [W] the squared
-    distance from it and the sum of its weights over so many columns."""
+    """What this rank's piece of a decided chunk says: the aggregate's piece [L], what
+    :func:`varangian.core.evidence.distances_and_norms` finds around it [3, W], and of each vector [W] the sum of its
+    weights over so many columns."""
 
     piece: Tensor
-    squared: Tensor
+    measured: Tensor
     weights: Tensor
     counted: int
 
@@ -497,14 +506,14 @@ class Step:
         piece = chunk.matrix.new_zeros(chunk.width) if piece is None else piece
         if self._of.gathers:
             part.work = self._ranks.gather(piece, chunk.whole)
-        squared, counted = kernels.squared_distances_to(chunk.matrix, piece), 0
-        weights = squared.new_zeros(squared.shape)
+        measured, counted = distances_and_norms(chunk.matrix, piece), 0
+        weights = measured.new_zeros(len(chunk.matrix))
         if statistic is not None:
             held = max(0, min(chunk.width, chunk.length - self._ranks.rank * chunk.width))
             columns = chunk.matrix[:, : held : self._of.stride]
             counted = columns.shape[1]
             weights = mean_weights_in(columns, table, statistic) * counted
-        return _Told(piece, squared, weights, counted)
+        return _Told(piece, measured, weights, counted)
 
     def _mine(self, value: float) -> np.ndarray:
         """[W] with a value in this rank's place: their sum over ranks shows everybody what each has."""
@@ -597,7 +606,7 @@ class Step:
             self._mine(float(self._late is not None)),
             self._any_faulty(),
             self._mine(_number(self._table)),
-            sum((told.squared for told in self._told[1:]), self._told[0].squared),
+            sum((told.measured for told in self._told[1:]), self._told[0].measured),
             sum((told.weights for told in self._told[1:]), self._told[0].weights),
             np.array(float(sum(told.counted for told in self._told))),
         )
@@ -605,18 +614,30 @@ class Step:
     def conclude(self, numbers: np.ndarray, name_of: Callable[[int], str]) -> None:
         """The step holds on all ranks, or this raises; see :meth:`finish`."""
         size = self._ranks.size
-        errors, lates, faulty, decisions, squared, weights, counted = np.split(numbers, [k * size for k in range(1, 7)])
+        errors, lates, faulty, decisions, *measured, weights, counted = np.split(
+            numbers, [k * size for k in range(1, 9)]
+        )
         self._refuse(errors, faulty, name_of)
         odd = np.flatnonzero(decisions != decisions[0]).tolist()
         if odd:
             raise RuntimeError(f"{self._algorithm.rule} was decided otherwise on ranks {odd} than on rank 0.")
         if lates.any():
             self._ranks.share(self._late)
+        weight = weights / counted if counted[0] else weights_of_table(self._table, size)
+        self._tell(weight, measured, self._score, sum(part.chunk.length for part in self._sent))
+
+    def _tell(
+        self, weight: np.ndarray, measured: Sequence[np.ndarray], score: np.ndarray | None, coordinates: int
+    ) -> None:
+        distance, cosine = np.sqrt(measured[1]), np.where(self.finite, cosines(*measured), np.nan)
         self.evidence = Evidence(
-            weight=weights / counted if counted[0] else weights_of_table(self._table, size),
-            suspicion=suspicion(np.sqrt(squared) if self._score is None else self._score, self.finite),
+            weight=weight,
+            suspicion=suspicion(distance, self.finite, cosine),
             finite=self.finite,
-            size=sum(part.chunk.length for part in self._sent),
+            size=coordinates,
+            score=score,
+            distance=np.where(self.finite, distance, np.nan),
+            cosine=cosine,
         )
 
     def replicate(self, chunk: Chunk, gradient: Tensor, name_of: Callable[[int], str]) -> Tensor:
@@ -629,7 +650,7 @@ class Step:
         if work is not None:
             work.wait()
         table = score = error = None
-        update, known = gradient, np.zeros((2, n))  # weights, and squared distances from the aggregate
+        update, known = gradient, np.zeros((4, n))  # weights, and what distances_and_norms answers
         try:
             with deferred_refusals():  # of those that are not finite all ranks hear below, by name
                 decision = algorithm.decide(x, _as(after, gradient.dtype))
@@ -639,19 +660,18 @@ class Step:
             if statistic is not None:
                 weight = mean_weights_in(x[:, :: self._of.stride], table, statistic)
             score = scores_of(x, algorithm.pre, algorithm.rule, decision.geometry, draw=self._draw)
-            known = self._ranks.vector(weight, kernels.squared_distances_to(x, decision.aggregate))
+            known = self._ranks.vector(weight, distances_and_norms(x, decision.aggregate))
             update, after = finished(algorithm, decision, after)
         except Exception as own:  # of a stage of the user's own: the others must not take the step either
             error = own
         errors = self._ranks.vector(self._failed(), self._mine(float(error is not None)))
         self._ranks.add(errors)
         numbers = kernels.host(self._ranks.vector(errors, ~finite_rows(x), known))
-        errors, lates, faulty, weight, squared = np.split(numbers, [k * n for k in range(1, 5)])
+        errors, lates, faulty, weight, *measured = np.split(numbers, [k * n for k in range(1, 7)])
         self._refuse(errors, faulty, name_of)
         if lates.any():
             self._ranks.share(error)
-        found = suspicion(np.sqrt(squared) if score is None else score, self.finite)
-        self.evidence = Evidence(weight, found, self.finite, x.shape[1])
+        self._tell(weight, measured, score, x.shape[1])
         self._sent.append(_Sent(chunk, after, None, None))
         return update
 

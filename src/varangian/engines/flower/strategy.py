@@ -314,7 +314,10 @@ class RobustStrategy(Strategy):
         except Refused as error:
             outcome = replace(outcome, kept=str(error))
         else:
-            outcome = replace(outcome, f=f, weight=found.weight, suspicion=found.suspicion, rejected=found.rejected)
+            outcome = replace(
+                outcome, f=f, weight=found.weight, suspicion=found.suspicion, rejected=found.rejected,
+                score=found.score, distance=found.distance, cosine=found.cosine,
+            )  # fmt: skip
             self._state = state
             for i, node in enumerate(nodes):
                 self._memories[node] = tuple(None if m is None else m[i].clone() for m in state.worker)
