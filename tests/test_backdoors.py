@@ -369,7 +369,7 @@ def test_an_attack_on_data_sees_and_changes_those_of_its_workers_alone() -> None
     e = replace(SMALL, attack="label-flip")
     with computing(e):
         simulation, _ = build(e, opened(e))
-        simulation.attack, simulation.own_attack = Pries(), True
+        simulation.adversary.attack, simulation.adversary.own = Pries(), True
         kept = simulation.batches
         batches = {}
 

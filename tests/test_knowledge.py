@@ -83,7 +83,7 @@ def test_the_last_round_is_that_of_the_step_before() -> None:
     simulation.step()
     assert not Echo.shown  # nothing is known in the first step, and zeros are sent
     assert not simulation.vectors[8:].any()
-    assert simulation.memory is None
+    assert simulation.adversary.memory is None
     for _ in range(3):
         before = simulation.vectors[:8].clone()
         simulation.step()
@@ -97,15 +97,15 @@ def test_attacks_craft_from_what_is_known(attack: str) -> None:
     simulation = made(knowledge="spied(k=7)" if attack == "fang" else "spied(k=3)", attack=attack)
     for _ in range(2):
         previous = simulation.state.previous
-        attacked = simulation.previous
+        attacked = simulation.adversary.previous
         simulation.step()
-    assert isinstance(simulation.attack, vg.Attack)
+    assert isinstance(simulation.adversary.attack, vg.Attack)
     k = 7 if attack == "fang" else 3
     rows = np.sort(generator(1, "spied").permutation(8)[:k])
     known = simulation.vectors[:8][rows]
     defence = ComposedDefence((), simulation.algorithm.rule, previous)
     seen = Knowledge(known, 3, defence, attacked, generator(0, "attack"), workers=11)
-    assert torch.equal(simulation.vectors[8:], simulation.attack.send(seen).expand(3, -1))
+    assert torch.equal(simulation.vectors[8:], simulation.adversary.attack.send(seen).expand(3, -1))
 
 
 def test_littles_own_factor_is_of_n_and_f_whatever_is_known() -> None:
@@ -356,7 +356,7 @@ class Answers(vg.ThreatModel):
 
 def test_one_of_ones_own_and_what_it_must_answer() -> None:
     simulation = made(attack="little")
-    simulation.knowledge = Answers()
+    simulation.adversary.knowledge = Answers()
     with patch.object(Answers, "answer", staticmethod(lambda honest: honest[1:3].clone()), create=True):
         simulation.step()
         assert not (simulation.vectors == 9).any()

@@ -162,9 +162,9 @@ def test_memory_is_shared_with_nobody() -> None:
     good, bad = (small_simulation(algorithm, Growing(spoils=s), 3) for s in (False, True))
     for _ in range(3):
         good.step()
-        kept = good.memory
+        kept = good.adversary.memory
         bad.step()
-        assert same(bad.memory, kept)
+        assert same(bad.adversary.memory, kept)
         assert isinstance(kept, tuple)
         assert isinstance(kept[2], tuple)
         row = kept[2][1]
@@ -180,11 +180,11 @@ def test_a_snapshot_holds_what_is_remembered() -> None:
     for _ in range(2):
         whole.step()
     parts.restore(whole.snapshot())
-    assert same(parts.memory, whole.memory)
+    assert same(parts.adversary.memory, whole.adversary.memory)
     for _ in range(2):
         whole.step(), parts.step()
     assert torch.equal(whole.parameters, parts.parameters)
-    assert same(whole.memory, parts.memory)
+    assert same(whole.adversary.memory, parts.adversary.memory)
 
     forgets = small_simulation(algorithm, Growing(), 3)
     forgets.restore(replace(whole.snapshot(), memory=None))  # as the first step: nothing says how much is remembered
@@ -195,7 +195,7 @@ def test_a_snapshot_holds_what_is_remembered() -> None:
     with pytest.raises(ValueError, match="Growing must remember a tensor of numbers, a tuple of tensors, or None, got"):
         parts.restore(replace(whole.snapshot(), memory=("text",)))  # pyright: ignore[reportArgumentType]
     assert torch.equal(other.parameters, before)
-    assert same(parts.memory, whole.memory)
+    assert same(parts.adversary.memory, whole.adversary.memory)
 
 
 class Says(vg.Attack):

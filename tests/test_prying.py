@@ -26,6 +26,7 @@ from varangian.core.randomness import Draw
 from varangian.core.stages import decide
 from varangian.runs.building import build, computing
 from varangian.runs.replaying import replay
+from varangian.simulation.adversary import Adversary
 from varangian.simulation.simulate import Simulation
 
 SEED = 0x5EED_0F_7E57
@@ -221,7 +222,7 @@ def test_what_it_gathers_does_not_tell_what_the_server_draws(knowledge: str, cas
 def test_a_generator_keyed_by_the_seed_of_the_run_would_have_been_found() -> None:
     simulation = made(**RANDOM["bucketing"])
     keyed = partial(randomness.generator, SEED, "attack", 0)
-    with patch.object(Simulation, "_random", lambda self, draw: keyed()):
+    with patch.object(Adversary, "_random", lambda self, draw, lazily: keyed()):
         simulation.step()
     assert SEED in seeds(Pries.taken[-1])
     defence = ComposedDefence((), vg.Median(f=1), None, Draw(SEED ^ 7, 3))
@@ -246,13 +247,13 @@ def test_what_attacks_draw_is_the_same_whatever_they_know_and_other_in_each_step
         for seed in (SEED, SEED + 1):
             simulation = made(attack=attack, knowledge=knowledge, seed=seed)
             kept = drawn[knowledge, seed] = []
-            made_by = Simulation._random
+            made_by = Adversary._random
 
-            def random(self: Simulation, draw: Draw, kept: Any = kept, made_by: Any = made_by) -> Any:
-                kept.append(made_by(self, draw).random(8))
-                return made_by(self, draw)
+            def random(self: Adversary, draw: Draw, lazily: bool, kept: Any = kept, made_by: Any = made_by) -> Any:
+                kept.append(made_by(self, draw, lazily).random(8))
+                return made_by(self, draw, lazily)
 
-            with patch.object(Simulation, "_random", random):
+            with patch.object(Adversary, "_random", random):
                 simulation.step()
                 simulation.step()
     every = [tuple(numbers) for kept in drawn.values() for numbers in kept]
@@ -326,8 +327,8 @@ def test_what_it_is_to_know_would_have_been_noticed(knowledge: str) -> None:
         simulation.step()
         if alters:
             simulation.vectors[:8].add_(1)  # momenta, and in the last round what was sent
-            if simulation.last is not None:
-                simulation.last.add_(1)
+            if simulation.adversary.last is not None:
+                simulation.adversary.last.add_(1)
             if simulation.sent.data_ptr() != simulation.vectors.data_ptr():
                 simulation.sent.add_(1)
         simulation.step()
@@ -422,8 +423,8 @@ def test_its_memory_is_kept_for_it(knowledge: str) -> None:
     for step in range(4):
         simulation.step()
         if step >= late:
-            assert isinstance(simulation.memory, Tensor)
-            assert simulation.memory.tolist() == [step + 1.0 - late] * 3
+            assert isinstance(simulation.adversary.memory, Tensor)
+            assert simulation.adversary.memory.tolist() == [step + 1.0 - late] * 3
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

@@ -315,7 +315,7 @@ def train(
     progress: Progress | None,
 ) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []
-    columns = columns_of(e, simulation.task.classes)
+    columns = columns_of(e, simulation.adversary.task.classes)
     measures = Rows()
     stopped, start, began = None, time.perf_counter(), simulation.steps_done
     if journal is not None:
@@ -387,9 +387,9 @@ def train(
     if not evaluations or evaluations[-1].step < simulation.steps_done:  # else the step that failed was evaluated
         evaluate()
     found = evaluations[-1].metrics
-    by_class = [found[f"class_{c}"] for c in range(simulation.task.classes)] if e.per_class else None
+    by_class = [found[f"class_{c}"] for c in range(simulation.adversary.task.classes)] if e.per_class else None
     # Whoever attacks through data may hit one class and no other. Where no output is a class there is no accuracy.
-    if by_class is None and simulation.poisons and not math.isnan(evaluations[-1].accuracy):
+    if by_class is None and simulation.adversary.poisons and not math.isnan(evaluations[-1].accuracy):
         by_class = evaluator.by_class(simulation.gradients, simulation.parameters, simulation.steps_done)
     seconds = time.perf_counter() - start
     tell(simulation.steps_done)

@@ -7,12 +7,9 @@ every round, that includes what those remember who are absent.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
 from math import nan
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,21 +20,18 @@ from ..core.algorithm import Algorithm, State, unspoilt
 from ..core.attacks import (
     Attack,
     ComposedDefence,
-    Knowledge,
     Memory,
     Omniscient,
     Task,
     ThreatModel,
     check_memory,
-    learns_twice,
     own,
-    parts,
-    poisoned,
 )
-from ..core.checks import Refused, kind_of
+from ..core.checks import Refused
 from ..core.shares import size_weights
 from ..core.stages import Decision, Pending, deferred_refusals, look, refuse_faulty
 from ..core.transforms import Clip, Momentum
+from .adversary import Adversary
 from .captured import Repeated
 from .clients import Absent, Bank, Population, Round
 from .gradients import Batch, WorkerGradients
@@ -153,48 +147,31 @@ class Simulation:
                 raise ValueError(f"Simulation: {attack} goes by the same workers in every step; here they are others.")
         if local_steps > 1:
             algorithm, self.local_clip = _local_half(algorithm)
-        self.gradients, self.batches, self.algorithm, self.attack = gradients, batches, algorithm, attack
+        self.gradients, self.batches, self.algorithm = gradients, batches, algorithm
         self.workers, self.real_byzantine, self.h = workers, real_byzantine, workers - real_byzantine
         self.learning_rate, self.l2, self.profile, self.seed = learning_rate, l2, profile, seed
-        self.task = task
-        # Workers that compute gradients: the honest ones, and those of a data attack.
-        attacked = attack is not None and (real_byzantine > 0 or population is not None)
-        self.poisons = attack is not None and attack.poisons
-        # What the adversary knows, where that is not everything.
-        self.knowledge = None if type(knowledge) is Omniscient or not attacked else knowledge
-        learns = self.knowledge is not None and self.knowledge.learns
-        self.learns = self.poisons or learns
-        self.active = workers if self.learns else self.h
-        if learns and self.poisons:
-            raise ValueError(learns_twice(knowledge, attack))
-        if attack is not None and type(attack).__call__ is not Attack.__call__:
-            raise ValueError(f"{type(attack).__name__} has a __call__ of its own, which no run calls; override craft.")
-        self._unable: dict[int, str | None] = {}
-        if attack is not None and population is None and real_byzantine:
-            attack.warn_if_idle(self.h, real_byzantine, task.classes or None, self._check_attack(real_byzantine))
-        elif attack is not None and population is not None:
-            self._check_rounds(population)
+        self.adversary = Adversary(
+            attack, knowledge, workers=workers, d=gradients.d, task=task,
+            attackers=real_byzantine if population is None else None,
+        )  # fmt: skip
+        if population is not None and attack is not None:
+            self.adversary.check_rounds(population)
+        # Workers that compute gradients: the honest ones, and those of attackers that learn.
+        self.active = workers if self.adversary.learns else self.h
         self.parameters = gradients.parameters()
         options = {"dtype": self.parameters.dtype, "device": self.parameters.device}
         self.state = algorithm.init(self.active, gradients.d, **options, seed=seed)
         if self.state.placement is not None:
             self.state = replace(self.state, placement=self.state.placement.of(workers))
         self.meter = Meter(self.parameters, momentum) if measure else None
-        self.previous: Tensor | None = None  # the last aggregate, where the attack looks at it
-        self.remembers = attack is not None and attack.remembers
-        self.memory: Memory = None  # what it remembers
-        self.looks_back = self.knowledge is not None and self.knowledge.looks_back
-        self.last: Tensor | None = None  # what honest workers sent in the step before, where the adversary knows it
-        self._older: Tensor | None = None  # and in the one before that, to be written over
         self.steps_done = 0
         self.points = 0
         # What the server refused: an attack that tries the defence may be refused too, which ends no run.
         self.refused: Refused | None = None
-        self.own_attack = attack is not None and not all(is_ours(part) for part in parts(attack))
         self.native = self.parameters.device.type == "cpu"
         self.vectors = torch.zeros(workers, gradients.d, **options)
         # What workers send: rows of that matrix, unless what is crafted is to stand in some of these rows.
-        self.apart = self.active > self.h if population is None else self.learns
+        self.apart = self.active > self.h if population is None else self.adversary.learns
         self.sent = torch.zeros(workers, gradients.d, **options) if self.apart else self.vectors[: self.h]
         if algorithm.worker and algorithm.worker[-1].remembers:
             # What the last stage sends is what it remembers: it lives where that is sent from, from the start.
@@ -213,13 +190,11 @@ class Simulation:
             self._spare = torch.zeros_like(self.sent if self.apart else self.vectors)
         # Of a small model on a card what is asked for in the same way each time is asked for in one go: without attacks
         # that look back, for whom memory lies elsewhere each time.
-        plain = attack is None or not (self.own_attack or attack.uses_previous or attack.poisons)
-        plain &= (
-            population is None
+        plain = (
+            self.adversary.steady
+            and population is None
             and local_steps == 1
             and sizes is None
-            and not self.remembers
-            and self.knowledge is None
             and self.in_one_go
             and not algorithm.remembers_aggregate
             and all(is_ours(s) for s in algorithm.server)
@@ -245,49 +220,6 @@ class Simulation:
         self._known: list[Measures] = []  # rows that nobody has been told yet
         self._former: list[Tensor] = []  # where a device keeps what a step writes over and may have to take back
         self._finite: bool | None = None  # whether the parameters are, as far as a device has said it
-
-    def _check_attack(self, f: int) -> int:
-        """How many vectors are known to f >= 1 attackers of n workers; raises ValueError where they cannot attack."""
-        assert self.attack is not None
-        h = known = self.workers - f
-        if self.knowledge is not None:
-            self.knowledge.check(h, f)
-            known = self.knowledge.known(h, f)
-        self.attack.check_knowing(known, h, f, self.gradients.d)
-        if self.task.classes:
-            self.attack.check_task(self.task)
-        return known
-
-    def _fault(self, f: int) -> str | None:
-        """Why f attackers cannot attack in a round; None where they can."""
-        if f not in self._unable:
-            self._unable[f] = None
-            try:
-                self._check_attack(f)
-            except ValueError as error:
-                self._unable[f] = str(error)
-        return self._unable[f]
-
-    def _check_rounds(self, population: Population) -> None:
-        """Warns of rounds in which the attack is not defined; raises ValueError where it is in none."""
-        assert self.attack is not None
-        chances = {f: p for f, p in population.chances().items() if f}
-        faults = {f: self._fault(f) for f in chances}
-        able = [f for f, fault in faults.items() if fault is None]
-        if faults and not able:
-            raise ValueError(faults[max(chances, key=lambda f: chances[f])])
-        if len(able) < len(faults):
-            f = max((f for f, fault in faults.items() if fault is not None), key=lambda f: chances[f])
-            share = sum(p for k, p in chances.items() if k not in able)
-            warnings.warn(
-                f"in {share:.2g} of the rounds, as with {f} attackers among {self.workers}, there is no attack, and "
-                f"zeros are sent: {faults[f]}",
-                stacklevel=3,
-            )
-        if able:
-            self.attack.warn_if_idle(
-                self.workers - able[-1], able[-1], self.task.classes or None, self._check_attack(able[-1])
-            )
 
     def weights_at(self, step: int) -> np.ndarray | None:
         """[n] what each vector counts at a step, n together; None where all count the same."""
@@ -386,15 +318,15 @@ class Simulation:
         return self._learning(self._round)
 
     def _learning(self, round: Round) -> np.ndarray:
-        return round.clients if self.learns else round.honest
+        return round.clients if self.adversary.learns else round.honest
 
     def _seat(self, round: Round, step: int) -> None:
         """Those who take part take their rows, with what they remember."""
         assert self.bank is not None
         self._round, self.h = round, len(round.honest)
         self.weights = self.weights_at(step)
-        self.real_byzantine = self.workers - self.h if self.attack is not None else 0
-        self.active = self.workers if self.learns else self.h
+        self.real_byzantine = self.workers - self.h if self.adversary.attack is not None else 0
+        self.active = self.workers if self.adversary.learns else self.h
         sampled, memories = self._rows
         last = len(memories) - 1
         if not self.apart:
@@ -459,23 +391,9 @@ class Simulation:
         """What the workers that learn sample; those of a data attack from labels of their own."""
         batches: Callable[..., Batch] = self.batches
         batch = batches(draw) if self._round is None else batches(draw, self._learners)
-        if self.poisons and self.active > self.h:
-            return self._poisoned(batch, draw)
+        if self.adversary.poisons and self.active > self.h:
+            return self.adversary.poison(batch, self.h, self.seed, draw)
         return batch
-
-    def _poisoned(self, batch: Batch, draw: int) -> Batch:
-        """The batch with what the workers of an attack on data learn from in place of what they sampled."""
-        h = self.h
-        # Numbers of its own, of which none leads to the seed of the run; and memory of its own, for code of others.
-        random = randomness.generator(randomness.Draw(self.seed, draw).fork().seed, "poison")
-        inputs, labels = (x[h:].clone() if self.own_attack else x[h:] for x in (batch.inputs, batch.labels))
-        changed, wrong = poisoned(self.attack, inputs, labels, replace(self.task, random=random))
-        same = changed is inputs and not self.own_attack
-        return replace(
-            batch,
-            inputs=batch.inputs if same else torch.cat([batch.inputs[:h], changed]),
-            labels=torch.cat([batch.labels[:h], wrong]),
-        )
 
     def _begin_again(self, step: int, lr: float) -> tuple[float, int, Tensor, Tensor] | None:
         """The same where it can be asked for in one go."""
@@ -537,13 +455,7 @@ class Simulation:
         share = done.decision.weight_of(slice(h, self.workers)) if f and done.readings is not None else None
         base = Measures(step, self.points, lr, nan, byzantine_share=share, **_placed(done), **self._counted())
         self.state = replace(done.state, step=self.state.step + 1)
-        if self.attack is not None and self.attack.uses_previous:
-            self.previous = done.decision.aggregate.clone()
-        self.memory = done.sent.memory
-        if self.looks_back:
-            older, honest = self._older, self.vectors[:h]
-            older = torch.empty_like(honest) if older is None or older.shape != honest.shape else older
-            self.last, self._older = older.copy_(honest), self.last
+        self.adversary.learned(done.decision.aggregate, self.vectors[:h], done.sent.memory)
         self.points += points
         self.steps_done += 1
         if self.native:
@@ -567,29 +479,12 @@ class Simulation:
         if self.apart:
             self.vectors.copy_(self.sent)
         draw = randomness.Draw(self.seed, step).fork()
-        seen = Knowledge(
-            self.vectors[:h],
-            f,
-            ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous, draw, self.weights),
-            self.previous,
-            self._random(draw),
-            self.vectors[h:] if self.poisons and f else None,
-            honest_moments,
-            self.memory,
+        defence = ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous, draw, self.weights)
+        seen = self.adversary.knows(
+            self.vectors, h, defence, draw, lazily=self.repeated is not None, moments=honest_moments
         )
-        crafted, memory = None, self.memory
-        if self.attack is not None and f:
-            able = self.population is None or self._fault(f) is None
-            known = None if not able else seen if self.knowledge is None else self._known_of(seen)
-            if known is None:
-                crafted = self.vectors.new_zeros(self.vectors.shape[1])
-            else:
-                # Momenta live in what is shown, and whoever writes there through NumPy leaves no trace.
-                shown = known.copied() if self.own_attack else known
-                crafted, memory = self.attack.crafted(shown)
-                memory = own(memory)
-                if self.own_attack and not shown.same_vectors(known):
-                    raise ValueError(f"{self.attack} wrote into the vectors that it was shown; it must craft others.")
+        crafted, memory = self.adversary.craft(seen, self.vectors, apart=self.apart, seed=self.seed)
+        if crafted is not None:
             byzantine, rows = self.vectors[h:], crafted.expand(f, -1)
             if self.native:
                 parts = kernels.threads()
@@ -602,34 +497,6 @@ class Simulation:
             honest_moments = seen.moments
         squared = look(self.vectors, self.algorithm.pre, self.algorithm.rule) if looks else None
         return _Sent(state, norms, sampled_moments, honest_moments, crafted, squared, memory)
-
-    def _known_of(self, seen: Knowledge) -> Knowledge | None:
-        """What an adversary that knows less sees, in memory of its own: none that it is handed leads to the rest. None
-        where it knows nothing."""
-        assert self.knowledge is not None
-        others = self.vectors[self.h :] if self.apart and not self.poisons else None
-        given = (seen.honest, others, self.last)
-        if not is_ours(type(self.knowledge)):  # momenta live there
-            given = [None if x is None else x.clone() for x in given]
-        honest, others, last = given
-        assert honest is not None
-        vectors = self.knowledge.vectors(honest, others, last, self.seed)
-        if vectors is None:
-            return None
-        h = self.h if last is None or self.population is None or not self.looks_back else len(last)
-        wanted = [self.knowledge.known(h, self.real_byzantine), honest.shape[1]]
-        if not isinstance(vectors, Tensor) or list(vectors.shape) != wanted or vectors.dtype != honest.dtype:
-            raise ValueError(
-                f"{type(self.knowledge).__name__}.vectors must answer [k, d] = {wanted} of {honest.dtype}, or None, "
-                f"got {kind_of(vectors)}."
-            )
-        return replace(seen, honest=vectors, known=None, workers=self.workers).copied()
-
-    def _random(self, draw: randomness.Draw) -> np.random.Generator:
-        """The attack's random numbers of this step: made for our own attacks when they ask for them. Their key can be
-        read off the generator, so that it is none from which the seed of the run follows."""
-        made = partial(randomness.generator, draw.seed, "attack")
-        return made() if self.repeated is None else cast(np.random.Generator, _WhenAsked(made))
 
     def _decided(self, sent: _Sent) -> tuple[Decision, list[Pending]]:
         """What the server makes of the vectors, and what it may prove to have refused."""
@@ -691,15 +558,14 @@ class Simulation:
         """What undoes the rest of a step, in which the server proves to have refused; but for what workers remember,
         which is of that step on the CPU too."""
         meter, former = self.meter, self._former
-        step, points, attacked = self.steps_done, self.points, self.previous
-        memory, last = self.memory, self.last
+        step, points, forget = self.steps_done, self.points, self.adversary.restorer()
         every = self._overwritten()
         written, first = every[: len(former)], len(every) > len(former)  # before the first step nothing was sampled
 
         def undo() -> None:
             torch._foreach_copy_(written, former)  # pyright: ignore[reportPrivateImportUsage]
-            self.state, self.previous, self.steps_done, self.points = state, attacked, step, points
-            self.memory, self.last, self._older = memory, last, None
+            self.state, self.steps_done, self.points = state, step, points
+            forget()
             if meter is not None and first:
                 meter.previous = None
 
@@ -746,12 +612,12 @@ class Simulation:
             worker=(*self._remembered, *moving[:1]),
             server=(*state.server, *moving[1:]),
             aggregate=state.previous,
-            attacked=self.previous,
+            attacked=self.adversary.previous,
             sampled=None if meter is None else meter.previous,
             decayed=None if meter is None else meter.decayed,
             buffers=self.gradients.buffers(),
-            memory=self.memory,
-            last=self.last,
+            memory=self.adversary.memory,
+            last=self.adversary.last,
             clients=None if self.bank is None else self.bank.state(),
         )
 
@@ -774,7 +640,8 @@ class Simulation:
             ValueError: it is of something else; nothing has changed then.
         """
         begun = snapshot.step > 0
-        attacked = self.parameters if begun and self.attack is not None and self.attack.uses_previous else None
+        adversary = self.adversary
+        attacked = self.parameters if begun and adversary.uses_previous else None
         sampled = self.parameters if begun and self.meter is not None else None
         pairs: list[tuple[str, Tensor | None, Tensor | None]] = [
             ("parameters", self.parameters, snapshot.parameters),
@@ -782,9 +649,9 @@ class Simulation:
             ("decayed", None if self.meter is None else self.meter.decayed, snapshot.decayed),
         ]
         former = self.h
-        if begun and self.looks_back and self.population is not None:
+        if begun and adversary.looks_back and self.population is not None:
             former = len(self.population.round(self.seed, snapshot.step - 1).honest)
-        last = self.vectors[:former] if begun and self.looks_back else None
+        last = self.vectors[:former] if begun and adversary.looks_back else None
         made = [
             ("attacked", attacked, snapshot.attacked),
             ("sampled", sampled, snapshot.sampled),
@@ -803,10 +670,10 @@ class Simulation:
         for name, mine, theirs in pairs + made:
             if _kind(mine) != _kind(theirs):
                 raise ValueError(f"{name}: {_kind(mine)} is needed, got {_kind(theirs)}.")
-        if snapshot.memory is not None and not (begun and self.remembers):
+        if snapshot.memory is not None and not (begun and adversary.remembers):
             raise ValueError("memory: nothing is needed, got what an attack remembers.")
         device = self.parameters.device
-        check_memory(self.attack, snapshot.memory, None)
+        check_memory(adversary.attack, snapshot.memory, None)
         memory = own(snapshot.memory, device)
         if self.state.placement is not None:
             self.state.placement.check(snapshot.server[-1])  # type: ignore[arg-type]
@@ -818,9 +685,9 @@ class Simulation:
         for _, mine, theirs in pairs:
             if mine is not None and theirs is not None:
                 mine.copy_(theirs)  # in place: momenta may live in the matrix of all vectors
-        self.memory = memory
-        self.last, self._older = None if snapshot.last is None else snapshot.last.clone().to(device), None
-        self.previous = None if snapshot.attacked is None else snapshot.attacked.clone().to(device)
+        adversary.memory = memory
+        adversary.last, adversary.older = None if snapshot.last is None else snapshot.last.clone().to(device), None
+        adversary.previous = None if snapshot.attacked is None else snapshot.attacked.clone().to(device)
         if self.meter is not None:
             self.meter.previous = None if snapshot.sampled is None else snapshot.sampled.clone().to(device)
         self.gradients.adopt(self.parameters, buffers)
@@ -864,7 +731,7 @@ class Simulation:
                     keep=1.0 if momentum is None else 1 - momentum.dampening,
                     beta=0.0 if momentum is None else momentum.beta,
                     memory=None if memory is None else memory[rows], out=out[rows],
-                    moments=not rows.start and (self.meter is not None or self.attack is not None),
+                    moments=not rows.start and (self.meter is not None or self.adversary.attack is not None),
                 )  # fmt: skip
                 found.append((sampled, sent))
         remembered = unspoilt(out, [out], kept)[0] if kept else out
@@ -947,17 +814,6 @@ class _Done:
     tensors: list[Tensor]
     readings: Readings | None
     packed: kernels.Packed | None
-
-
-class _WhenAsked:
-    """A generator of random numbers that is made at its first use; work that uses one is other work each time."""
-
-    def __init__(self, make: Callable[[], np.random.Generator]) -> None:
-        self._made = lru_cache(make)
-
-    def __getattr__(self, name: str) -> Any:
-        kernels.varies("it draws random numbers")
-        return getattr(self._made(), name)
 
 
 @dataclass(frozen=True, eq=False)

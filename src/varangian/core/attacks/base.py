@@ -316,7 +316,7 @@ class Attack(Constructed):
         honest vectors it sees, where these are not all."""
         reason = self.idle(h, f, classes) or (self.idle(1, f, classes) if known == 1 else None)
         if reason is not None:
-            warnings.warn(f"{brief(self)} attacks nobody with n = {h + f}, f = {f}: {reason}.", stacklevel=3)
+            warnings.warn(f"{brief(self)} attacks nobody with n = {h + f}, f = {f}: {reason}.", stacklevel=4)
 
     def send(self, seen: Knowledge) -> Tensor:
         """What :meth:`crafted` says is sent."""
