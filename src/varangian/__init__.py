@@ -134,6 +134,8 @@ if TYPE_CHECKING:
     from .simulation.metrics import Measures as Measures
     from .simulation.models import MODELS as MODELS
     from .simulation.scores import METRICS as METRICS
+    from .study.advice import Advice as Advice
+    from .study.advice import advise as advise
     from .study.grid import Grid as Grid
     from .study.report import report as report
     from .study.sweep import Sweep as Sweep
@@ -177,6 +179,7 @@ _HOMES = {
     "MinimumDiameterAveraging MoNNA MultiKrum Nearest Phocas RULES Rule SMEA Selecting SignGuard TrimmedMean published",
     "core.shares": "WeightBreakdown size_weights",
     "core.stages": "refuse_faulty refuse_overweight",
+    "study.advice": "Advice advise",
     "study.grid": "Grid",
     "study.sweep": "Sweep sweep",
     "study.tune": "Search Tuning tune",

@@ -19,6 +19,11 @@ from ..core.checks import likely, printable, unknown
 
 # name: (module, the command there, what it does)
 COMMANDS = {
+    "advise": (
+        ".advise",
+        "advise_command",
+        "Which rules n and f allow, what a wrong f costs, where momentum should stand.",
+    ),
     "check": (".check", "check_command", "Whether a rule, a mixing or an attack of your own keeps its contract."),
     "data": (".data", "data_command", "Who holds which data, and how far apart that puts honest gradients: G and B."),
     "demo": (".runs", "demo_command", "The paper's comparison in small, in under a minute."),
@@ -52,6 +57,8 @@ SYNONYMS = {
     "plot": "report",
     "grid": "sweep",
     "placement": "heterogeneity",
+    "advice": "advise",
+    "recommend": "advise",
 }
 
 
