@@ -168,6 +168,7 @@ class Report:
         rejected: [recent, W] over time.
         score: [recent, W] the rule's scores, the lower the better; NaN where it has none.
         distance, cosine: [recent, W] to the aggregate; NaN where they are not known.
+        byzantine: [recent, W] who attacked, where that is known: in simulated runs; else None.
     """
 
     algorithm: str
@@ -182,6 +183,7 @@ class Report:
     score: np.ndarray
     distance: np.ndarray
     cosine: np.ndarray
+    byzantine: np.ndarray | None = None
 
     @property
     def rank(self) -> np.ndarray:
@@ -231,7 +233,8 @@ class Report:
         standings = [
             {self.noun: s.worker} | {k: _plain(v) for k, v in asdict(s).items() if k != "worker"} for s in self.workers
         ]
-        series = {name: getattr(self, name).tolist() for name in SERIES}
+        named = SERIES if self.byzantine is None else (*SERIES, "byzantine")
+        series = {name: getattr(self, name).tolist() for name in named}
         return {
             "algorithm": self.algorithm,
             "steps": self.steps,
