@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from math import comb, inf
 
@@ -13,12 +13,14 @@ from . import numerics
 from .checks import require
 from .randomness import generator
 from .rules import Rule
-from .stages import check_rows
+from .stages import Mixing, check_rows, decide
 
 SUBSETS = 5000  # as many sets S are all looked at; among more, those that look worst
 
 
-def empirical_kappa(rule: Rule, n: int, *, d: int = 3, seed: int = 0, evaluations: int = 500) -> float:
+def empirical_kappa(
+    rule: Rule, n: int, *, d: int = 3, seed: int = 0, evaluations: int = 500, pre: Sequence[Mixing] = ()
+) -> float:
     """The greatest ||F(x) - mean_S||^2 / (mean over i in S of ||x_i - mean_S||^2) that a search over x finds.
 
     S is any set of n - f vectors. (f, kappa)-robustness says that no x exceeds kappa; what is found here is a *lower
@@ -34,6 +36,7 @@ def empirical_kappa(rule: Rule, n: int, *, d: int = 3, seed: int = 0, evaluation
         d: of how many coordinates; the worst cases of most rules need few.
         seed: what the search draws from.
         evaluations: how often the rule may be asked, >= 10.
+        pre: mixings before the rule: the coefficient is then that of both together, which "Fixing by Mixing" is about.
 
     Example:
         >>> import varangian as vg
@@ -44,7 +47,7 @@ def empirical_kappa(rule: Rule, n: int, *, d: int = 3, seed: int = 0, evaluation
 
     Reference: the definition is that of Allouah et al., "Fixing by Mixing", AISTATS 2023.
     """
-    check_rows((), rule, n)
+    check_rows(pre, rule, n)
     f = rule.f if rule.robust else min(rule.f, (n - 1) // 2)
     require(rule, 2 * f < n, f"n > 2f = {2 * f} vectors to have a kappa", n)
     if d < 1 or evaluations < 10:
@@ -55,7 +58,7 @@ def empirical_kappa(rule: Rule, n: int, *, d: int = 3, seed: int = 0, evaluation
     everywhere = all_sets(n, f) if comb(n, f) <= SUBSETS else None
 
     def attempt(x: np.ndarray) -> float:
-        return worst_ratio(x, rule(torch.from_numpy(x)).numpy(), f, everywhere)
+        return worst_ratio(x, decide(torch.from_numpy(x), pre, rule).aggregate.numpy(), f, everywhere)
 
     best, least, spent = np.zeros((n, d)), -1.0, 0
     starts = _starts(n, f, d, random)
