@@ -347,7 +347,8 @@ def test_an_algorithm_is_a_value() -> None:
         "rule",
         "server",
         "placement",
-    ]  # Algorithm(worker, pre, rule, server, placement)
+        "quarantine",
+    ]  # Algorithm(worker, pre, rule, server, placement, quarantine)
 
 
 @pytest.mark.parametrize(

@@ -940,3 +940,94 @@ def test_under_a_superlink_a_node_is_killed_and_an_app_crashes(tmp_path: Path) -
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["w"] == [3.0 + 1.0] * 10  # the medians of 0, 1, 3, 4, 1e38 and of 0, 1, 1e38
     assert found["rounds"] == [{"used": 5, "silent": 0, "kept": ""}, {"used": 3, "silent": 2, "kept": ""}]
+
+
+QUARANTINE = vg.Quarantine(window=2, threshold=0.7, term=3)
+
+
+def poisoned_round(number: int, hostile: Iterable[int], nodes: int = 9) -> dict[int, RecordDict]:
+    sent, moved = model(), 3 + updates(nodes, seed=number)
+    return {n: content(away(sent, 50.0 if n in hostile else moved[n - 1])) for n in range(1, nodes + 1)}
+
+
+@pytest.mark.parametrize("lower_f", [False, True])
+def test_nodes_that_poison_are_left_out_and_come_back(lower_f: bool) -> None:
+    algorithm = vg.Algorithm(rule=vg.Median(f=2), quarantine=replace(QUARANTINE, lower_f=lower_f))
+    strategy, alone = RobustStrategy(algorithm), RobustStrategy(vg.Median(f=2))  # which is the same for any f
+    for number in range(1, 9):
+        replies = poisoned_round(number, {3, 7})
+        arrays, _ = play(strategy, model(), replies, number)
+        last = strategy.rounds[-1]
+        gone = (3, 7) if number in (3, 4, 5, 8) else ()
+        assert last.excluded == gone
+        assert last.used == tuple(n for n in range(1, 10) if n not in gone)
+        assert last.f == (0 if lower_f and gone else 2)
+        if gone:
+            rest = {node: reply for node, reply in replies.items() if node not in gone}
+            wanted, _ = play(alone, model(), rest, number)
+            assert arrays is not None
+            assert wanted is not None
+            assert all(torch.equal(arrays[name], wanted[name]) for name in wanted)
+            assert "in quarantine 3, 7" in str(last)
+    report = strategy.report()
+    assert {s.node: s.excluded for s in report.nodes} == {n: 4 if n in (3, 7) else 0 for n in range(1, 10)}
+    assert "excluded" in str(report)
+
+
+def test_windows_of_nodes_that_are_not_asked_stand_still_and_replies_that_are_none_count() -> None:
+    strategy = RobustStrategy(vg.Algorithm(rule=vg.Median(f=1), quarantine=QUARANTINE))
+    huge = 2**64 - 5  # node ids take 64 bits
+    gone = []
+    for number in range(1, 9):
+        replies = poisoned_round(number, (), 6)
+        if number % 2:  # it comes to every second round
+            replies[huge] = content({"fc.weight": torch.full((3, 4), torch.nan), "fc.bias": torch.zeros(3)})
+        play(strategy, model(), replies, number)
+        gone.append(strategy.rounds[-1].excluded)
+        assert (huge in strategy.rounds[-1].dropped) == (bool(number % 2) and not gone[-1])
+    assert gone == [(), (), (), (), (huge,), (), (), ()]  # rounds 1 and 3; away in 4 to 6
+
+
+@pytest.mark.parametrize("worker", [(), (vg.Momentum(0.9),)], ids=["bare", "momentum"])
+def test_a_strategy_goes_on_with_its_quarantine(worker: tuple[vg.Momentum, ...]) -> None:
+    algorithm = vg.Algorithm(worker=worker, rule=vg.MultiKrum(f=2), quarantine=QUARANTINE)
+    whole, first, second = (RobustStrategy(algorithm, seed=1) for _ in range(3))
+    for number in range(1, 13):
+        wanted, _ = play(whole, model(), poisoned_round(number, {1, 2}), number)
+        if number <= 4:
+            play(first, model(), poisoned_round(number, {1, 2}), number)
+            continue
+        if number == 5:
+            file = io.BytesIO()
+            torch.save(first.state_dict(), file)
+            file.seek(0)
+            second.load_state_dict(torch.load(file, weights_only=True))
+        came, _ = play(second, model(), poisoned_round(number, {1, 2}), number - 4)
+        assert wanted is not None
+        assert came is not None
+        assert all(torch.equal(came[name], wanted[name]) for name in wanted)
+        assert second.rounds[-1].excluded == whole.rounds[-1].excluded
+
+
+def test_a_quarantine_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="excludes at most f nodes at a time, and f is 0"):
+        RobustStrategy(vg.Algorithm(rule=vg.Median(f=0), quarantine=QUARANTINE))
+    strategy = RobustStrategy(vg.Algorithm(rule=vg.Median(f=2), quarantine=QUARANTINE))
+    play(strategy, model(), poisoned_round(1, ()))
+    state = strategy.state_dict()
+    for wrong, said in (
+        ({"quarantine.terms": state["quarantine.terms"] - 1}, "cannot be what this is"),
+        ({"quarantine.workers": state["quarantine.workers"].flip(0)}, "cannot be what this is"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            strategy.load_state_dict(state | wrong)
+    del state["quarantine.terms"]
+    with pytest.raises(ValueError, match=r"got a state without quarantine\.terms"):
+        strategy.load_state_dict(state)
+
+
+def test_in_a_round_with_no_reply_to_spare_nobody_is_left_out() -> None:
+    strategy = RobustStrategy(vg.Algorithm(rule=vg.Krum(f=2), quarantine=QUARANTINE))  # needs 7
+    for number in range(1, 6):
+        play(strategy, model(), poisoned_round(number, {1, 2}, 8 if number > 3 else 7), number)
+    assert [r.excluded for r in strategy.rounds] == [(), (), (), (), (1,)]

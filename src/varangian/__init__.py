@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from .core.mixing import StaticClipping as StaticClipping
     from .core.placement import Adaptive as Adaptive
     from .core.placement import Placed as Placed
+    from .core.quarantine import Quarantine as Quarantine
+    from .core.quarantine import Watched as Watched
     from .core.randomness import Draw as Draw
     from .core.rules import CAF as CAF
     from .core.rules import FLAME as FLAME
@@ -169,6 +171,7 @@ _HOMES = {
     "simulation.models": "MODELS",
     "simulation.scores": "METRICS",
     "core.placement": "Adaptive Placed",
+    "core.quarantine": "Quarantine Watched",
     "core.randomness": "Draw",
     "runs.holdings": "Heterogeneity heterogeneity",
     "runs.replaying": "Replay replay",

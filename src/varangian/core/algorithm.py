@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, overload
 
 import numpy as np
@@ -28,11 +28,13 @@ from torch import Tensor
 
 from . import kernels
 from .checks import kind_of, not_dense, shown, whole
+from .evidence import distances_and_norms
 from .mixing import Mixing
 from .placement import Adaptive, Placed, check_placed
+from .quarantine import Admitted, Quarantine, Watched
 from .randomness import Draw
 from .rules import Average, Rule
-from .stages import Decision, as_matrix, decide, required_rows
+from .stages import Decision, Heard, as_matrix, check_rows, decide, required_rows
 from .transforms import Clip, Momentum, SharedMomentum, Transform, check_like
 
 
@@ -47,6 +49,7 @@ class State:
         step: how many aggregations came before.
         seed: what rules and mixings that draw depend on, beside the step.
         placement: of momentum that moves; None for algorithms without.
+        quarantine: of workers; None for algorithms without one.
     """
 
     worker: tuple[Tensor | None, ...]
@@ -55,6 +58,7 @@ class State:
     step: int = 0
     seed: int = 0
     placement: Placed | None = None
+    quarantine: Watched | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Algorithm:
 
     Moving one object across ``rule=`` is the experiment of the paper. With ``placement`` the server moves it in the
     course of training: see :class:`varangian.Adaptive`, which stands between the worker transforms and F, or between F
-    and the server's.
+    and the server's. With ``quarantine`` mixings and rule are not shown who was suspicious again and again: see
+    :class:`varangian.Quarantine`.
 
     Example:
         >>> import torch, varangian as vg
@@ -84,6 +89,7 @@ class Algorithm:
     rule: Rule = Average()
     server: tuple[Transform, ...] = ()
     placement: Adaptive | None = None
+    quarantine: Quarantine | None = None
 
     def __post_init__(self) -> None:
         for place, kind in (("worker", Transform), ("pre", Mixing), ("server", Transform)):
@@ -113,6 +119,25 @@ class Algorithm:
             others = [s for s in (*self.worker, *self.server) if isinstance(s, (Momentum, SharedMomentum))]
             if others:
                 raise ValueError(f"Algorithm: {self.placement} is the momentum; leave {others[0]} out.")
+
+        if self.quarantine is not None:
+            if not isinstance(self.quarantine, Quarantine):
+                raise ValueError(f"Algorithm needs Quarantine or None in quarantine=, got {shown(self.quarantine)}.")
+            if self.placement is not None:
+                raise ValueError(
+                    f"Algorithm: {self.placement} follows each worker's momentum, and a quarantine leaves some out; "
+                    "use one of them."
+                )
+            if self.rule.by_place:
+                raise ValueError(
+                    f"Algorithm: {self.rule} trusts the vector at one place, and behind a quarantine none is in its "
+                    "place."
+                )
+
+    def __repr__(self) -> str:
+        """All of its stages; a quarantine where there is one, so that without the text is what it was before."""
+        stages = [f.name for f in fields(self) if f.name != "quarantine" or self.quarantine is not None]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in stages)})"
 
     @property
     def min_n(self) -> int:
@@ -149,6 +174,7 @@ class Algorithm:
             previous=torch.zeros(d, **options) if self.remembers_aggregate else None,
             seed=whole(self, "seed", seed),
             placement=None if self.placement is None else self.placement.init(h, d, **options),
+            quarantine=None if self.quarantine is None else self.quarantine.init(),
         )
 
     @overload
@@ -282,13 +308,14 @@ class Algorithm:
     @kernels.eager
     def decide(
         self, vectors: Tensor | np.ndarray | Sequence[Any], state: State, *, seen: Tensor | None = None,
-        weights: Any = None, rows: np.ndarray | None = None,
+        weights: Any = None, rows: np.ndarray | None = None, workers: np.ndarray | None = None,
     ) -> Decision:  # fmt: skip
         """The first part of :meth:`aggregate`: F of the mixed vectors, with its grounds. Nothing is remembered.
 
         ``seen``: the distances that it begins with, where somebody has them: what ``core.stages.look`` answers.
         ``rows``: which vectors mixings and rule are shown, each at most once, and in which order; by default all, as
-        they come. What is decided is about all n.
+        they come, but for those of whom a quarantine excludes. What is decided is about all n.
+        ``workers``: [n] whose vectors these are, for a quarantine; by default worker i sends vector i.
         """
         if weights is not None and self.placement is not None:
             raise ValueError(f"Algorithm: {self.placement} takes no weights of workers.")
@@ -298,13 +325,49 @@ class Algorithm:
         _check_memories(self.server, "server", state.server, x[0] if len(x) else None)
         self._check_previous(state, x)
         check_placed(self.placement, state.placement, x)
-        decision = decide(
-            x, self.pre, self.rule, previous=state.previous, draw=Draw(state.seed, state.step), seen=seen,
-            weights=weights, rows=rows,
-        )  # fmt: skip
+        self._check_watched(state)
+        how: dict[str, Any] = {"previous": state.previous, "draw": Draw(state.seed, state.step)}
+        if self.quarantine is not None:
+            if weights is not None:
+                raise ValueError("Algorithm: a quarantine counts workers, and takes no weights of them.")
+            return self._decide_among(x, self.admit(state, len(x), workers), rows, how)
+        decision = decide(x, self.pre, self.rule, seen=seen, weights=weights, rows=rows, **how)
         if self.placement is None or state.placement is None:
             return decision
         return replace(decision, placing=self.placement.see(x, state.placement, state.seed))
+
+    def admit(self, state: State, n: int, workers: np.ndarray | None = None) -> Admitted:
+        """Who of n workers is shown to mixings and rule in the step of this state, and which these then are: all of
+        them, where there is no quarantine.
+
+        ``workers``: [n] their numbers, >= 0 and each one's own; by default 0 to n - 1.
+
+        Raises:
+            ValueError: a quarantine that can exclude nobody of so many.
+        """
+        numbers = np.arange(n) if workers is None else workers
+        self._check_watched(state)
+        if self.quarantine is None or state.quarantine is None:
+            return Admitted(numbers, None, self.pre, self.rule, 0)
+        check_rows(self.pre, self.rule, n)
+        self.quarantine.check(self.pre, self.rule, n)
+        return self.quarantine.admit(state.quarantine, self.pre, self.rule, workers=numbers, step=state.step)
+
+    def _decide_among(self, x: Tensor, admitted: Admitted, rows: np.ndarray | None, how: dict[str, Any]) -> Decision:
+        """What those decide that a quarantine admits, in the order of ``rows``, and what it then hears of them."""
+        n, places = len(x), admitted.rows
+        if rows is not None:
+            rows = rows if places is None else rows[np.isin(rows, places)]
+        elif places is not None:
+            rows = places
+        shown = x
+        if rows is not None:
+            first = np.array_equal(rows, np.arange(rows.size))
+            shown = x[: rows.size] if first else x.index_select(0, kernels.there(rows, x))
+        decision = decide(shown, admitted.pre, admitted.rule, **how)
+        measured = distances_and_norms(shown, decision.aggregate)
+        decision = decision if rows is None else decision.among(rows, n)
+        return replace(decision, heard=Heard(admitted.workers, rows, measured, admitted.most))
 
     @kernels.eager
     def finish(self, decision: Decision, state: State, in_place: bool = False) -> tuple[Tensor, State]:
@@ -326,7 +389,22 @@ class Algorithm:
             update, memory = _applied(stage, update, memory, previous=None, out=memory if in_place else None)
             memories.append(memory)
         previous = decision.aggregate.clone() if self.remembers_aggregate else None
-        return update, State(state.worker, tuple(memories), previous, state.step + 1, state.seed, placed)
+        watched = state.quarantine
+        if self.quarantine is not None and watched is not None and decision.heard is not None:
+            watched = self.hear(decision.heard, state)
+        return update, State(state.worker, tuple(memories), previous, state.step + 1, state.seed, placed, watched)
+
+    def hear(self, heard: Heard, state: State, measured: np.ndarray | None = None) -> Watched | None:
+        """What a quarantine remembers after the step of this state. ``measured``: that of ``heard``, where somebody has
+        fetched it from a device."""
+        if self.quarantine is None or state.quarantine is None:
+            return None
+        known = kernels.host(heard.measured) if measured is None else measured
+        return self.quarantine.hear(state.quarantine, heard, known, step=state.step)
+
+    def _check_watched(self, state: State) -> None:
+        if (self.quarantine is None) != (state.quarantine is None):
+            raise ValueError(f"Algorithm: {OTHER}, and quarantine is {self.quarantine}.")
 
     def _check_previous(self, state: State, x: Tensor) -> None:
         if self.remembers_aggregate:

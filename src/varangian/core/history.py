@@ -25,7 +25,7 @@ SUSPICIOUS = (
 NOT_FINITE = "NaN or infinity"
 MEASURED = ("score", "distance", "cosine")
 SERIES = ("weight", "suspicion", "rejected", *MEASURED)
-COUNTS = ("asked", "used", "dropped", "silent", "rejected", "suspicious")
+COUNTS = ("asked", "used", "dropped", "silent", "rejected", "suspicious", "excluded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class Evidence:
         size: how many coordinates.
         score: [W] the rule's scores; None where it has none.
         distance, cosine: [W] to the aggregate; None where nobody measured them, NaN for vectors that are not finite.
+        excluded: [W] bool, whom a quarantine left out, of whom nothing else is told; None for nobody.
     """
 
     weight: np.ndarray
@@ -48,6 +49,7 @@ class Evidence:
     score: np.ndarray | None = None
     distance: np.ndarray | None = None
     cosine: np.ndarray | None = None
+    excluded: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ class Round:
         rejected: whether each of ``used`` had less than a tenth of an equal share; None without an aggregate.
         kept: why the model was kept as it was; "" where it was not.
         score, distance, cosine: of each of ``used``, see :class:`Evidence`; None where they are not known.
+        excluded: those that a quarantine left out, whatever they sent.
     """
 
     number: int
@@ -81,11 +84,13 @@ class Round:
     score: np.ndarray | None = None
     distance: np.ndarray | None = None
     cosine: np.ndarray | None = None
+    excluded: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"round {self.number}: {len(self.used)} of {len(self.asked)} updates, f = {self.f}"]
         if self.rejected is not None and self.rejected.any():
             parts.append(f"rejected {', '.join(str(self.used[i]) for i in np.flatnonzero(self.rejected))}")
+        parts += [f"in quarantine {', '.join(map(str, self.excluded))}"] if self.excluded else []
         parts += [f"dropped {node} ({why})" for node, why in self.dropped.items()]
         parts += [f"nothing from {node} ({why})" for node, why in self.silent.items()]
         parts += [f"the model is kept: {self.kept}"] if self.kept else []
@@ -109,6 +114,7 @@ class Standing:
         suspicion: mean over the last ones that it was used in, or dropped in, which counts 1; NaN without any. Of one
             step see :func:`varangian.core.evidence.suspicion`.
         reason: why it was last dropped or silent; "" where it never was.
+        excluded: in how many a quarantine left it out.
     """
 
     worker: int
@@ -124,6 +130,7 @@ class Standing:
     share: float
     suspicion: float
     reason: str
+    excluded: int = 0
 
     @property
     def rank(self) -> int:
@@ -258,6 +265,8 @@ class Report:
             columns["silent"] = [str(s.silent or "-") for s in rows]
         if self.recent < self.steps:
             columns[f"last {self.recent}: rejected"] = [str(s.recently_rejected or "-") for s in rows]
+        if any(s.excluded for s in rows):
+            columns["excluded"] = [str(s.excluded or "-") for s in rows]
         columns["share"] = [_short(s.share) for s in rows]
         columns["suspicion"] = [_short(s.suspicion) for s in rows]
         widths = {name: max(len(name), *map(len, cells), 0) for name, cells in columns.items()}
@@ -311,7 +320,7 @@ class History:
         self.workers = tuple(range(len(hosts)))
         self.steps = self.skipped = 0
         self.rounds: deque[Round] = deque(maxlen=self.window)
-        self._marks: deque[np.ndarray] = deque()  # of these rounds: [6, W] of COUNTS
+        self._marks: deque[np.ndarray] = deque()  # of these rounds: [7, W] of COUNTS
         self._places = {worker: worker for worker in self.workers}  # of the workers, in what follows
         self._total = np.zeros((len(COUNTS), len(hosts)), int)
         self._recent = np.zeros_like(self._total)
@@ -325,30 +334,34 @@ class History:
         """All ranks' vectors came to something; of parts of them the means by size are taken."""
         size = sum(part.size for part in parts)
         finite = np.all([part.finite for part in parts], axis=0)
+        away = np.zeros(finite.size, bool) if parts[0].excluded is None else parts[0].excluded
+        finite |= away
         weight = np.sum([part.size * part.weight for part in parts], axis=0) / size
         suspicion = np.sum([part.size * part.suspicion for part in parts], axis=0) / size
-        used = np.flatnonzero(finite)
+        used = np.flatnonzero(finite & ~away)
         self.record(
             Round(
                 self.steps + 1,
                 self.workers,
                 f,
-                self.workers if finite.all() else tuple(used.tolist()),
+                self.workers if used.size == finite.size else tuple(used.tolist()),
                 {int(rank): NOT_FINITE for rank in np.flatnonzero(~finite)},
-                weight=None if np.isnan(weight).all() else weight[used],
+                weight=None if np.isnan(weight[~away]).all() else weight[used],
                 suspicion=suspicion[used],
-                rejected=rejected_by(weight, finite)[used],
+                rejected=rejected_by(weight[~away], finite[~away])[finite[~away]],
                 score=_whole([part.score for part in parts], used),
                 distance=_whole([part.distance for part in parts], used),
                 cosine=_whole([part.cosine for part in parts], used),
+                excluded=tuple(np.flatnonzero(away).tolist()),
             )
         )
 
-    def skip(self, finite: np.ndarray, f: int, why: str) -> None:
+    def skip(self, finite: np.ndarray, f: int, why: str, excluded: np.ndarray | None = None) -> None:
         """All ranks' vectors came to nothing."""
-        used = tuple(np.flatnonzero(finite).tolist())
-        dropped = {int(rank): NOT_FINITE for rank in np.flatnonzero(~finite)}
-        self.record(Round(self.steps + 1, self.workers, f, used, dropped, kept=why))
+        away = np.zeros(finite.size, bool) if excluded is None else excluded
+        used, gone = (tuple(np.flatnonzero(x).tolist()) for x in (finite & ~away, away))
+        dropped = {int(rank): NOT_FINITE for rank in np.flatnonzero(~finite & ~away)}
+        self.record(Round(self.steps + 1, self.workers, f, used, dropped, kept=why, excluded=gone))
 
     def record(self, r: Round) -> None:
         """One more step or round: counts, and warnings."""
@@ -360,6 +373,7 @@ class History:
         marks[1, used := [place[worker] for worker in r.used]] = 1
         marks[2, dropped] = marks[4, dropped] = marks[5, dropped] = 1
         marks[3, [place[worker] for worker in r.silent]] = 1
+        marks[6, [place[worker] for worker in r.excluded]] = 1
         if r.rejected is not None:
             marks[4, used] = r.rejected
         if r.suspicion is not None:
@@ -449,7 +463,7 @@ class History:
 
     def _standing(self, worker: int, weight: float, share: float, suspicion: float) -> Standing:
         place = self._places[worker]
-        asked, used, dropped, silent, rejected, _ = map(int, self._total[:, place])
+        asked, used, dropped, silent, rejected, _, excluded = map(int, self._total[:, place])
         return Standing(
             worker=worker,
             host=self.hosts[worker] if self.hosts else "",
@@ -464,6 +478,7 @@ class History:
             share=share,
             suspicion=suspicion,
             reason=self._reasons.get(worker, ""),
+            excluded=excluded,
         )
 
 

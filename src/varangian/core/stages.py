@@ -498,6 +498,24 @@ class Mixing(Constructed):
 
 
 @dataclass(frozen=True, eq=False)
+class Heard:
+    """What a step told a quarantine of the workers that it admitted.
+
+    Attributes:
+        workers: [n] the numbers of those whose vectors came.
+        rows: which of them were shown, and in which order; None for all, as they came.
+        measured: [3, m] of those that were shown, where the vectors are: what
+            :func:`varangian.core.evidence.distances_and_norms` finds around the aggregate.
+        most: how many of the n may be excluded at once.
+    """
+
+    workers: np.ndarray
+    rows: np.ndarray | None
+    measured: Tensor
+    most: int
+
+
+@dataclass(frozen=True, eq=False)
 class Decision:
     """What a server decided about n vectors, and on what grounds.
 
@@ -506,12 +524,14 @@ class Decision:
         table: [n+e] or [m, n+e] weights of the vectors; None where F looks at coordinates only and nothing was mixed.
         geometry: the distances that the rule saw, or None where it looks at none.
         placing: what momentum that moves makes of the vectors; None in algorithms without.
+        heard: what a quarantine hears of them; None in algorithms without.
     """
 
     aggregate: Tensor
     table: np.ndarray | None
     geometry: Geometry | None
     placing: Seen | None = None
+    heard: Heard | None = None
 
     def weight_of(self, rows: slice) -> float | None:
         """The share of the selection that lies on some rows (the Byzantine ones, say); None without a selection."""

@@ -44,6 +44,7 @@ from ..core.evidence import (
 )
 from ..core.geometry import Geometry, Vectors
 from ..core.history import Evidence
+from ..core.quarantine import Watched
 from ..core.randomness import Draw
 from ..core.stages import Decision, Rule, check_rows, checked_answer, deferred_refusals, measure, weigh
 
@@ -736,6 +737,8 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, *, columnwise: 
         raise ValueError(f"{owner} needs a varangian.Algorithm, got {shown(algorithm)}.")
     rule = algorithm.rule
     refuse_placement(owner, algorithm)
+    if algorithm.quarantine is not None:
+        raise ValueError(f"{owner} takes no quarantine, got {algorithm.quarantine}; leave it out.")
     probe = torch.zeros(1)
     if algorithm.point(probe, algorithm.init(1, 1), 1.0) is not probe:
         raise ValueError(
@@ -810,6 +813,34 @@ def tensors_of(state: State) -> dict[str, Tensor]:
     found = {f"worker.{i}": m[0] for i, m in enumerate(state.worker) if m is not None}
     found |= {f"server.{i}": m for i, m in enumerate(state.server) if m is not None}
     return found if state.previous is None else found | {"previous": state.previous}
+
+
+WATCHED = tuple(f"quarantine.{f.name}" for f in fields(Watched))  # in a state: what a quarantine remembers
+
+
+def watched_in(watched: Watched | None) -> dict[str, Tensor]:
+    """What a quarantine remembers, as a state holds it."""
+    return {} if watched is None else {f"quarantine.{name}": x.clone() for name, x in vars(watched).items()}
+
+
+def watched_from(state: Mapping[str, Tensor], algorithm: Algorithm) -> tuple[dict[str, Tensor], Watched | None]:
+    """The rest of a state, and what the algorithm's quarantine remembers, which a state of no step may leave out.
+
+    Raises:
+        ValueError: it is of something else, or cannot be.
+    """
+    rest = {name: tensor for name, tensor in state.items() if name not in WATCHED}
+    if algorithm.quarantine is None or len(rest) == len(state):
+        return dict(state), None
+    if len(rest) + len(WATCHED) != len(state):
+        lacks = [name for name in WATCHED if name not in state]
+        raise ValueError(f"load_state_dict needs all that a quarantine remembers, got a state without {lacks[0]}.")
+    watched = Watched(*(state[name].cpu().clone() for name in WATCHED))
+    try:
+        watched.check(algorithm.quarantine.window)
+    except ValueError as error:
+        raise ValueError(f"load_state_dict: {error}") from None
+    return rest, watched
 
 
 class Owner:

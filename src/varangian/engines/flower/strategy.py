@@ -7,10 +7,10 @@ import math
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from numbers import Integral, Real
-from typing import TypeVar
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -21,7 +21,8 @@ from ...core.algorithm import Algorithm, State
 from ...core.checks import Refused, shown
 from ...core.explanation import explain
 from ...core.history import History, Report, Round
-from ...core.mixing import Mixing, NearestNeighborMixing
+from ...core.mixing import NearestNeighborMixing
+from ...core.quarantine import Admitted, Watched, with_f
 from ...core.rules import Rule, TrimmedMean
 from ...core.stages import Decision
 from ...core.vectors import BUFFER_NAMES
@@ -34,6 +35,8 @@ from ..sharded import (
     tensors_of,
     text_in,
     title_of,
+    watched_from,
+    watched_in,
 )
 from .arrays import BUFFERS, Buffers, MalformedError, Model, brief_of, buffer_names_of, is_finite
 from .metrics import median_metrics
@@ -46,7 +49,6 @@ MOST = 10_000  # nodes: as many are tried in search of the least number that can
 logger = logging.getLogger("flwr.varangian")  # below Flower's own, so that its handlers and levels apply
 
 Metrics = Callable[[list[RecordDict], str], MetricRecord]
-Stage = TypeVar("Stage", Rule, Mixing)
 
 
 class RobustStrategy(Strategy):
@@ -55,6 +57,11 @@ class RobustStrategy(Strategy):
     Updates count alike, whatever numbers of examples nodes claim. A reply that does not hold the model's arrays, in
     their shapes and types and with finite numbers, is dropped and its node named. Where fewer replies remain than the
     algorithm needs, the model is kept as it is and the log says why.
+
+    With ``Algorithm(quarantine=...)`` nodes are left out that were suspicious again and again, over the rounds that
+    they were in: they are asked and answer, but nobody looks at it. A reply that had to be dropped counts as the most
+    suspicious. Terms count rounds that moved the model. At most as many are left out in a round as there are replies
+    beyond the least that the algorithm needs with f.
 
     Args:
         algorithm: the algorithm, or just a rule. By default nearest-neighbour mixing and a trimmed mean.
@@ -153,6 +160,8 @@ class RobustStrategy(Strategy):
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
         )
+        if algorithm.quarantine is not None and not callable(self._f) and self._f == 0:
+            raise ValueError("RobustStrategy: a quarantine excludes at most f nodes at a time, and f is 0.")
         if not callable(self._f) and self._f == 0:
             warnings.warn(
                 "RobustStrategy: f = 0 protects from nobody; f is how many replies of a round may be faulty.",
@@ -168,6 +177,7 @@ class RobustStrategy(Strategy):
         self._turn = 0  # rounds of training, those before a restart included
         self._used: dict[int, int] = {}  # the last of them that a node with a memory was used in
         self._loaded = False
+        self._resumed: tuple[int, Watched | None] = 0, None  # the step and the quarantine of what was loaded
 
     def tolerated(self, n: int) -> int:
         """How many Byzantine replies a round that asks n nodes is to survive."""
@@ -187,7 +197,7 @@ class RobustStrategy(Strategy):
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the strategy remembers between two rounds: nodes' momenta ("worker.0.17" is node 17's), the server's,
-        the last aggregate, and which algorithm it is of. The report is not in it.
+        the last aggregate, what a quarantine remembers, and which algorithm it is of. The report is not in it.
 
         Everything is a tensor: save it with torch.save after a round (in ``evaluate_fn``, say), beside the model.
         """
@@ -197,6 +207,7 @@ class RobustStrategy(Strategy):
         state = {name: torch.tensor(number) for name, number in numbers.items()} | {"algorithm": text}
         if self._state is not None:
             state |= {k: m.clone() for k, m in tensors_of(replace(self._state, worker=())).items()}
+            state |= watched_in(self._state.quarantine)
         for node, memories in self._memories.items():
             state[f"used.{node}"] = torch.tensor(self._used[node])
             state |= {f"worker.{k}.{node}": m.clone() for k, m in enumerate(memories) if m is not None}
@@ -218,7 +229,8 @@ class RobustStrategy(Strategy):
         if text != repr(self.algorithm):
             raise ValueError(f"load_state_dict needs a state of {self.algorithm!r}, got one of {text}.")
         turn, step, seed = (number_in(state, name) for name in numbers)
-        rest = {name: tensor for name, tensor in state.items() if name not in (*numbers, "algorithm")}
+        rest, watched = watched_from(state, self.algorithm)
+        rest = {name: tensor for name, tensor in rest.items() if name not in (*numbers, "algorithm")}
         used = {name.removeprefix("used."): rest.pop(name) for name in list(rest) if name.startswith("used.")}
         for name, tensor in rest.items():
             if not tensor.is_floating_point() or tensor.ndim != 1 or not tensor.isfinite().all():
@@ -236,7 +248,8 @@ class RobustStrategy(Strategy):
             check_state(targets, rest)
             for name, memory in tensors_of(replace(fresh, worker=())).items():
                 memory.copy_(rest[name])
-            fresh = replace(fresh, step=step)
+            fresh = replace(fresh, step=step, quarantine=watched)
+        self._resumed = step, watched
         self._state, self._seed, self._turn, self._loaded = fresh, seed, turn, True
         self._used = nodes
         self._memories = {
@@ -262,6 +275,7 @@ class RobustStrategy(Strategy):
             self._history = History(title_of(self.algorithm), noun="node")
             if not self._loaded:
                 self._state, self._memories, self._used, self._turn = None, {}, {}, 0
+                self._resumed = 0, None
         self._loaded = False
         self._sent = Model(arrays, self.buffers, self.buffer_names)
         d = self._sent.vector.numel()
@@ -301,16 +315,22 @@ class RobustStrategy(Strategy):
         f = self.tolerated(len(asked))
         nodes, vectors, state = self._send(model, updates, dropped)
         del updates
-        outcome = Round(server_round, asked, f, nodes, dropped, silent)
+        admitted = self._admitted(f, [*nodes, *dropped], state)
+        away = set(np.flatnonzero(admitted.excluded).tolist())
+        rows = [k for k in range(len(nodes)) if k not in away]
+        gone = tuple(sorted([*nodes, *dropped][k] for k in away))
+        dropped = {node: why for node, why in dropped.items() if node not in gone}
+        shown = tuple(nodes[k] for k in rows)
+        outcome = Round(server_round, asked, f, shown, dropped, silent, excluded=gone)
         arrays = metrics = None
         try:
-            f = self._given(f, len(nodes), len(dropped))
+            f = self._given(f - self._lowered(len(gone)), len(shown), len(dropped))
             algorithm = _tolerating(self.algorithm, f)
-            found = explain(
-                vectors, algorithm, state.previous, coordinates=COORDINATES, step=state.step, seed=state.seed
-            )
+            seen = vectors if len(rows) == len(nodes) else vectors[rows]
+            found = explain(seen, algorithm, state.previous, coordinates=COORDINATES, step=state.step, seed=state.seed)
+            watched = self._heard(admitted, dict(zip(shown, found.suspicion, strict=True)), dropped, state)
             update, state = algorithm.finish(Decision(found.aggregate, None, None), state)
-            arrays = model.moved(self.learning_rate * update, [buffers[node] for node in nodes], f)
+            arrays = model.moved(self.learning_rate * update, [buffers[node] for node in shown], f)
         except Refused as error:
             outcome = replace(outcome, kept=str(error))
         else:
@@ -318,11 +338,11 @@ class RobustStrategy(Strategy):
                 outcome, f=f, weight=found.weight, suspicion=found.suspicion, rejected=found.rejected,
                 score=found.score, distance=found.distance, cosine=found.cosine,
             )  # fmt: skip
-            self._state = state
+            self._state = replace(state, quarantine=watched)
             for i, node in enumerate(nodes):
                 self._memories[node] = tuple(None if m is None else m[i].clone() for m in state.worker)
                 self._used[node] = self._turn + 1
-            metrics = self._combine("train", [contents[node] for node in nodes], f)
+            metrics = self._combine("train", [contents[node] for node in shown], f)
         self._turn += 1
         if self.forget_after is not None:
             for node in [n for n, turn in self._used.items() if turn <= self._turn - self.forget_after]:
@@ -396,7 +416,9 @@ class RobustStrategy(Strategy):
         """The worker half, with each node's own memory; drops a node whose memory would overflow, and forgets it."""
         d, dtype = model.vector.numel(), model.vector.dtype
         if self._state is None:
-            self._state = self.algorithm.init(0, d, dtype, seed=self._seed)
+            step, watched = self._resumed
+            fresh = self.algorithm.init(0, d, dtype, seed=self._seed)
+            self._state = replace(fresh, step=step, quarantine=watched or fresh.quarantine)
         blank = tuple(torch.zeros(d, dtype=dtype) if stage.remembers else None for stage in self.algorithm.worker)
         memories = [self._memories.get(node, blank) for node in updates]
         worker = tuple(
@@ -416,6 +438,37 @@ class RobustStrategy(Strategy):
             state = replace(state, worker=tuple(None if m is None else m[finite] for m in state.worker))
             vectors = vectors[finite]
         return nodes, vectors, state
+
+    def _admitted(self, f: int, nodes: Sequence[int], state: State) -> Admitted:
+        """Whom of those who answered, in whatever way, a quarantine excludes."""
+        numbers = _numbers(nodes)
+        quarantine, watched = self.algorithm.quarantine, state.quarantine
+        if quarantine is None or watched is None:
+            return Admitted(numbers, None, (), self.algorithm.rule, 0)
+        n, most = numbers.size, 0
+        while most < min(f, n - 1) and self._needed(f - self._lowered(most + 1)) <= n - most - 1:
+            most += 1
+        tolerating = _tolerating(self.algorithm, f)
+        return quarantine.admit(
+            watched, tolerating.pre, tolerating.rule, workers=numbers, step=state.step, limit=most
+        )  # fmt: skip
+
+    def _lowered(self, excluded: int) -> int:
+        """How much lower f is while so many nodes are excluded."""
+        quarantine = self.algorithm.quarantine
+        return excluded if quarantine is not None and quarantine.lower_f else 0
+
+    def _heard(
+        self, admitted: Admitted, suspicion: Mapping[int, float], dropped: Mapping[int, str], state: State
+    ) -> Watched | None:
+        """What a quarantine remembers after the round; a reply that was dropped is as suspicious as can be."""
+        quarantine, watched = self.algorithm.quarantine, state.quarantine
+        if quarantine is None or watched is None:
+            return None
+        told = dict(suspicion) | dict.fromkeys(dropped, 1.0)
+        by_number = dict(zip(_numbers(list(told)).tolist(), told.values(), strict=True))
+        values = np.array([by_number.get(number, np.nan) for number in admitted.workers.tolist()])
+        return quarantine.after(watched, admitted.workers, values, most=admitted.most, step=state.step)
 
     def _given(self, f: int, n: int, dropped: int) -> int:
         """The f that the rule is told, for n updates after some were dropped."""
@@ -439,12 +492,13 @@ class RobustStrategy(Strategy):
 
 def _tolerating(algorithm: Algorithm, f: int) -> Algorithm:
     """The same algorithm with another f, in each stage that has one."""
-    pre = tuple(_with_f(stage, f) for stage in algorithm.pre)
-    return replace(algorithm, pre=pre, rule=_with_f(algorithm.rule, f))
+    pre, rule = with_f(algorithm.pre, algorithm.rule, lambda _: f)
+    return replace(algorithm, pre=pre, rule=rule)
 
 
-def _with_f(stage: Stage, f: int) -> Stage:
-    return replace(stage, f=f) if any(option.name == "f" for option in fields(stage)) else stage
+def _numbers(nodes: Sequence[int]) -> np.ndarray:
+    """Nodes as int64; their numbers take 64 bits without a sign."""
+    return np.array(nodes, np.uint64).view(np.int64)
 
 
 def _whole(value: object) -> bool:
