@@ -101,6 +101,8 @@ if TYPE_CHECKING:
     from .core.shares import size_weights as size_weights
     from .core.stages import refuse_faulty as refuse_faulty
     from .core.stages import refuse_overweight as refuse_overweight
+    from .core.suspects import Detection as Detection
+    from .core.suspects import detection as detection
     from .core.theory import empirical_kappa as empirical_kappa
     from .core.transforms import Clip as Clip
     from .core.transforms import Momentum as Momentum
@@ -186,6 +188,7 @@ _HOMES = {
     "study.grid": "Grid",
     "study.sweep": "Sweep sweep",
     "study.tune": "Search Tuning tune",
+    "core.suspects": "Detection detection",
     "core.theory": "empirical_kappa",
     "core.transforms": "Clip Momentum SharedMomentum Transform",
     "core.vectors": "ModelShape flatten unflatten",

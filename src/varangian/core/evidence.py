@@ -91,7 +91,7 @@ def recent_suspicion(suspicion: np.ndarray, window: int) -> np.ndarray:
     if known.all():
         total = np.concatenate([np.zeros((1, suspicion.shape[1])), suspicion.cumsum(0)])
         total = total[1:] - total[np.maximum(np.arange(len(suspicion)) + 1 - window, 0)]
-        return np.clip(total / window, 0, 1)
+        return np.clip(total / window, 0, 1).round(12)  # ten times 0.8 of twenty is 0.4
     result = np.full(suspicion.shape, np.nan)
     for worker, there in enumerate(known.T):
         if there.any():
