@@ -28,7 +28,8 @@ from varangian.core.attacks import ATTACKS
 from varangian.core.mixing import MIXINGS
 from varangian.core.rules import RULES
 from varangian.core.specs import describe, make
-from varangian.runs.experiment import NAMED, Experiment
+from varangian.runs.experiment import Experiment
+from varangian.runs.fields import NAMED
 from varangian.runs.files import read_text
 from varangian.runs.results import Result, read
 from varangian.runs.running import resume, run

@@ -14,7 +14,7 @@ from varangian.core.attacks.trials import Trials, next_place
 from varangian.core.explanation import explain
 from varangian.core.randomness import generator
 from varangian.core.specs import describe, make
-from varangian.runs.experiment import NAMED
+from varangian.runs.fields import NAMED
 
 SEEDS = range(25)
 

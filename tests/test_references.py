@@ -18,7 +18,7 @@ import pytest
 import varangian as vg
 from varangian.core import references
 from varangian.core.references import importing
-from varangian.runs.experiment import column_of
+from varangian.runs.fields import column_of
 from varangian.runs.results import settings_of
 from varangian.study.outcomes import (
     attack_name,

@@ -16,7 +16,7 @@ import torch
 from sklearn import metrics as sklearn
 
 import varangian as vg
-from varangian.runs.experiment import column_of
+from varangian.runs.fields import column_of
 from varangian.simulation.data import set_aside
 from varangian.study import outcomes
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import varangian as vg
 from varangian.core.specs import canonical, describe, make, parse
-from varangian.runs.experiment import NAMED
+from varangian.runs.fields import NAMED
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from ..simulation.sampling import Evaluator, Profile, Sampler, aim_of
 from ..simulation.scores import Score, per_class
 from ..simulation.simulate import Simulation
 from .cards import device_of, numerics, usable
-from .experiment import Experiment, name_of_code, name_of_metric
+from .experiment import Experiment
+from .fields import name_of_code, name_of_metric
 
 LOOKED_AT = 1000  # steps of which is known before a run whether the rule can tolerate the weights there
 

@@ -8,12 +8,10 @@ import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache, wraps
-from numbers import Integral
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
-import numpy as np
 import tomlkit
 import torch
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -27,7 +25,7 @@ from ..core.mixing import MIXINGS, Mixing
 from ..core.placement import Adaptive
 from ..core.references import NotImported, importing
 from ..core.rules import RULES, Rule, published
-from ..core.specs import MAX_LENGTH, canonical, check, describe, find, function, make, parse, reason, shortest, split
+from ..core.specs import canonical, check, describe, find, function, make, parse, reason, shortest
 from ..core.stages import check_rows, check_weighs
 from ..core.transforms import Clip, Momentum, SharedMomentum, Transform
 from ..simulation.clients import Population
@@ -37,6 +35,34 @@ from ..simulation.losses import LOSSES, Loss, OwnLoss
 from ..simulation.models import MODELS
 from ..simulation.scores import METRICS, PER_CLASS, Score, number_of, per_class
 from .cards import device_of
+from .fields import (
+    MAX_METRICS,
+    MAX_PRE,
+    NAMED,
+    REAL,
+    WHOLE,
+    Hash,
+    Named,
+    Natural,
+    Number,
+    Positive,
+    Rate,
+    Schedule,
+    Share,
+    Spec,
+    Truth,
+    as_dataset,
+    as_device,
+    as_metrics,
+    as_optional_spec,
+    as_partition,
+    as_schedule,
+    as_specs,
+    as_type,
+    column_of,
+    or_none,
+    without_f,
+)
 from .files import (
     check_depth,
     parse_json,
@@ -44,9 +70,6 @@ from .files import (
 from .folders import FORMAT
 
 T = TypeVar("T")
-
-NAMED = (RULES, MIXINGS, ATTACKS, PARTITIONS, KNOWLEDGE)  # whose values may be given themselves, and are kept as text
-
 
 # Settings that are specs, one or several: what each is of, and the table of its names.
 SPECS: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
@@ -77,188 +100,6 @@ class ConfigurationError(ValueError):
 
     def __reduce__(self) -> tuple[type[ConfigurationError], tuple[list[str]]]:
         return ConfigurationError, (self.faults,)  # to come back from another process as it was
-
-
-def _schedule(value: Any) -> Any:
-    """ "0.02,8000:0.004" -> ((0, 0.02), (8000, 0.004)); a plain number stays one."""
-    if isinstance(value, str) and ("," in value or ":" in value):
-        pieces = [piece.strip().rpartition(":") for piece in value.split(",")]
-        value = tuple((start or 0, rate) for start, _, rate in pieces)
-    if isinstance(value, list):
-        return tuple(tuple(piece) if isinstance(piece, list) else piece for piece in value)
-    return value
-
-
-def _real(value: Any) -> Any:
-    """Truth values are no numbers, though Python counts with them."""
-    if isinstance(value, (bool, np.bool_, bytes)) or getattr(value, "dtype", None) == torch.bool:
-        raise ValueError("must be a number")
-    return value
-
-
-def _integer(value: Any) -> Any:
-    if isinstance(_real(value), (str, Integral)):
-        return value
-    raise ValueError("must be a valid integer")
-
-
-def _truth(value: Any) -> Any:
-    if isinstance(value, (bool, np.bool_, str)):
-        return value
-    raise ValueError("must be True or False")
-
-
-def _nothing(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip().lower() in ("none", "") else value
-
-
-def _without_f(value: Any, f: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(_without_f(item, f) for item in value)
-    return describe(value, NAMED, f) if isinstance(value, (Rule, Mixing)) else value
-
-
-def _spec(value: Any) -> Any:
-    if isinstance(value, type) and issubclass(value, (Rule, Mixing, Attack, ThreatModel)):
-        names = {id(known): name for table in NAMED for name, known in table.items()}
-        return names.get(id(value)) or references.reference_of(value)
-    if inspect.isroutine(value):
-        raise ValueError(
-            "must be a name or an object whose class derives from General, Selecting or Coordinatewise (rules), "
-            "Mixing, Attack or ThreatModel, and no function"
-        )
-    return describe(value, NAMED) if isinstance(value, (Rule, Mixing, Attack, ThreatModel)) else value
-
-
-def _optional_spec(value: Any) -> Any:
-    return _nothing(_spec(value))
-
-
-def _partition(value: Any) -> Any:
-    if isinstance(value, type) or inspect.isroutine(value):
-        names = {id(known): name for name, known in PARTITIONS.items()}
-        return names.get(id(value)) or references.reference_of(value)
-    return describe(value, NAMED) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def name_of_code(value: Any) -> Any:
-    """A model's or a loss's class or function as its name or its reference; text, and what is none of these, as it is.
-
-    Raises:
-        ValueError: no text can name it.
-    """
-    if is_dataclass(value) and type(value) in LOSSES.values():
-        return describe(value, (LOSSES,))
-    if isinstance(value, str) or not callable(value):
-        return value
-    for name, known in (*MODELS.items(), *LOSSES.items()):
-        if known is value:
-            return name
-    with suppress(references.Fault):
-        if inspect.isclass(value) or inspect.isfunction(value):
-            return references.reference_of(value)
-    raise ValueError("must have a name in a file; hand what has none over to run(), as model= or loss=")
-
-
-def _list(value: Any) -> Any:
-    if isinstance(value, str):
-        if len(value) > MAX_PRE * MAX_LENGTH:
-            raise ValueError(f"at most {MAX_PRE} mixings of {MAX_LENGTH:,} characters")
-        value = [] if _nothing(value) is None else split(value)
-    if value is None or isinstance(value, Mixing) or callable(value):
-        value = [] if value is None else [value]
-    return tuple(_spec(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _metrics(value: Any) -> Any:
-    if isinstance(value, str):
-        if len(value) > MAX_METRICS * MAX_LENGTH:
-            raise ValueError(f"at most {MAX_METRICS} metrics of {MAX_LENGTH:,} characters")
-        value = [] if _nothing(value) is None else split(value)
-    if value is None or callable(value):
-        value = [] if value is None else [value]
-    if not isinstance(value, (list, tuple)):
-        return value
-    return tuple(name_of_metric(item) if callable(item) else item for item in value)
-
-
-def name_of_metric(score: Callable[..., Any]) -> str:
-    """A metric as its name or its reference.
-
-    Raises:
-        ValueError: no text can name it.
-    """
-    for name, known in METRICS.items():
-        if known is score:
-            return name
-    with suppress(references.Fault):
-        return references.reference_of(score)
-    raise ValueError("must have a name in a file; hand what has none over to run(), as metrics=")
-
-
-def _dataset(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError("must be a name; hand data over to run(), as dataset=")
-    return value
-
-
-def _device(value: Any) -> Any:
-    return str(value) if isinstance(value, torch.device) else value
-
-
-def _type(value: Any) -> Any:
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
-
-
-def column_of(metric: str) -> str:
-    """What a metric is called in tables: its name, without the file or module that it is in.
-
-    Example:
-        >>> column_of("scores/mine.py:recall(k=2)"), column_of("macro-f1")
-        ('recall_k=2', 'macro-f1')
-    """
-    name, opened, options = metric.partition("(")
-    return re.sub(r"[^\w.=+-]+", "_", name.rpartition(":")[2] + opened + options, flags=re.ASCII).strip("_")
-
-
-# Text is a number too, if it says one: tables and command lines hold nothing else.
-REAL, WHOLE = BeforeValidator(_real), BeforeValidator(_integer)
-
-
-Truth = Annotated[bool, BeforeValidator(_truth)]
-
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), REAL]
-
-
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False), REAL]
-
-
-Share = Annotated[float, Field(ge=0, lt=1), REAL]
-
-
-Number = Annotated[int, Field(ge=0, le=10_000), WHOLE]  # of workers: their vectors are held at once
-
-
-Natural = Annotated[int, Field(ge=0, le=10**9), WHOLE]
-
-
-Spec = Annotated[str, BeforeValidator(_spec)]
-
-
-Named = Annotated[str, BeforeValidator(name_of_code)]
-
-
-Hash = Annotated[Annotated[str, Field(pattern=rf"^[0-9a-f]{{{LENGTH}}}$")] | None, BeforeValidator(_nothing)]
-
-
-Schedule = Annotated[tuple[tuple[Natural, Rate], ...], Field(max_length=10_000)]
-
-
-MAX_PRE = 16
-
-
-MAX_METRICS = 16
 
 
 _EVALUATED = ("step", "accuracy", "loss")  # columns that there are anyway
@@ -311,7 +152,7 @@ class Experiment:
         True
     """
 
-    dataset: Annotated[str, BeforeValidator(_dataset)] = field(
+    dataset: Annotated[str, BeforeValidator(as_dataset)] = field(
         default="digits", metadata={"help": "what to learn; synthetic(shape=(3,32,32),classes=10) is made up"}
     )
     model: Named = field(default="fully-connected", metadata={"help": "what learns it"})
@@ -319,14 +160,14 @@ class Experiment:
         default=15, metadata={"help": "n, honest and Byzantine"}
     )
     byzantine: Number = field(default=3, metadata={"help": "f, how many Byzantine workers the rule tolerates"})
-    real_byzantine: Annotated[Number | None, BeforeValidator(_nothing)] = field(
+    real_byzantine: Annotated[Number | None, BeforeValidator(or_none)] = field(
         default=None, metadata={"help": "how many attack; as many as tolerated by default, none without an attack"}
     )
     rule: Spec = field(default="multi-krum", metadata={"help": "the aggregation rule F"})
-    pre: Annotated[tuple[str, ...], BeforeValidator(_list), Field(max_length=MAX_PRE)] = field(
+    pre: Annotated[tuple[str, ...], BeforeValidator(as_specs), Field(max_length=MAX_PRE)] = field(
         default=(), metadata={"help": "mixings before the rule, comma-separated"}
     )
-    attack: Annotated[str | None, BeforeValidator(_optional_spec)] = field(
+    attack: Annotated[str | None, BeforeValidator(as_optional_spec)] = field(
         default=None, metadata={"help": "what attackers send"}
     )
     momentum: Share = field(default=0.9, metadata={"help": "mu; 0 for none"})
@@ -335,17 +176,17 @@ class Experiment:
     momentum_at: Literal["worker", "server", "shared", "adaptive"] = field(
         default="worker", metadata={"help": "on which side of F momentum stands; adaptive: the server moves it"}
     )
-    clip: Annotated[Positive | None, BeforeValidator(_nothing)] = field(
+    clip: Annotated[Positive | None, BeforeValidator(or_none)] = field(
         default=2.0, metadata={"help": "greatest norm of a sampled gradient; none for no limit"}
     )
-    clip_mode: Annotated[Literal["norm", "unit"] | None, BeforeValidator(_nothing)] = field(
+    clip_mode: Annotated[Literal["norm", "unit"] | None, BeforeValidator(or_none)] = field(
         default=None, metadata={"help": "how to clip; by default norm when described, unit when published"}
     )
     batch_size: Annotated[int, Field(ge=1, le=10**6), WHOLE] = field(
         default=83, metadata={"help": "training points per worker and step"}
     )
     steps: Natural = field(default=300, metadata={"help": "updates of the parameters"})
-    learning_rate: Annotated[Rate | Schedule, BeforeValidator(_schedule)] = field(
+    learning_rate: Annotated[Rate | Schedule, BeforeValidator(as_schedule)] = field(
         default=0.1, metadata={"help": "a number, or pieces from a step on: 0.02,8000:0.004"}
     )
     l2: Rate = field(default=1e-4, metadata={"help": "factor c of c/2 ||theta||^2"})
@@ -353,16 +194,16 @@ class Experiment:
         default=5, metadata={"help": "steps between evaluations on the test set; 0 for the last only"}
     )
     seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] = field(default=1, metadata={"help": "of everything random"})
-    device: Annotated[str, BeforeValidator(_device)] = field(
+    device: Annotated[str, BeforeValidator(as_device)] = field(
         default="cpu", metadata={"help": "of tensors: cpu, cuda, cuda:1 ..."}
     )
-    partition: Annotated[str, BeforeValidator(_partition)] = field(
+    partition: Annotated[str, BeforeValidator(as_partition)] = field(
         default="iid", metadata={"help": "how data is dealt to honest workers"}
     )
     profile: Literal["described", "published"] = field(
         default="described", metadata={"help": "as the paper says, or as its code computed"}
     )
-    dtype: Annotated[Literal["float32", "float64"], BeforeValidator(_type)] = field(
+    dtype: Annotated[Literal["float32", "float64"], BeforeValidator(as_type)] = field(
         default="float32", metadata={"help": "of vectors"}
     )
     measure: Truth = field(
@@ -379,7 +220,7 @@ class Experiment:
         default="cross-entropy",
         metadata={"help": "what is learned: cross-entropy of classes, mse or bce of real numbers", "later": True},
     )
-    metrics: Annotated[tuple[str, ...], BeforeValidator(_metrics), Field(max_length=MAX_METRICS)] = field(
+    metrics: Annotated[tuple[str, ...], BeforeValidator(as_metrics), Field(max_length=MAX_METRICS)] = field(
         default=(),
         metadata={
             "help": "what else evaluations measure: macro-f1, worst-class, ... or functions of all outputs and labels",
@@ -407,7 +248,7 @@ class Experiment:
             "later": True,
         },
     )
-    clients: Annotated[Annotated[int, Field(ge=1, le=10**7), WHOLE] | None, BeforeValidator(_nothing)] = field(
+    clients: Annotated[Annotated[int, Field(ge=1, le=10**7), WHOLE] | None, BeforeValidator(or_none)] = field(
         default=None,
         metadata={"help": "N, of whom the n workers of a step are drawn; none: all workers are in each", "later": True},
     )
@@ -433,7 +274,7 @@ class Experiment:
             "later": True,
         },
     )
-    cap: Annotated[Annotated[float, Field(ge=1, allow_inf_nan=False), REAL] | None, BeforeValidator(_nothing)] = field(
+    cap: Annotated[Annotated[float, Field(ge=1, allow_inf_nan=False), REAL] | None, BeforeValidator(or_none)] = field(
         default=None,
         metadata={"help": "the most that a worker may count, in equal shares; none for no limit", "later": True},
     )
@@ -472,7 +313,7 @@ class Experiment:
         foreign = {name for name in SPECS if _is_read(getattr(self, name))}
         # Rules and mixings that tolerate what ``byzantine`` says need not repeat it.
         for name in ("rule", "pre"):
-            object.__setattr__(self, name, _without_f(getattr(self, name), self.byzantine))
+            object.__setattr__(self, name, without_f(getattr(self, name), self.byzantine))
         sound, faults = set(), []
         for name, adapter in _adapters().items():
             try:

@@ -20,7 +20,8 @@ from ..simulation.metrics import COLUMNS, EVERY_COLUMN, Measures, Rows
 from ..simulation.scores import PER_CLASS
 from . import folders
 from .building import NOTHING, Given, code_of, handed, make_model, open_dataset
-from .experiment import SUCCESS, Experiment, column_of
+from .experiment import SUCCESS, Experiment
+from .fields import column_of
 from .files import (
     line_of_text,
     number,

@@ -19,7 +19,8 @@ import tomlkit
 from ..core.checks import MOST_SEED, shown, unknown
 from ..core.references import importing
 from ..core.specs import describe, split
-from ..runs.experiment import ELSEWHERE, HASHES, MAX_TOML, NAMED, SPECS, ConfigurationError, Experiment, name_of_code
+from ..runs.experiment import ELSEWHERE, HASHES, MAX_TOML, SPECS, ConfigurationError, Experiment
+from ..runs.fields import NAMED, name_of_code
 from ..runs.files import MAX_TEXT, make_folder, read_text, write_whole
 
 MOST = 100_000  # runs of one grid: what a table of runs holds

@@ -22,7 +22,8 @@ from ..core.mixing import MIXINGS
 from ..core.references import NotImported, importing
 from ..core.rules import RULES
 from ..core.specs import canonical
-from ..runs.experiment import HASHES, LATER, SUCCESS, Experiment, column_of
+from ..runs.experiment import HASHES, LATER, SUCCESS, Experiment
+from ..runs.fields import column_of
 from ..runs.files import (
     folders_in,
     line_of_text,

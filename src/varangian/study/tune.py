@@ -16,7 +16,8 @@ from rich.console import Console
 from ..core.checks import MOST_SEED, shown, unknown
 from ..core.specs import describe
 from ..runs.building import open_dataset
-from ..runs.experiment import HASHES, NAMED, ConfigurationError, Experiment
+from ..runs.experiment import HASHES, ConfigurationError, Experiment
+from ..runs.fields import NAMED
 from ..runs.files import write_whole
 from .grid import SETTINGS, Grid, plain, read_content, replaced, values_of
 from .outcomes import Outcome, write_csv
