@@ -118,3 +118,16 @@ def test_the_weights_of_a_decision() -> None:
     np.testing.assert_allclose(weights_of_table(np.array([[1.0, 0.0], [0.5, -0.5]]), 2), [0.75, 0.25])
     assert np.isnan(weights_of_table(None, 3)).all()
     assert weights_of_table(np.zeros(3), 3).tolist() == [0, 0, 0]
+
+
+def test_many_steps_at_once_are_the_same_bytes() -> None:
+    random = np.random.default_rng(2)
+    distance, cosine = random.lognormal(size=(50, 9)), random.uniform(-1, 1, (50, 9))
+    finite = random.random((50, 9)) < 0.9
+    distance[random.random(distance.shape) < 0.1] = cosine[random.random(cosine.shape) < 0.1] = np.nan
+    distance[3], finite[4], distance[5, 0] = np.nan, False, np.inf
+    for told in (cosine, None):
+        each = np.array(
+            [suspicion(*row) for row in zip(distance, finite, told if told is not None else [None] * 50, strict=True)]
+        )
+        np.testing.assert_array_equal(suspicion(distance, finite, told), each)

@@ -67,13 +67,13 @@ def test_attackers_that_are_never_named_have_an_infinite_delay() -> None:
     assert math.isnan(quiet.precision)
     assert (quiet.recall, quiet.delay, quiet.caught) == (0, math.inf, ())
     assert str(quiet) == (
-        "suspicion >= 0.4 over 20 steps: names 0 of 2 attackers; recall 0%, precision - (nobody is named), "
+        "suspicion >= 0.5 over 20 steps: names 0 of 2 attackers; recall 0%, precision - (nobody is named), "
         "0 honest ranks named in 0.0% of their steps"
     )
     series = np.zeros((30, 4))
     series[:, 0] = 1
     assert vg.detection(report_of(series), [10, 11]).delay == math.inf  # half of two
-    assert vg.detection(report_of(series), [10]).delay == 8
+    assert vg.detection(report_of(series), [10]).delay == 10
 
 
 def test_without_attackers_there_are_only_false_alarms() -> None:
@@ -82,7 +82,7 @@ def test_without_attackers_there_are_only_false_alarms() -> None:
         assert math.isnan(found.recall)
         assert math.isnan(found.delay)
         assert found.false_alarms == 0
-        assert str(found) == f"suspicion >= 0.4 over 20 steps: {named} named in 0.0% of their steps"
+        assert str(found) == f"suspicion >= 0.5 over 20 steps: {named} named in 0.0% of their steps"
     empty = vg.detection(History("Median(f=1)", ["a", "b"]).report(), [0])
     assert math.isnan(empty.recall)
     assert math.isnan(empty.delay)

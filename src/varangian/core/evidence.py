@@ -31,7 +31,7 @@ BLOCK = 4096  # columns sorted at a time
 
 
 def suspicion(distance: np.ndarray, finite: np.ndarray, cosine: np.ndarray | None = None) -> np.ndarray:
-    """[n] how suspicious each vector is: 0 is usual, 1 the most suspicious that there is.
+    """[n], or [steps, n], how suspicious each vector is: 0 is usual, 1 the most suspicious that there is.
 
     s_i = max(0, 1 - D / D_i, -c_i),  D_i the distance to the aggregate, c_i the cosine to it,
     D the median of the distances of the vectors that are finite and known
@@ -44,9 +44,9 @@ def suspicion(distance: np.ndarray, finite: np.ndarray, cosine: np.ndarray | Non
     never leave a narrow range.
 
     Args:
-        distance: [n] to the aggregate, >= 0; NaN where nothing is known.
-        finite: [n] whether a vector holds neither NaN nor infinity.
-        cosine: [n] to the aggregate; NaN where it is not known, or one of the two is zero. None for all.
+        distance: [n] or [steps, n] to the aggregate, >= 0; NaN where nothing is known.
+        finite: likewise, whether a vector holds neither NaN nor infinity.
+        cosine: likewise, to the aggregate; NaN where it is not known, or one of the two is zero. None for all.
 
     Example:
         >>> distance, finite = np.array([1.0, 1.0, 2.0, 0.5, 7.0, np.nan]), np.array([True] * 4 + [False, True])
@@ -56,16 +56,22 @@ def suspicion(distance: np.ndarray, finite: np.ndarray, cosine: np.ndarray | Non
         array([0. , 0. , 0.5, 0.8, 1. , nan])
     """
     known = finite & ~np.isnan(distance)
-    result = np.where(finite, np.nan, 1.0)
-    if known.any():
-        usual = np.median(distance[known])
-        above = known & (distance > usual)
-        result[known] = 0.0
-        result[above] = 1 - usual / distance[above]
-        told = known if cosine is None else known & ~np.isnan(cosine)
-        if cosine is not None and told.any() and np.median(cosine[told]) >= 0:
-            result[told] = np.maximum(result[told], np.clip(-cosine[told], 0, 1))
-    return result
+    usual = _median(distance, known)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = np.where(known & (distance > usual), 1 - usual / distance, 0.0)
+        if cosine is not None:
+            told = known & ~np.isnan(cosine)
+            counts = told & (_median(cosine, told) >= 0)
+            result = np.where(counts, np.maximum(result, np.clip(-cosine, 0, 1)), result)
+    return np.where(finite, np.where(known, result, np.nan), 1.0)
+
+
+def _median(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """[..., 1] of the last axis, of some values; NaN of none."""
+    ordered = np.sort(np.where(among, values, np.inf), axis=-1)
+    count = among.sum(-1, keepdims=True)
+    middle = [np.take_along_axis(ordered, np.maximum(k, 0), -1) for k in ((count - 1) // 2, count // 2)]
+    return np.where(count > 0, (middle[0] + middle[1]) / 2, np.nan)
 
 
 def recent_suspicion(suspicion: np.ndarray, window: int) -> np.ndarray:

@@ -12,9 +12,9 @@ import numpy as np
 
 from .checks import kind_of, shown
 from .evidence import recent_suspicion
-from .history import Noun, Report
+from .history import SUSPICIOUS, Noun, Report
 
-THRESHOLD = 0.4  # see docs/suspicion.md for how rarely an honest worker with data like the others' comes to it
+THRESHOLD = SUSPICIOUS
 WINDOW = 20
 
 
@@ -136,9 +136,9 @@ def detection(
         ...     history.step([Evidence(np.full(4, 0.25), np.array([0.1, 0.0, 0.0, 0.8]), np.ones(4, bool), 2)], f=1)
         >>> found = detection(history.report(), byzantine=[3])
         >>> found.precision, round(found.recall, 2), found.delay
-        (1.0, 0.7, 10.0)
+        (1.0, 0.6, 13.0)
         >>> print(found)
-        suspicion >= 0.4 over 20 steps: names 1 of 1 attackers, at half of them with vector 10; recall 70%, precision \
+        suspicion >= 0.5 over 20 steps: names 1 of 1 attackers, at half of them with vector 13; recall 60%, precision \
 100%, 0 honest ranks named in 0.0% of their steps
     """
     if not isinstance(report, Report):
