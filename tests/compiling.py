@@ -85,6 +85,7 @@ def compile_distances() -> None:
             cuda.mixed_distances(x, table, None, others=False)
             cuda.norms(x)
             cuda.squared_distances_to(x, x[0])
+            cuda.compared(x, x[0])
             cuda.squared_around(x, table[0], None, np.ones(n))
             cuda.squared_around(x, table[0])
         cuda.inner_products([x[0]] * 7)

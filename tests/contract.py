@@ -233,6 +233,15 @@ def _distances(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:
         "squared_distances_to", "squared_distances_to", (x, extra),
         lambda k, x, extra: k.squared_distances_to(x, extra[1]), rtol=d * WIDE,
     )  # fmt: skip
+    usual = lay(torch.from_numpy(np.random.default_rng([n, d, 1]).normal(size=(n, d))).to(dtype))
+    lengths = torch.outer(torch.ones(3), usual.detach().double().norm(dim=1)) * extra[1].detach().double().norm()
+    yield Case(
+        "compared", "compared", (usual, extra), lambda k, x, extra: k.compared(x, extra[1]),
+        rtol=d * WIDE, slack=(d * WIDE * lengths,),
+    )  # fmt: skip
+    yield Case(
+        "compared odd ones", "compared", (x, extra), lambda k, x, extra: k.compared(x, extra[1])[:2], rtol=d * WIDE
+    )
     finite = lay(hostile(n, d, dtype, finite=True))
     sizes = finite.detach().double().square().sum(1).sqrt()
     yield Case(

@@ -77,13 +77,14 @@ def test_cosines_follow_from_squares() -> None:
     x[2] *= 1e6
     x[3], x[4] = 0.0, torch.nan
     point = x[0] + 0.5 * x[5]
-    norm, distance, own = distances_and_norms(x, point).numpy()
+    norm, distance, own, product = distances_and_norms(x, point).numpy()
     wide, to = x.double(), point.double()
     np.testing.assert_allclose(distance, (wide - to).square().sum(1), rtol=1e-12)
     np.testing.assert_allclose(norm, wide.square().sum(1), rtol=1e-12)
     np.testing.assert_allclose(own, to.square().sum().item(), rtol=1e-12)
     expected = (wide @ to / wide.norm(dim=1) / to.norm()).numpy()
     np.testing.assert_allclose(cosines(norm, distance, own), expected, atol=1e-9)
+    np.testing.assert_allclose(cosines(norm, distance, own, product), expected, atol=1e-12)
     assert np.isnan(cosines(norm, distance, own)[3:5]).all()
     assert np.isnan(cosines(np.ones(2), np.ones(2), 0.0)).all()
     assert np.isnan(cosines(np.array([np.inf]), np.array([np.inf]), 1.0)).all()

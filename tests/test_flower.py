@@ -520,6 +520,9 @@ def test_the_report_is_what_explain_says_of_the_same_updates(algorithm: vg.Algor
     state = algorithm.init(0, 15)
     said, report = vg.explain(came, algorithm, state.previous, seed=3), strategy.report()
     np.testing.assert_array_equal(report.suspicion[0], said.suspicion)
+    np.testing.assert_array_equal(report.distance[0], said.distance)
+    np.testing.assert_array_equal(report.cosine[0], said.cosine)
+    np.testing.assert_array_equal(report.score[0], np.full(n, np.nan) if said.score is None else said.score)
     np.testing.assert_array_equal(report.rejected[0], said.rejected)
     if said.weight is not None:
         np.testing.assert_array_equal(report.weight[0], said.weight)

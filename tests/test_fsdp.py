@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ddp_ranks
@@ -119,6 +120,13 @@ def test_a_faulty_rank_does_not_stop_training(found: list[dict[str, Any]], fault
     assert accuracy > 0.7
     assert report.steps == fsdp_ranks.FAULTY_STEPS
     assert {str(each[f"fault: {fault}"][1]) for each in found} == {str(report)}
+    assert np.isnan(report.score).all()  # of units by themselves, and of none together
+    assert np.isnan(report.distance[:, 2]).all() == (fault == "nan")
+    assert np.isnan(report.cosine[:, 2]).all() == (fault in ("nan", "zeros"))
+    assert not np.isnan(report.distance[:, :2]).any()
+    assert (np.abs(report.cosine[:, :2]) <= 1).all()
+    if fault == "upside down":
+        assert (report.cosine[:, 2] < report.cosine[:, :2].max(1)).all()
     if fault == "nan":
         assert [r.nonfinite for r in report.ranks] == [0, 0, fsdp_ranks.FAULTY_STEPS]
     if fault != "zeros":

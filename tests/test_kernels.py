@@ -193,7 +193,12 @@ def test_squared_norms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 def test_squared_distances_to_a_point(dtype: torch.dtype, d: int) -> None:
     x, point = normal(7, d, dtype=dtype), normal(1, d, seed=1, dtype=dtype)[0]
     expected = ((x.double() - point.double()) ** 2).sum(1).numpy()
-    np.testing.assert_allclose(kernels.host(kernels.squared_distances_to(x, point)), expected, rtol=1e-12)
+    found = kernels.host(kernels.squared_distances_to(x, point))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    both = kernels.host(kernels.compared(x, point))
+    np.testing.assert_allclose(both[1], found, rtol=1e-14)
+    wide, at = x.double().numpy(), point.double().numpy()
+    np.testing.assert_allclose(both[::2], [(wide**2).sum(1), wide @ at], rtol=1e-12, atol=1e-12 * d)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -631,6 +636,7 @@ def passes() -> dict[str, Callable[[], list[np.ndarray]]]:
         "distances": lambda: [kernels.host(kernels.squared_distances(x, extra))],
         "distances of half": lambda: [kernels.host(kernels.squared_distances(x.half()))],
         "distances to": lambda: [kernels.host(kernels.squared_distances_to(x, extra[0]))],
+        "compared": lambda: [kernels.host(kernels.compared(x, extra[0]))],
         "norms": lambda: [kernels.squared_norms(x).numpy()],
         "products": lambda: [kernels.host(kernels.inner_products(list(x)))],
         "weighted": lambda: [kernels.weighted_rows(x, weights).numpy()],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import varangian as vg
 from varangian.core.algorithm import State
-from varangian.core.evidence import suspicion
+from varangian.core.evidence import distances_and_norms, suspicion
 from varangian.core.geometry import Geometry
 from varangian.core.history import Evidence, History
 from varangian.engines.sharded import (
@@ -300,6 +300,24 @@ def test_the_report_is_what_explain_says_of_the_same_vectors(name: str, replicat
             if said.weight is not None and report.ranks[0].used:
                 expected = np.abs(said.weight) / max(np.abs(said.weight).sum(), 1e-300)
                 np.testing.assert_allclose(report.weight[0], np.where(said.finite, expected, 0), **near)
+            if report.skipped:
+                continue
+            np.testing.assert_allclose(report.distance[0], said.distance, **near)
+            np.testing.assert_allclose(report.cosine[0], said.cosine, **near)
+            score = said.distance * NAN if said.score is None else np.where(said.finite, said.score, NAN)
+            np.testing.assert_allclose(report.score[0], score, **near)
+
+
+def test_a_vector_of_flipped_bits_has_a_cosine_too() -> None:
+    x = vectors(7)
+    x[6, ::4] *= 1e36
+    expected = torch.nn.functional.cosine_similarity(x.double(), x.double()[:6].mean(0), dim=1)
+    for replicated in (False, True):
+        for _, history in in_pieces(vg.Algorithm(rule=vg.MultiKrum(1, m=6)), x, replicated=replicated):
+            report = history.report()
+            np.testing.assert_allclose(report.cosine[0], expected, atol=1e-6)
+            assert report.rank[0].argmax() == 6
+            assert report.distance[0, 6] > 1e35
 
 
 def test_weights_and_suspicion_of_the_report() -> None:
@@ -629,6 +647,21 @@ class TestHistory:
         np.testing.assert_allclose(report.suspicion, [[0, 0.3, 0.7, 1]])
         assert report.rejected.tolist() == [[False, False, True, True]]
         assert "rule: 4 ranks, 1 steps, 0 skipped" in str(history.report())
+
+    def test_distances_and_cosines_of_parts_are_those_of_the_whole(self) -> None:
+        history, x = self.history()[0], vectors(4)
+        mean, usual = x.mean(0), np.zeros(4)
+        parts = []
+        for part in (slice(0, 3), slice(3, None)):
+            measured = distances_and_norms(x[:, part], mean[part]).numpy()
+            parts.append(Evidence(usual, usual, np.ones(4, bool), 1, measured=measured))
+        history.step(parts, 1)
+        history.step([parts[0], replace(parts[1], measured=None)], 1)
+        report = history.report()
+        np.testing.assert_allclose(report.distance[0], (x - mean).norm(dim=1), rtol=1e-6)
+        np.testing.assert_allclose(report.cosine[0], torch.nn.functional.cosine_similarity(x, mean, dim=1), rtol=1e-5)
+        assert np.isnan(report.distance[1]).all()
+        assert np.isnan(report.cosine[1]).all()
 
     def test_skipped_steps_are_counted(self) -> None:
         history, _ = self.history()

@@ -424,6 +424,7 @@ def test_distances_to_one_point(n: int, d: int) -> None:
         point = x[n // 2] * 2
         x[0, 0] = 0.0 if n == 1 else float("inf")
         near(cuda.squared_distances_to(on(x), on(point)), cpu.squared_distances_to(x, point), 1e-13)
+        near(cuda.compared(on(x), on(point)), cpu.compared(x, point), 1e-12, 1e-11)
         if dtype in (torch.float16, torch.bfloat16):
             continue
         extra, weights = x[-1:] + 1, np.linspace(0, 1, n + 1)
@@ -591,7 +592,7 @@ def test_any_layout_will_do() -> None:
         lambda x, y: cuda.mixed_distances(x, np.concatenate([table, table], 1), y, others=True),
         lambda x, y: (cuda.squared_norms(x), cuda.norms(x)),
         lambda x, y: cuda.inner_products([*x, *y][:7]),
-        lambda x, y: cuda.squared_distances_to(x, y[1]),
+        lambda x, y: (cuda.squared_distances_to(x, y[1]), cuda.compared(x, y[1])),
         lambda x, y: cuda.squared_around(x, np.concatenate([table, table], 1)[0], y, np.ones(6)),
         lambda x, y: cuda.blend(0.5, x, 0.3, y),
         lambda x, y: [
@@ -677,6 +678,7 @@ def test_nothing_waits_and_little_is_launched() -> None:
     no_waits(kernels.norms, x, 2)
     no_waits(lambda x: kernels.inner_products(list(x[:7])), x, 2)
     no_waits(lambda x: kernels.squared_distances_to(x, x[0]), x, 2)
+    no_waits(lambda x: kernels.compared(x, x[0]), x, 3)
     no_waits(lambda x: kernels.squared_around(x, table[0], None, np.ones(11)), x, 6)
     no_waits(lambda x: kernels.blend(0.1, x, 0.9, x[0]), x, 1)
     no_waits(lambda x: kernels.norms(x), x.double(), 17)

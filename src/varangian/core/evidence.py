@@ -107,15 +107,20 @@ def recent_suspicion(suspicion: np.ndarray, window: int) -> np.ndarray:
     return result
 
 
-def cosines(squared_norm: np.ndarray, squared_distance: np.ndarray, squared: float | np.ndarray) -> np.ndarray:
+def cosines(
+    squared_norm: np.ndarray, squared_distance: np.ndarray, squared: float | np.ndarray,
+    product: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """[n] the cosines of vectors to the aggregate, of which the squared norm is ``squared``; NaN where a norm is 0 or
     not finite.
 
-    cos(x, F) = (||x||^2 + ||F||^2 - ||x - F||^2) / (2 ||x|| ||F||)
+    cos(x, F) = <x, F> / (||x|| ||F||),  <x, F> = (||x||^2 + ||F||^2 - ||x - F||^2) / 2
 
     Args:
         squared_norm: [n] of the vectors.
         squared_distance: [n] to the aggregate.
+        product: [n] inner products with the aggregate. Without them the formula is taken, of which nothing is right
+            where one length is some 10^8 times the other.
 
     Example:
         >>> cosines(np.array([4.0, 1.0, 0.0]), np.array([1.0, 4.0, 1.0]), 1.0)
@@ -123,18 +128,16 @@ def cosines(squared_norm: np.ndarray, squared_distance: np.ndarray, squared: flo
     """
     with np.errstate(all="ignore"):
         lengths = np.sqrt(squared_norm) * np.sqrt(squared)
-        inner = (squared_norm + squared - squared_distance) / 2
+        inner = (squared_norm + squared - squared_distance) / 2 if product is None else product
         return np.clip(np.where(lengths > 0, inner / lengths, np.nan), -1, 1)
 
 
 def distances_and_norms(x: Tensor, point: Tensor) -> Tensor:
-    """[3, n] float64 on x's device: squared norms of the rows [n, d], their squared distances to a vector [d], and, n
-    times, its squared norm. Two vectors' worth beside one pass over the data."""
-    n = x.shape[0]
-    only = np.zeros(n + 1)
-    only[n] = 1.0
-    found = kernels.squared_around(x, only, point.to(x.dtype).unsqueeze(0))
-    return torch.cat([found, kernels.squared_norms(point).expand(1, n)])
+    """[4, n] float64 on x's device: squared norms of the rows [n, d], their squared distances to a vector [d], n times
+    its squared norm, and their inner products with it: what :func:`cosines` takes. Of pieces of vectors they add up.
+    One pass over the data."""
+    norms, distances, products = kernels.compared(x, point.to(x.dtype))
+    return torch.stack([norms, distances, kernels.squared_norms(point).expand_as(norms), products])
 
 
 def rejected(weight: np.ndarray | None, finite: np.ndarray) -> np.ndarray:

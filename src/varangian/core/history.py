@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .checks import whole
+from .evidence import cosines
 from .evidence import rejected as rejected_by
 
 logger = logging.getLogger("varangian.engines")
@@ -38,7 +39,8 @@ class Evidence:
         finite: [W].
         size: how many coordinates.
         score: [W] the rule's scores; None where it has none.
-        distance, cosine: [W] to the aggregate; None where nobody measured them, NaN for vectors that are not finite.
+        measured: [4, W] how these coordinates compare with the aggregate's, see
+            :func:`varangian.core.evidence.distances_and_norms`; None where nobody has looked.
         excluded: [W] bool, whom a quarantine left out, of whom nothing else is told; None for nobody.
     """
 
@@ -47,8 +49,7 @@ class Evidence:
     finite: np.ndarray
     size: int
     score: np.ndarray | None = None
-    distance: np.ndarray | None = None
-    cosine: np.ndarray | None = None
+    measured: np.ndarray | None = None
     excluded: np.ndarray | None = None
 
 
@@ -67,7 +68,7 @@ class Round:
         suspicion: of each of ``used``, from 0, usual, to 1; None without an aggregate.
         rejected: whether each of ``used`` had less than a tenth of an equal share; None without an aggregate.
         kept: why the model was kept as it was; "" where it was not.
-        score, distance, cosine: of each of ``used``, see :class:`Evidence`; None where they are not known.
+        score, distance, cosine: of each of ``used``; None where they are not known.
         excluded: those that a quarantine left out, whatever they sent.
     """
 
@@ -331,7 +332,8 @@ class History:
         return f"rank {rank} ({self.hosts[rank]})"
 
     def step(self, parts: Sequence[Evidence], f: int) -> None:
-        """All ranks' vectors came to something; of parts of them the means by size are taken."""
+        """All ranks' vectors came to something. Of parts of them the means by size are taken, and distance and cosine
+        are those of the whole; a score is one of all that was decided together."""
         size = sum(part.size for part in parts)
         finite = np.all([part.finite for part in parts], axis=0)
         away = np.zeros(finite.size, bool) if parts[0].excluded is None else parts[0].excluded
@@ -339,6 +341,12 @@ class History:
         weight = np.sum([part.size * part.weight for part in parts], axis=0) / size
         suspicion = np.sum([part.size * part.suspicion for part in parts], axis=0) / size
         used = np.flatnonzero(finite & ~away)
+        known = [part.measured[:, used] for part in parts if part.measured is not None]
+        distance = cosine = None
+        if len(known) == len(parts):
+            measured = np.sum(known, axis=0)
+            distance, cosine = np.sqrt(measured[1]), cosines(*measured)
+        score = parts[0].score
         self.record(
             Round(
                 self.steps + 1,
@@ -349,9 +357,9 @@ class History:
                 weight=None if np.isnan(weight[~away]).all() else weight[used],
                 suspicion=suspicion[used],
                 rejected=rejected_by(weight[~away], finite[~away])[finite[~away]],
-                score=_whole([part.score for part in parts], used),
-                distance=_whole([part.distance for part in parts], used),
-                cosine=_whole([part.cosine for part in parts], used),
+                score=score[used] if len(parts) == 1 and score is not None else None,
+                distance=distance,
+                cosine=cosine,
                 excluded=tuple(np.flatnonzero(away).tolist()),
             )
         )
@@ -480,11 +488,6 @@ class History:
             reason=self._reasons.get(worker, ""),
             excluded=excluded,
         )
-
-
-def _whole(parts: Sequence[np.ndarray | None], used: np.ndarray) -> np.ndarray | None:
-    """Of those that are used what was measured, where one part is all of the vectors: of several nobody knows it."""
-    return parts[0][used] if len(parts) == 1 and parts[0] is not None else None
 
 
 def _mean(series: np.ndarray) -> np.ndarray:

@@ -196,7 +196,7 @@ class Quarantine:
 
     def hear(self, watched: Watched, heard: Heard, measured: np.ndarray, *, step: int) -> Watched:
         """What is remembered after a step, given the measures on the host."""
-        norm, distance, _ = measured
+        norm, distance = measured[:2]
         finite, found = np.isfinite(norm), np.full(heard.workers.size, np.nan)
         shown = slice(None) if heard.rows is None else heard.rows
         found[shown] = suspicion(np.sqrt(distance), finite, np.where(finite, cosines(*measured), np.nan))

@@ -504,7 +504,7 @@ class Heard:
     Attributes:
         workers: [n] the numbers of those whose vectors came.
         rows: which of them were shown, and in which order; None for all, as they came.
-        measured: [3, m] of those that were shown, where the vectors are: what
+        measured: [4, m] of those that were shown, where the vectors are: what
             :func:`varangian.core.evidence.distances_and_norms` finds around the aggregate.
         most: how many of the n may be excluded at once.
     """

@@ -298,7 +298,7 @@ class _Sent:
 @dataclass(frozen=True, eq=False)
 class _Told:
     """What this rank's piece of a decided chunk says: the aggregate's piece [L], what
-    :func:`varangian.core.evidence.distances_and_norms` finds around it [3, W], and of each vector [W] the sum of its
+    :func:`varangian.core.evidence.distances_and_norms` finds of it [4, W], and of each vector [W] the sum of its
     weights over so many columns."""
 
     piece: Tensor
@@ -616,7 +616,7 @@ class Step:
         """The step holds on all ranks, or this raises; see :meth:`finish`."""
         size = self._ranks.size
         errors, lates, faulty, decisions, *measured, weights, counted = np.split(
-            numbers, [k * size for k in range(1, 9)]
+            numbers, [k * size for k in range(1, 10)]
         )
         self._refuse(errors, faulty, name_of)
         odd = np.flatnonzero(decisions != decisions[0]).tolist()
@@ -637,8 +637,7 @@ class Step:
             finite=self.finite,
             size=coordinates,
             score=score,
-            distance=np.where(self.finite, distance, np.nan),
-            cosine=cosine,
+            measured=np.stack(measured),
         )
 
     def replicate(self, chunk: Chunk, gradient: Tensor, name_of: Callable[[int], str]) -> Tensor:
@@ -651,7 +650,7 @@ class Step:
         if work is not None:
             work.wait()
         table = score = error = None
-        update, known = gradient, np.zeros((4, n))  # weights, and what distances_and_norms answers
+        update, known = gradient, np.zeros((5, n))  # weights, and what distances_and_norms answers
         try:
             with deferred_refusals():  # of those that are not finite all ranks hear below, by name
                 decision = algorithm.decide(x, _as(after, gradient.dtype))
@@ -668,7 +667,7 @@ class Step:
         errors = self._ranks.vector(self._failed(), self._mine(float(error is not None)))
         self._ranks.add(errors)
         numbers = kernels.host(self._ranks.vector(errors, ~finite_rows(x), known))
-        errors, lates, faulty, weight, *measured = np.split(numbers, [k * n for k in range(1, 7)])
+        errors, lates, faulty, weight, *measured = np.split(numbers, [k * n for k in range(1, 8)])
         self._refuse(errors, faulty, name_of)
         if lates.any():
             self._ranks.share(error)

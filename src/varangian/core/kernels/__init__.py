@@ -182,6 +182,12 @@ def squared_distances_to(x: Tensor, point: Tensor) -> Tensor:
     return _of(x).squared_distances_to(x, point)
 
 
+def compared(x: Tensor, point: Tensor) -> Tensor:
+    """Squared norms of the n rows, their squared distances to one vector [d] and their inner products with it: [3, n]
+    float64, summed in float64. One pass over the data."""
+    return _of(x).compared(x, point)
+
+
 def squared_around(
     x: Tensor, weights: np.ndarray, extra: Tensor | None = None, scales: np.ndarray | None = None
 ) -> Tensor:
@@ -266,6 +272,7 @@ __all__ = [
     "blend",
     "cache_folders",
     "column_statistic",
+    "compared",
     "contiguous",
     "eager",
     "exclusive_threads",

@@ -365,6 +365,17 @@ def squared_distances_to(x: Tensor, point: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def compared(x: Tensor, point: Tensor) -> Tensor:
+    n, d = x.shape
+
+    def panel(start: int, stop: int) -> Tensor:
+        rows, at = x[:, start:stop].double(), point[start:stop].double()
+        return torch.stack([rows.square().sum(1), (rows - at).square_().sum(1), (rows * at).sum(1)])
+
+    return _added_up(d, 2 * n, panel)
+
+
+@torch.no_grad()
 def squared_around(
     x: Tensor, weights: np.ndarray, extra: Tensor | None = None, scales: np.ndarray | None = None
 ) -> Tensor:

@@ -17,6 +17,7 @@ them.
 
 from .columns import column_statistic, mean_and_std, weighted_panel, weighted_rows, zeros_like_row
 from .distances import (
+    compared,
     inner_products,
     mixed_distances,
     norms,
@@ -32,6 +33,7 @@ from .workers import blend, gather_images, send_rows
 __all__ = [
     "blend",
     "column_statistic",
+    "compared",
     "gather_images",
     "inner_products",
     "kept_mean",

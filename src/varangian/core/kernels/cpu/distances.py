@@ -237,6 +237,44 @@ def squared_distances_to(x: Tensor, point: Tensor) -> Tensor:
     return torch.from_numpy(total)
 
 
+@jit_sum
+def _wide_comparison(a, b):  # type: ignore[no-untyped-def]
+    square, distance, product = 0.0, 0.0, 0.0
+    for k in range(a.size):
+        u, v = np.float64(a[k]), np.float64(b[k])
+        square += u * u
+        distance += (u - v) * (u - v)
+        product += u * v
+    return square, distance, product
+
+
+@jit
+def _comparisons(x, point, width, start, stop, out):  # type: ignore[no-untyped-def]
+    for s in range(start, stop, width):
+        t = min(stop, s + width)
+        for i in range(x.shape[0]):
+            square, distance, product = _wide_comparison(x[i, s:t], point[0, s:t])
+            out[0, i] += square
+            out[1, i] += distance
+            out[2, i] += product
+
+
+def compared(x: Tensor, point: Tensor) -> Tensor:
+    total = np.zeros((3, x.shape[0]))
+    for s, t in panels(x):
+        total += _sum_of_comparisons(as_rows(x[:, s:t]), as_rows(point[s:t].unsqueeze(0)))
+    return torch.from_numpy(total)
+
+
+def _sum_of_comparisons(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
+    n, d = rows.shape
+    width = min(STREAM_WIDTH, d)
+    size, count = chunks(d, STREAM_WIDTH, 8)
+    parts = np.zeros((count, 3, n))
+    in_threads(lambda c: _comparisons(rows, point, width, c * size, min(d, (c + 1) * size), parts[c]), count, rows.size)
+    return parts.sum(0)
+
+
 def _sum_of_distances_to(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
     n, d = rows.shape
     zeros = np.zeros(min(STREAM_WIDTH, d), rows.dtype)

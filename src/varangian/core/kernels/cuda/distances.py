@@ -386,45 +386,56 @@ def inner_products(vectors: list[Tensor]) -> Tensor:
 @kernel
 def around(
     x, stride, point, scales, n, d, chunks, steps, parts,
-    R: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, NORMS: tl.constexpr,
+    R: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, NORMS: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """parts[0, i, chunk]: of one chunk of columns what it adds to the squared distance of scale_i x_i to a point; and
-    parts[1, i, chunk], to its squared norm."""
+    parts[1, i, chunk], to its squared norm; and parts[2, i, chunk], to its inner product with the point."""
     tiles = tl.cdiv(n, R)
     chunk, i = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * R + tl.arange(0, R)
     norm, distance = tl.zeros([R, BLOCK], tl.float64), tl.zeros([R, BLOCK], tl.float64)
+    product = tl.zeros([R, BLOCK], tl.float64)
     k = chunk.to(tl.int64) * steps * BLOCK + tl.arange(0, BLOCK)
     for _ in range(steps):
         inside = (i < n)[:, None] & (k < d)[None, :]
         value = tl.load(x + i[:, None] * tl.cast(stride, tl.int64) + k[None, :], mask=inside, other=0).to(tl.float64)
         if SCALED:
             value = value * tl.load(scales + i, mask=i < n, other=1)[:, None]
-        away = value - tl.load(point + k, mask=k < d, other=0).to(tl.float64)[None, :]
+        at = tl.load(point + k, mask=k < d, other=0).to(tl.float64)[None, :]
+        away = value - at
         distance += away * away
         if NORMS:
             norm += value * value
+        if PRODUCTS:
+            product += value * at
         k += BLOCK
     place = parts + i * tl.cast(chunks, tl.int64) + chunk
     tl.store(place, tl.sum(distance, 1), mask=i < n)
     if NORMS:
         tl.store(place + n * tl.cast(chunks, tl.int64), tl.sum(norm, 1), mask=i < n)
+    if PRODUCTS:
+        tl.store(place + 2 * n * tl.cast(chunks, tl.int64), tl.sum(product, 1), mask=i < n)
 
 
-def _around(x: Tensor, point: Tensor, *, scales: Tensor | None, squares: bool) -> Tensor:
-    """[1, n] squared distances to a point, or [2, n], squared norms behind them."""
+def _around(x: Tensor, point: Tensor, *, scales: Tensor | None, squares: bool, products: bool = False) -> Tensor:
+    """[1, n] squared distances to a point, or [2, n], squared norms behind them, or [3, n], and inner products."""
     (n, d), a = x.shape, rows(x)
     tiles = triton.cdiv(n, 4)
     chunks, steps = _chunks(d, BESIDE, PROGRAMS // max(1, tiles))
-    parts = torch.empty(1 + squares, n, chunks, dtype=torch.float64, device=x.device)
+    parts = torch.empty(1 + squares + products, n, chunks, dtype=torch.float64, device=x.device)
     launch(
         around, chunks * tiles, a, a.stride(0), rows(point), parts if scales is None else scales, n, d, chunks, steps,
-        parts, R=4, BLOCK=BESIDE, SCALED=scales is not None, NORMS=squares,
+        parts, R=4, BLOCK=BESIDE, SCALED=scales is not None, NORMS=squares, PRODUCTS=products,
     )  # fmt: skip
     return _totals(parts)
 
 
 def squared_distances_to(x: Tensor, point: Tensor) -> Tensor:
     return _around(x, point, scales=None, squares=False)[0]
+
+
+def compared(x: Tensor, point: Tensor) -> Tensor:
+    distances, squares, products = _around(x, point, scales=None, squares=True, products=True)
+    return torch.stack([squares, distances, products])
 
 
 def squared_around(
