@@ -43,6 +43,7 @@ COMMANDS = {
     "report": (".study", "report_command", "A page, figures and the claims table of runs."),
     "reproduce": (".study", "reproduce", "The paper's study: all its runs, figures and claims."),
     "run": (".runs", "run_command", "Train once: n workers, some Byzantine, one rule."),
+    "score": (".score", "score_command", "Is it any good? One page on a rule, a mixing or an attack, ours or yours."),
     "sweep": (".study", "sweep_command", "All runs of a grid: settings whose values are lists multiply."),
     "tune": (".study", "tune_command", "The learning rate, momentum, clip ... that are best under the worst attack."),
 }
@@ -57,6 +58,7 @@ SYNONYMS = {
     "plot": "report",
     "grid": "sweep",
     "placement": "heterogeneity",
+    "scorecard": "score",
     "advice": "advise",
     "recommend": "advise",
 }

@@ -25,6 +25,7 @@ from ...core.rules import RULES
 from ...core.specs import make
 from ...core.theory import empirical_kappa
 from ...runs.environment import processor, versions
+from ...runs.experiment import Experiment
 from ...testing import ContractError, check_attack, check_mixing, check_rule
 from . import training
 from .breaking import breakdown
@@ -141,6 +142,14 @@ class _Measuring:
     def lacks(self, what: str, why: str) -> None:
         self.untried.append(Untried(what, cut(why)))
 
+    @property
+    def left_out(self) -> tuple[Untried, ...]:
+        """What was not measured, together what lacks for one reason."""
+        found: dict[str, list[str]] = {}
+        for untried in self.untried:
+            found.setdefault(untried.why, []).append(untried.what)
+        return tuple(Untried(", ".join(what), why) for why, what in found.items())
+
     def rule_card(self) -> Card:
         s, asked = self.subject, self.settings
         most = s.greatest(asked.n)
@@ -174,7 +183,7 @@ class _Measuring:
             kind=s.kind, rule=s.rule, pre=s.pre, title=s.title, ours=s.ours, declared=most, settings=asked,
             conformance=tuple(conformance), breakdown=tuple(found), kappa=tuple(kappas), worst=worst,
             trained=Trained.of(accuracies), untroubled=Trained.of(prices_found), noise=tuple(noise),
-            untried=tuple(self.untried),
+            untried=self.left_out,
         )  # fmt: skip
         return self.whole(card, Cost(machine, self.spent, tuple(times), tuple(memories)))
 
@@ -280,8 +289,8 @@ class _Measuring:
         )  # fmt: skip
         if prices is None:
             late.append("without attack for every f")
-        if late:
-            self.lacks(f"trainings {', '.join(late)}", f"they would not end within {self.box.seconds:.0f} s")
+        for what in late:
+            self.lacks(f"trainings {what}", f"they would not end within {self.box.seconds:.0f} s")
         return found, prices or []
 
     def attack_card(self, cards: Iterable[Card]) -> Card:
@@ -292,25 +301,23 @@ class _Measuring:
         conformance = list(self.conformance(""))
         known = {card.name: card for card in cards if card.kind == "rule" and card.settings == training.settings()}
         found: list[Breaks] = []
-        late = []
         self.tell("", 20)
         for victim in victims:
             self.tell(f"against {victim.name}")
-            broken = training.breaks(
-                asked, s.attack, victim, known.get(victim.name), lambda i: self.tell(steps=i), self.box
-            )
-            if broken is None:
-                late.append(victim.name)
-            else:
-                found += broken
-        if late:
-            self.lacks(f"against {', '.join(late)}", f"it would not end within {self.box.seconds:.0f} s")
+            card = known.get(victim.name)
+            broken, why = training.breaks(asked, s.attack, victim, card, lambda i: self.tell(steps=i), self.box)
+            found += broken
+            if why:
+                self.lacks(f"against {victim.name}", why)
+        if Experiment(attack=s.attack).aims:
+            self.lacks("how often its own aim is reached", "a card is about accuracies")
+        self.lacks("against mixings before a rule", "the rules are tried alone")
         self.lacks(
             "momentum at the server", "the rules are tried with momentum at the workers, where they are strongest"
         )
         card = Card(
             kind="attack", rule="", pre=(), attack=s.attack, title=s.title, ours=s.ours, settings=asked,
-            conformance=tuple(conformance), breaks=tuple(found), untried=tuple(self.untried),
+            conformance=tuple(conformance), breaks=tuple(found), untried=self.left_out,
         )  # fmt: skip
         machine = f"{processor()}, torch {versions()['torch']}, numpy {versions()['numpy']}"
         return self.whole(card, Cost(machine, self.spent))

@@ -76,11 +76,10 @@ def configurations(n: int, b: int, trusted: int | None = None) -> Iterator[tuple
     ]
     if b > 1:
         sent.insert(2, ("half send a far point, half its opposite", mean + far * signs * direction))
-    for where, places in _places(n, b, random):
-        if trusted is not None and trusted in places:
-            continue
-        rest = np.setdiff1d(np.arange(n), places)
-        for what, vectors in sent:
+    placed = [(where, at) for where, at in _places(n, b, random) if trusted is None or trusted not in at]
+    for what, vectors in sent:
+        for where, places in placed:
+            rest = np.setdiff1d(np.arange(n), places)
             x = np.empty((n, D))
             x[rest], x[places] = honest, vectors
             yield x, mean, f"{what}, {where}", bool(np.isfinite(vectors).all())

@@ -14,7 +14,7 @@ from ...core.checks import cut
 from ...core.references import said_of
 from ...core.rules import RULES
 from ...runs.building import open_dataset
-from ...runs.experiment import Experiment
+from ...runs.experiment import ConfigurationError, Experiment
 from ...runs.running import run
 from ...simulation.data import Dataset
 from ..grid import Grid
@@ -24,6 +24,7 @@ from .subject import Subject
 LAST = 5  # evaluations whose mean is the accuracy of a training
 CLASSES = 10  # of the digits
 CHANCE = 1 / CLASSES
+RAISED = "raised"  # as the reason why a training ended begins, where it was an error
 
 # Attacks of the table that are not trained under, and why; and how often the search tries.
 APART: Mapping[str, str] = {
@@ -90,7 +91,7 @@ def train(e: Experiment) -> Ended:
     try:
         result = run(e, dataset=_data(e.dataset))
     except Exception as error:
-        return Ended(e, CHANCE, f"raised {said_of(error)}", time.perf_counter() - began)
+        return Ended(e, CHANCE, f"{RAISED} {said_of(error)}", time.perf_counter() - began)
     seconds = time.perf_counter() - began
     if result.stopped is not None:
         return Ended(e, CHANCE, result.stopped, seconds)
@@ -142,32 +143,44 @@ def victims() -> list[Subject]:
 
 def breaks(
     asked: Settings, attack: str, victim: Subject, card: Card | None, done: Callable[[int], object], box: Box
-) -> list[Breaks] | None:
-    """From which f on an attack breaks a rule, for each partition, momentum at the workers.
+) -> tuple[list[Breaks], str]:
+    """From which f on an attack breaks a rule, for each partition, momentum at the workers; and why not for all.
 
-    Accuracies without attack are those of the rule's card, where there is one of the same settings, else they are
-    trained here. None where that does not fit into the time left.
+    What is not broken with as many attackers as the rule may declare, fewer than half, is not tried with fewer of them.
+    Accuracies without attack are those of the rule's card, where it has these seeds, else they are trained here.
     """
-    most, found = victim.greatest(asked.n), []
-    stored = card.price if card is not None and card.settings.seeds == asked.seeds else ()
-    for partition in asked.partitions:
+    most, found = min(victim.greatest(asked.n), (asked.n - 1) // 2), []
+    for partition in asked.partitions if most else ():
         answer = None
-        for f in range(1, most + 1):
-            calm = next((a.mean for a in stored if (a.partition, a.f) == (partition, f)), None)
+        for f in (most, *range(1, most)):
             at = {"partition": partition, "momentum_at": "worker", "byzantine": f}
+            calm = _calm(asked, card, partition, f)
             if calm is None:
                 without = accuracies(grid(asked, victim, real_byzantine=0, **at).experiments(), lambda _: None, box)
-                if without is None:
-                    return None
-                calm = without[0].mean
-            attacked = accuracies(grid(asked, victim, attack=attack, **at).experiments(), lambda _: None, box)
-            if attacked is None:
-                return None
+                calm = without[0].mean if without is not None else None
+            try:
+                experiments = grid(asked, victim, attack=attack, **at).experiments()
+            except ConfigurationError as error:  # as of an attack that needs more honest vectors
+                return found, str(error)
+            attacked = accuracies(experiments, lambda _: None, box)
+            if attacked is None or calm is None:
+                return found, f"it would not end within {box.seconds:.0f} s"
+            if attacked[0].why.startswith(RAISED):
+                return found, attacked[0].why
             broken = attacked[0].mean < (calm + CHANCE) / 2
-            answer = Breaks(victim.name, partition, f if broken else None, most, attacked[0].mean, calm)
-            if broken:
+            if f == most or broken:
+                answer = Breaks(victim.name, partition, f if broken else None, most, attacked[0].mean, calm)
+            if broken is (f != most):  # not by the most, or by the fewest
                 break
-        if answer is not None:
-            found.append(answer)
+        found += [] if answer is None else [answer]
         done(1)
-    return found
+    return found, ""
+
+
+def _calm(asked: Settings, card: Card | None, partition: str, f: int) -> float | None:
+    """What a rule that is told of f comes to without attack, by its card; None where that does not know."""
+    for a in card.price if card is not None else ():
+        seeds = dict(zip(card.settings.seeds, a.seeds, strict=False)) if card is not None else {}
+        if (a.partition, a.f) == (partition, f) and set(asked.seeds) <= set(seeds):
+            return fmean(seeds[seed] for seed in asked.seeds)
+    return None

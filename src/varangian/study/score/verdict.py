@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from .card import Accuracy, Card
 
 SOUND = 0.75
-"""A rule is sound where, under every attack, it keeps three quarters of the way from chance to its accuracy without."""
+"""A rule is sound where, on equal data with momentum at the workers, it keeps under every attack three quarters of the
+way from chance to its accuracy without."""
 DEAR = 0.05
 """Protection is dear where accuracy without attack is five points below that of a rule that expects none."""
 CHANCE = 0.1
+NOTHING = 0.15
+"""An accuracy below this is as good as chance."""
 
 
 def verdict(card: Card) -> tuple[str, ...]:
@@ -25,27 +28,31 @@ def kept(card: Card, attacked: Accuracy) -> float:
     chance."""
     calm = card.calm(attacked.partition, attacked.momentum_at)
     way = (calm.mean if calm is not None else 1.0) - CHANCE
-    return (attacked.mean - CHANCE) / way if way > 0 else 0.0
+    return (attacked.mean - CHANCE) / way if way > NOTHING - CHANCE else 0.0
 
 
 def _of_rule(card: Card) -> Iterator[str]:
     broken = [b for b in card.breakdown if not b.holds and 0 < b.f <= card.declared]
     told = next((b for b in card.breakdown if b.f == card.settings.f), None)
     failed = [f"{c.subject} fails {', '.join(f.check for f in c.failed)}" for c in card.conformance if c.failed]
-    worst = card.worst_attack
+    worst, best = card.worst_attack, card.lowest(card.settings.partitions[0], "worker")
     if card.declared == 0:
         yield "not robust: it may be told of no attacker, and claims nothing."
     elif broken:
         least = min(broken, key=lambda b: (b.point or 0, b.f))
-        yield (f"BROKEN: told to expect {least.f} attackers of {least.n}, it is undone by {least.point}: {least.how}.")
+        yield (f"BROKEN: told to expect {_many(least.f)} of {least.n}, it is undone by {least.point}: {least.how}.")
     elif failed:
         yield f"BROKEN: it does not keep its contract ({'; '.join(failed)})."
     elif worst is None:
         yield "NOT SHOWN: no training was tried."
-    elif kept(card, worst) >= SOUND:
-        yield "SOUND: no attack that was tried takes more than a quarter of what it learns."
+    elif best is not None and kept(card, best) < SOUND:
+        yield f"WEAK: {_taken(card, best)}."
     else:
-        yield f"WEAK: {_taken(card, worst)}."
+        everywhere = kept(card, worst) >= SOUND
+        where = "" if everywhere else " on equal data with momentum at the workers"
+        yield f"SOUND: no attack that was tried takes more than a quarter of what it learns{where}."
+        if not everywhere:
+            yield f"elsewhere: {_taken(card, worst)}."
     if failed and (broken or card.declared == 0):
         yield f"contract: {'; '.join(failed)}."
     if (broken or not card.declared) and worst is not None and kept(card, worst) < SOUND:
@@ -54,7 +61,7 @@ def _of_rule(card: Card) -> Iterator[str]:
         what = (
             f"{told.point} of {told.n} attackers" if told.point is not None else f"no number of attackers of {told.n}"
         )
-        yield f"breakdown: told to expect {told.f}, {what} were found to undo it."
+        yield f"breakdown: told to expect {told.f}, {what} could undo it."
     for k in card.kappa:
         if k.f == card.settings.f:
             much = "infinite" if math.isinf(k.found) else f"at least {k.found:.2g}"
@@ -76,8 +83,14 @@ def _prices(card: Card) -> Iterator[tuple[Accuracy, Accuracy]]:
             yield none[a.partition], a
 
 
+def _many(number: int) -> str:
+    return f"{number} attacker{'' if number == 1 else 's'}"
+
+
 def _taken(card: Card, a: Accuracy) -> str:
     calm = card.calm(a.partition, a.momentum_at)
+    if calm is not None and calm.mean < NOTHING:
+        return f"it learns nothing, also without attack{f' ({calm.why})' if calm.why else ''}"
     before = f" instead of {100 * calm.mean:.0f} %" if calm is not None else ""
     place = {"server": "momentum at the server", "worker": "momentum at the workers"}.get(a.momentum_at, a.momentum_at)
     return f"{a.attack} leaves {100 * a.mean:.0f} %{before} on {a.partition} data with {place}"
@@ -93,7 +106,7 @@ def _of_attack(card: Card) -> Iterator[str]:
         yield "NOT SHOWN: it was tried against no rule."
         return
     least = min((b.f for b in card.breaks if b.f is not None), default=None)
-    word = "STRONG" if 2 * len(hit) >= len(rules) else "MILD" if hit else "HARMLESS"
+    word = "STRONG" if 2 * len(hit) >= len(rules) else "MILD" if hit else "HARMLESS to accuracy"
     yield (
         f"{word}: it breaks {len(hit)} of {len(rules)} rules"
         + (f", the first with {least} of {card.settings.n} workers: {', '.join(hit)}." if hit else ".")
