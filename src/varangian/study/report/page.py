@@ -105,6 +105,11 @@ def filled(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values, style=_raw("page.css"))
 
 
+def script(name: str) -> str:
+    """A script of ours, for a page of its own."""
+    return _raw(name)
+
+
 def _raw(name: str) -> str:
     """A file of ours, which the templates take as it is."""
     place = resources.files("varangian.study.report").joinpath("templates").joinpath(name)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from statistics import fmean
 from typing import Any, Literal
@@ -361,7 +361,7 @@ class Card:
         """ "nnm + krum", "little"."""
         return self.attack or " + ".join([*self.pre, self.rule])
 
-    @property
+    @cached_property
     def accuracies(self) -> list[Accuracy]:
         """Under each attack and without, for each partition and place of momentum."""
         return [a for trained in self.trained for a in trained.each()]
@@ -396,7 +396,7 @@ class Card:
         calm = self.calm(accuracy.partition, accuracy.momentum_at)
         return (1.0 if calm is None else calm.mean) - accuracy.mean
 
-    @property
+    @cached_property
     def score(self) -> float | None:
         """The number by which rules are ranked: the accuracy under the attack that is worst for it, in per cent, the
         mean over the four settings of equal and unequal data and of momentum at the server and at the workers.

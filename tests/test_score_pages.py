@@ -1,0 +1,202 @@
+"""The pages of score cards: what they show is what the cards say, whoever wrote them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from varangian.study.score.card import (
+    Accuracy,
+    Breakdown,
+    Breaks,
+    Card,
+    Conformance,
+    Cost,
+    Failed,
+    Kappa,
+    Memory,
+    Noise,
+    Settings,
+    Time,
+    Trained,
+    Untried,
+    Worst,
+    stored,
+)
+from varangian.study.score.pages import ordered, page_of, strongest, table, write_index, write_page
+from varangian.study.score.verdict import verdict
+
+SETTINGS = Settings(
+    dataset="digits", model="fully-connected", n=11, f=2, steps=60, batch_size=4, learning_rate=0.1, momentum=0.9,
+    clip=2.0, partitions=("iid", "dirichlet(alpha=0.1)"), places=("server", "worker"), seeds=(1, 2, 3),
+    attacks=("little", "worst-case(evaluations=8)"),
+)  # fmt: skip
+
+
+def card(rule: str = "median", level: float = 0.8, **more: Any) -> Card:
+    trained = [
+        Accuracy(attack, p, m, 2, (level - loss, level - loss, level - loss + 0.03))
+        for p in SETTINGS.partitions
+        for m in SETTINGS.places
+        for attack, loss in ((None, 0.0), ("little", 0.1), ("worst-case(evaluations=8)", 0.2))
+    ]
+    values: dict[str, Any] = {
+        "kind": "rule", "rule": rule, "pre": (), "title": rule, "ours": True, "declared": 5, "settings": SETTINGS,
+        "conformance": (Conformance(rule, ("NEEDS",), (), {}, "near"),),
+        "breakdown": tuple(Breakdown(11, f, f + 1, None, f"all at place {f}") for f in range(6)),
+        "kappa": (Kappa(11, 2, 0.5, 2 / 7, 1.5),),
+        "worst": Worst(11, 2, "mimic", 0.4, 1.5),
+        "trained": Trained.of(trained),
+        "untroubled": Trained.of(Accuracy(None, "iid", "worker", f, (0.8 - f / 100,) * 3) for f in range(3)),
+        "noise": (Noise(11, 0, 1.0), Noise(11, 2, 1.3)),
+        "cost": Cost("a machine", 50.0, (Time(11, 1000, 2e-4, 3.5),), (Memory(11, 1000, 4096, 0.1),)),
+    }  # fmt: skip
+    made = Card(**(values | more))
+    return replace(made, verdict=verdict(made))
+
+
+def attack(name: str = "little", broken: int | None = 2) -> Card:
+    breaks = (Breaks("median", "iid", broken, 5, 0.3, 0.8), Breaks("krum", "iid", None, 4, 0.7, 0.8))
+    made = Card(kind="attack", rule="", pre=(), attack=name, ours=True, settings=SETTINGS, breaks=breaks)
+    return replace(made, verdict=verdict(made))
+
+
+class _Reader(HTMLParser):
+    """Tags that are open at the end, and whatever would be fetched."""
+
+    def __init__(self) -> None:
+        HTMLParser.__init__(self)
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "srcset", "data") and tag != "td"]
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(path: Path) -> str:
+    text = path.read_text("utf-8")
+    reader = _Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert all(source.startswith("data:") for source in reader.fetched)
+    return text
+
+
+def words(text: str) -> str:
+    """What is read on a page."""
+    text = re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+def test_a_page_says_what_the_card_says(tmp_path: Path) -> None:
+    mine = card("krum", 0.7)
+    path = write_page(mine, tmp_path / "cards", cards=[mine, card(), card("mda", 0.9)], command="varangian score krum")
+    assert path == tmp_path / "cards" / page_of(mine)
+    said = words(read(path))
+    assert f"{mine.score:.1f} score, in % accuracy; place 3 of 3" in said
+    assert "3 of 11 attackers undo it, told to expect 2" in said
+    assert "≥ 0.5 κ with f = 2 of 11; least possible 0.29" in said
+    assert "2.0 points lost without attack, told to expect 2 instead of nobody" in said
+    assert "3.5 × the time of a plain mean; n = 11, d = 1,000" in said
+    assert "worst-case(evaluations=8)" in said
+    assert "200 µs" in said
+    assert "varangian score krum" in said
+    for sentence in mine.verdict[1:]:
+        assert sentence in said
+
+
+def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    bare = Card(
+        kind="rule", rule="krum", pre=(), declared=4, settings=SETTINGS, untried=(Untried("all", "for want of time"),)
+    )
+    bare = replace(bare, verdict=verdict(bare))
+    said = words(read(write_page(bare, tmp_path)))
+    assert "all: for want of time" in said
+    for heading in ("How many attackers", "Robustness coefficient", "Time and memory", "The contract", "Among the"):
+        assert heading not in said
+    read(write_index([bare], tmp_path))
+    assert not list((tmp_path / "figures").iterdir())
+    assert "| `krum` | NOT SHOWN | - | - |" in table([bare])
+
+
+def test_a_rule_that_is_undone_by_fewer_than_it_declares_is_seen(tmp_path: Path) -> None:
+    broken = card("first.py:First", breakdown=(Breakdown(11, 2, 1, None, "one at place 1 of 11"),), ours=False)
+    text = read(write_page(broken, tmp_path))
+    assert '<td class="fails">✗</td><td class="fails">✗</td><td class="gone">∞</td>' in text
+    said = words(text)
+    assert "BROKEN told to expect 2 attackers of 11, it is undone by 1" in said
+    assert "code of somebody's own" in said
+
+
+def test_a_card_of_anybodys_cannot_write_into_the_page(tmp_path: Path) -> None:
+    evil = '</style><script>alert(1)</script><img src="x" onerror=alert(1)>'
+    mine = card(
+        evil, title=evil, conformance=(Conformance(evil, (evil,), (Failed(evil, evil, evil),), {evil: evil}, evil),),
+        untried=(Untried(evil, evil),), verdict=(evil,), cost=Cost(evil),
+    )  # fmt: skip
+    mine = replace(mine, verdict=(evil, evil))
+    for path in (write_page(mine, tmp_path, command=evil), write_index([mine, card()], tmp_path, command=evil)):
+        text = read(path)
+        assert "alert(1)" in text
+        assert "<script>alert" not in text
+        assert "<img" not in text
+    assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in tmp_path.rglob("*"))
+    assert all(line.startswith("| ") or not line for line in table([mine]).splitlines())
+
+
+def test_the_index_stands_by_score_and_leads_to_every_card(tmp_path: Path) -> None:
+    cards = [card("krum", 0.5), card("mda", 0.9), card(), attack(), attack("zero", None)]
+    path = write_index(cards, tmp_path)
+    text = read(path)
+    links = re.findall(r'href="([^"]+)"', text)
+    assert {tmp_path / link for link in links} == {tmp_path / "cards" / page_of(c) for c in cards}
+    assert all((tmp_path / link).is_file() for link in links)
+    assert [c.name for c in ordered(cards)] == ["mda", "median", "krum", "little", "zero"]
+    said = words(text)
+    assert said.index("mda") < said.index("median") < said.index("krum")
+    assert '<a href="../index.html">' in (tmp_path / "cards" / page_of(cards[0])).read_text("utf-8")
+    assert strongest(cards) == ["worst-case(evaluations=8)", "little"]
+    lines = (tmp_path / "table.md").read_text("utf-8").splitlines()
+    assert lines[2].startswith("| 1 | `mda` | SOUND | 71.0 |")
+    assert len({line.count("|") for line in lines[:5]}) == 1
+    assert "| `little` | STRONG | 1 of 2 | 2 | median: 30 instead of 80 % |" in lines
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {
+        "scores.png", "scores.pdf", "attacks.png", "attacks.pdf"
+    }  # fmt: skip
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    write_index(reversed(cards), tmp_path)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_without_cards_there_is_no_index(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no score cards"):
+        write_index([], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cards").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link"):
+        write_index([card()], tmp_path / "out")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.slow
+def test_the_cards_of_the_package_have_pages(tmp_path: Path) -> None:
+    write_index(stored(), tmp_path)
+    for path in tmp_path.rglob("*.html"):
+        read(path)
+    assert len(list((tmp_path / "cards").glob("*.html"))) == len(stored())
