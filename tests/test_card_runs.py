@@ -40,6 +40,7 @@ BASE = Experiment(
 )  # fmt: skip
 IMAGES = "synthetic(shape=(3,8,8),classes=4,train=60,test=12)"
 SMALL: dict[str, Any] = {"dataset": IMAGES, "workers": 5, "byzantine": 1, "batch_size": 3, "steps": 3}
+POLICY = "quarantine(window=2, term=3, longest=6)"
 CASES: dict[str, dict[str, Any]] = {
     "median": {},
     "multi-krum": {"rule": "multi-krum"},
@@ -84,6 +85,15 @@ CASES: dict[str, dict[str, Any]] = {
     "local steps": {"local_steps": 3},
     "weights": {"weighting": "size", "cap": 1.5, "partition": "dirichlet(alpha=0.5)"},
     "weights in rounds": {"weighting": "size", "cap": 1.5, "partition": "dirichlet(alpha=0.5)", "clients": 25},
+    "quarantine": {"quarantine": POLICY, "attack": "sign-flip", "steps": 8},
+    "quarantine of a selecting rule": {"quarantine": POLICY, "attack": "sign-flip", "steps": 8, "rule": "multi-krum"},
+    "quarantine in rounds": {
+        "quarantine": POLICY,
+        "attack": "sign-flip",
+        "steps": 8,
+        "clients": 13,
+        "real_byzantine": 2,
+    },
     "linear": {"model": "linear"},
     "fully-connected": {"model": "fully-connected"},
     "cnn": {**SMALL, "model": "cnn", "dataset": "synthetic(shape=(3,16,16),classes=4,train=60,test=12)", "steps": 2},
@@ -172,7 +182,7 @@ def near(found: Any, wanted: Any, name: str = "") -> None:
         assert torch.equal(found.isfinite(), finite), name
         found, wanted = found[finite], wanted[finite]
         size = float(wanted.abs().max()) if wanted.numel() else 0.0
-        rough = wanted.dtype == torch.float32 or name == " memory"  # which double precision holds of single
+        rough = wanted.dtype == torch.float32 or name in (" memory", " watched")  # in double precision, of single
         near_by = NEAR if rough else 1e-9
         torch.testing.assert_close(found, wanted, rtol=near_by, atol=near_by * size, msg=lambda said: f"{name}: {said}")
     elif isinstance(wanted, float):
@@ -431,6 +441,7 @@ def test_a_diverged_run_is_told_as_on_the_cpu() -> None:
         "an attack that warms up",
         "own data known",
         "the last round known",
+        "quarantine",
     ],
 )
 def test_an_interrupted_run_goes_on_and_is_replayed(name: str, every: float, tmp_path: Path) -> None:
@@ -495,6 +506,7 @@ BUDGETS: dict[str, tuple[dict[str, Any], int]] = {
     "no attack": ({"attack": None}, 0),
     "an attack that has warmed up": ({"attack": "mimic(warmup=3)"}, 0),
     "an attack that remembers": ({"attack": 'rop(history="own")'}, 0),
+    "quarantine": ({"quarantine": POLICY, "attack": "sign-flip"}, 0),
 }
 
 

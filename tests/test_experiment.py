@@ -198,6 +198,7 @@ CHANGES: dict[str, Any] = {
     "local_steps": 2,
     "weighting": "size",
     "cap": 1.5,
+    "quarantine": "quarantine(window=5)",
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }

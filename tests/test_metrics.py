@@ -15,7 +15,17 @@ import varangian as vg
 from varangian.core import kernels
 from varangian.simulation import models
 from varangian.simulation.gradients import Batch, WorkerGradients
-from varangian.simulation.metrics import COLUMNS, EVERY_COLUMN, PLACEMENT, ROUND, WEIGHT, Measures, Meter, Rows
+from varangian.simulation.metrics import (
+    COLUMNS,
+    EVERY_COLUMN,
+    PLACEMENT,
+    QUARANTINE,
+    ROUND,
+    WEIGHT,
+    Measures,
+    Meter,
+    Rows,
+)
 from varangian.simulation.simulate import Simulation
 
 N, F, B, MU, STEPS = 11, 2, 4, 0.9, 7
@@ -237,7 +247,11 @@ def test_the_meter_keeps_copies() -> None:
 def test_a_row_as_text() -> None:
     row = Measures(3, 120, 0.1, 1 / 3, sampled_norm=1e-30, curvature=float("nan"))
     cells = dict(zip(COLUMNS, row.row(), strict=True))
-    assert [field.name for field in fields(Measures)] == EVERY_COLUMN == [*COLUMNS, *PLACEMENT, *ROUND, *WEIGHT]
+    assert (
+        [field.name for field in fields(Measures)]
+        == EVERY_COLUMN
+        == [*COLUMNS, *PLACEMENT, *ROUND, *WEIGHT, *QUARANTINE]
+    )
     assert (cells["step"], cells["points"], cells["loss"]) == ("3", "120", "0.333333333")
     assert (cells["sampled_norm"], cells["curvature"], cells["ratio"]) == ("1e-30", "nan", "")
 

@@ -215,6 +215,7 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         **{"validation": 0.1, "loss": "mse", "metrics": ("top",), "knowledge": "spied(k=3)"},
         **{"momentum_at": "shared", "data_hash": "0" * 16, "code_hash": "0" * 16},
         **{"clients": 90, "attackers_change": 3, "local_steps": 2, "weighting": "size", "cap": 2.0},
+        **{"quarantine": "quarantine"},
     }
     free = {"seed": 77, "device": "cuda", "measure": False, "precision": "tf32", "autotune": True, "absent": "dropped"}
     resolved = {"nesterov", "profile"}  # each value of these is in the grid, at other learning rates perhaps
@@ -226,7 +227,7 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         assert panel_of(replace(e, **({"device": device} | {setting: value}))) is PANELS[name]
     assert panel_of(replace(e, real_byzantine=e.byzantine)) is PANELS[name]  # the same run, in other words
     if profile == "published":
-        for refused in ("partition", "clients", "attackers_change", "local_steps", "weighting", "cap"):
+        for refused in ("partition", "clients", "attackers_change", "local_steps", "weighting", "cap", "quarantine"):
             del other[refused]  # by that profile
     for setting, value in other.items():
         changed = {setting: value} | ({"clip_mode": None} if setting == "clip" else {})
@@ -265,6 +266,7 @@ CHANGES: dict[str, tuple[object, object]] = {
         "local_steps": (1, 2),
         "weighting": ("equal", "size"),
         "cap": (None, 2.0),
+        "quarantine": (None, "quarantine"),
         "data_hash": (None, "0" * 16),
         "code_hash": ("0" * 16, "1" * 16),
     },
@@ -291,7 +293,7 @@ def test_no_pair_overwrites_another(name: str) -> None:
         assert {p.server.max_accuracy for p in found.pairs} == {0.5, 0.6}
         assert all(p.server.max_accuracy == p.worker.max_accuracy for p in found.pairs)
         # Two runs whose honest workers are the same share their reference.
-        shared = name in ("byzantine", "rule", "pre", "attack", "knowledge")
+        shared = name in ("byzantine", "rule", "pre", "attack", "knowledge", "quarantine")
         assert all(p.reference and (shared or p.reference.max_accuracy == p.server.max_accuracy) for p in found.pairs)
 
 

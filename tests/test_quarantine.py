@@ -1,9 +1,10 @@
-"""Quarantine: its policy against a slow definition, in algorithms, and what it refuses."""
+"""Quarantine: its policy against a slow definition, in algorithms and in runs, and what it refuses."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ import torch
 import varangian as vg
 from varangian.core.evidence import suspicion
 from varangian.core.stages import check_rows
+from varangian.runs.folders import CHECKPOINT
+from varangian.runs.replaying import replay
+from varangian.simulation.metrics import COLUMNS, QUARANTINE
 
 N, D = 9, 6
 
@@ -306,3 +310,150 @@ def test_a_memory_that_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="memory of a quarantine"):
             wrong.check(2, 3)
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+RUN = vg.Experiment(
+    dataset="synthetic(shape=(1,8,8),classes=4,train=203,test=40)", model="fully-connected(hidden=16)", workers=11,
+    byzantine=3, rule="median", attack="sign-flip", batch_size=20, steps=24, evaluate_every=8,
+    quarantine="quarantine(window=4, term=5)",
+)  # fmt: skip
+
+
+def away(found: vg.Result) -> list[tuple[float | None, float | None]]:
+    return [(row.excluded, row.excluded_byzantine) for row in found.measures]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"rule": "krum"}, {"pre": "nnm"}, {"measure": False}, {"local_steps": 2}], ids=str
+)
+def test_attackers_of_a_run_are_left_out(settings: dict[str, object]) -> None:
+    found = vg.run(replace(RUN, **settings))
+    gone = away(found)
+    assert gone[0] == (0.0, 0.0)
+    assert max(hostile for _, hostile in gone if hostile is not None) >= 2
+    assert max(many for many, _ in gone if many is not None) <= 3
+    assert found.measures[0].columns == [*COLUMNS, *QUARANTINE]
+
+
+def test_while_they_are_away_a_run_is_that_of_the_others() -> None:
+    """From the same parameters a step with all attackers away is one of a run that never had any."""
+    from varangian.runs.building import build, open_dataset
+
+    data = open_dataset(RUN)
+    simulation, _ = build(replace(RUN, momentum=0.0), data)
+    row, before = simulation.step(), simulation.parameters
+    while not row.excluded:
+        before = simulation.parameters.clone()
+        row = simulation.step()
+    assert (row.excluded, row.excluded_byzantine) == (3.0, 3.0)
+    others, _ = build(replace(RUN, momentum=0.0, workers=8, attack=None, quarantine=None), data)
+    update, _ = others.algorithm.aggregate(simulation.vectors[:8], others.state)
+    assert torch.equal(simulation.parameters, before.add_(update, alpha=-RUN.rate(row.step)))
+
+
+@pytest.mark.filterwarnings("ignore:of 30 clients")
+@pytest.mark.parametrize("clients", [None, 30])
+def test_a_run_that_is_resumed_goes_on_as_it_would_have(clients: int | None, tmp_path: Path) -> None:
+    e = replace(RUN, clients=clients, real_byzantine=2)
+    whole = vg.run(e, tmp_path / "whole")
+    assert whole.folder is not None
+
+    class Stop(Exception): ...
+
+    def stop(step: int, _: object) -> None:
+        if step == 13:
+            raise Stop
+
+    with pytest.raises(Stop):
+        vg.run(e, tmp_path / "parts", progress=stop, checkpoint_every=0)
+    parts = vg.run(e, tmp_path / "parts")
+    assert parts.began in (12, 13)
+    assert parts.folder is not None
+    for name in ("metrics.csv", "evaluations.csv"):
+        assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert any(many for many, _ in away(whole))
+    read = vg.read(whole.folder)
+    assert away(read) == away(whole)
+    assert read.experiment == e
+    for step in (0, 12, 23):
+        again = replay(whole.folder, step)
+        assert again.agrees
+        assert again.explanation is not None
+        assert int((~again.explanation.shown).sum()) == whole.measures[step].excluded
+        assert ("not shown" in str(again)) == bool(whole.measures[step].excluded)
+
+
+def test_who_is_watched_in_rounds_is_a_client() -> None:
+    from varangian.runs.building import build, open_dataset
+
+    e = replace(RUN, clients=30, real_byzantine=2, steps=40)
+    simulation, _ = build(e, open_dataset(e))
+    assert simulation.population is not None
+    hostile = simulation.population.round(e.seed, 0).byzantine
+    while simulation.steps_done < e.steps:
+        simulation.step()
+        round = simulation.population.round(e.seed, simulation.steps_done - 1)
+        assert (simulation.admitted.workers == round.clients).all()
+    watched = simulation.state.quarantine
+    assert watched is not None
+    ever = watched.workers[watched.terms[:, 0] > 0].tolist()
+    assert set(hostile.tolist()) <= set(ever)
+    assert len(ever) < 12
+
+
+def test_a_checkpoint_without_what_a_quarantine_remembers_is_none(tmp_path: Path) -> None:
+    from varangian.runs.building import build, open_dataset
+
+    data = open_dataset(RUN)
+    simulation, _ = build(RUN, data)
+    for _ in range(6):
+        simulation.step()
+    kept = simulation.snapshot()
+    for wrong, said in (
+        (replace(kept, watched=None), "watched: what Quarantine"),
+        (replace(kept, watched=(*(kept.watched or ()), torch.zeros(1))), "positional arguments"),
+        (replace(kept, watched=tuple(x + 1 for x in kept.watched or ())), "memory of a quarantine"),
+    ):
+        other, _ = build(RUN, data)
+        before = other.parameters.clone()
+        with pytest.raises((ValueError, TypeError), match=said):
+            other.restore(wrong)
+        assert torch.equal(other.parameters, before)
+    bare, _ = build(replace(RUN, quarantine=None), data)
+    with pytest.raises(ValueError, match="watched: what None remembers is needed, got some"):
+        bare.restore(kept)
+    assert CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"quarantine": "quarantine(window=0)"}, "quarantine: Quarantine needs an integer window >= 1, got 0."),
+        ({"quarantine": "quarantine(windw=3)"}, "quarantine: quarantine: .*windw.*Did you mean 'window'"),
+        ({"quarantine": "jail"}, "quarantine: .*jail"),
+        ({"quarantine": "jail.py:Jail"}, r"quarantine: jail\.py:Jail is none; write quarantine\(window=20"),
+        ({"momentum_at": "adaptive"}, "quarantine: momentum_at adaptive compares all workers"),
+        ({"weighting": "size"}, "quarantine: it counts workers, and with weighting size"),
+        ({"profile": "published"}, "quarantine: in the published profile"),
+        ({"rule": "monna"}, "quarantine: Algorithm: MoNNA.* trusts the vector at one place"),
+        ({"workers": 9, "rule": "krum"}, r"quarantine: Quarantine can exclude nobody of n = 9: .*lower_f=True"),
+        ({"byzantine": 0, "attack": None}, "quarantine: Quarantine excludes at most f workers at a time"),
+    ],
+)
+def test_what_a_run_cannot_have_is_said_before_it(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(vg.ConfigurationError, match=said) as caught:
+        replace(RUN, **settings)
+    assert len(caught.value.faults) == 1
+
+
+def test_a_quarantine_is_written_as_it_was_meant() -> None:
+    e = replace(RUN, quarantine=vg.Quarantine(window=7, lower_f=True))
+    assert e.quarantine == "quarantine(window=7, lower_f=True)"
+    assert vg.Experiment.from_toml(e.to_toml()) == e == vg.Experiment.from_json(e.to_json())
+    assert e.make_algorithm().quarantine == vg.Quarantine(window=7, lower_f=True)
+    assert replace(RUN, quarantine=" quarantine( window = 20 ) ").quarantine == "quarantine"
+    assert replace(RUN, quarantine="none").quarantine is None
+    assert "quarantine" not in replace(RUN, quarantine=None).to_dict()
+    assert "quarantine_window=4_term=5" in RUN.name

@@ -7,7 +7,7 @@ explanations, replays and the reports of all engines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Explanation:
         rejected: [n] whether a vector is not finite, or of less than a tenth of an equal share of the weights.
         suspicion: [n] from 0, usual, to 1, see :func:`varangian.core.evidence.suspicion`: of distance and cosine.
         coordinates: how many coordinates the weights of a coordinate-wise rule were counted on; 0 for other rules.
+        shown: [n] whether a vector was shown to the stages. Of others the weight is 0, and nothing else is known.
     """
 
     algorithm: str
@@ -63,6 +64,7 @@ class Explanation:
     rejected: np.ndarray
     suspicion: np.ndarray
     coordinates: int
+    shown: np.ndarray
 
     @property
     def selected(self) -> np.ndarray | None:
@@ -72,7 +74,8 @@ class Explanation:
     def __str__(self) -> str:
         n = self.finite.size
         kept = "" if self.selected is None else f", {int(self.selected.sum())} with weight"
-        lines = [f"{self.algorithm}: {n} vectors{kept}"]
+        hidden = "" if self.shown.all() else f", {int((~self.shown).sum())} not shown"
+        lines = [f"{self.algorithm}: {n} vectors{hidden}{kept}"]
         if self.coordinates:
             lines.append(f"weight: mean over {self.coordinates:,} coordinates")
         if self.score_name:
@@ -86,8 +89,12 @@ class Explanation:
         columns["distance"] = [_number(v) for v in self.distance]
         columns["cosine"] = [f"{c:.3f}" if np.isfinite(c) else "-" for c in self.cosine]
         columns["norm"] = [_number(v) for v in self.norm]
-        columns["finite"] = ["yes" if f else "NO" for f in self.finite]
-        columns["suspicion"] = [f"{s:.2f}" for s in self.suspicion]
+        columns["finite"] = [
+            "-" if not s else "yes" if f else "NO" for f, s in zip(self.finite, self.shown, strict=True)
+        ]
+        columns["suspicion"] = ["-" if np.isnan(s) else f"{s:.2f}" for s in self.suspicion]
+        if hidden:
+            columns["shown"] = ["yes" if shown else "NO" for shown in self.shown]
         widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
         lines.append("  ".join(name.rjust(width) for name, width in widths.items()))
         lines += ["  ".join(cells[i].rjust(widths[name]) for name, cells in columns.items()) for i in range(n)]
@@ -107,6 +114,7 @@ def explain(
     step: int = 0,
     seed: int = 0,
     weights: Any = None,
+    rows: np.ndarray | None = None,
 ) -> Explanation:
     """Who was selected or weighed down by an algorithm's mixings and rule, with scores, distances and norms.
 
@@ -119,6 +127,8 @@ def explain(
         step: as in the state of the algorithm, which says what rules and mixings that draw have drawn.
         seed: likewise.
         weights: [n] what each vector counts, as for the algorithm.
+        rows: which vectors the stages are shown, and in which order, as for :meth:`Algorithm.decide`; all, as they
+            come, by default. A quarantine that the algorithm has excludes nobody here: whom it would, its state knows.
 
     Raises:
         ValueError: as the algorithm would.
@@ -142,6 +152,13 @@ def explain(
     pre, rule = (algorithm.pre, algorithm.rule) if isinstance(algorithm, Algorithm) else ((), algorithm)
     matrix, restore = as_matrix(rule, x)
     previous = as_previous(rule, previous, matrix)
+    if rows is not None:
+        n, heard = len(matrix), None if weights is None else shares_of(rule, weights, len(matrix))[rows]
+        some = matrix.index_select(0, kernels.there(rows, matrix))
+        found = explain(
+            some, algorithm, previous, coordinates=coordinates, step=step, seed=seed, weights=heard
+        )  # fmt: skip
+        return _among(replace(found, aggregate=restore(found.aggregate)), rows, n)
     draw = Draw(seed, step)
     decision = decide(matrix, pre, rule, previous=previous, draw=draw, weights=weights)
     n, looked_at, weight = matrix.shape[0], 0, None
@@ -155,8 +172,8 @@ def explain(
         if (shares == 1).all():
             measured, weight = kernels.host(measured, mean_weights_in(block, decision.table, statistic))
         else:
-            rows = block if decision.table is None else kernels.weighted_rows(block, decision.table)
-            measured, values = kernels.host(measured, rows.double())
+            mixed = block if decision.table is None else kernels.weighted_rows(block, decision.table)
+            measured, values = kernels.host(measured, mixed.double())
             weight = _weight_by_share(rule, values, shares)
     else:
         measured = kernels.host(measured)
@@ -180,6 +197,28 @@ def explain(
         rejected=rejected(None if weight is None else weight / np.where(shares > 0, shares, 1), finite),
         suspicion=suspicion(distance, finite, cosine),
         coordinates=looked_at,
+        shown=np.ones(n, bool),
+    )
+
+
+def _among(found: Explanation, rows: np.ndarray, n: int) -> Explanation:
+    """The same about n vectors, of which those at other places were not shown."""
+
+    def spread(values: np.ndarray | None, otherwise: Any) -> Any:
+        if values is None:
+            return None
+        every = np.full(n, otherwise, values.dtype)
+        every[rows] = values
+        return every
+
+    known = ("score", "distance", "cosine", "norm", "suspicion")
+    return replace(
+        found,
+        weight=spread(found.weight, 0.0),
+        finite=spread(found.finite, True),
+        rejected=spread(found.rejected, False),
+        shown=spread(found.shown, False),
+        **{name: spread(getattr(found, name), np.nan) for name in known},
     )
 
 

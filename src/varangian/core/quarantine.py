@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -156,14 +157,10 @@ class Quarantine:
 
     def most(self, pre: Sequence[Mixing], rule: Rule, n: int) -> int:
         """How many of n vectors may be excluded at once: f, or fewer where the stages need the others."""
-        possible = 0
-        for excluded in range(min(rule.f, n - 1) + 1):
-            try:
-                check_rows(*self.stages(pre, rule, excluded), n - excluded)
-            except ValueError:
-                break
-            possible = excluded
-        return possible
+        try:
+            return _most(self, tuple(pre), rule, n)
+        except TypeError:  # a stage of somebody's own that cannot be hashed
+            return _most.__wrapped__(self, tuple(pre), rule, n)
 
     def check(self, pre: Sequence[Mixing], rule: Rule, n: int) -> None:
         """Raises ValueError where it can exclude nobody of n."""
@@ -196,10 +193,9 @@ class Quarantine:
 
     def hear(self, watched: Watched, heard: Heard, measured: np.ndarray, *, step: int) -> Watched:
         """What is remembered after a step, given the measures on the host."""
-        norm, distance = measured[:2]
-        finite, found = np.isfinite(norm), np.full(heard.workers.size, np.nan)
+        finite, found = np.isfinite(measured[0]), np.full(heard.workers.size, np.nan)
         shown = slice(None) if heard.rows is None else heard.rows
-        found[shown] = suspicion(np.sqrt(distance), finite, np.where(finite, cosines(*measured), np.nan))
+        found[shown] = suspicion(np.sqrt(measured[1]), finite, np.where(finite, cosines(*measured), np.nan))
         return self.after(watched, heard.workers, found, most=heard.most, step=step)
 
     def after(self, watched: Watched, workers: np.ndarray, suspicion: np.ndarray, *, most: int, step: int) -> Watched:
@@ -240,6 +236,21 @@ class Quarantine:
         return Watched(*map(torch.from_numpy, (every, wide, long)))
 
 
+@lru_cache(maxsize=100)
+def _most(quarantine: Quarantine, pre: tuple[Mixing, ...], rule: Rule, n: int) -> int:
+    possible = 0
+    for excluded in range(min(rule.f, n - 1) + 1):
+        try:
+            check_rows(*quarantine.stages(pre, rule, excluded), n - excluded)
+        except ValueError:
+            break
+        possible = excluded
+    return possible
+
+
+QUARANTINES = {"quarantine": Quarantine}
+
+
 def with_f(pre: Sequence[Mixing], rule: Rule, f: Callable[[int], int]) -> tuple[tuple[Mixing, ...], Rule]:
     """The stages with another f, in each that has one."""
     return tuple(_with_f(mixing, f) for mixing in pre), _with_f(rule, f)
@@ -250,4 +261,4 @@ def _with_f(stage: Stage, f: Callable[[int], int]) -> Stage:
     return stage if own is None else replace(stage, **{"f": f(vars(stage)["f"])})
 
 
-__all__ = ["Quarantine", "Watched"]
+__all__ = ["QUARANTINES", "Quarantine", "Watched"]

@@ -23,6 +23,7 @@ from ..core.attacks import ATTACKS, KNOWLEDGE, Attack, ThreatModel, learns_twice
 from ..core.checks import cut, is_ours, shown, unknown
 from ..core.mixing import MIXINGS, Mixing
 from ..core.placement import Adaptive
+from ..core.quarantine import QUARANTINES, Quarantine
 from ..core.references import NotImported, importing
 from ..core.rules import RULES, Rule, published
 from ..core.specs import canonical, check, describe, find, function, make, parse, reason, shortest
@@ -56,6 +57,7 @@ from .fields import (
     as_metrics,
     as_optional_spec,
     as_partition,
+    as_quarantine,
     as_schedule,
     as_specs,
     as_type,
@@ -278,6 +280,13 @@ class Experiment:
         default=None,
         metadata={"help": "the most that a worker may count, in equal shares; none for no limit", "later": True},
     )
+    quarantine: Annotated[str | None, BeforeValidator(as_quarantine)] = field(
+        default=None,
+        metadata={
+            "help": "excludes workers for some time that are suspicious again and again: quarantine(window=20)",
+            "later": True,
+        },
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -306,6 +315,7 @@ class Experiment:
             clients: int | None = ..., attackers_change: int = ...,
             absent: Literal["kept", "kept-on-disk", "decayed", "dropped"] = ..., local_steps: int = ...,
             weighting: Literal["equal", "size"] = ..., cap: float | None = ...,
+            quarantine: str | Quarantine | None = ...,
             data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
@@ -333,6 +343,8 @@ class Experiment:
         if self.clients == self.workers:  # everybody is in each step
             self._shorten_to("clients", None)
         self._shorten_to("knowledge", canonical("knowledge", self.knowledge, KNOWLEDGE))
+        if self.quarantine is not None:
+            self._shorten_to("quarantine", canonical("quarantine", self.quarantine, QUARANTINES))
 
     def import_code(self, *settings: str) -> Experiment:
         """Imports the code of somebody's own that these settings, or all, name; the experiment itself.
@@ -421,6 +433,7 @@ class Experiment:
             "loss": self.make_loss,
             "metrics": self.make_metrics,
             "device": lambda: device_of(self.device),
+            "quarantine": self.make_quarantine,
         }
         for name, maker in makers.items():
             if name in sound and (name != "metrics" or "attack" in sound):  # one more column under some attacks
@@ -474,6 +487,7 @@ class Experiment:
             )
         yield from self._of_rounds(sound, made)
         yield from self._of_weights(sound, made)
+        yield from self._of_quarantine(sound, made)
         if "precision" in sound and self.precision == "tf32":
             if "device" in made and not card:
                 yield f"precision: tf32 is of cards (device cuda), and device is {self.device}; use float32."
@@ -535,6 +549,30 @@ class Experiment:
         if "momentum_at" in sound and self.momentum_at == "adaptive" and self.momentum:
             yield "weighting: momentum_at adaptive compares workers that count the same; use worker or server."
 
+    def _of_quarantine(self, sound: set[str], made: Mapping[str, Any]) -> Iterator[str]:
+        """What is wrong with who may be left out."""
+        quarantine = made.get("quarantine")
+        if quarantine is None:
+            return
+        if "momentum_at" in sound and self.momentum_at == "adaptive" and self.momentum:
+            yield "quarantine: momentum_at adaptive compares all workers in every step; use worker or server."
+        if "weighting" in sound and self.weighting != "equal":
+            yield "quarantine: it counts workers, and with weighting size they count differently; use one of them."
+        if "profile" in sound and self.profile == "published":
+            yield "quarantine: in the published profile all workers are shown in every step; use described."
+        if {"workers", "byzantine"} <= sound and {"rule", "pre"} <= made.keys():
+            try:
+                Algorithm(rule=made["rule"], quarantine=quarantine)
+                check_rows(made["pre"], made["rule"], self.workers)
+            except ValueError as error:
+                if "quarantine" in str(error):
+                    yield f"quarantine: {error}"
+                return  # it has been said of the workers
+            try:
+                quarantine.check(made["pre"], made["rule"], self.workers)
+            except ValueError as error:
+                yield f"quarantine: {error}"
+
     def population(self) -> Population | None:
         """Who may be in a step, where that is not always everybody or others attack after a while: of N clients the
         same share attacks as of n workers. None where n workers are in every step, the last of them Byzantine."""
@@ -595,6 +633,15 @@ class Experiment:
             less = "" if known == self.honest else f" (all that is known with knowledge {self.knowledge})"
             yield f"attack: {str(error).removesuffix('.')}{less}."
 
+    def make_quarantine(self) -> Quarantine | None:
+        """What leaves workers out; None where nothing does."""
+        if self.quarantine is None:
+            return None
+        name, _ = parse("quarantine", self.quarantine, QUARANTINES)
+        if name not in QUARANTINES:
+            raise ValueError(f"{self.quarantine} is none; write quarantine(window=20, threshold=0.5, term=100).")
+        return make("quarantine", self.quarantine, QUARANTINES)
+
     def make_knowledge(self) -> ThreatModel:
         return _make("knowledge", self.knowledge, KNOWLEDGE, ThreatModel)
 
@@ -645,7 +692,9 @@ class Experiment:
     def make_algorithm(self) -> Algorithm:
         """The four stages that these settings mean."""
         worker, server = self._transforms()
-        return Algorithm(worker, self.make_pre(), self.make_rule(), server, self._placement())
+        return Algorithm(
+            worker, self.make_pre(), self.make_rule(), server, self._placement(), self.make_quarantine()
+        )  # fmt: skip
 
     def _placement(self) -> Adaptive | None:
         if self.momentum_at != "adaptive" or not self.momentum:
@@ -693,6 +742,7 @@ class Experiment:
         parts += [f"change{self.attackers_change}"] if self.attackers_change else []
         parts += [f"local{self.local_steps}"] if self.local_steps > 1 else []
         parts += [self.weighting + ("" if self.cap is None else f"{self.cap:g}")] if self.weighting != "equal" else []
+        parts += [references.label(self.quarantine)] if self.quarantine is not None else []
         return "-".join(re.sub(r"[^\w.=+-]+", "_", part).strip("_") for part in [*parts, f"seed{self.seed}"])[:180]
 
     @property

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field
 from ..core import references
 from ..core.attacks import ATTACKS, KNOWLEDGE, Attack, ThreatModel
 from ..core.mixing import MIXINGS, Mixing
+from ..core.quarantine import QUARANTINES, Quarantine
 from ..core.rules import RULES, Rule
 from ..core.specs import MAX_LENGTH, describe, split
 from ..simulation.data import PARTITIONS
@@ -25,7 +26,8 @@ from ..simulation.losses import LOSSES
 from ..simulation.models import MODELS
 from ..simulation.scores import METRICS
 
-NAMED = (RULES, MIXINGS, ATTACKS, PARTITIONS, KNOWLEDGE)  # whose values may be given themselves, and are kept as text
+# Whose values may be given themselves, and are kept as text.
+NAMED = (RULES, MIXINGS, ATTACKS, PARTITIONS, KNOWLEDGE, QUARANTINES)
 MAX_PRE = 16
 MAX_METRICS = 16
 
@@ -67,6 +69,10 @@ def without_f(value: Any, f: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(without_f(item, f) for item in value)
     return describe(value, NAMED, f) if isinstance(value, (Rule, Mixing)) else value
+
+
+def as_quarantine(value: Any) -> Any:
+    return describe(value, NAMED) if isinstance(value, Quarantine) else or_none(value)
 
 
 def as_spec(value: Any) -> Any:

@@ -41,7 +41,7 @@ from .files import line_of_text, no_follow, number, read_json, sync, whole, writ
 FORMAT = 1  # of run folders
 SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS = "experiment.json", "environment.json", "metrics.csv", "evaluations.csv"
 # Of a state, what came after the first folders were written: left out where it is nothing.
-LATER = ("memory", "last", "clients")
+LATER = ("memory", "last", "clients", "watched")
 CHECKPOINT, FORMER, STATE, RESULT, LOCK = "checkpoint.pt", "checkpoint-former.pt", "state.pt", "result.json", ".lock"
 FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, CHECKPOINT, FORMER, STATE, RESULT)
 PARTIAL = ".partial"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.algorithm import Algorithm
 from ..core.checks import Refused, cut, printable
 from ..core.explanation import Explanation, explain
 from ..core.references import importing
@@ -169,10 +170,12 @@ def replay(
         vectors = simulation.vectors.clone()
         explanation = None
         if refused is None:
+            admitted = simulation.admitted
             explanation = explain(
                 vectors,
-                simulation.algorithm,
+                Algorithm(pre=admitted.pre, rule=admitted.rule),
                 previous,
+                rows=admitted.rows,
                 step=step,
                 seed=simulation.state.seed,
                 weights=simulation.weights,

@@ -265,7 +265,7 @@ def _run_in(
                     folder, simulation, settings=experiment.to_json(), digest=experiment.digest,
                     columns=measured(
                         simulation.algorithm.placement is not None, simulation.population is not None,
-                        simulation.sizes is not None,
+                        simulation.sizes is not None, simulation.algorithm.quarantine is not None,
                     ),
                     evaluated=("step", *columns_of(experiment, dataset.classes)), device=here.device,
                     every=checkpoint_every, origins=experiment.origins(),

@@ -68,6 +68,10 @@ class Measures:
     remembering: float | None = None
     # Where workers count by how much data they hold, and in no other run: the share of all weight that attackers have.
     byzantine_weight: float | None = None
+    # Where a quarantine excludes workers, and in no other run: how many are away in this step, and how many of these
+    # attack.
+    excluded: float | None = None
+    excluded_byzantine: float | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -76,6 +80,7 @@ class Measures:
             placement=self.momentum_place is not None,
             rounds=self.attackers is not None,
             weights=self.byzantine_weight is not None,
+            quarantine=self.excluded is not None,
         )
 
     def row(self) -> list[str]:
@@ -85,14 +90,16 @@ class Measures:
 
 
 EVERY_COLUMN = [field.name for field in fields(Measures)]
-COLUMNS, PLACEMENT, ROUND, WEIGHT = EVERY_COLUMN[:-9], EVERY_COLUMN[-9:-3], EVERY_COLUMN[-3:-1], EVERY_COLUMN[-1:]
+COLUMNS, PLACEMENT, ROUND = EVERY_COLUMN[:-11], EVERY_COLUMN[-11:-5], EVERY_COLUMN[-5:-3]
+WEIGHT, QUARANTINE = EVERY_COLUMN[-3:-2], EVERY_COLUMN[-2:]
 
 
 @cache
-def columns_of(placement: bool, rounds: bool, weights: bool = False) -> list[str]:
-    """The columns of runs whose momentum moves, of those that not everybody is in at every step, and of those whose
-    workers count differently."""
-    return [*COLUMNS, *(PLACEMENT if placement else ()), *(ROUND if rounds else ()), *(WEIGHT if weights else ())]
+def columns_of(placement: bool, rounds: bool, weights: bool = False, quarantine: bool = False) -> list[str]:
+    """The columns of runs whose momentum moves, of those that not everybody is in at every step, of those whose workers
+    count differently, and of those with a quarantine."""
+    more = ((PLACEMENT, placement), (ROUND, rounds), (WEIGHT, weights), (QUARANTINE, quarantine))
+    return [*COLUMNS, *(name for names, there in more if there for name in names)]
 
 
 class Rows(Sequence[Measures]):
@@ -115,7 +122,8 @@ class Rows(Sequence[Measures]):
             self._columns = row.columns
         elif row.columns != self._columns:
             raise ValueError(
-                "the rows of one run have the same columns: of momentum that moves, of rounds, of weights, or none."
+                "the rows of one run have the same columns: of momentum that moves, of rounds, of weights, of a "
+                "quarantine, or none."
             )
         values = [getattr(row, name) for name in self._columns]
         self._values.extend(0.0 if v is None else v for v in values)

@@ -28,15 +28,16 @@ from ..core.attacks import (
     own,
 )
 from ..core.checks import Refused
+from ..core.quarantine import Admitted, Watched
 from ..core.shares import size_weights
-from ..core.stages import Decision, Pending, deferred_refusals, look, refuse_faulty
+from ..core.stages import Decision, Heard, Pending, deferred_refusals, look, refuse_faulty
 from ..core.transforms import Clip, Momentum
 from .adversary import Adversary
 from .captured import Repeated
 from .clients import Absent, Bank, Population, Round
 from .gradients import Batch, WorkerGradients
 from .identity import is_ours
-from .metrics import PLACEMENT, ROUND, WEIGHT, Measures, Meter, Readings
+from .metrics import PLACEMENT, QUARANTINE, ROUND, WEIGHT, Measures, Meter, Readings
 from .sampling import Profile, Sampler
 
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
@@ -57,6 +58,7 @@ class Snapshot:
         memory: what the attack remembers.
         last: [h, d], what honest workers sent in the last step, where the adversary knows that.
         clients: what those remember of whom only some are in a round (see :meth:`.clients.Bank.state`).
+        watched: what a quarantine remembers: the three tensors of :class:`varangian.Watched`.
         sampled, decayed: [d] each, the meter's memory; None where nothing is measured, or nothing was yet.
         buffers: of the model, by name.
     """
@@ -74,6 +76,7 @@ class Snapshot:
     memory: Memory = None
     last: Tensor | None = None
     clients: tuple[Tensor, ...] | None = None
+    watched: tuple[Tensor, ...] | None = None
 
 
 class Simulation:
@@ -197,6 +200,7 @@ class Simulation:
             and sizes is None
             and self.in_one_go
             and not algorithm.remembers_aggregate
+            and algorithm.quarantine is None
             and all(is_ours(s) for s in algorithm.server)
         )
         self.repeated = Repeated(self.parameters.device) if plain and self.parameters.is_cuda else None
@@ -217,6 +221,7 @@ class Simulation:
         self._drawn: list[Tensor] = []  # where a card finds what is sampled
         self._answers: list[Tensor] = []  # and what was decided
         self._begun: _Begun | None = None
+        self.admitted: Admitted  # whom the server looked at in the last step
         self._known: list[Measures] = []  # rows that nobody has been told yet
         self._former: list[Tensor] = []  # where a device keeps what a step writes over and may have to take back
         self._finite: bool | None = None  # whether the parameters are, as far as a device has said it
@@ -453,7 +458,7 @@ class Simulation:
         h, f = self.h, self.real_byzantine
         take_back = self._undo(replace(done.sent.state, step=self.state.step)) if done.pending else None
         share = done.decision.weight_of(slice(h, self.workers)) if f and done.readings is not None else None
-        base = Measures(step, self.points, lr, nan, byzantine_share=share, **_placed(done), **self._counted())
+        base = Measures(step, self.points, lr, nan, byzantine_share=share, **_placed(done), **self._counted(done))
         self.state = replace(done.state, step=self.state.step + 1)
         self.adversary.learned(done.decision.aggregate, self.vectors[:h], done.sent.memory)
         self.points += points
@@ -465,7 +470,10 @@ class Simulation:
         assert done.packed is not None
         norms, read = done.sent.norms, done.packed.later()
         spoilt = None if before is None or not norms else (self.sent, before)
-        self._begun = _Begun(read, base, done.readings, len(done.tensors), len(norms), done.pending, take_back, spoilt)
+        heard = None if done.decision.heard is None else (done.decision.heard, done.sent.state)
+        self._begun = _Begun(
+            read, base, done.readings, len(done.tensors), len(norms), done.pending, take_back, spoilt, heard
+        )
 
     def _all(self, lr: float, point: Tensor, losses: Tensor) -> _Done:
         sent = self._sent(point)
@@ -479,7 +487,9 @@ class Simulation:
         if self.apart:
             self.vectors.copy_(self.sent)
         draw = randomness.Draw(self.seed, step).fork()
-        defence = ComposedDefence(self.algorithm.pre, self.algorithm.rule, state.previous, draw, self.weights)
+        self.admitted = there = self.algorithm.admit(state, self.workers, self._people)
+        rows = there.rows if self.adversary.knowledge is None else None  # of all vectors, of which it knows fewer
+        defence = ComposedDefence(there.pre, there.rule, state.previous, draw, self.weights, rows)
         seen = self.adversary.knows(
             self.vectors, h, defence, draw, lazily=self.repeated is not None, moments=honest_moments
         )
@@ -508,7 +518,9 @@ class Simulation:
             if fault is not None:
                 raise Refused(fault)
             with deferred_refusals() as pending:
-                decision = self.algorithm.decide(self.vectors, state, seen=sent.squared, weights=self.weights)
+                decision = self.algorithm.decide(
+                    self.vectors, state, seen=sent.squared, weights=self.weights, workers=self._people
+                )
         except Refused as error:
             self.refused = error
             if self._spare is not None:  # what workers remember is of this step, as where it is written in place
@@ -524,7 +536,9 @@ class Simulation:
         h = self.h
         if pending:
             self._keep()
-        update, state = self.algorithm.finish(decision, sent.state, in_place=True)
+        # What a quarantine hears is fetched from a device with all else.
+        decided = decision if self.native else replace(decision, heard=None)
+        update, state = self.algorithm.finish(decided, sent.state, in_place=True)
         tensors, readings = [losses[:h].mean()], None
         if self.meter is not None:
             assert sent.sampled is not None
@@ -538,7 +552,8 @@ class Simulation:
         packed = None
         if not self.native:
             squared = kernels.squared_norms(self.parameters)
-            packed = kernels.Packed(squared, *tensors, *sent.norms, *(p.faulty for p in pending))
+            heard = [] if decision.heard is None else [decision.heard.measured]
+            packed = kernels.Packed(squared, *tensors, *sent.norms, *(p.faulty for p in pending), *heard)
         return _Done(sent, decision, pending, state, tensors, readings, packed)
 
     def _overwritten(self) -> list[Tensor]:
@@ -579,7 +594,7 @@ class Simulation:
         squared, *numbers = begun.read()
         ends = begun.tensors, begun.tensors + begun.norms
         try:
-            for p, faulty in zip(begun.pending, numbers[ends[1] :], strict=True):
+            for p, faulty in zip(begun.pending, numbers[ends[1] : ends[1] + len(begun.pending)], strict=True):
                 refuse_faulty(p.stage, p.f, int(faulty))
         except Refused as error:
             assert begun.take_back is not None
@@ -588,6 +603,9 @@ class Simulation:
             raise
         self._known.append(_row(begun.base, begun.readings, numbers[: ends[0]]))
         self._finite = bool(np.isfinite(squared))
+        if begun.heard is not None:
+            watched = self.algorithm.hear(*begun.heard, measured=numbers[-1])
+            self.state = replace(self.state, quarantine=watched)
         if begun.spoilt is None or self.momentum is None:
             return False
         bound = self.momentum.overflow(self.parameters.dtype)
@@ -619,7 +637,24 @@ class Simulation:
             memory=self.adversary.memory,
             last=self.adversary.last,
             clients=None if self.bank is None else self.bank.state(),
+            watched=None if state.quarantine is None else tuple(vars(state.quarantine).values()),
         )
+
+    def _watched(self, saved: tuple[Tensor, ...] | None) -> Watched | None:
+        """What a quarantine remembers, of a snapshot; ValueError where it is none of this one's."""
+        quarantine = self.algorithm.quarantine
+        if (quarantine is None) != (saved is None):
+            raise ValueError(f"watched: what {quarantine} remembers is needed, got {'some' if saved else 'none'}.")
+        if quarantine is None or saved is None:
+            return None
+        watched = Watched(*(x.cpu().clone() for x in saved))
+        watched.check(quarantine.window, self.workers if self.population is None else self.population.clients)
+        return watched
+
+    @property
+    def _people(self) -> np.ndarray | None:
+        """[n] the numbers of those whose vectors these are, where others take part in each step."""
+        return None if self._round is None else self._round.clients
 
     @property
     def _remembered(self) -> tuple[Tensor | None, ...]:
@@ -680,6 +715,7 @@ class Simulation:
         if (self.bank is None) != (snapshot.clients is None):
             wanted, came = ("nothing is", "some") if self.bank is None else ("those of each are", "none")
             raise ValueError(f"clients: {wanted} needed, got momenta of {came}.")
+        watched = self._watched(snapshot.watched)
         if self.bank is not None and snapshot.clients is not None and self.population is not None:
             self.bank.restore(snapshot.clients, self.population.clients, snapshot.step)
         for _, mine, theirs in pairs:
@@ -691,7 +727,7 @@ class Simulation:
         if self.meter is not None:
             self.meter.previous = None if snapshot.sampled is None else snapshot.sampled.clone().to(device)
         self.gradients.adopt(self.parameters, buffers)
-        self.state = replace(self.state, step=snapshot.step)
+        self.state = replace(self.state, step=snapshot.step, quarantine=watched)
         self.steps_done, self.points = snapshot.step, snapshot.points
         self._begun, self._known, self._finite = None, [], None
 
@@ -738,13 +774,18 @@ class Simulation:
         memories = tuple(remembered if stage is momentum else None for stage in stages)
         return replace(state, worker=memories), norms, *found[0]
 
-    def _counted(self) -> dict[str, float]:
-        """The measures of rounds in which not everybody is, and of workers that count differently."""
+    def _counted(self, done: _Done) -> dict[str, float]:
+        """The measures of rounds in which not everybody is, of workers that count differently, and of a quarantine."""
         found: dict[str, float] = {}
         if self.bank is not None:
             found |= zip(ROUND, (float(self.workers - self.h), float(len(self.bank.rows))), strict=True)
         if self.weights is not None:
             found |= zip(WEIGHT, (float(self.weights[self.h :].sum() / self.weights.sum()),), strict=True)
+        heard = done.decision.heard
+        if heard is not None:
+            rows = np.arange(self.workers) if heard.rows is None else heard.rows
+            away = self.workers - rows.size, self.workers - self.h - int((rows >= self.h).sum())
+            found |= zip(QUARANTINE, map(float, away), strict=True)
         return found
 
     def _exchange(self) -> None:
@@ -828,6 +869,7 @@ class _Begun:
         pending: what is refused if it proves to be.
         take_back: undoes the step.
         spoilt: (what workers sent, their momenta before), where some may have to forget what they sent.
+        heard: what a quarantine will hear, and the state of the step.
     """
 
     read: Callable[[], tuple[np.ndarray, ...]]
@@ -838,6 +880,7 @@ class _Begun:
     pending: list[Pending]
     take_back: Callable[[], None] | None
     spoilt: tuple[Tensor, Tensor] | None
+    heard: tuple[Heard, State] | None = None
 
 
 def _check_population(population: Population, workers: int, real_byzantine: int, algorithm: Algorithm) -> None:

@@ -90,7 +90,7 @@ class Panel:
 
 
 _UNATTACKED: dict[str, Any] = {"byzantine": 0, "real_byzantine": None, "rule": "average", "pre": (), "attack": None,
-                               "knowledge": "omniscient", "momentum_at": "server"}  # fmt: skip
+                               "knowledge": "omniscient", "momentum_at": "server", "quarantine": None}  # fmt: skip
 
 
 def unattacked(experiment: Experiment, honest: int) -> Experiment:
