@@ -200,3 +200,22 @@ def test_the_cards_of_the_package_have_pages(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*.html"):
         read(path)
     assert len(list((tmp_path / "cards").glob("*.html"))) == len(stored())
+
+
+def test_the_command_leaves_pages(varangian: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With cards that are made up: measuring them is another matter."""
+    from varangian.study import score
+
+    monkeypatch.setattr(
+        score, "score", lambda subject, **how: card(subject.rule, 0.8 if subject.rule == "mda" else 0.6)
+    )
+    end = varangian("score", "krum", "--out", "mine")
+    assert end.status == 0
+    assert "Page: mine/cards/krum.html" in end.err
+    assert "varangian score krum --out mine" in words(read(tmp_path / "mine" / "cards" / "krum.html"))
+    assert not (tmp_path / "mine" / "index.html").exists()
+    end = varangian("score", "mda", "--out", "mine")
+    assert end.status == 0
+    said = words(read(tmp_path / "mine" / "index.html"))
+    assert said.index("mda") < said.index("krum")
+    assert "index.html" in (tmp_path / "mine" / "cards" / "krum.html").read_text("utf-8")

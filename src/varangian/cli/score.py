@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -17,6 +20,9 @@ from ..core.checks import shown
 from ..core.specs import split
 from ..runs.interrupts import termination_interrupts
 from ..runs.running import check_writable
+
+if TYPE_CHECKING:  # the cards are imported when the command is called
+    from ..study.score import Card
 
 output = Console()
 notices = Console(stderr=True)
@@ -95,7 +101,7 @@ def _one(
     out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     from ..study import score as cards
-    from ..study.score.folder import write_card
+    from ..study.score.folder import read_cards, write_card
     from ..study.score.text import text
 
     if out is not None:
@@ -111,7 +117,23 @@ def _one(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         path = write_card(card, out)
-        notices.print(f"Card: {path}", markup=False, highlight=False, soft_wrap=True)
+        page = _pages(card, path.parent, read_cards(out), out)
+        notices.print(f"Card: {path}\nPage: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _pages(card: Card, folder: Path, cards: Sequence[Card], out: Path) -> Path:
+    """The page of a card, and where the folder holds others, the page of all."""
+    from ..study.score import stored
+    from ..study.score.pages import page_of, write_index, write_page
+
+    if len(cards) == 1:
+        return write_page(card, folder, cards=stored(), command=_said())
+    write_index(cards, out, among=stored())
+    return folder / page_of(card)
+
+
+def _said() -> str:
+    return shlex.join(["varangian", *sys.argv[1:]])
 
 
 @contextmanager
@@ -133,6 +155,7 @@ def _bar(name: str) -> Iterator[Callable[[str, int, int], object]]:
 def _all(out: Path, jobs: int | None, quick: bool, budget: float, as_json: bool) -> int:
     from ..study import score as cards
     from ..study.score.folder import score_all
+    from ..study.score.pages import write_index
     from ..study.score.text import ranking
 
     check_writable(out)
@@ -158,6 +181,9 @@ def _all(out: Path, jobs: int | None, quick: bool, budget: float, as_json: bool)
             found = score_all(subjects, out, jobs=jobs, quick=quick, budget=budget, told=told)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what is done is in {out}; the same command goes on.") from None
+    if found:
+        page = write_index(found, out, command=_said())
+        notices.print(f"Page: {page}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         output.print(cards.text_of(found), end="", markup=False, highlight=False, soft_wrap=True, emoji=False)
     else:

@@ -63,8 +63,14 @@ def write_page(card: Card, folder: Path, *, cards: Iterable[Card] = (), command:
     return path
 
 
-def write_index(cards: Iterable[Card], folder: Path, *, command: str = "") -> Path:
+def write_index(cards: Iterable[Card], folder: Path, *, among: Iterable[Card] = (), command: str = "") -> Path:
     """``index.html`` with all cards, in ``cards/`` the page of each, ``table.md`` and ``figures/``; its path.
+
+    Args:
+        cards: what stands there.
+        folder: where it goes; what was there under these names is replaced.
+        among: others that count where a place is said.
+        command: what made it, to stand on the page.
 
     Raises:
         ValueError: there is no card.
@@ -72,16 +78,17 @@ def write_index(cards: Iterable[Card], folder: Path, *, command: str = "") -> Pa
     every = ordered(cards)
     if not every:
         raise ValueError("there are no score cards to make a page of.")
+    others = [*every, *(card for card in among if card.name not in {c.name for c in every})]
     inner, pictures = make_folder(folder, CARDS), make_folder(folder, FIGURES)
     for card in every:
-        write_page(card, inner, cards=every, index=f"../{INDEX}")
+        write_page(card, inner, cards=others, index=f"../{INDEX}")
     rules = [card for card in every if card.kind != "attack"]
     if any(card.accuracies for card in rules):
         style.save(by_score(rules), pictures / "scores")
         style.save(by_attack(rules, strongest(rules)), pictures / "attacks")
-    text = table(every)
+    text = table(every, others)
     write_whole(folder / TABLE, lambda file: file.write(text.encode()))
-    page = filled("scores.html", **_index(every), command=command, script=script("scores.js"))
+    page = filled("scores.html", **_index(every, others), command=command, script=script("scores.js"))
     write_whole(folder / INDEX, lambda file: file.write(page.encode()))
     return folder / INDEX
 
@@ -107,9 +114,10 @@ def strongest(cards: Sequence[Card]) -> list[str]:
     return sorted(found, key=lambda attack: (fmean(found[attack]), attack))
 
 
-def table(cards: Iterable[Card]) -> str:
-    """All cards as a Markdown table, rules and then attacks."""
+def table(cards: Iterable[Card], others: Sequence[Card] | None = None) -> str:
+    """All cards as a Markdown table, rules and then attacks; their places are those among ``others``."""
     every = ordered(cards)
+    among = every if others is None else others
     rules = [card for card in every if card.kind != "attack"]
     attacks = [card for card in every if card.kind == "attack"]
     lines = []
@@ -118,7 +126,7 @@ def table(cards: Iterable[Card]) -> str:
         lines += [_row(heads), _row(["---"] * len(heads))]
         for card in rules:
             cells = [tile.text for tile in _measures(card)]
-            lines.append(_row([_place(card, rules), f"`{card.name}`", _word(card)[0], *cells]))
+            lines.append(_row([_place(card, among), f"`{card.name}`", _word(card)[0], *cells]))
     if attacks:
         heads = ["attack", "verdict", *(head.text for head in _ATTACK_HEADS)]
         lines += ["", _row(heads), _row(["---"] * len(heads))]
@@ -213,7 +221,7 @@ def _hit(card: Card) -> list[str]:
     return list(dict.fromkeys(b.rule for b in card.breaks if b.f is not None))
 
 
-def _index(cards: Sequence[Card]) -> dict[str, Any]:
+def _index(cards: Sequence[Card], others: Sequence[Card]) -> dict[str, Any]:
     """What scores.html asks for."""
     rules = [card for card in cards if card.kind != "attack"]
     attacks = [card for card in cards if card.kind == "attack"]
@@ -224,7 +232,8 @@ def _index(cards: Sequence[Card]) -> dict[str, Any]:
         "rank_by": RANK_BY,
         "heads": _heads(settings),
         "rules": [
-            _named(card) | {"place": _place(card, rules) or "-", "order": _place(card, rules), "cells": _measures(card)}
+            _named(card)
+            | {"place": _place(card, others) or "-", "order": _place(card, others), "cells": _measures(card)}
             for card in rules
         ],
         "over": _over(settings),
@@ -370,13 +379,11 @@ def _among(card: Card, cards: Sequence[Card]) -> Mapping[str, Any] | None:
         if c.settings == card.settings and c.name != card.name and c.score is not None
     ]
     label = f"{card.name[:40]}: {card.score:.1f}, place {where.place} of {where.of}"
-    anchor = "start" if card.score < 30 else "end" if card.score > 70 else "middle"
     return {
         "mine": f"{10 * card.score:.0f}",
         "others": others,
         "ticks": range(0, 101, 20),
         "label": label,
-        "anchor": anchor,
     }
 
 
