@@ -122,6 +122,7 @@ def cases(n: int, d: int, dtype: torch.dtype, lay: Put = lambda x: x) -> Iterato
     yield from _columns(n, d, dtype, lay)
     yield from _sums(n, d, dtype, lay)
     yield from _distances(n, d, dtype, lay)
+    yield from _some_columns(n, d, dtype, lay)
     if dtype in (torch.float32, torch.float64):
         yield from _workers(n, d, dtype, lay)
     if n > 1:
@@ -275,6 +276,34 @@ def _distances(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:
         "squared_around an extra row", "squared_around", (x, extra),
         lambda k, x, extra: k.squared_around(x, np.eye(n + 2)[-1], extra), rtol=d * WIDE,
     )  # fmt: skip
+
+
+def _some_columns(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:
+    x, sound = lay(hostile(n, d, dtype)), lay(hostile(n, d, dtype, finite=True))
+    usual = lay(torch.from_numpy(np.random.default_rng([n, d]).normal(size=(n, d)) + 3).to(dtype))
+    wide = max(1, d // 5)
+    for name, some in {
+        "all columns": {},
+        "one column": {"starts": np.array([d - 1]), "width": 1},
+        "blocks": {"starts": np.array([0, 2 * wide]) if d > 4 else np.array([0]), "width": wide},
+    }.items():
+        sizes = torch.cat([sound, sound[-1:]]).detach().double().square().sum(1)
+        slack = d * WIDE * (sizes * sizes[-1]).sqrt()
+        slack = torch.stack([torch.zeros_like(slack), slack, *[torch.zeros_like(slack)] * 2])
+        yield Case(
+            f"relations over {name}", "relations", (sound,), lambda k, x, s=some: k.relations(x, x[-1], **s),
+            rtol=d * WIDE, slack=(slack,),
+        )  # fmt: skip
+        yield Case(
+            f"who is finite over {name}", "relations", (x,),
+            lambda k, x, s=some: k.relations(x, x[0], **s)[3], bits=True,
+        )  # fmt: skip
+        for low, high, window in statistics(n):
+            of = usual if window else x  # else others may be closest, by rounding
+            yield Case(
+                f"statistic_weights {low, high, window} over {name}", "statistic_weights", (of,),
+                lambda k, x, s=(low, high, window), c=some: k.statistic_weights(x, *s, **c), rtol=d * WIDE,
+            )  # fmt: skip
 
 
 def _workers(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:

@@ -24,7 +24,7 @@ from .checks import kind_of
 from .geometry import Geometry
 from .randomness import Draw
 from .shares import portions
-from .stages import Mixing, Rule, Statistic, WeightedStatistic
+from .stages import Coordinatewise, Mixing, Rule, Statistic, WeightedStatistic
 
 NEGLIGIBLE = 0.1  # of an equal share: whose weight is less is rejected
 BLOCK = 4096  # columns sorted at a time
@@ -234,30 +234,8 @@ def mean_weights_in(block: Tensor, table: np.ndarray | None, statistic: Statisti
     values = block.double()
     if table is not None:
         values = kernels.weighted_rows(values, table[:, :n])
-    mean = _column_weights_there(values, *statistic).sum(1) / max(k, 1)
+    mean = kernels.statistic_weights(values, *statistic)
     return mean if table is None else mean @ kernels.there(table[:, :n], mean)
-
-
-def _column_weights_there(values: Tensor, low: int, high: int, window: int) -> Tensor:
-    """:func:`column_weights` on a device."""
-    m = values.shape[0]
-    ordered, order = torch.where(values.isnan(), torch.inf, values).sort(dim=0, stable=True)
-    ranks = torch.arange(m, device=values.device).unsqueeze(1).expand_as(ordered)
-    first, last = low, high
-    if window:
-        center = ordered[low:high].mean(0)
-        first = (ordered[: m - window] + ordered[window:] < 2 * center).sum(0)
-        last = first + window
-    chosen = (ranks >= first) & (ranks < last)
-    differs = torch.ones_like(ordered[:1], dtype=torch.bool)
-    begins = torch.cat([differs, ordered[1:] != ordered[:-1]])
-    ends = torch.cat([begins[1:], differs])
-    start = torch.where(begins, ranks, 0).cummax(0).values
-    stop = torch.where(ends, ranks, m - 1).flip(0).cummin(0).values.flip(0)
-    before = chosen.cumsum(0) - chosen.long()
-    count = before.gather(0, stop) + chosen.gather(0, stop) - before.gather(0, start)
-    weight = count.double() / ((last - first) * (stop - start + 1))
-    return weight.gather(0, order.argsort(dim=0))
 
 
 def weights_by_share(values: np.ndarray, shares: np.ndarray, asked: WeightedStatistic) -> np.ndarray:
@@ -290,6 +268,14 @@ def weights_by_share(values: np.ndarray, shares: np.ndarray, asked: WeightedStat
     result = np.empty(values.shape)
     np.put_along_axis(result, order, rates[equal].reshape(values.shape) * laid, axis=0)
     return result.mean(1)
+
+
+def weight_by_share(rule: Rule, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """[n] the mean weights of rows [n, k] in the statistic of a rule, those that count nothing left out."""
+    assert isinstance(rule, Coordinatewise)
+    places, weight = np.flatnonzero(shares), np.zeros(shares.size)
+    weight[places] = weights_by_share(values[places], shares[places], rule.weighted(shares[places]))
+    return weight
 
 
 def column_weights(values: np.ndarray, low: int, high: int, window: int) -> np.ndarray:

@@ -22,11 +22,11 @@ from .evidence import (
     rejected,
     scores_of,
     suspicion,
-    weights_by_share,
+    weight_by_share,
 )
 from .randomness import Draw
 from .shares import shares_of
-from .stages import Coordinatewise, Rule, as_matrix, as_previous, decide
+from .stages import Rule, as_matrix, as_previous, decide
 
 COORDINATES = 1 << 17  # of a coordinate-wise rule, that are looked at: evenly spaced ones where there are more
 
@@ -174,7 +174,7 @@ def explain(
         else:
             mixed = block if decision.table is None else kernels.weighted_rows(block, decision.table)
             measured, values = kernels.host(measured, mixed.double())
-            weight = _weight_by_share(rule, values, shares)
+            weight = weight_by_share(rule, values, shares)
     else:
         measured = kernels.host(measured)
         if decision.table is not None and decision.table.ndim == 1:
@@ -220,14 +220,6 @@ def _among(found: Explanation, rows: np.ndarray, n: int) -> Explanation:
         shown=spread(found.shown, False),
         **{name: spread(getattr(found, name), np.nan) for name in known},
     )
-
-
-def _weight_by_share(rule: Rule, values: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """[n] of the rows [n, k], those that weigh nothing left out."""
-    assert isinstance(rule, Coordinatewise)
-    places, weight = np.flatnonzero(shares), np.zeros(shares.size)
-    weight[places] = weights_by_share(values[places], shares[places], rule.weighted(shares[places]))
-    return weight
 
 
 def _sample(d: int, most: int) -> np.ndarray:

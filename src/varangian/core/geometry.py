@@ -268,6 +268,21 @@ class Geometry:
         alone = self.table.shape == (self.n, self.n + self.vectors.e) and not (self.table[:, self.n :]).any()
         return diagonal if alone and np.count_nonzero(square) == np.count_nonzero(diagonal) else None
 
+    def among(self, places: np.ndarray, n: int) -> Geometry:
+        """The same of n points, of which nothing is known of those at other places: they are as if not finite, and
+        count nothing."""
+        m = self.n
+        every = np.append(places, n + np.arange(self.squared.shape[0] - m))
+        size = n + self.squared.shape[0] - m
+        squared = np.full((size, size), np.inf)
+        squared[np.ix_(every, every)] = self.squared
+        np.fill_diagonal(squared, 0)
+        through = self.through(np.eye(m))
+        finite, shares, made = np.zeros(n, bool), np.zeros(n), np.zeros((n, through.shape[1]))
+        finite[places], made[places] = self.finite, through
+        shares[places] = 1.0 if self.shares is None else self.shares
+        return replace(self, squared=squared, finite=finite, table=made, shares=shares)
+
     def mix(self, weights: np.ndarray, anew: bool = False, seen: bool = True) -> Geometry:
         """The geometry of mixtures: weights [m, n], or [n] scales of each point.
 

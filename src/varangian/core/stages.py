@@ -525,6 +525,7 @@ class Decision:
         geometry: the distances that the rule saw, or None where it looks at none.
         placing: what momentum that moves makes of the vectors; None in algorithms without.
         heard: what a quarantine hears of them; None in algorithms without.
+        came: the distances between the vectors as they came, before any mixing; None where no stage looks at them.
     """
 
     aggregate: Tensor
@@ -532,6 +533,7 @@ class Decision:
     geometry: Geometry | None
     placing: Seen | None = None
     heard: Heard | None = None
+    came: Geometry | None = None
 
     def weight_of(self, rows: slice) -> float | None:
         """The share of the selection that lies on some rows (the Byzantine ones, say); None without a selection."""
@@ -544,23 +546,17 @@ class Decision:
     def among(self, places: np.ndarray, n: int) -> Decision:
         """The same about n vectors, of which those at other places were not there: they have no weight, and a geometry
         knows nothing of them."""
-        m, table, geometry = places.size, self.table, self.geometry
+        m, table = places.size, self.table
         if table is not None:
             spread = np.zeros((*table.shape[:-1], n + table.shape[-1] - m))
             spread[..., places], spread[..., n:] = table[..., :m], table[..., m:]
             table = spread
-        if geometry is not None:
-            others = geometry.squared.shape[0] - m
-            every = np.append(places, n + np.arange(others))
-            squared = np.full((n + others, n + others), np.inf)
-            squared[np.ix_(every, every)] = geometry.squared
-            np.fill_diagonal(squared, 0)
-            through = geometry.through(np.eye(m))
-            finite, shares, made = np.zeros(n, bool), np.zeros(n), np.zeros((n, through.shape[1]))
-            finite[places], made[places] = geometry.finite, through
-            shares[places] = 1.0 if geometry.shares is None else geometry.shares
-            geometry = replace(geometry, squared=squared, finite=finite, table=made, shares=shares)
-        return replace(self, table=table, geometry=geometry)
+        return replace(
+            self,
+            table=table,
+            geometry=None if self.geometry is None else self.geometry.among(places, n),
+            came=None if self.came is None else self.came.among(places, n),
+        )
 
 
 def column_statistic(rule: Rule, x: Tensor, statistic: Statistic, table: np.ndarray | None) -> Tensor:
@@ -829,7 +825,7 @@ def decide(
     if previous is not None:
         require(rule, previous.shape == x.shape[1:], f"previous of shape [{x.shape[1]}]", list(previous.shape))
     extra = None if previous is None else previous.unsqueeze(0)
-    geometry, unit, sight = None, 1.0, sights(pre, rule)[0]
+    geometry, came, unit, sight = None, None, 1.0, sights(pre, rule)[0]
 
     def measured(x: Tensor, extra: Tensor | None) -> np.ndarray:
         found = kernels.host(_seen(sight, x, extra) if seen is None or x is not first else seen)
@@ -839,13 +835,13 @@ def decide(
 
     if sight != "nothing":
         geometry, held = Geometry.seen(x, extra, measured)
-        x, unit, previous = held.x, held.unit, None if held.extra is None else held.extra[0]
+        x, unit, previous, came = held.x, held.unit, None if held.extra is None else held.extra[0], geometry
     elif extra is not None:
         refuse_previous(rule, extra, None)
     table, geometry = weigh(n, pre, rule, geometry, draw=draw, shares=shares)
     answer = rule.apply(x, table, previous, *([draw] if rule.draws else []), **_weighing(shares))
     answer = checked_answer(rule, answer, x)
-    return Decision(answer if unit == 1 else answer * unit, table, geometry)
+    return Decision(answer if unit == 1 else answer * unit, table, geometry, came=came)
 
 
 Sight = Literal["nothing", "pairs"] | int

@@ -204,6 +204,24 @@ def inner_products(vectors: list[Tensor]) -> Tensor:
     return _of(vectors[0]).inner_products(vectors)
 
 
+def relations(x: Tensor, point: Tensor, *, starts: np.ndarray | Tensor | None = None, width: int = 0) -> Tensor:
+    """Over some columns, of each of the n rows and, last, of a point [d]: its squared distance to the point, its inner
+    product with that, its squared norm, and 0 where it is finite there, else NaN: [4, n+1], summed in float64.
+
+    The columns are blocks of a ``width`` from ``starts`` [b] on, an array for rows in main memory and a tensor on the
+    device for those on a device; all columns where there are none.
+    """
+    return _of(x).relations(x, point, starts=starts, width=width)
+
+
+def statistic_weights(
+    x: Tensor, low: int, high: int, window: int = 0, *, starts: np.ndarray | Tensor | None = None, width: int = 0
+) -> Tensor:
+    """[n] the mean weights that the rows' values have in a statistic of columns (see :func:`column_statistic`), over
+    the columns of :func:`relations`. Equal values share their weight, and a NaN counts as infinite."""
+    return _of(x).statistic_weights(x, low, high, window, starts=starts, width=width)
+
+
 # ------------------------------------------------------------------------------------------------- the worker half
 
 
@@ -290,11 +308,13 @@ __all__ = [
     "norms",
     "on_device",
     "own_threads",
+    "relations",
     "send_rows",
     "squared_around",
     "squared_distances",
     "squared_distances_to",
     "squared_norms",
+    "statistic_weights",
     "there",
     "threads",
     "torch_threads",

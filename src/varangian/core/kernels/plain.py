@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -503,3 +504,49 @@ def kept_mean(x: Tensor, kept: Kept, weights: np.ndarray, ends: Sequence[int]) -
         return (values(start, stop) * by_layer.index_select(1, layers)).sum(0)
 
     return _side_by_side(x.shape[1], 4 * kept.rows.size, panel, x.dtype)
+
+
+# ------------------------------------------------------------------------------- what some columns tell of each row
+
+
+def _columns(x: Tensor, starts: Tensor | None, width: int) -> Tensor:
+    """[n, k] the columns of blocks, in float64."""
+    if starts is None:
+        return x.double()
+    columns = starts.unsqueeze(1) + torch.arange(width, device=x.device)
+    return x.index_select(1, columns.reshape(-1)).double()
+
+
+@torch.no_grad()
+def relations(x: Tensor, point: Tensor, *, starts: Any = None, width: int = 0) -> Tensor:
+    starts = _there(starts, x)
+    rows = torch.cat([_columns(x, starts, width), _columns(point.unsqueeze(0), starts, width)])
+    apart = (rows - rows[-1]).square().sum(1)
+    return torch.stack([apart, rows @ rows[-1], rows.square().sum(1), (rows - rows).sum(1)])
+
+
+@torch.no_grad()
+def statistic_weights(x: Tensor, low: int, high: int, window: int = 0, *, starts: Any = None, width: int = 0) -> Tensor:
+    values = _columns(x, _there(starts, x), width)
+    m, k = values.shape
+    ordered, order = torch.where(values.isnan(), torch.inf, values).sort(dim=0, stable=True)
+    ranks = torch.arange(m, device=values.device).unsqueeze(1).expand_as(ordered)
+    first, last = low, high
+    if window:
+        center = ordered[low:high].mean(0)
+        first = (ordered[: m - window] + ordered[window:] < 2 * center).sum(0)
+        last = first + window
+    chosen = (ranks >= first) & (ranks < last)
+    differs = torch.ones_like(ordered[:1], dtype=torch.bool)
+    begins = torch.cat([differs, ordered[1:] != ordered[:-1]])
+    ends = torch.cat([begins[1:], differs])
+    start = torch.where(begins, ranks, 0).cummax(0).values
+    stop = torch.where(ends, ranks, m - 1).flip(0).cummin(0).values.flip(0)
+    before = chosen.cumsum(0) - chosen.long()
+    count = before.gather(0, stop) + chosen.gather(0, stop) - before.gather(0, start)
+    weight = count.double() / ((last - first) * (stop - start + 1))
+    return weight.gather(0, order.argsort(dim=0)).sum(1) / max(k, 1)
+
+
+def _there(starts: np.ndarray | Tensor | None, x: Tensor) -> Tensor | None:
+    return there(starts, x) if isinstance(starts, np.ndarray) else starts

@@ -27,6 +27,7 @@ from .distances import (
     squared_norms,
 )
 from .ranks import weighted_statistic
+from .samples import relations, statistic_weights
 from .sizes import kept_mean, kept_of, kept_sums
 from .workers import blend, gather_images, send_rows
 
@@ -42,11 +43,13 @@ __all__ = [
     "mean_and_std",
     "mixed_distances",
     "norms",
+    "relations",
     "send_rows",
     "squared_around",
     "squared_distances",
     "squared_distances_to",
     "squared_norms",
+    "statistic_weights",
     "weighted_panel",
     "weighted_rows",
     "weighted_statistic",

@@ -5,11 +5,11 @@ Sums that matter are added up in an order that is a function of the sizes alone,
 gives the same bytes. What is compiled for a size is kept on disk by Triton.
 
 What registers could not hold (more rows than ``SORTED_ROWS``, than ``SENT_ROWS``) and types that workers do not have
-are left to :mod:`..plain`, and so are statistics of values that have weights, and what only LASA asks for: which values
-of a row are the greatest.
+are left to :mod:`..plain`, and so are statistics of values that have weights, what only LASA asks for (which values of
+a row are the greatest), and what a few columns tell of rows.
 """
 
-from ..plain import kept_mean, kept_of, kept_sums, weighted_statistic
+from ..plain import kept_mean, kept_of, kept_sums, relations, statistic_weights, weighted_statistic
 from . import launching
 from .columns import column_statistic, mean_and_std, weighted_panel, weighted_rows, zeros_like_row
 from .distances import (
@@ -37,11 +37,13 @@ __all__ = [
     "mean_and_std",
     "mixed_distances",
     "norms",
+    "relations",
     "send_rows",
     "squared_around",
     "squared_distances",
     "squared_distances_to",
     "squared_norms",
+    "statistic_weights",
     "weighted_panel",
     "weighted_rows",
     "weighted_statistic",

@@ -1,0 +1,226 @@
+"""What a step tells of each vector, for next to nothing: its weight, score, distance and cosine to the aggregate.
+
+No pass over [n, d] is made for it. Of rules that answer weights, distances and cosines follow from the n x n distances
+that the rule looked at, exactly:
+
+    ||x_i - a||^2 = sum_j w_j ||x_i - x_j||^2 - 1/2 sum_jk w_j w_k ||x_j - x_k||^2,    a = sum_j w_j x_j
+
+where the origin is a point too, and has the rest of the weight. Of all others, and where these numbers would cancel, a
+sample of the columns tells: blocks of neighbours, one at a random place in each of as many equal parts of the vector,
+others in every step. Where vectors are short the sample is all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import kernels, numerics, randomness
+from .evidence import scores, weight_by_share, weights_of_table
+from .geometry import Geometry
+from .kernels.runtime import jit
+from .shares import shares_of
+from .stages import Decision, Mixing, Rule, Selecting
+
+WIDTH = 64  # columns of a block
+BLOCKS = 32  # of which distances are a sample's
+RANKED = 8  # of which weights in columns are: values must be sorted for them
+WEIGHTED = 1  # the same where vectors count differently: sorting takes many times as long
+BLURRED = 1e-3  # of a usual squared distance: where a derived one may be further off, a sample is looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """What a step tells of each of n vectors.
+
+    Attributes:
+        weight: [n] shares of the aggregate; NaN where the rule does not tell.
+        score: [n] the rule's scores, the lower the better; NaN where it has none, or a vector is not finite.
+        distance, cosine: [n] to the aggregate; NaN of vectors that are not finite.
+        finite: [n] whether a vector holds neither NaN nor infinity, as far as it was looked at.
+        columns: how many columns distances, cosines and who is finite were told by; 0 where they are exact.
+    """
+
+    weight: np.ndarray
+    score: np.ndarray
+    distance: np.ndarray
+    cosine: np.ndarray
+    finite: np.ndarray
+    columns: int
+
+
+def sampled_columns(d: int, seed: int, step: int) -> np.ndarray | None:
+    """[b] where the blocks begin that a step looks at; None where it looks at all columns.
+
+    Example:
+        >>> sampled_columns(500, seed=1, step=0)
+        >>> sampled_columns(80_000, seed=1, step=0)[:3].tolist(), sampled_columns(80_000, seed=1, step=1)[:3].tolist()
+        ([1352, 2969, 5189], [1404, 2830, 5756])
+    """
+    if d <= WIDTH * RANKED:
+        return None
+    count = BLOCKS if d > WIDTH * BLOCKS else RANKED
+    ends = np.arange(count + 1) * d // count
+    room = ends[1:] - ends[:-1] - WIDTH + 1
+    return ends[:-1] + randomness.indices(seed, "columns", step, rows=1, columns=count, size=room[None])[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What is to be told of a step: a few numbers that may still be where they were computed.
+
+    Attributes:
+        tensors: these numbers; none where everything is known.
+        account: what is known by now.
+        scale: of squared distances, from the columns that were looked at to all.
+        table: [m, n] the weights that made the m values of a column; None where they are the vectors' own.
+    """
+
+    tensors: list[Tensor]
+    account: Account
+    scale: float = 1.0
+    table: np.ndarray | None = None
+
+    def told(self, numbers: Sequence[np.ndarray]) -> Account:
+        """The whole of it, of the numbers of ``tensors`` on the host."""
+        if not self.tensors:
+            return self.account
+        known, (relations, *ranked) = self.account, numbers
+        apart, inner, size, odd = relations
+        n, finite = apart.size - 1, odd[:-1] == 0
+        with np.errstate(
+            invalid="ignore", divide="ignore", over="ignore"
+        ):  # of what is not finite, and of null vectors
+            distance = np.where(finite, np.sqrt(self.scale * apart[:n]), np.nan)
+            cosine = inner[:n] / (np.sqrt(size[:n]) * np.sqrt(size[n]))
+        weight = known.weight
+        if ranked:
+            weight = ranked[0] if self.table is None else ranked[0] @ self.table
+        score = np.where(finite, known.score, np.nan)
+        return Account(weight, score, distance, np.where(finite, cosine, np.nan), finite, known.columns)
+
+
+def observe(
+    x: Tensor, decision: Decision, pre: Sequence[Mixing], rule: Rule, *, starts: np.ndarray | Tensor | None,
+    weights: np.ndarray | None = None, rows: np.ndarray | None = None,
+) -> Observed:  # fmt: skip
+    """What a decision about [n, d] tells of each vector. Nothing waits for a device.
+
+    Args:
+        x: the vectors that were decided about.
+        decision: of :func:`varangian.core.stages.decide`.
+        pre, rule: what decided.
+        starts: [b] see :func:`sampled_columns`; on a device a tensor.
+        weights: [n] what each vector counts.
+        rows: which vectors the stages were shown, see :func:`varangian.core.stages.decide`; all by default.
+
+    Raises:
+        ValueError: a score that breaks the contract, see :func:`varangian.core.evidence.scores`.
+    """
+    n, d = x.shape
+    score = scores(pre, rule, decision.geometry)
+    score = np.full(n, np.nan) if score is None else score
+    weight, table = np.full(n, np.nan), decision.table
+    if table is not None and table.ndim == 1:
+        weight = weights_of_table(table, n)
+        if type(rule).apply is Selecting.apply and decision.came is not None:
+            exact = _exact(decision.came, table, weight, score)
+            if exact is not None:
+                return Observed([], exact)
+    width = WIDTH if starts is not None else 0
+    wide = starts if starts is not None and len(starts) == BLOCKS else None
+    looked_at = d if wide is None else BLOCKS * WIDTH
+    tensors = [kernels.relations(x, decision.aggregate, starts=wide, width=width if wide is not None else 0)]
+    if table is None and rows is not None and rows.size < n:
+        table = np.eye(n)[rows]
+    statistic = rule.statistic(n if table is None else table.shape[0])
+    mixed = None
+    if statistic is not None:
+        ranked = None if starts is None else starts[:: len(starts) // RANKED]
+        if weights is not None and (weights != weights[0]).any():
+            weight = _by_share(x, rule, table, weights, ranked)
+        elif table is None:
+            tensors.append(kernels.statistic_weights(x, *statistic, starts=ranked, width=width))
+        else:
+            mixed = table[:, :n]
+            mixtures = kernels.weighted_rows(_block(x, ranked), mixed)
+            tensors.append(kernels.statistic_weights(mixtures, *statistic))
+    known = Account(weight, score, score, score, np.ones(n, bool), looked_at)
+    return Observed(tensors, known, d / looked_at, mixed)
+
+
+def _block(x: Tensor, starts: np.ndarray | Tensor | None) -> Tensor:
+    """[n, k] the columns of some blocks."""
+    if starts is None:
+        return x
+    first = kernels.there(starts, x) if isinstance(starts, np.ndarray) else starts
+    return x.index_select(1, (first.unsqueeze(1) + torch.arange(WIDTH, device=x.device)).reshape(-1))
+
+
+def _by_share(
+    x: Tensor, rule: Rule, table: np.ndarray | None, weights: np.ndarray, starts: np.ndarray | Tensor | None
+) -> np.ndarray:
+    """[n] mean weights in a statistic of values that count differently; waits for a device."""
+    block = _block(x, None if starts is None else starts[:WEIGHTED])
+    rows = block if table is None else kernels.weighted_rows(block, table)
+    return weight_by_share(rule, kernels.host(rows.double()), shares_of(rule, weights, x.shape[0]))
+
+
+def _exact(came: Geometry, table: np.ndarray, weight: np.ndarray, score: np.ndarray) -> Account | None:
+    """Of the distances between vectors; None where these are not known, or cancel."""
+    n = came.n
+    if came.shares is not None and not came.shares.all():  # some were not shown
+        return None
+    squared, terms, known = _mixture(came.squared, table, n)
+    if not known:
+        return None
+    finite, sizes = came.finite, came.norms
+    apart, size = squared[:n], squared[-1]
+    usual = np.partition(apart[finite], finite.sum() // 2)[finite.sum() // 2] if finite.any() else 0.0
+    error = (numerics.MEASURED if came.exact else numerics.ROUNDING) * terms[:n]
+    if (error > BLURRED * np.maximum(apart, usual))[finite].any():
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = (0.5 * (sizes + size - apart)) / np.sqrt(sizes * size)
+    distance = np.where(finite, np.sqrt(apart) * came.unit, np.nan)
+    cosine = np.where(finite, np.clip(cosine, -1, 1), np.nan)
+    return Account(weight, np.where(finite, score, np.nan), distance, cosine, finite, 0)
+
+
+@jit
+def _mixture(squared, weights, n):  # type: ignore[no-untyped-def]
+    """[points] squared distances of all points to a mixture, what was added up for them, and whether all is known."""
+    points = squared.shape[0]
+    used, shares, count, rest = np.empty(points, np.int64), np.empty(points), 0, 1.0
+    for j in range(weights.size):
+        rest -= weights[j]
+        if weights[j] != 0:
+            used[count], shares[count] = j, weights[j]
+            count += 1
+    if abs(rest) > 1e-12:
+        used[count], shares[count] = points - 1, rest
+        count += 1
+    out, terms, known = np.empty(points), np.empty(points), True
+    for i in range(points):
+        total, size = 0.0, 0.0
+        for k in range(count):
+            term = shares[k] * squared[i, used[k]]
+            total += term
+            size += abs(term)
+        out[i], terms[i] = total, size
+        known &= total == total
+    own, sizes = 0.0, 0.0
+    for k in range(count):
+        own += 0.5 * shares[k] * out[used[k]]
+        sizes += 0.5 * abs(shares[k]) * terms[used[k]]
+    for i in range(points):
+        out[i] = max(out[i] - own, 0.0)
+        terms[i] += sizes
+    return out, terms, known
+
+
+__all__ = ["Account", "observe", "sampled_columns"]

@@ -1,0 +1,133 @@
+"""What some columns tell of each row: how far it is from a point, and how much of a statistic of columns it is."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..definitions import network
+from ..runtime import as_rows, is_native, jit, jit_sum
+
+WIDTH = 64  # columns that are at hand at a time where all are looked at
+
+
+@jit_sum
+def _against(a, b):  # type: ignore[no-untyped-def]
+    apart = inner = size = odd = 0.0
+    for k in range(b.size):
+        p, q = np.float64(a[k]), np.float64(b[k])
+        apart += (p - q) * (p - q)
+        inner += p * q
+        size += p * p
+        odd += 0.0 * p
+    return apart, inner, size, odd
+
+
+@jit
+def _relations(x, point, starts, width, out):  # type: ignore[no-untyped-def]
+    n = x.shape[0]
+    for start in starts:
+        b = point[start : start + width]
+        for i in range(n + 1):
+            a = x[i, start : start + width] if i < n else b
+            apart, inner, size, odd = _against(a, b)
+            out[0, i] += apart
+            out[1, i] += inner
+            out[2, i] += size
+            out[3, i] += odd
+
+
+def relations(x: Tensor, point: Tensor, *, starts: np.ndarray | None = None, width: int = 0) -> Tensor:
+    out = np.zeros((4, x.shape[0] + 1))
+    for rows, firsts, size in _blocks(x, starts, width):
+        beside = point.unsqueeze(0) if is_native(x) else _picked(point.unsqueeze(0), starts, width)
+        _relations(rows, as_rows(beside)[0], firsts, size, out)
+    return torch.from_numpy(out)
+
+
+def _blocks(x: Tensor, starts: np.ndarray | None, width: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """(rows, where blocks begin, how wide they are): rows as kernels take them, of half types, which are copied, only
+    the blocks. All columns where nobody says which: blocks, and what is left."""
+    d = x.shape[1]
+    if starts is None:
+        firsts = np.arange(0, d - WIDTH + 1, WIDTH)
+        rows, rest = as_rows(x), d % WIDTH
+        return [(rows, firsts, WIDTH)] * bool(firsts.size) + [(rows, np.array([d - rest]), rest)] * bool(rest)
+    if is_native(x):
+        return [(as_rows(x), starts, width)]
+    return [(as_rows(_picked(x, starts, width)), np.arange(starts.size) * width, width)]
+
+
+def _picked(x: Tensor, starts: np.ndarray | None, width: int) -> Tensor:
+    return x if starts is None else x[:, torch.from_numpy((starts[:, None] + np.arange(width)).reshape(-1))]
+
+
+@lru_cache(maxsize=64)
+def _comparators(n: int) -> np.ndarray:
+    return np.array(network(n, 0, n), np.int64).reshape(-1, 2)
+
+
+@jit
+def _weights(x, starts, width, low, high, window, comparators, out):  # type: ignore[no-untyped-def]
+    n = x.shape[0]
+    block, ordered = np.empty((n, width), x.dtype), np.empty((n, width), x.dtype)
+    least, most = np.empty(width, x.dtype), np.empty(width, x.dtype)
+    at_least, at_most, among = np.empty(width), np.empty(width), 1.0 / (window if window else high - low)
+    for start in starts:
+        for i in range(n):
+            a, b, c = x[i, start : start + width], block[i], ordered[i]
+            for k in range(width):
+                b[k] = a[k] if a[k] == a[k] else np.inf
+                c[k] = b[k]
+        for pair in range(comparators.shape[0]):
+            a, b = ordered[comparators[pair, 0]], ordered[comparators[pair, 1]]
+            for k in range(width):
+                p, q = a[k], b[k]
+                a[k] = p if p < q else q
+                b[k] = q if p < q else p
+        for k in range(width):
+            first, last = low, high
+            if window:
+                center = 0.0
+                for place in range(low, high):
+                    center += np.float64(ordered[place, k])
+                center /= high - low
+                first = 0
+                for place in range(n - window):
+                    first += np.float64(ordered[place, k]) + np.float64(ordered[place + window, k]) < 2 * center
+                last = first + window
+            least[k], most[k] = ordered[first, k], ordered[last - 1, k]
+            # Equal values share their weight: at both ends some of them may be within and some not.
+            begin, end = first, first + 1
+            while begin > 0 and ordered[begin - 1, k] == least[k]:
+                begin -= 1
+            while end < n and ordered[end, k] == least[k]:
+                end += 1
+            at_least[k] = (min(end, last) - first) / ((end - begin) * (last - first))
+            begin, end = last - 1, last
+            while begin > 0 and ordered[begin - 1, k] == most[k]:
+                begin -= 1
+            while end < n and ordered[end, k] == most[k]:
+                end += 1
+            at_most[k] = (last - max(begin, first)) / ((end - begin) * (last - first))
+        for i in range(n):
+            a, total = block[i], 0.0
+            for k in range(width):
+                between = among if least[k] < a[k] and a[k] < most[k] else 0.0
+                share = at_least[k] if a[k] == least[k] else between
+                total += at_most[k] if a[k] == most[k] else share
+            out[i] += total
+
+
+def statistic_weights(
+    x: Tensor, low: int, high: int, window: int = 0, *, starts: np.ndarray | None = None, width: int = 0
+) -> Tensor:
+    n, columns = x.shape[0], 0
+    out = np.zeros(n)
+    for rows, firsts, size in _blocks(x, starts, width):
+        _weights(rows, firsts, size, low, high, window, _comparators(n), out)
+        columns += firsts.size * size
+    return torch.from_numpy(out / columns)
