@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,11 @@ from .kernels.runtime import jit
 from .shares import shares_of
 from .stages import Decision, Mixing, Rule, Selecting
 
-WIDTH = 64  # columns of a block
-BLOCKS = 32  # of which distances are a sample's
-RANKED = 8  # of which weights in columns are: values must be sorted for them
-WEIGHTED = 1  # the same where vectors count differently: sorting takes many times as long
+NUMBERS = 1 << 17  # of which all are looked at; where there are more, at
+BLOCKS = 32  # blocks
+WIDTH = 64  # of so many columns
+RANKED = 16  # columns of each, whose values are sorted for weights in a statistic of columns
+WEIGHTED = 8  # every so many blocks, where vectors count differently: sorting then takes many times as long
 BLURRED = 1e-3  # of a usual squared distance: where a derived one may be further off, a sample is looked at
 
 
@@ -42,7 +44,8 @@ class Account:
         score: [n] the rule's scores, the lower the better; NaN where it has none, or a vector is not finite.
         distance, cosine: [n] to the aggregate; NaN of vectors that are not finite.
         finite: [n] whether a vector holds neither NaN nor infinity, as far as it was looked at.
-        columns: how many columns distances, cosines and who is finite were told by; 0 where they are exact.
+        columns: how many columns distances, cosines and who is finite were told by; 0 where all were. Weights in the
+            statistic of a column are told by 512 at most, or 64 where vectors count differently.
     """
 
     weight: np.ndarray
@@ -53,20 +56,29 @@ class Account:
     columns: int
 
 
-def sampled_columns(d: int, seed: int, step: int) -> np.ndarray | None:
-    """[b] where the blocks begin that a step looks at; None where it looks at all columns.
+def sampled_columns(n: int, d: int, *, seed: int, step: int) -> np.ndarray | None:
+    """[32] where the blocks begin that a step looks at in [n, d], in order; None where it looks at everything.
 
     Example:
-        >>> sampled_columns(500, seed=1, step=0)
-        >>> sampled_columns(80_000, seed=1, step=0)[:3].tolist(), sampled_columns(80_000, seed=1, step=1)[:3].tolist()
-        ([1352, 2969, 5189], [1404, 2830, 5756])
+        >>> sampled_columns(51, 500, seed=1, step=0)
+        >>> sampled_columns(51, 80_000, seed=1, step=0)[:3].tolist()
+        [1224, 4496, 6950]
+        >>> sampled_columns(51, 80_000, seed=1, step=1)[:3].tolist()
+        [305, 2675, 6930]
     """
-    if d <= WIDTH * RANKED:
+    if d <= BLOCKS * RANKED:
         return None
-    count = BLOCKS if d > WIDTH * BLOCKS else RANKED
-    ends = np.arange(count + 1) * d // count
-    room = ends[1:] - ends[:-1] - WIDTH + 1
-    return ends[:-1] + randomness.indices(seed, "columns", step, rows=1, columns=count, size=room[None])[0]
+    ends = np.arange(BLOCKS + 1) * d // BLOCKS
+    room = ends[1:] - ends[:-1] - (WIDTH if _is_sample(n, d) else RANKED) + 1
+    return ends[:-1] + randomness.indices(seed, "columns", step, rows=1, columns=BLOCKS, size=room[None])[0]
+
+
+def _is_sample(n: int, d: int) -> bool:
+    """Whether distances are those of some columns."""
+    return n * d > NUMBERS and d > BLOCKS * WIDTH
+
+
+UNKNOWN = Account(*[np.empty(0)] * 4, np.empty(0, bool), 0)  # of a step that is not measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +93,7 @@ class Observed:
     """
 
     tensors: list[Tensor]
-    account: Account
+    account: Account = UNKNOWN
     scale: float = 1.0
     table: np.ndarray | None = None
 
@@ -96,7 +108,7 @@ class Observed:
             invalid="ignore", divide="ignore", over="ignore"
         ):  # of what is not finite, and of null vectors
             distance = np.where(finite, np.sqrt(self.scale * apart[:n]), np.nan)
-            cosine = inner[:n] / (np.sqrt(size[:n]) * np.sqrt(size[n]))
+            cosine = np.clip(inner[:n] / (np.sqrt(size[:n]) * np.sqrt(size[n])), -1, 1)
         weight = known.weight
         if ranked:
             weight = ranked[0] if self.table is None else ranked[0] @ self.table
@@ -131,25 +143,25 @@ def observe(
             exact = _exact(decision.came, table, weight, score)
             if exact is not None:
                 return Observed([], exact)
-    width = WIDTH if starts is not None else 0
-    wide = starts if starts is not None and len(starts) == BLOCKS else None
-    looked_at = d if wide is None else BLOCKS * WIDTH
-    tensors = [kernels.relations(x, decision.aggregate, starts=wide, width=width if wide is not None else 0)]
+    some = _is_sample(n, d)
+    looked_at = BLOCKS * WIDTH if some else d
+    columns: dict[str, Any] = {"starts": starts, "width": WIDTH} if some else {}
+    tensors = [kernels.relations(x, decision.aggregate, **columns)]
     if table is None and rows is not None and rows.size < n:
         table = np.eye(n)[rows]
     statistic = rule.statistic(n if table is None else table.shape[0])
     mixed = None
     if statistic is not None:
-        ranked = None if starts is None else starts[:: len(starts) // RANKED]
+        columns = {} if starts is None else {"starts": starts, "width": RANKED}
         if weights is not None and (weights != weights[0]).any():
-            weight = _by_share(x, rule, table, weights, ranked)
+            weight = _by_share(x, rule, table, weights, starts)
         elif table is None:
-            tensors.append(kernels.statistic_weights(x, *statistic, starts=ranked, width=width))
+            tensors.append(kernels.statistic_weights(x, *statistic, **columns))
         else:
             mixed = table[:, :n]
-            mixtures = kernels.weighted_rows(_block(x, ranked), mixed)
+            mixtures = kernels.weighted_rows(_block(x, starts), mixed)
             tensors.append(kernels.statistic_weights(mixtures, *statistic))
-    known = Account(weight, score, score, score, np.ones(n, bool), looked_at)
+    known = Account(weight, score, score, score, np.ones(n, bool), looked_at if some else 0)
     return Observed(tensors, known, d / looked_at, mixed)
 
 
@@ -158,14 +170,14 @@ def _block(x: Tensor, starts: np.ndarray | Tensor | None) -> Tensor:
     if starts is None:
         return x
     first = kernels.there(starts, x) if isinstance(starts, np.ndarray) else starts
-    return x.index_select(1, (first.unsqueeze(1) + torch.arange(WIDTH, device=x.device)).reshape(-1))
+    return x.index_select(1, (first.unsqueeze(1) + torch.arange(RANKED, device=x.device)).reshape(-1))
 
 
 def _by_share(
     x: Tensor, rule: Rule, table: np.ndarray | None, weights: np.ndarray, starts: np.ndarray | Tensor | None
 ) -> np.ndarray:
     """[n] mean weights in a statistic of values that count differently; waits for a device."""
-    block = _block(x, None if starts is None else starts[:WEIGHTED])
+    block = _block(x, None if starts is None else starts[::WEIGHTED])
     rows = block if table is None else kernels.weighted_rows(block, table)
     return weight_by_share(rule, kernels.host(rows.double()), shares_of(rule, weights, x.shape[0]))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core import kernels, randomness
+from ..core.accounts import Account, Observed, observe, sampled_columns
 from ..core.algorithm import Algorithm, State, unspoilt
 from ..core.attacks import (
     Attack,
@@ -223,6 +224,9 @@ class Simulation:
         self._begun: _Begun | None = None
         self.admitted: Admitted  # whom the server looked at in the last step
         self._known: list[Measures] = []  # rows that nobody has been told yet
+        self._told: list[Account] = []  # and what their steps told of each vector
+        self.accounts: list[Account] = []  # the same of the rows that were answered last, where they are measured
+        self._starts: np.ndarray | Tensor | None = None  # which columns this step looks at
         self._former: list[Tensor] = []  # where a device keeps what a step writes over and may have to take back
         self._finite: bool | None = None  # whether the parameters are, as far as a device has said it
 
@@ -262,7 +266,10 @@ class Simulation:
                 mistake there.
         """
         self.settle()
-        return [*self.advance(), *self.settle()][-1]
+        rows, told = self.advance(), self.accounts
+        rows += self.settle()
+        self.accounts = [*told, *self.accounts][-1:]
+        return rows[-1]
 
     def advance(self) -> list[Measures]:
         """Begins the next step, and answers the rows that are known by now and were not answered yet: on the CPU that
@@ -353,6 +360,7 @@ class Simulation:
 
     def _answer(self) -> list[Measures]:
         known, self._known = self._known, []
+        self.accounts, self._told = self._told, []
         return known
 
     def _begin(self, step: int) -> tuple[float, int, Tensor, Tensor]:
@@ -429,6 +437,7 @@ class Simulation:
         if self._spare is not None:
             self._exchange()
         step, again = self.steps_done, self.repeated
+        self._starts = self._sampled(step)
         if again is not None and self.gradients.method not in SMALL:
             again = None
         before = None if self.momentum is None else self.state.worker[-1]
@@ -439,20 +448,22 @@ class Simulation:
         elif again is not None:
             sent = again("what is sent", lambda: self._sent(point, looks=True), places=places)
             decision, pending = self._decided(sent)
-            answers = [decision.aggregate, *(p.faulty for p in pending)]
-            if len(self._answers) != len(answers):
+            observed = self._observed(decision)
+            answers = [decision.aggregate, *(p.faulty for p in pending), *observed.tensors]
+            if [x.shape for x in self._answers] != [x.shape for x in answers]:
                 self._answers = [x.clone() for x in answers]
-            aggregate, *faulty = (place.copy_(x) for place, x in zip(self._answers, answers, strict=True))
+            aggregate, *rest = (place.copy_(x) for place, x in zip(self._answers, answers, strict=True))
             decision = replace(decision, aggregate=aggregate)
-            pending = [replace(p, faulty=x) for p, x in zip(pending, faulty, strict=True)]
+            pending = [replace(p, faulty=x) for p, x in zip(pending, rest, strict=False)]
+            observed = replace(observed, tensors=rest[len(pending) :])
             made = [*sent.norms, *(sent.sampled or ()), *(sent.honest or ()), sent.crafted, *self._answers]
             done = again(
                 "the update",
-                lambda: self._updated(lr, losses, sent, decision, pending),
+                lambda: self._updated(lr, losses, sent, decision, pending, observed),
                 numbers=(lr,),
                 places=[*places, *made],
             )
-            done = replace(done, decision=decision)
+            done = replace(done, decision=decision, observed=observed)
         else:
             done = self._all(lr, point, losses)
         h, f = self.h, self.real_byzantine
@@ -466,18 +477,47 @@ class Simulation:
         if self.native:
             numbers = kernels.host(*done.tensors)
             self._known.append(_row(base, done.readings, numbers if len(done.tensors) > 1 else [numbers]))
+            if self.meter is not None:
+                self._told.append(done.observed.told([kernels.host(x) for x in done.observed.tensors]))
             return
         assert done.packed is not None
         norms, read = done.sent.norms, done.packed.later()
         spoilt = None if before is None or not norms else (self.sent, before)
         heard = None if done.decision.heard is None else (done.decision.heard, done.sent.state)
         self._begun = _Begun(
-            read, base, done.readings, len(done.tensors), len(norms), done.pending, take_back, spoilt, heard
+            read,
+            base,
+            done.readings,
+            done.observed,
+            len(done.tensors),
+            len(norms),
+            done.pending,
+            take_back,
+            spoilt,
+            heard,
         )
 
     def _all(self, lr: float, point: Tensor, losses: Tensor) -> _Done:
         sent = self._sent(point)
-        return self._updated(lr, losses, sent, *self._decided(sent))
+        decision, pending = self._decided(sent)
+        return self._updated(lr, losses, sent, decision, pending, self._observed(decision))
+
+    def _sampled(self, step: int) -> np.ndarray | Tensor | None:
+        """Which columns a step looks at, to tell of vectors; on a device in the same place each time."""
+        found = None if self.meter is None else sampled_columns(*self.vectors.shape, seed=self.seed, step=step)
+        if found is None or self.native:
+            return found
+        starts = kernels.there(found, self.vectors)
+        return self._starts.copy_(starts) if isinstance(self._starts, Tensor) else starts
+
+    def _observed(self, decision: Decision) -> Observed:
+        """What the step tells of each vector, where it is measured."""
+        if self.meter is None:
+            return Observed([])
+        there = self.admitted
+        return observe(
+            self.vectors, decision, there.pre, there.rule, starts=self._starts, weights=self.weights, rows=there.rows
+        )
 
     def _sent(self, point: Tensor, looks: bool = False) -> _Sent:
         """What workers send and the attack crafts, in the matrix of all vectors; where that is asked for, the distances
@@ -531,7 +571,9 @@ class Simulation:
             raise ValueError(f"{rule} wrote into the vectors that it was shown; it must clone what it changes.")
         return decision, pending
 
-    def _updated(self, lr: float, losses: Tensor, sent: _Sent, decision: Decision, pending: list[Pending]) -> _Done:
+    def _updated(
+        self, lr: float, losses: Tensor, sent: _Sent, decision: Decision, pending: list[Pending], observed: Observed
+    ) -> _Done:
         """The server's transforms, what is measured, and the new parameters."""
         h = self.h
         if pending:
@@ -553,8 +595,9 @@ class Simulation:
         if not self.native:
             squared = kernels.squared_norms(self.parameters)
             heard = [] if decision.heard is None else [decision.heard.measured]
-            packed = kernels.Packed(squared, *tensors, *sent.norms, *(p.faulty for p in pending), *heard)
-        return _Done(sent, decision, pending, state, tensors, readings, packed)
+            faulty = [p.faulty for p in pending]
+            packed = kernels.Packed(squared, *tensors, *observed.tensors, *sent.norms, *faulty, *heard)
+        return _Done(sent, decision, pending, state, tensors, readings, packed, observed)
 
     def _overwritten(self) -> list[Tensor]:
         """What the second part of a step writes over."""
@@ -592,16 +635,20 @@ class Simulation:
         begun, self._begun = self._begun, None
         assert begun is not None
         squared, *numbers = begun.read()
-        ends = begun.tensors, begun.tensors + begun.norms
+        rows, told = numbers[: begun.tensors], len(begun.observed.tensors)
+        numbers = numbers[begun.tensors :]
         try:
-            for p, faulty in zip(begun.pending, numbers[ends[1] : ends[1] + len(begun.pending)], strict=True):
-                refuse_faulty(p.stage, p.f, int(faulty))
+            faulty = numbers[told + begun.norms :][: len(begun.pending)]
+            for p, count in zip(begun.pending, faulty, strict=True):
+                refuse_faulty(p.stage, p.f, int(count))
         except Refused as error:
             assert begun.take_back is not None
             begun.take_back()
             self.refused = error
             raise
-        self._known.append(_row(begun.base, begun.readings, numbers[: ends[0]]))
+        self._known.append(_row(begun.base, begun.readings, rows))
+        if self.meter is not None:
+            self._told.append(begun.observed.told(numbers[:told]))
         self._finite = bool(np.isfinite(squared))
         if begun.heard is not None:
             watched = self.algorithm.hear(*begun.heard, measured=numbers[-1])
@@ -609,7 +656,7 @@ class Simulation:
         if begun.spoilt is None or self.momentum is None:
             return False
         bound = self.momentum.overflow(self.parameters.dtype)
-        if all((norm < bound).all() for norm in numbers[ends[0] : ends[1]]):
+        if all((norm < bound).all() for norm in numbers[told : told + begun.norms]):
             return False
         sent, before = begun.spoilt
         memory = unspoilt(sent, [sent], [before])[0]
@@ -844,8 +891,9 @@ class _Done:
         state: of the algorithm, behind it.
         tensors: the mean loss and what was measured.
         readings: of the latter.
-        packed: on a device, the squared norm of the parameters, ``tensors``, the norms, and the counts of faulty
-            vectors.
+        packed: on a device, the squared norm of the parameters, ``tensors``, what was observed, the norms, and the
+            counts of faulty vectors.
+        observed: of each vector.
     """
 
     sent: _Sent
@@ -855,6 +903,7 @@ class _Done:
     tensors: list[Tensor]
     readings: Readings | None
     packed: kernels.Packed | None
+    observed: Observed
 
 
 @dataclass(frozen=True, eq=False)
@@ -862,9 +911,10 @@ class _Begun:
     """A step that a device was asked for, and of which nobody knows yet what it came to.
 
     Attributes:
-        read: waits for the squared norm of the parameters, what makes a row, norms of what workers send, and how many
-            vectors were faulty for each pending refusal.
+        read: waits for the squared norm of the parameters, what makes a row, what was observed of vectors, norms of
+            what workers send, and how many vectors were faulty for each pending refusal.
         base, readings: of the row.
+        observed: of each vector.
         tensors, norms: how many of the former there are.
         pending: what is refused if it proves to be.
         take_back: undoes the step.
@@ -875,6 +925,7 @@ class _Begun:
     read: Callable[[], tuple[np.ndarray, ...]]
     base: Measures
     readings: Readings | None
+    observed: Observed
     tensors: int
     norms: int
     pending: list[Pending]

@@ -11,11 +11,23 @@ from torch import Tensor
 from ..definitions import network
 from ..runtime import as_rows, is_native, jit, jit_sum
 
-WIDTH = 64  # columns that are at hand at a time where all are looked at
+WIDTH = 64  # columns that are sorted at a time
+SUMMED = 1024  # that are added up at a time, where all are looked at
+LEAST = 1e-30  # squares of float32 that add up to less may have vanished
 
 
 @jit_sum
-def _against(a, b):  # type: ignore[no-untyped-def]
+def _against(a, b, zero):  # type: ignore[no-untyped-def]
+    apart = inner = size = zero
+    for k in range(b.size):
+        apart += (a[k] - b[k]) * (a[k] - b[k])
+        inner += a[k] * b[k]
+        size += a[k] * a[k]
+    return np.float64(apart), np.float64(inner), np.float64(size)
+
+
+@jit_sum
+def _wide_against(a, b):  # type: ignore[no-untyped-def]
     apart = inner = size = odd = 0.0
     for k in range(b.size):
         p, q = np.float64(a[k]), np.float64(b[k])
@@ -27,24 +39,29 @@ def _against(a, b):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _relations(x, point, starts, width, out):  # type: ignore[no-untyped-def]
+def _relations(x, point, starts, width, zero, out):  # type: ignore[no-untyped-def]
+    # Blocks are added up in the type of the rows and their sums in float64, and so are blocks whose squares leave it.
     n = x.shape[0]
     for start in starts:
         b = point[start : start + width]
+        length = _against(b, b, zero)[2]
+        ordinary = LEAST < length < np.inf
         for i in range(n + 1):
             a = x[i, start : start + width] if i < n else b
-            apart, inner, size, odd = _against(a, b)
+            apart, inner, size = _against(a, b, zero)
+            if not (ordinary and LEAST < size < np.inf and apart < np.inf):
+                apart, inner, size, odd = _wide_against(a, b)
+                out[3, i] += odd
             out[0, i] += apart
             out[1, i] += inner
             out[2, i] += size
-            out[3, i] += odd
 
 
 def relations(x: Tensor, point: Tensor, *, starts: np.ndarray | None = None, width: int = 0) -> Tensor:
     out = np.zeros((4, x.shape[0] + 1))
-    for rows, firsts, size in _blocks(x, starts, width):
+    for rows, firsts, size in _blocks(x, starts, width or SUMMED):
         beside = point.unsqueeze(0) if is_native(x) else _picked(point.unsqueeze(0), starts, width)
-        _relations(rows, as_rows(beside)[0], firsts, size, out)
+        _relations(rows, as_rows(beside)[0], firsts, size, rows.dtype.type(0), out)
     return torch.from_numpy(out)
 
 
@@ -53,9 +70,9 @@ def _blocks(x: Tensor, starts: np.ndarray | None, width: int) -> list[tuple[np.n
     the blocks. All columns where nobody says which: blocks, and what is left."""
     d = x.shape[1]
     if starts is None:
-        firsts = np.arange(0, d - WIDTH + 1, WIDTH)
-        rows, rest = as_rows(x), d % WIDTH
-        return [(rows, firsts, WIDTH)] * bool(firsts.size) + [(rows, np.array([d - rest]), rest)] * bool(rest)
+        firsts = np.arange(0, d - width + 1, width)
+        rows, rest = as_rows(x), d % width
+        return [(rows, firsts, width)] * bool(firsts.size) + [(rows, np.array([d - rest]), rest)] * bool(rest)
     if is_native(x):
         return [(as_rows(x), starts, width)]
     return [(as_rows(_picked(x, starts, width)), np.arange(starts.size) * width, width)]
@@ -72,23 +89,29 @@ def _comparators(n: int) -> np.ndarray:
 
 @jit
 def _weights(x, starts, width, low, high, window, comparators, out):  # type: ignore[no-untyped-def]
-    n = x.shape[0]
+    # Blocks are sorted side by side, as many as fit in a width at which the processor sorts well.
+    n, wide, together = x.shape[0], width, max(1, WIDTH // width)
+    width = wide * together
     block, ordered = np.empty((n, width), x.dtype), np.empty((n, width), x.dtype)
     least, most = np.empty(width, x.dtype), np.empty(width, x.dtype)
     at_least, at_most, among = np.empty(width), np.empty(width), 1.0 / (window if window else high - low)
-    for start in starts:
-        for i in range(n):
-            a, b, c = x[i, start : start + width], block[i], ordered[i]
-            for k in range(width):
-                b[k] = a[k] if a[k] == a[k] else np.inf
-                c[k] = b[k]
+    for group in range(0, starts.size, together):
+        size = 0
+        for start in starts[group : group + together]:
+            for i in range(n):
+                a = x[i, start : start + wide]
+                b, c = block[i, size : size + wide], ordered[i, size : size + wide]
+                for k in range(wide):
+                    b[k] = a[k] if a[k] == a[k] else np.inf
+                    c[k] = b[k]
+            size += wide
         for pair in range(comparators.shape[0]):
-            a, b = ordered[comparators[pair, 0]], ordered[comparators[pair, 1]]
-            for k in range(width):
+            a, b = ordered[comparators[pair, 0], :size], ordered[comparators[pair, 1], :size]
+            for k in range(size):
                 p, q = a[k], b[k]
                 a[k] = p if p < q else q
                 b[k] = q if p < q else p
-        for k in range(width):
+        for k in range(size):
             first, last = low, high
             if window:
                 center = 0.0
@@ -115,7 +138,7 @@ def _weights(x, starts, width, low, high, window, comparators, out):  # type: ig
             at_most[k] = (last - max(begin, first)) / ((end - begin) * (last - first))
         for i in range(n):
             a, total = block[i], 0.0
-            for k in range(width):
+            for k in range(size):
                 between = among if least[k] < a[k] and a[k] < most[k] else 0.0
                 share = at_least[k] if a[k] == least[k] else between
                 total += at_most[k] if a[k] == most[k] else share
@@ -127,7 +150,7 @@ def statistic_weights(
 ) -> Tensor:
     n, columns = x.shape[0], 0
     out = np.zeros(n)
-    for rows, firsts, size in _blocks(x, starts, width):
+    for rows, firsts, size in _blocks(x, starts, width or WIDTH):
         _weights(rows, firsts, size, low, high, window, _comparators(n), out)
         columns += firsts.size * size
     return torch.from_numpy(out / columns)
