@@ -78,7 +78,8 @@ def _is_sample(n: int, d: int) -> bool:
     return n * d > NUMBERS and d > BLOCKS * WIDTH
 
 
-UNKNOWN = Account(*[np.empty(0)] * 4, np.empty(0, bool), 0)  # of a step that is not measured
+_NOBODY = np.empty(0)
+UNKNOWN = Account(_NOBODY, _NOBODY, _NOBODY, _NOBODY, _NOBODY.astype(bool), 0)  # of a step that is not measured
 
 
 @dataclass(frozen=True, eq=False)

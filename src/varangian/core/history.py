@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .checks import whole
-from .evidence import cosines
+from .evidence import cosines, suspicion
 from .evidence import rejected as rejected_by
 
 logger = logging.getLogger("varangian.engines")
@@ -252,16 +252,19 @@ class Report:
         } | {name: [[_plain(value) for value in row] for row in rows] for name, rows in series.items()}
 
     def __str__(self) -> str:
-        what = "steps" if self.noun == "rank" else "rounds"
+        what = "rounds" if self.noun == "node" else "steps"
         rows = self.nodes
         columns = {self.noun: [str(s.worker) for s in rows]}
+        if self.byzantine is not None and self.byzantine.any():
+            attacked = dict(zip((s.worker for s in self.workers), self.byzantine.sum(0).tolist(), strict=True))
+            columns["attacked"] = [str(attacked[s.worker] or "-") for s in rows]
         if any(s.asked < self.steps for s in rows):
             columns["asked"] = [str(s.asked) for s in rows]
         silent = any(s.silent for s in rows)
         if silent:
             columns["used"] = [str(s.used) for s in rows]
         columns["rejected"] = [str(s.rejected or "-") for s in rows]
-        columns["not finite" if self.noun == "rank" else "dropped"] = [str(s.dropped or "-") for s in rows]
+        columns["dropped" if self.noun == "node" else "not finite"] = [str(s.dropped or "-") for s in rows]
         if silent:
             columns["silent"] = [str(s.silent or "-") for s in rows]
         if self.recent < self.steps:
@@ -272,7 +275,7 @@ class Report:
         columns["suspicion"] = [_short(s.suspicion) for s in rows]
         widths = {name: max(len(name), *map(len, cells), 0) for name, cells in columns.items()}
         ends = {"host": [s.host for s in rows], "last reason": [s.reason for s in rows]}
-        if self.noun == "rank":  # the only reason stands in a column already
+        if self.noun != "node":  # the only reason stands in a column already
             del ends["last reason"]
         for name in [name for name, cells in ends.items() if any(cells)]:
             columns[name], widths[name] = ends[name], -max(len(name), *map(len, ends[name]))
@@ -488,6 +491,88 @@ class History:
             reason=self._reasons.get(worker, ""),
             excluded=excluded,
         )
+
+
+def report_of_steps(
+    title: str, *, weight: np.ndarray, score: np.ndarray, distance: np.ndarray, cosine: np.ndarray, finite: np.ndarray,
+    byzantine: np.ndarray, workers: np.ndarray | None = None, counts: np.ndarray | None = None,
+) -> Report:  # fmt: skip
+    """The report of steps that are all known, of n vectors each.
+
+    Args:
+        title: what decided.
+        weight, score, distance, cosine: [steps, n], NaN where they are not known.
+        finite: [steps, n].
+        byzantine: [steps, n] who attacked.
+        workers: [steps, n] whose vectors these are; by default vector i is of worker i.
+        counts: [steps, n] what each counts; by default all count the same.
+
+    Example:
+        >>> known = {"weight": np.full((2, 3), 1 / 3), "score": np.full((2, 3), np.nan), "cosine": np.ones((2, 3))}
+        >>> distance, everybody = np.array([[1.0, 1.0, 4.0], [1.0, 1.0, 4.0]]), np.ones((2, 3), bool)
+        >>> print(report_of_steps("Average", distance=distance, finite=everybody, byzantine=~everybody, **known))
+        Average: 3 workers, 2 steps, 0 skipped
+        worker  rejected  not finite  share  suspicion
+             2         -           -  1.000      0.750
+             0         -           -  1.000      0.000
+             1         -           -  1.000      0.000
+    """
+    steps, n = weight.shape
+    suspicions, rejected = np.full((steps, n), np.nan), np.zeros((steps, n), bool)
+    for i in range(steps):
+        suspicions[i] = suspicion(distance[i], finite[i], cosine[i])
+        told = None if np.isnan(weight[i]).all() else weight[i]
+        each = told if told is None or counts is None else told / np.where(counts[i] > 0, counts[i], 1)
+        rejected[i] = rejected_by(each, finite[i])
+    share = weight * n
+    weight, share = (np.where(finite | np.isnan(values), values, 0.0) for values in (weight, share))
+    series = {"weight": weight, "share": share, "suspicion": suspicions, "score": score}
+    series |= {"distance": distance, "cosine": cosine}
+    marks = {"rejected": rejected, "dropped": ~finite, "byzantine": byzantine, "asked": np.ones((steps, n), bool)}
+    numbers = np.arange(n)
+    if workers is not None:
+        numbers, places = np.unique(workers, return_inverse=True)
+        places = places.reshape(steps, n), np.arange(steps)[:, None]
+        series = {name: _spread(values, *places, numbers.size, np.nan) for name, values in series.items()}
+        marks = {name: _spread(values, *places, numbers.size, False) for name, values in marks.items()}
+    means = {name: _mean(series[name]) for name in ("weight", "share", "suspicion")}
+    counted = {name: values.sum(0) for name, values in marks.items()}
+    standings = tuple(
+        Standing(
+            worker=int(worker),
+            host="",
+            asked=int(counted["asked"][k]),
+            used=int(counted["asked"][k] - counted["dropped"][k]),
+            silent=0,
+            reason=NOT_FINITE if counted["dropped"][k] else "",
+            dropped=int(counted["dropped"][k]),
+            recently_dropped=int(counted["dropped"][k]),
+            rejected=int(counted["rejected"][k]),
+            recently_rejected=int(counted["rejected"][k]),
+            weight=float(means["weight"][k]),
+            share=float(means["share"][k]),
+            suspicion=float(means["suspicion"][k]),
+        )
+        for k, worker in enumerate(numbers)
+    )
+    return Report(
+        algorithm=title,
+        noun="worker",
+        steps=steps,
+        skipped=0,
+        recent=steps,
+        workers=standings,
+        rejected=marks["rejected"],
+        byzantine=marks["byzantine"],
+        **{name: values for name, values in series.items() if name != "share"},
+    )
+
+
+def _spread(values: np.ndarray, places: np.ndarray, steps: np.ndarray, size: int, missing: Any) -> np.ndarray:
+    """[steps, size] of values [steps, n], each in the column of its worker."""
+    result = np.full((values.shape[0], size), missing, values.dtype)
+    result[steps, places] = values
+    return result
 
 
 def _mean(series: np.ndarray) -> np.ndarray:

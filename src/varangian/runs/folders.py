@@ -2,11 +2,12 @@
 
 While a run is under way its folder holds its tables so far and two checkpoints, the newest and the one before:
 
-    experiment.json  environment.json  metrics.csv  evaluations.csv  checkpoint.pt  checkpoint-former.pt  .lock
+    experiment.json  environment.json  metrics.csv  evaluations.csv  workers.bin  checkpoint.pt  checkpoint-former.pt
+    .lock
 
 and once it is complete the model's final state and, written last, the result:
 
-    experiment.json  environment.json  metrics.csv  evaluations.csv  state.pt  result.json
+    experiment.json  environment.json  metrics.csv  evaluations.csv  workers.bin  state.pt  result.json
 
 A file that is replaced is first written beside its place and brought to the disk, then renamed. A checkpoint names how
 long the tables were, and their digests, and is written after they have reached the disk: what they hold beyond that is
@@ -29,21 +30,25 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from ..core.accounts import Account
 from ..core.checks import cut
 from ..simulation.simulate import Simulation, Snapshot
 from .environment import environment
 from .files import line_of_text, no_follow, number, read_json, sync, whole, write_partial, write_whole
+from .workers import Layout, Recorder
 
 FORMAT = 1  # of run folders
 SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS = "experiment.json", "environment.json", "metrics.csv", "evaluations.csv"
 # Of a state, what came after the first folders were written: left out where it is nothing.
 LATER = ("memory", "last", "clients", "watched")
+WORKERS = "workers.bin"  # see :mod:`.workers`; of runs that measure nothing, and of older ones, there is none
 CHECKPOINT, FORMER, STATE, RESULT, LOCK = "checkpoint.pt", "checkpoint-former.pt", "state.pt", "result.json", ".lock"
-FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, CHECKPOINT, FORMER, STATE, RESULT)
+FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, WORKERS, CHECKPOINT, FORMER, STATE, RESULT)
 PARTIAL = ".partial"
 MAX_JSON = 2**20  # bytes of a JSON file that is read
 MOST_DIMENSIONS = 64  # of an example, as torch and NumPy have it
@@ -168,21 +173,20 @@ class Mark:
 
 
 class _Table:
-    """A CSV file that only grows, and knows its size and digest. Cells hold neither commas nor quotes."""
+    """A file that only grows, and knows its size and digest."""
 
-    def __init__(self, path: Path, columns: Sequence[str], kept: bytes | None) -> None:
+    def __init__(self, path: Path, header: bytes, kept: bytes | None) -> None:
         self.size, self._hash = 0, hashlib.sha256()
         mode = "wb" if kept is None else "r+b"
         self.file = open(path, mode, opener=no_follow)  # noqa: SIM115 (the journal closes it)
         if kept is None:
-            self.append(columns)
+            self.append(header)
         else:
             self.file.truncate(len(kept))
             self.file.seek(len(kept))
             self.size, self._hash = len(kept), hashlib.sha256(kept)
 
-    def append(self, cells: Sequence[str]) -> None:
-        line = (",".join(cells) + "\n").encode()
+    def append(self, line: bytes) -> None:
         self.file.write(line)
         self._hash.update(line)
         self.size += len(line)
@@ -194,6 +198,11 @@ class _Table:
     @property
     def mark(self) -> Mark:
         return Mark(self.size, self._hash.hexdigest())
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    """Of a CSV file. Cells hold neither commas nor quotes."""
+    return (",".join(cells) + "\n").encode()
 
 
 def _beginning(path: Path, mark: Mark) -> bytes:
@@ -222,6 +231,7 @@ class Past:
         seconds: spent on training.
         snapshot: the state.
         metrics, evaluated: how far the tables had come.
+        told: how far workers.bin had come; None where there is none.
     """
 
     evaluations: list[tuple[float, ...]]
@@ -230,6 +240,7 @@ class Past:
     snapshot: Snapshot
     metrics: Mark
     evaluated: Mark
+    told: Mark | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +290,7 @@ def _pack(past: Past, settings: str, digest: str) -> dict[str, Any]:
         "evaluations": _matrix(past.evaluations),
         "metrics": [past.metrics.size, past.metrics.sha256],
         "evaluated": [past.evaluated.size, past.evaluated.sha256],
+        **({} if past.told is None else {"workers": [past.told.size, past.told.sha256]}),
         "state": state,
     }
     return content | {"checksum": _checksum(content)}
@@ -394,7 +406,7 @@ def _unpack(content: dict[str, Any]) -> Past:
         if rows.dtype != torch.float64 or rows.ndim != 2 or rows.shape[1] < 3:
             raise ValueError("evaluations are [k, 3 or more] in float64")
         marks = []
-        for name in ("metrics", "evaluated"):
+        for name in ("metrics", "evaluated", *(("workers",) if "workers" in content else ())):
             size, digest = _typed(content[name], list)
             marks.append(Mark(whole(size, name), _typed(digest, str)))
         stopped = content["stopped"]
@@ -415,11 +427,14 @@ def _typed(value: Any, kind: type[T]) -> T:
     return value
 
 
-def _check_length(past: Past, metrics: bytes, evaluations: bytes) -> None:
-    """A row of metrics a step, and of evaluations what the checkpoint holds of them."""
+def _check_length(past: Past, metrics: bytes, evaluations: bytes, records: bytes | None, layout: Layout | None) -> None:
+    """A row of metrics a step, a record of workers where there are any, and of evaluations what the checkpoint holds of
+    them."""
     rows = metrics.count(b"\n") - 1, evaluations.count(b"\n") - 1
     if rows != (past.snapshot.step, len(past.evaluations)):
         raise _Unusable(f"the tables have {rows[0]} and {rows[1]} rows, it has others")
+    if records is not None and (layout is None or len(records) != layout.size(past.snapshot.step)):
+        raise _Unusable(f"{WORKERS} does not have a record for each step")
 
 
 def sessions_of(folder: Path) -> list[dict[str, Any]]:
@@ -466,6 +481,7 @@ class Journal:
         simulation: at step 0; brought to the newest checkpoint that is whole.
         settings, digest: of its experiment.
         columns, evaluated: of metrics.csv and of evaluations.csv.
+        layout: of workers.bin; None where there is to be none.
         device: where it runs.
         every: seconds between two checkpoints, more where they would cost over 1 % of the time; 0 for every step.
         origins: where code of somebody's own came from, for environment.json.
@@ -484,13 +500,14 @@ class Journal:
     def __init__(
         self, folder: Path, simulation: Simulation, *, settings: str, digest: str, columns: Sequence[str],
         evaluated: Sequence[str], device: str, every: float, origins: Sequence[dict[str, str]] = (),
+        layout: Layout | None = None,
     ) -> None:  # fmt: skip
         self.folder, self._settings, self._digest, self._every = folder, settings, digest, every
-        self._simulation, self._width = simulation, len(evaluated)
+        self._simulation, self._width, self._layout = simulation, len(evaluated), layout
         self.evaluations: list[tuple[float, ...]] = []
         self.stopped: str | None = None
         self.seconds = 0.0
-        metrics, evaluations = self._recover()
+        metrics, evaluations, records = self._recover()
         self.began = self.saved = simulation.steps_done
         self._tables: list[_Table] = []
         with self._explained():
@@ -501,9 +518,14 @@ class Journal:
             elif not _is_json(folder / SETTINGS):
                 write_whole(folder / SETTINGS, lambda file: file.write(settings.encode()), PARTIAL)
             self._note_environment(environment(device), origins)
-            for name, header, kept in ((METRICS, columns, metrics),
-                                       (EVALUATIONS, evaluated, evaluations)):  # fmt: skip
+            for name, header, kept in ((METRICS, _line(columns), metrics),
+                                       (EVALUATIONS, _line(evaluated), evaluations)):  # fmt: skip
                 self._tables.append(_Table(folder / name, header, kept))
+            # What was begun by a version that told nothing of workers is completed so.
+            self._recorder = None
+            if layout is not None and (self._fresh or records is not None):
+                self._recorder = Recorder(layout)
+                self._tables.append(_Table(folder / WORKERS, layout.header, records))
         self._last, self._wait = time.monotonic(), every
 
     def __enter__(self) -> Journal:
@@ -514,8 +536,8 @@ class Journal:
             with suppress(OSError):  # of a full disk: it was raised where the rows were to be written
                 table.file.close()
 
-    def _recover(self) -> tuple[bytes | None, bytes | None]:
-        """The beginnings of both tables; None for a run from the start."""
+    def _recover(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """The beginnings of all tables; None for a run from the start, and for workers.bin where there was none."""
         reasons: list[str] = []
         for name in (CHECKPOINT, FORMER):
             path = self.folder / name
@@ -528,7 +550,8 @@ class Journal:
                 past = _unpack(content)
                 metrics = _beginning(self.folder / METRICS, past.metrics)
                 evaluations = _beginning(self.folder / EVALUATIONS, past.evaluated)
-                _check_length(past, metrics, evaluations)
+                records = None if past.told is None else _beginning(self.folder / WORKERS, past.told)
+                _check_length(past, metrics, evaluations, records, self._layout)
                 if any(len(row) != self._width for row in past.evaluations):
                     raise _Unusable(f"its evaluations are not of {self._width} numbers each")
                 _bring(self._simulation, past.snapshot)
@@ -541,12 +564,12 @@ class Journal:
             if reasons:
                 self._warn(f"{reasons[0]}; going on from the checkpoint before it, of step {past.snapshot.step}.")
             self.evaluations, self.stopped, self.seconds = past.evaluations, past.stopped, past.seconds
-            return metrics, evaluations
+            return metrics, evaluations, records
         for name in (CHECKPOINT, FORMER):
             (self.folder / name).unlink(missing_ok=True)
         if reasons:
             self._warn(f"{'; '.join(reasons)}; starting over.")
-        return None, None
+        return None, None, None
 
     def _warn(self, text: str) -> None:
         warnings.warn(f"{self.folder}: {text}", stacklevel=2)
@@ -582,15 +605,17 @@ class Journal:
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"{reason}, while writing to {self.folder}.{kept}") from error
 
-    def measure(self, cells: Sequence[str]) -> None:
-        """A row of metrics.csv."""
+    def measure(self, cells: Sequence[str], account: Account | None = None, counts: np.ndarray | None = None) -> None:
+        """A row of metrics.csv, and what the step told of each worker, where that is recorded."""
         with self._explained():
-            self._tables[0].append(cells)
+            self._tables[0].append(_line(cells))
+            if self._recorder is not None and account is not None:
+                self._tables[2].append(self._recorder.record(account, counts))
 
     def evaluate(self, cells: Sequence[str]) -> None:
         """A row of evaluations.csv; both tables can then be read up to here by others."""
         with self._explained():
-            self._tables[1].append(cells)
+            self._tables[1].append(_line(cells))
             for table in self._tables:
                 table.file.flush()
 
@@ -606,7 +631,7 @@ class Journal:
         with self._explained():
             self._sync()
             marks = [table.mark for table in self._tables]
-            past = Past(evaluations, stopped, seconds, self._simulation.snapshot(), marks[0], marks[1])
+            past = Past(evaluations, stopped, seconds, self._simulation.snapshot(), *marks)
             content = _pack(past, self._settings, self._digest)
             partial = write_partial(newest, lambda file: torch.save(content, file), PARTIAL)
             if newest.exists():

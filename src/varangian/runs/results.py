@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..core.checks import cut, shown
+from ..core.history import Report, report_of_steps
 from ..core.references import importing
 from ..simulation.gradients import WorkerGradients
 from ..simulation.metrics import COLUMNS, EVERY_COLUMN, Measures, Rows
@@ -33,6 +35,7 @@ from .files import (
     whole_of,
 )
 from .folders import FORMAT
+from .workers import Layout, read_records, recorded
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +138,7 @@ class Result:
     class_accuracy: tuple[float, ...] | None = None
     _trained: nn.Module | None = field(default=None, repr=False)
     _given: Given = field(default=NOTHING, repr=False)
+    _records: bytes | None = field(default=None, repr=False)
 
     @property
     def max_accuracy(self) -> float:
@@ -190,6 +194,55 @@ class Result:
         metrics = [given.metrics.get(text, text) for text in self.experiment.metrics] if given.metrics else None
         return load_model(self.folder, model=given.model, loss=given.loss, metrics=metrics)
 
+    def workers(self) -> Report:
+        """What every step told of every worker: weight, score, distance and cosine to the aggregate, and how suspicious
+        it was; and who attacked, which a simulation knows. ``str()`` of it is a table, the most suspicious first.
+
+        Arrays are [steps, workers], honest workers first. Where not everybody is in every step, a column is a client's,
+        of whoever took part at all, and NaN where it did not. What was told by a sample of the columns is said in
+        docs/suspicion.md.
+
+        Raises:
+            ValueError: nothing was recorded (``measure=False``, or a folder of an older version), or the file is not
+                what it should be.
+
+        Example:
+            >>> import varangian as vg
+            >>> attacked = vg.Experiment(rule="multi-krum", attack="empire", steps=20, workers=11, byzantine=2)
+            >>> report = vg.run(attacked).workers()
+            >>> report.weight.shape, report.weight[:, 9:].sum(), report.byzantine[0].nonzero()[0].tolist()
+            ((20, 11), 0.0, [9, 10])
+        """
+        e, steps = self.experiment, len(self.measures)
+        if self.folder is None and self._records is None:
+            raise ValueError("nothing was recorded of workers: the run has measure=False.")
+        layout, records = layout_of(e), self._records
+        if self.folder is not None:
+            path = self.folder / folders.WORKERS
+            try:
+                records = read_records(path, layout, steps)
+            except FileNotFoundError:
+                why = "it measured nothing" if not e.measure else "it was begun by a version that recorded none"
+                raise ValueError(f"{self.folder} holds no {path.name}: {why}; run it again to have it.") from None
+        assert records is not None
+        try:
+            found = recorded(records, layout)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {folders.WORKERS}: {error}.") from None
+        who, byzantine = None, np.zeros((steps, e.workers), bool)
+        people = e.population()
+        if people is not None:
+            rounds = [people.round(e.seed, step) for step in range(steps)]
+            who = np.array([round.clients for round in rounds], np.int64).reshape(steps, e.workers)
+            for step, round in enumerate(rounds):
+                byzantine[step, len(round.honest) :] = e.attack is not None
+        elif e.attack is not None:
+            byzantine[:, e.honest :] = True
+        return report_of_steps(
+            " > ".join((*e.pre, e.rule)), weight=found.weight, score=found.score, distance=found.distance,
+            cosine=found.cosine, finite=found.finite, byzantine=byzantine, workers=who, counts=found.counts,
+        )  # fmt: skip
+
     def __str__(self) -> str:
         ending = f", stopped: {self.stopped}" if self.stopped else ""
         ending += f"; read from {self.folder}, nothing was trained" if self.from_disk else ""
@@ -220,6 +273,11 @@ class Result:
             "stopped": self.stopped,
             "seconds": round(self.seconds, 3),
         } | asked
+
+
+def layout_of(e: Experiment) -> Layout:
+    """How records of its workers lie in the file."""
+    return Layout(e.workers, weighted=e.weighting != "equal")
 
 
 def load_model(

@@ -30,7 +30,8 @@ from .cards import usable
 from .experiment import Experiment, differences, moved
 from .folders import Journal
 from .interrupts import Interrupts
-from .results import Evaluation, Result, columns_of, read, read_measures, settings_of
+from .results import Evaluation, Result, columns_of, layout_of, read, read_measures, settings_of
+from .workers import Recorder
 
 CHECKPOINT_EVERY = 60.0  # seconds
 
@@ -269,6 +270,7 @@ def _run_in(
                     ),
                     evaluated=("step", *columns_of(experiment, dataset.classes)), device=here.device,
                     every=checkpoint_every, origins=experiment.origins(),
+                    layout=layout_of(experiment) if experiment.measure else None,
                 )  # fmt: skip
             except folders.OtherSettings as other:
                 with importing(False):
@@ -316,7 +318,8 @@ def train(
 ) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []
     columns = columns_of(e, simulation.adversary.task.classes)
-    measures = Rows()
+    measures, records = Rows(), bytearray()
+    recorder = Recorder(layout_of(e)) if e.measure and journal is None else None
     stopped, start, began = None, time.perf_counter(), simulation.steps_done
     if journal is not None:
         evaluations = [Evaluation.of(step, values, columns) for step, *values in journal.evaluations]
@@ -341,10 +344,12 @@ def train(
                 raise
             stopped = cut(printable(f"step {simulation.steps_done}: {error}"))
             rows = simulation.settle()  # of the step before, on a device
-        for row in rows:
+        for row, account in zip(rows, simulation.accounts or [None] * len(rows), strict=True):
             measures.append(row)
             if journal is not None:
-                journal.measure(row.row())
+                journal.measure(row.row(), account, simulation.weights)
+            elif recorder is not None and account is not None:
+                records.extend(recorder.record(account, simulation.weights))
         if rows and stopped is None and simulation.diverged:
             stopped = f"step {rows[-1].step}: the parameters are no longer finite."
         return rows
@@ -403,6 +408,7 @@ def train(
         began=began,
         _trained=trained,
         class_accuracy=None if by_class is None else tuple(by_class),
+        _records=bytes(records) if recorder is not None else None,
     )
 
 
