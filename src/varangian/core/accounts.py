@@ -13,7 +13,7 @@ others in every step. Where vectors are short the sample is all columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Account:
         score: [n] the rule's scores, the lower the better; NaN where it has none, or a vector is not finite.
         distance, cosine: [n] to the aggregate; NaN of vectors that are not finite.
         finite: [n] whether a vector holds neither NaN nor infinity, as far as it was looked at.
+        shown: [n] whether a vector was shown to the stages; of others nothing is told.
         columns: how many columns distances, cosines and who is finite were told by; 0 where all were. Weights in the
             statistic of a column are told by 512 at most, or 64 where vectors count differently.
     """
@@ -53,7 +54,15 @@ class Account:
     distance: np.ndarray
     cosine: np.ndarray
     finite: np.ndarray
+    shown: np.ndarray
     columns: int
+
+    def masked(self) -> Account:
+        """Without what is not to be told: of vectors that are not finite, or were not shown."""
+        told, shown = self.finite & self.shown, self.shown
+        weight = np.where(shown, self.weight, np.nan)
+        score, distance, cosine = (np.where(told, v, np.nan) for v in (self.score, self.distance, self.cosine))
+        return Account(weight, score, distance, cosine, self.finite | ~shown, shown, self.columns)
 
 
 def sampled_columns(n: int, d: int, *, seed: int, step: int) -> np.ndarray | None:
@@ -79,7 +88,8 @@ def _is_sample(n: int, d: int) -> bool:
 
 
 _NOBODY = np.empty(0)
-UNKNOWN = Account(_NOBODY, _NOBODY, _NOBODY, _NOBODY, _NOBODY.astype(bool), 0)  # of a step that is not measured
+_NONE = np.empty(0, bool)
+UNKNOWN = Account(_NOBODY, _NOBODY, _NOBODY, _NOBODY, _NONE, _NONE, 0)  # of a step that is not measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +118,12 @@ class Observed:
         with np.errstate(
             invalid="ignore", divide="ignore", over="ignore"
         ):  # of what is not finite, and of null vectors
-            distance = np.where(finite, np.sqrt(self.scale * apart[:n]), np.nan)
+            distance = np.sqrt(self.scale * apart[:n])
             cosine = np.clip(inner[:n] / (np.sqrt(size[:n]) * np.sqrt(size[n])), -1, 1)
         weight = known.weight
         if ranked:
             weight = ranked[0] if self.table is None else ranked[0] @ self.table
-        score = np.where(finite, known.score, np.nan)
-        return Account(weight, score, distance, np.where(finite, cosine, np.nan), finite, known.columns)
+        return replace(known, weight=weight, distance=distance, cosine=cosine, finite=finite).masked()
 
 
 def observe(
@@ -135,20 +144,23 @@ def observe(
         ValueError: a score that breaks the contract, see :func:`varangian.core.evidence.scores`.
     """
     n, d = x.shape
-    score = scores(pre, rule, decision.geometry)
-    score = np.full(n, np.nan) if score is None else score
+    shown = np.ones(n, bool)
+    if rows is not None:
+        shown[:] = False
+        shown[rows] = True
+    score = _scores(pre, rule, decision, None if shown.all() else rows, n)
     weight, table = np.full(n, np.nan), decision.table
     if table is not None and table.ndim == 1:
         weight = weights_of_table(table, n)
         if type(rule).apply is Selecting.apply and decision.came is not None:
-            exact = _exact(decision.came, table, weight, score)
+            exact = _exact(decision.came, table, Account(weight, score, score, score, shown, shown, 0))
             if exact is not None:
-                return Observed([], exact)
+                return Observed([], exact.masked())
     some = _is_sample(n, d)
     looked_at = BLOCKS * WIDTH if some else d
     columns: dict[str, Any] = {"starts": starts, "width": WIDTH} if some else {}
     tensors = [kernels.relations(x, decision.aggregate, **columns)]
-    if table is None and rows is not None and rows.size < n:
+    if table is None and rows is not None and not shown.all():
         table = np.eye(n)[rows]
     statistic = rule.statistic(n if table is None else table.shape[0])
     mixed = None
@@ -162,7 +174,7 @@ def observe(
             mixed = table[:, :n]
             mixtures = kernels.weighted_rows(_block(x, starts), mixed)
             tensors.append(kernels.statistic_weights(mixtures, *statistic))
-    known = Account(weight, score, score, score, np.ones(n, bool), looked_at if some else 0)
+    known = Account(weight, score, score, score, shown, shown, looked_at if some else 0)
     return Observed(tensors, known, d / looked_at, mixed)
 
 
@@ -183,13 +195,25 @@ def _by_share(
     return weight_by_share(rule, kernels.host(rows.double()), shares_of(rule, weights, x.shape[0]))
 
 
-def _exact(came: Geometry, table: np.ndarray, weight: np.ndarray, score: np.ndarray) -> Account | None:
+def _scores(pre: Sequence[Mixing], rule: Rule, decision: Decision, rows: np.ndarray | None, n: int) -> np.ndarray:
+    """[n], of those rows that were shown, where not all were."""
+    geometry, result = decision.geometry, np.full(n, np.nan)
+    if rows is not None and geometry is not None:
+        found = scores(pre, rule, geometry.only(rows))
+        if found is not None:
+            result[rows] = found
+        return result
+    found = scores(pre, rule, geometry)
+    return result if found is None else found
+
+
+def _exact(came: Geometry, table: np.ndarray, known: Account) -> Account | None:
     """Of the distances between vectors; None where these are not known, or cancel."""
     n = came.n
-    if came.shares is not None and not came.shares.all():  # some were not shown
+    if known.shown.all() and came.shares is not None and not came.shares.all():  # some count nothing
         return None
-    squared, terms, known = _mixture(came.squared, table, n)
-    if not known:
+    squared, terms, sure = _mixture(came.squared, table)
+    if not sure:
         return None
     finite, sizes = came.finite, came.norms
     apart, size = squared[:n], squared[-1]
@@ -199,13 +223,12 @@ def _exact(came: Geometry, table: np.ndarray, weight: np.ndarray, score: np.ndar
         return None
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = (0.5 * (sizes + size - apart)) / np.sqrt(sizes * size)
-    distance = np.where(finite, np.sqrt(apart) * came.unit, np.nan)
-    cosine = np.where(finite, np.clip(cosine, -1, 1), np.nan)
-    return Account(weight, np.where(finite, score, np.nan), distance, cosine, finite, 0)
+        distance = np.sqrt(apart) * came.unit
+    return replace(known, distance=distance, cosine=np.clip(cosine, -1, 1), finite=finite)
 
 
 @jit
-def _mixture(squared, weights, n):  # type: ignore[no-untyped-def]
+def _mixture(squared, weights):  # type: ignore[no-untyped-def]
     """[points] squared distances of all points to a mixture, what was added up for them, and whether all is known."""
     points = squared.shape[0]
     used, shares, count, rest = np.empty(points, np.int64), np.empty(points), 0, 1.0

@@ -496,6 +496,7 @@ class History:
 def report_of_steps(
     title: str, *, weight: np.ndarray, score: np.ndarray, distance: np.ndarray, cosine: np.ndarray, finite: np.ndarray,
     byzantine: np.ndarray, workers: np.ndarray | None = None, counts: np.ndarray | None = None,
+    excluded: np.ndarray | None = None,
 ) -> Report:  # fmt: skip
     """The report of steps that are all known, of n vectors each.
 
@@ -506,6 +507,7 @@ def report_of_steps(
         byzantine: [steps, n] who attacked.
         workers: [steps, n] whose vectors these are; by default vector i is of worker i.
         counts: [steps, n] what each counts; by default all count the same.
+        excluded: [steps, n] whom a quarantine kept from the rule; by default nobody.
 
     Example:
         >>> known = {"weight": np.full((2, 3), 1 / 3), "score": np.full((2, 3), np.nan), "cosine": np.ones((2, 3))}
@@ -518,17 +520,20 @@ def report_of_steps(
              1         -           -  1.000      0.000
     """
     steps, n = weight.shape
+    away = np.zeros((steps, n), bool) if excluded is None else excluded
     suspicions, rejected = np.full((steps, n), np.nan), np.zeros((steps, n), bool)
     for i in range(steps):
         suspicions[i] = suspicion(distance[i], finite[i], cosine[i])
-        told = None if np.isnan(weight[i]).all() else weight[i]
-        each = told if told is None or counts is None else told / np.where(counts[i] > 0, counts[i], 1)
-        rejected[i] = rejected_by(each, finite[i])
-    share = weight * n
+        there = ~away[i]
+        told = None if np.isnan(weight[i]).all() else weight[i, there]
+        each = told if told is None or counts is None else told / np.where(counts[i] > 0, counts[i], 1)[there]
+        rejected[i, there] = rejected_by(each, finite[i, there])
+    share = weight * (n - away.sum(1, keepdims=True))
     weight, share = (np.where(finite | np.isnan(values), values, 0.0) for values in (weight, share))
     series = {"weight": weight, "share": share, "suspicion": suspicions, "score": score}
     series |= {"distance": distance, "cosine": cosine}
     marks = {"rejected": rejected, "dropped": ~finite, "byzantine": byzantine, "asked": np.ones((steps, n), bool)}
+    marks["excluded"] = away
     numbers = np.arange(n)
     if workers is not None:
         numbers, places = np.unique(workers, return_inverse=True)
@@ -542,7 +547,8 @@ def report_of_steps(
             worker=int(worker),
             host="",
             asked=int(counted["asked"][k]),
-            used=int(counted["asked"][k] - counted["dropped"][k]),
+            used=int(counted["asked"][k] - counted["dropped"][k] - counted["excluded"][k]),
+            excluded=int(counted["excluded"][k]),
             silent=0,
             reason=NOT_FINITE if counted["dropped"][k] else "",
             dropped=int(counted["dropped"][k]),

@@ -241,6 +241,7 @@ class Result:
         return report_of_steps(
             " > ".join((*e.pre, e.rule)), weight=found.weight, score=found.score, distance=found.distance,
             cosine=found.cosine, finite=found.finite, byzantine=byzantine, workers=who, counts=found.counts,
+            excluded=found.excluded,
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -6,7 +6,8 @@ A line of text says what follows, for whoever reads it with other tools:
 
 then one record a step, as long as metrics.csv has rows: a number of columns and, for each worker in the order of its
 rows, its weight, score, distance and cosine to the aggregate, all little-endian and without gaps. An infinite distance
-is of a vector that is not finite; NaN is what is not known. Where workers count differently a fifth number says how
+is of a vector that is not finite, one of minus infinity of one that a quarantine kept from the rule; NaN is what is not
+known. Where workers count differently a fifth number says how
 much each counted.
 """
 
@@ -74,12 +75,13 @@ class Recorder:
 
     def record(self, account: Account, counts: np.ndarray | None = None) -> bytes:
         """What a step told, and how much each worker counted where that is recorded."""
-        worker, finite = self._worker, account.finite
+        worker = self._worker
         self._record["columns"] = account.columns
         with np.errstate(over="ignore", invalid="ignore"):
             worker["weight"] = account.weight
             worker["score"] = np.minimum(account.score, GREATEST)
-            worker["distance"] = np.where(finite, np.minimum(account.distance, GREATEST), np.inf)
+            distance = np.where(account.finite, np.minimum(account.distance, GREATEST), np.inf)
+            worker["distance"] = np.where(account.shown, distance, -np.inf)
             worker["cosine"] = account.cosine
         if self.layout.weighted:
             worker["counts"] = counts
@@ -92,7 +94,7 @@ class Recorded:
 
     Attributes:
         weight, score, distance, cosine: [steps, n] see :class:`.Account`; NaN where they are not known.
-        finite: [steps, n].
+        finite, excluded: [steps, n].
         counts: [steps, n] what each counted; None where all count the same.
         columns: [steps] how many columns these were told by; 0 where they are exact.
     """
@@ -102,6 +104,7 @@ class Recorded:
     distance: np.ndarray
     cosine: np.ndarray
     finite: np.ndarray
+    excluded: np.ndarray
     counts: np.ndarray | None
     columns: np.ndarray
 
@@ -120,16 +123,16 @@ def recorded(records: bytes, layout: Layout) -> Recorded:
         for name, values, wrong in (
             ("weight", weight, np.isinf(weight)),
             ("score", score, (score < 0) | np.isinf(score)),
-            ("distance", distance, distance < 0),
+            ("distance", distance, (distance < 0) & ~np.isneginf(distance)),
             ("cosine", cosine, np.abs(cosine) > 1.01),
             *((("counts", counts, ~((counts >= 0) & (counts < np.inf))),) if counts is not None else ()),
         ):
             if wrong.any():
                 step, place = np.argwhere(wrong)[0]
                 raise ValueError(f"step {step}: the {name} of worker {place} is {values[step, place]:.4g}")
-    finite = ~np.isposinf(distance)
-    distance[~finite] = np.nan
-    return Recorded(weight, score, distance, cosine, finite, counts, steps["columns"].astype(np.int64))
+    finite, excluded = ~np.isposinf(distance), np.isneginf(distance)
+    distance[np.isinf(distance)] = np.nan
+    return Recorded(weight, score, distance, cosine, finite, excluded, counts, steps["columns"].astype(np.int64))
 
 
 def read_records(path: Path, layout: Layout, steps: int) -> bytes:
