@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from math import inf
 from pathlib import Path
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 
 import varangian as vg
+from made_cards import SETTINGS, attack, card
 from varangian.runs.experiment import ConfigurationError
+from varangian.study import advice as module
 from varangian.study.advice import KINDS, difference
+from varangian.study.score import Breakdown, Breaks, Card, Trained, usual
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "advice.md").read_text("utf-8")
@@ -170,7 +174,8 @@ def test_rules_of_ones_own(varangian: Program, tmp_path: Path) -> None:
     one, other = said["choices"][:2]
     assert (one["name"], one["needs"], one["greatest"]) == ("nnm + my_rule.py:MyRule(m=3)", "2f + m = 11", 4)
     assert other["refusal"] == "needs n >= 2f + m = 17 vectors, got 11; f = 1 would do"
-    assert said["first"][0] == one["name"]
+    assert said["first"][-1] == one["name"]
+    assert "varangian score 'my_rule.py:MyRule(m=3)' --pre=nnm --out=cards" in said["commands"]
     end = varangian("advise", *flags(SMALL), "--rule", "nothing.py:Nobody")
     assert end.status == 2
     assert "nothing.py" in end.err
@@ -224,3 +229,93 @@ def test_what_the_page_prints(tmp_path: Path, varangian: Program) -> None:
     [program] = [b.removeprefix("python\n") for b in blocks if b.startswith("python\n")]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == blocks[-1].lstrip("\n")
+
+
+@pytest.fixture
+def carded(monkeypatch: pytest.MonkeyPatch) -> list[Card]:
+    """Cards of all that usually has one: the worst attack leaves 40 %, but 60 % behind NNM and 70 % with caf."""
+    levels = {"caf": 0.9, **{s.name: 0.8 for s in usual() if s.pre == ("nnm",)}}
+    cards = [
+        card(s.rule, levels.get(s.name, 0.6), pre=s.pre, title=s.name) for s in usual() if s.kind == "rule"
+    ]  # fmt: skip
+    monkeypatch.setattr(module, "stored", lambda: tuple(cards))
+    return cards
+
+
+def test_cards_say_what_comes_first(carded: list[Card]) -> None:
+    advice = vg.advise(11, 2, partition="dirichlet(alpha=0.1)")
+    assert advice.first[0] == "caf"
+    assert all(name.startswith("nnm + ") for name in advice.first[1:])
+    assert "the worst attack leaves 71 % with caf, 61 % with nnm + " in advice.reasons[0]
+    [caf] = [c for c in advice.choices if c.name == "caf"]
+    assert caf.measured is not None
+    assert (round(caf.measured.left), round(caf.measured.calm), caf.measured.share) == (71, 91, 2)
+    text = str(advice)
+    allowed = text[text.index("Allowed with") : text.index("Not allowed")]
+    assert allowed.index("caf") < allowed.index("nnm + krum") < allowed.index("median  ")
+
+
+def test_a_rule_that_attacks_break_with_such_a_share_comes_later(carded: list[Card]) -> None:
+    breaks = (Breaks("caf", "dirichlet(alpha=0.1)", 3, 5, 0.2, 0.9),)
+    carded.append(replace(attack("mimic"), breaks=breaks))
+    for n, f, broken in ((11, 2, False), (11, 3, True), (51, 9, False), (51, 14, True), (51, 20, True)):
+        advice = vg.advise(n, f, partition="dirichlet(alpha=0.1)")
+        [caf] = [c for c in advice.choices if c.name == "caf"]
+        assert caf.measured is not None
+        assert caf.measured.broken == (("mimic",) if broken else ())
+        assert (advice.first[0] == "caf") is not broken
+    alike = vg.advise(11, 3)
+    assert alike.first[0] == "caf"  # it was broken on other data
+    assert "you ask about 39 %" in str(vg.advise(51, 20))
+    assert "you ask about" not in str(vg.advise(11, 2))
+
+
+def test_a_broken_rule_is_never_first(carded: list[Card]) -> None:
+    broken = card("caf", 0.95, breakdown=(Breakdown(11, 2, 1, None, "one at place 1 of 11"),))
+    advice = vg.advise(11, 2, cards=[broken])
+    assert "caf" not in advice.first
+    [caf] = [c for c in advice.choices if c.name == "caf"]
+    assert any("BROKEN: told to expect 2 attackers of 11" in caveat for caveat in caf.caveats)
+
+
+def test_the_measured_price_and_what_too_few_do(carded: list[Card]) -> None:
+    priced = card(
+        "caf", 0.9, untroubled=tuple(
+            Trained("iid", "worker", f, {"none": (0.9 - f / 100,)}) for f in range(6)
+        ), breakdown=tuple(Breakdown(11, f, None if f else 1, None, "somehow") for f in range(6)),
+    )  # fmt: skip
+    advice = vg.advise(22, 4, cards=[priced])  # 2 of the card's 11
+    assert advice.first[0] == "caf"
+    assert {p.declared: p.lost for p in advice.prices} == {
+        0: 0.0, 2: pytest.approx(1), 4: pytest.approx(2), 7: pytest.approx(4), 8: pytest.approx(4), 10: pytest.approx(5)
+    }  # fmt: skip
+    assert "Told of too few, caf is undone: told of 0 of 11, 1 undoes it." in advice.reasons
+
+
+def test_cards_that_were_made_otherwise_are_not_compared(carded: list[Card]) -> None:
+    quick = card("caf", 0.99, settings=replace(SETTINGS, seeds=(1,)))
+    advice = vg.advise(11, 2, cards=[quick])
+    assert "caf" not in advice.first
+    [caf] = [c for c in advice.choices if c.name == "caf"]
+    assert "its card was made otherwise than those of the package" in caf.caveats
+
+
+def test_a_few_cards_say_too_little(carded: list[Card]) -> None:
+    del carded[5:]
+    advice = vg.advise(11, 2)
+    assert advice.first == ("trimmed-mean", "geometric-median", "median")
+
+
+def test_cards_of_ones_own_from_a_folder(carded: list[Card], varangian: Program, tmp_path: Path) -> None:
+    from varangian.study.score.folder import write_card
+
+    (tmp_path / "my_rule.py").write_text((ROOT / "examples" / "my_rule.py").read_text("utf-8"), "utf-8")
+    write_card(card("my_rule.py:MyRule", 0.95, ours=False), tmp_path / "mine")
+    end = varangian("advise", *flags(SMALL), "--rule", "my_rule.py:MyRule", "--cards", "mine", "--json")
+    said = json.loads(end.out)
+    assert said["first"][0] == "my_rule.py:MyRule"
+    assert not any("varangian score" in command for command in said["commands"])
+    (tmp_path / "mine" / "cards" / "other.json").write_text("{}", "utf-8")
+    end = varangian("advise", *flags(SMALL), "--cards", "mine")
+    assert end.status == 2
+    assert "other.json: this is no score card" in end.err

@@ -9,6 +9,7 @@ import click
 
 from ..runs.files import write_whole
 from ..study.advice import advise
+from ..study.score.folder import read_cards
 
 
 @click.command("advise")
@@ -23,13 +24,19 @@ from ..study.advice import advise
     help="a rule of your own to look at too, mixings before it; may be given several times: nnm,my_rule.py:MyRule",
 )  # fmt: skip
 @click.option(
+    "--cards",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="score cards beside those of the package, as of your rules: what varangian score --out DIR left",
+)
+@click.option(
     "--grid", type=click.Path(dir_okay=False, path_type=Path),
     help="write a grid that compares those to try first, for varangian sweep",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def advise_command(
     workers: str, byzantine: str | None, partition: str, dataset: str, model: str, batch_size: str,
-    rules: tuple[str, ...], grid: Path | None, as_json: bool,
+    rules: tuple[str, ...], cards: Path | None, grid: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Which rules n and f allow, what a wrong f costs, where momentum should stand, and what to try. Trains nothing.
 
@@ -38,7 +45,14 @@ def advise_command(
              varangian advise --workers 51 --byzantine 12 --partition "dirichlet(alpha=0.1)" --grid try.toml
     """
     found = advise(
-        workers, byzantine, partition=partition, dataset=dataset, model=model, batch_size=batch_size, rules=rules
+        workers,
+        byzantine,
+        partition=partition,
+        dataset=dataset,
+        model=model,
+        batch_size=batch_size,
+        rules=rules,
+        cards=[] if cards is None else read_cards(cards),
     )
     if grid is not None:
         text = found.grid().to_toml()

@@ -6,15 +6,16 @@ import json
 import shlex
 import textwrap
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import comb, inf
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 
 from ..core.mixing import MIXINGS, AdaptiveClipping, Mixing
-from ..core.references import importing
+from ..core.references import importing, is_reference
 from ..core.rules import RULES, SMEA, Rule
 from ..core.rules.spectral import SUBSETS
 from ..core.specs import make, parse, split
@@ -23,19 +24,15 @@ from ..runs.experiment import ConfigurationError, Experiment
 from ..simulation.data import DATASETS, PARTITIONS
 from .grid import Grid
 from .heterogeneity import RULES as STUDIED
+from .score import usual
+from .score.card import Card, stored
 
 Place = Literal["worker", "server"]
 
-BEHIND_NNM = (
-    "krum", "multi-krum", "median", "trimmed-mean", "geometric-median", "centered-clipping", "meamed", "caf",
-)  # fmt: skip
-COMPOSITIONS = (
-    *(("nnm", rule) for rule in BEHIND_NNM),
-    *(("bucketing(s=2)", rule) for rule in ("krum", "median", "geometric-median", "centered-clipping")),
-    *(("arc", rule) for rule in ("multi-krum", "median", "trimmed-mean", "geometric-median")),
-)
 EXAMPLES, EACH = 10_000, 50  # dealt to see how far apart a partition puts workers: at least, and for each worker
 DEALS = (1, 2, 3)  # seeds
+TO_TRY = 3  # rules
+UNLIKE = 0.1  # shares of attackers that differ by more
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class Kind:
         gains: for each data set the least and the greatest of what the workers' place brought over the server's, over
             four rules behind NNM, each under its worst attack, in points (results/heterogeneity/cells.csv).
         attacks: which of the attacks were worst there.
+        cards: the partitions of score cards that tell of such data.
     """
 
     name: str
@@ -59,26 +57,56 @@ class Kind:
     place: Place
     gains: Mapping[str, tuple[float, float]]
     attacks: tuple[str, ...]
+    cards: tuple[str, ...]
 
 
 KINDS = (
     Kind(
         "alike", 0.17, "iid", False, "worker",
         {"digits": (2.27, 3.80), "fashion-mnist": (1.58, 8.42)}, ("little", "sign-flip", "empire", "mimic"),
+        ("iid",),
     ),
     Kind(
         "mildly unlike", 0.51, "dirichlet(alpha=1)", True, "worker",
         {"digits": (0.73, 1.93), "fashion-mnist": (1.06, 4.28)}, ("little", "sign-flip", "empire", "mimic"),
+        ("iid", "dirichlet(alpha=0.1)"),
     ),
     Kind(
         "very unlike", 0.78, "dirichlet(alpha=0.1)", True, "server",
         {"digits": (-2.00, 2.33), "fashion-mnist": (-12.75, -0.60)}, ("sign-flip", "mimic", "empire", "little"),
+        ("dirichlet(alpha=0.1)",),
     ),
     Kind(
         "of classes of each worker's own", 1.0, "extreme", True, "server",
         {"digits": (-2.87, -1.67), "fashion-mnist": (-12.18, -5.59)}, ("sign-flip", "mimic", "empire", "little"),
+        ("dirichlet(alpha=0.1)",),
     ),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What score cards say of a choice, for such data and momentum where it is advised.
+
+    Attributes:
+        left: the accuracy in per cent under the attack that is worst for it, as its card was trained.
+        calm: that without attack.
+        elsewhere: what is left with momentum at the other place.
+        share: the number of attackers, among as many workers as cards have, that is nearest to the share asked for.
+        broken: attacks that, by their own cards, break it with no more than ``share`` attackers.
+        prices: of each f that its card was told, the points lost without attack against being told of nobody.
+        undone: of each f that its card was told, how many attackers were found to undo it; None where none was.
+        alike: whether its card was made as those of the package, so that they may be compared.
+    """
+
+    left: float
+    calm: float
+    elsewhere: float
+    share: int
+    broken: tuple[str, ...]
+    prices: Mapping[int, float]
+    undone: Mapping[int, int | None]
+    alike: bool
 
 
 @dataclass(frozen=True)
@@ -91,6 +119,7 @@ class Choice:
         refusal: why it cannot be used; "" where it can.
         kappa: the robustness coefficient that is proved for it with n and f; None where none is.
         caveats: what to know before it is used.
+        measured: what its score card says; None without one.
     """
 
     pre: tuple[str, ...]
@@ -100,6 +129,7 @@ class Choice:
     refusal: str
     kappa: float | None
     caveats: tuple[str, ...]
+    measured: Measured | None = None
 
     @property
     def name(self) -> str:
@@ -120,12 +150,14 @@ class Price:
         rules: how many of the built-in rules n and f' allow.
         calm: the least that it costs where nobody lies: f' / (n - f').
         attacked: the least where f do: f' / (n - f - f'); None where f' < f, and nothing is promised.
+        lost: points that the first choice lost without attack on its card, told of about such a share.
     """
 
     declared: int
     rules: int
     calm: float
     attacked: float | None
+    lost: float | None
 
 
 @dataclass(frozen=True)
@@ -207,6 +239,7 @@ def advise(
     model: Any = "fully-connected",
     batch_size: int | str = 83,
     rules: Sequence[str] = (),
+    cards: Iterable[Card] = (),
 ) -> Advice:
     """What to use against f of n workers: allowed rules, the price of a wrong f, the place of momentum, and commands.
 
@@ -218,11 +251,12 @@ def advise(
         partition: how data is dealt, as in :class:`Experiment`: "dirichlet(alpha=0.1)".
         dataset, model, batch_size: as in :class:`Experiment`.
         rules: rules of one's own to look at too, mixings before them: "my_rule.py:MyRule", "nnm,my_rule.py:MyRule".
+        cards: score cards beside those of the package, as of these rules; of two cards of one name these count.
 
     Example:
         >>> found = advise(11, 4, partition="dirichlet(alpha=0.1)")
-        >>> found.data, found.place, found.first[0]
-        ('very unlike', 'server', 'nnm + trimmed-mean')
+        >>> found.data, found.place
+        ('very unlike', 'server')
         >>> [choice.refusal for choice in found.choices if choice.name == "bulyan"]
         ['needs n >= 4f + 3 = 19 vectors, got 11; f = 2 would do']
 
@@ -235,17 +269,18 @@ def advise(
     if faults:
         raise ConfigurationError(faults)
     n, f = e.workers, e.byzantine
-    usual = [((), rule) for rule in RULES] + [((mixing,), rule) for mixing, rule in COMPOSITIONS]
-    choices = tuple(_choice(pre, rule, n, f) for pre, rule in dict.fromkeys([*own, *usual]))
     away = difference(e)
     kind = next(kind for kind in KINDS if away <= kind.upto)
-    mine = [choice.name for choice in choices[: len(own)] if choice.allowed]
-    first = (*mine, *_first(choices, kind, f))
-    known = Advice(
-        n, f, e.dataset, e.model, e.partition, e.batch_size, away, kind.name, choices, first, kind.place,
-        _prices(n, f), _reasons(choices, kind, f), _notes(e, kind), (),
+    known = {card.name: card for card in (*stored(), *cards)}
+    names = dict.fromkeys([*own, *((about.pre, about.rule) for about in usual() if about.kind == "rule")])
+    choices = tuple(_with_card(_choice(pre, rule, n, f), known, kind, n, f) for pre, rule in names)
+    first = _first(choices, kind, f)
+    mine = tuple(choice.name for choice in choices[: len(own)] if choice.allowed and choice.name not in first)
+    found = Advice(
+        n, f, e.dataset, e.model, e.partition, e.batch_size, away, kind.name, choices, (*first, *mine), kind.place,
+        _prices(n, f, _find(choices, first)), _reasons(choices, first, kind, f, known), _notes(e, kind, known), (),
     )  # fmt: skip
-    return replace(known, commands=_commands(known))
+    return replace(found, commands=_commands(found))
 
 
 def _checked(workers: Any, byzantine: Any, **settings: Any) -> Experiment:
@@ -342,6 +377,46 @@ def _choice(pre: tuple[str, ...], rule: str, n: int, f: int) -> Choice:
     )  # fmt: skip
 
 
+def _with_card(choice: Choice, cards: Mapping[str, Card], kind: Kind, n: int, f: int) -> Choice:
+    card = cards.get(choice.name)
+    if card is None or not f:
+        return choice
+    if card.verdict and card.verdict[0].startswith("BROKEN"):
+        choice = replace(choice, caveats=(*choice.caveats, f"its card says {card.verdict[0].rstrip('.')}"))
+    places = (kind.place, "server" if kind.place == "worker" else "worker")
+    worst = [[card.lowest(p, place) for p in kind.cards] for place in places]
+    calm = [card.calm(p, kind.place) for p in kind.cards]
+    left, elsewhere, without = ([100 * a.mean for a in each if a is not None] for each in (*worst, calm))
+    if not len(left) == len(elsewhere) == len(without) == len(kind.cards):
+        return choice
+    asked = card.settings
+    share = max(1, min((asked.n - 1) // 2, round(f * asked.n / n)))
+    broken = [
+        attack.name
+        for attack in cards.values()
+        if attack.kind == "attack"
+        and attack.settings.n == asked.n
+        and any(
+            b.rule == card.name and b.partition in kind.cards and b.f is not None and b.f <= share
+            for b in attack.breaks
+        )
+    ]
+    told = {(a.partition, a.f): 100 * a.mean for a in card.price}
+    lost = {
+        g: fmean(told[p, 0] - told[p, g] for p in kind.cards)
+        for g in sorted({g for _, g in told})
+        if all((p, 0) in told and (p, g) in told for p in kind.cards)
+    }
+    undone = {b.f: b.point for b in card.breakdown}
+    alike = any(asked == other.settings for other in stored())
+    if not alike:
+        choice = replace(choice, caveats=(*choice.caveats, "its card was made otherwise than those of the package"))
+    return replace(
+        choice,
+        measured=Measured(fmean(left), fmean(without), fmean(elsewhere), share, tuple(broken), lost, undone, alike),
+    )
+
+
 def _greatest(pre: tuple[str, ...], rule: str, n: int) -> int | None:
     """The greatest f < n / 2 that all stages allow: what they need grows with f."""
 
@@ -390,51 +465,119 @@ def _caveats(rule: Rule) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _prices(n: int, f: int) -> tuple[Price, ...]:
+def _prices(n: int, f: int, first: Choice | None) -> tuple[Price, ...]:
     most = (n - 1) // 2
     asked = sorted({0, f // 2, f, min(2 * f, most), (f + most) // 2, most})
-    return tuple(_price(n, f, declared) for declared in asked)
+    return tuple(_price(n, f, declared, None if first is None else first.measured) for declared in asked)
 
 
-def _price(n: int, f: int, declared: int) -> Price:
+def _price(n: int, f: int, declared: int, measured: Measured | None) -> Price:
     allowed = sum(not _refusal(*_made((), rule, declared), n) for rule in RULES)
     attacked = None if declared < f else declared / (n - f - declared) if n > f + declared else inf
-    return Price(declared, allowed, declared / (n - declared), attacked)
+    lost = None
+    if measured is not None and f:
+        nearest = round(declared * measured.share / f)  # of as many as cards have
+        lost = measured.prices.get(nearest)
+    return Price(declared, allowed, declared / (n - declared), attacked, lost)
 
 
 def _first(choices: Sequence[Choice], kind: Kind, f: int) -> tuple[str, ...]:
-    """At most three of the rules of the study of unequal data, behind NNM where data differ, of least proved
+    """At most three: those that fewest attacks break and to whom the worst attack leaves most, by their cards.
+
+    Without cards, of the rules of the study of unequal data, behind NNM where data differ, those of least proved
     coefficient."""
     if not f:
         return ("average",)
+    allowed = [c for c in choices if c.allowed]
+    known = [(c, c.measured) for c in allowed if c.measured is not None and c.measured.alike and not _is_broken(c)]
+    if 2 * len(known) >= len(allowed):  # the best of a few says little
+        return tuple(c.name for c, m in sorted(known, key=lambda pair: _standing(pair[1]))[:TO_TRY])
     alone = {c.rule: inf if c.kappa is None else c.kappa for c in choices if not c.pre}
     wanted = ("nnm",) if kind.mixing else ()
-    fitting = [c for c in choices if c.allowed and c.pre == wanted and c.rule in STUDIED]
-    return tuple(c.name for c in sorted(fitting, key=lambda c: (alone[c.rule], c.rule))[:3])
+    fitting = [c for c in allowed if c.pre == wanted and c.rule in STUDIED]
+    return tuple(c.name for c in sorted(fitting, key=lambda c: (alone[c.rule], c.rule))[:TO_TRY])
 
 
-def _reasons(choices: Sequence[Choice], kind: Kind, f: int) -> tuple[str, ...]:
+def _standing(measured: Measured) -> tuple[int, float]:
+    return len(measured.broken), -measured.left
+
+
+def _is_broken(choice: Choice) -> bool:
+    return any("BROKEN" in caveat for caveat in choice.caveats)
+
+
+def _find(choices: Sequence[Choice], names: Sequence[str]) -> Choice | None:
+    """The choice of the first name."""
+    return next((c for c in choices if names and c.name == names[0]), None)
+
+
+def _reasons(
+    choices: Sequence[Choice], first: Sequence[str], kind: Kind, f: int, cards: Mapping[str, Card]
+) -> tuple[str, ...]:
+    if not f:
+        return ("Nobody lies, so the average is the best there is, and no rule is needed.",)
+    found = []
+    best = _find(choices, first)
+    measured = None if best is None else best.measured
+    if best is not None and measured is not None:
+        found += _by_cards(choices, first, kind, cards[best.name])
+    if kind.mixing:
+        found.append(
+            "NNM before the rule: where data differ, rules alone shut honest workers out. The worst attack left 17 to "
+            "28 % with three of four rules on dirichlet(alpha=0.1), and 78 to 81 % with all four behind NNM (digits)."
+        )
+    elif best is not None and measured is None:
+        found.append("No mixing: with data alike NNM adds little.")
     gains = " and ".join(
         f"{low:+.1f} to {high:+.1f} points on {dataset}" for dataset, (low, high) in kind.gains.items()
     )
-    place = (
-        f"Momentum at the {'workers' if kind.place == 'worker' else 'server'}: with data {kind.name} "
-        f"({kind.measured}) the workers' place brought {gains} over the server's, over four rules behind NNM, each "
-        "under its worst attack."
+    found.append(
+        f"Momentum at the {_at(kind.place)}: with data {kind.name} ({kind.measured}) the workers' place brought "
+        f"{gains} over the server's, over four rules behind NNM, each under its worst attack (15 workers, 3 attacking)."
     )
-    if not f:
-        return ("Nobody lies, so the average is the best there is, and no rule is needed.",)
-    mixing = (
-        "NNM before the rule: where data differ, rules alone shut honest workers out, and the worst attack left 17 to "
-        "28 % with three of four rules on dirichlet(alpha=0.1), 78 to 81 % behind NNM."
-        if kind.mixing
-        else "No mixing: with data alike NNM adds little."
-    )
-    return (mixing, place)
+    return tuple(found)
 
 
-def _notes(e: Experiment, kind: Kind) -> tuple[str, ...]:
+def _by_cards(choices: Sequence[Choice], first: Sequence[str], kind: Kind, card: Card) -> list[str]:
+    """What the cards of those to try first say."""
+    s = card.settings
+    known = [(c.name, c.measured) for name in first if (c := _find(choices, [name])) and c.measured is not None]
+    each = ", ".join(f"{m.left:.0f} % with {name}" for name, m in known)
+    name, best = known[0]
+    found = [
+        f"By the score cards ({s.dataset}, {s.f} of {s.n} workers attack, {' and '.join(kind.cards)}, momentum at the "
+        f"{_at(kind.place)}) the worst attack leaves {each}. {name} comes to {best.calm:.0f} % without attack, and its "
+        f"worst attack leaves {best.elsewhere:.0f} % with momentum at the other place."
+    ]
+    if best.broken:
+        found.append(f"With {best.share} of {s.n} attacking {name} is broken by {', '.join(best.broken)}.")
+    least = next(((g, b) for g, b in sorted(best.undone.items()) if g < best.share), None)
+    if least is not None:
+        told, undone = least
+        held = undone is None or undone > best.share
+        found.append(
+            f"Told of too few, {name} "
+            + (
+                f"holds out all the same: told of {told} of {s.n}, {best.share} were not found to undo it."
+                if held
+                else f"is undone: told of {told} of {s.n}, {undone} undo{'es' if undone == 1 else ''} it."
+            )
+        )
+    return found
+
+
+def _at(place: Place) -> str:
+    return "workers" if place == "worker" else place
+
+
+def _notes(e: Experiment, kind: Kind, cards: Mapping[str, Card]) -> tuple[str, ...]:
     found = []
+    asked = next((card.settings for card in cards.values() if card.kind != "attack"), None)
+    if asked is not None and abs(asked.f / asked.n - e.byzantine / e.workers) > UNLIKE:
+        found.append(
+            f"Cards were trained with {100 * asked.f / asked.n:.0f} % of the workers attacking, and you ask about "
+            f"{100 * e.byzantine / e.workers:.0f} %: the order may be another."
+        )
     if e.dataset != "digits" or e.model != "fully-connected":
         found.append(
             f"Measured on digits and Fashion-MNIST with a small fully connected network, not on {e.dataset} with "
@@ -466,6 +609,9 @@ def _commands(advice: Advice) -> tuple[str, ...]:
     run = ["varangian", "run", *said, *how, f"--rule={best.rule}", f"--momentum-at={advice.place}"]
     kind = next(kind for kind in KINDS if kind.name == advice.data)
     found = [["varangian", "data", *said]] if kind.mixing else []
+    for c in (c for c in advice.choices if c.allowed and c.measured is None and is_reference(c.rule.partition("(")[0])):
+        before = [f"--pre={','.join(c.pre)}"] if c.pre else []
+        found.append(["varangian", "score", c.rule, *before, "--out=cards"])
     found.append([*run, f"--attack={kind.attacks[0]}"] if advice.byzantine else run)
     if advice.byzantine:
         found += [
@@ -487,6 +633,11 @@ def _finite(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------- the text
 
 
+def _order(choice: Choice) -> tuple[bool, tuple[int, float]]:
+    """Those with a card first, the best of them before the others."""
+    return choice.measured is None, (0, 0.0) if choice.measured is None else _standing(choice.measured)
+
+
 def _page(advice: Advice, width: int) -> list[str]:
     n, f = advice.workers, advice.byzantine
 
@@ -499,7 +650,7 @@ def _page(advice: Advice, width: int) -> list[str]:
         f"{n} workers of whom {f} may lie; {advice.dataset}, {advice.model}, {advice.partition}.",
         rest="",
     )
-    moved = f": {advice.difference:.0%} of the examples would have to move for all to have the same mixture of classes"
+    moved = f": {100 * advice.difference:.0f} % of the examples would have to move for all to have the same mixture"
     lines += wrapped(f"Data are {advice.data}{moved if advice.difference else ''}.", rest="")
     lines += ["", "Try first"]
     for place, name in enumerate(advice.first, 1):
@@ -509,27 +660,36 @@ def _page(advice: Advice, width: int) -> list[str]:
     for reason in advice.reasons:
         lines += wrapped(reason, "  - ", "    ")
     lines += ["", f"Allowed with n = {n}, f = {f}"]
-    allowed = [c for c in advice.choices if c.allowed]
+    allowed = sorted((c for c in advice.choices if c.allowed), key=_order)
     size = max((len(c.name) for c in allowed), default=4)
-    lines.append(f"  {'rule':{size}}  {'needs n >=':>11}  f up to  kappa <=")
+    lines.append(f"  {'rule':{size}}  {'needs n >=':>11}  {'f <=':>4}  {'kappa':>6}  {'leaves':>6}  broken by")
     for c in allowed:
-        kappa = "" if c.kappa is None else f"{c.kappa:8.2f}"
-        lines.append(f"  {c.name:{size}}  {c.needs:>11}  {c.greatest:7}  {kappa}".rstrip())
+        kappa = "" if c.kappa is None else f"{c.kappa:.2f}"
+        m = c.measured
+        said = f"{'':>6}" if m is None else f"{m.left:>4.0f} %  {len(m.broken):>9}"
+        lines.append(f"  {c.name:{size}}  {c.needs:>11}  {c.greatest:4}  {kappa:>6}  {said}".rstrip())
         lines += [line for caveat in c.caveats for line in wrapped(caveat, "      ", "      ")]
+    lines += wrapped(
+        "kappa: what is proved at most. By the score cards, for such data: the accuracy that the worst attack leaves, "
+        "and how many attacks break it with such a share of attackers.",
+        "  ",
+    )
     lines += ["", "Not allowed"]
     for c in (c for c in advice.choices if not c.allowed):
         lines += wrapped(f"{c.name}: {c.refusal}", "  ", "      ")
     lines += ["", f"What another f' costs, where f = {f} may lie"]
     prime, attacked = "f'", f"{f} lie"
-    lines.append(f"  {prime:>4}  {'rules':>5}  {'nobody lies':>12}  {attacked:>12}")
+    lines.append(f"  {prime:>4}  {'rules':>5}  {'nobody lies':>11}  {attacked:>10}  {'measured':>8}")
     for p in advice.prices:
         held = "no promise" if p.attacked is None else "unbounded" if p.attacked == inf else f"{p.attacked:.3f}"
+        lost = "" if p.lost is None else f"{p.lost:.1f}"
         mark = "  <- f" if p.declared == f else ""
-        lines.append(f"  {p.declared:>4}  {p.rules:>5}  {p.calm:>12.3f}  {held:>12}{mark}")
+        lines.append(f"  {p.declared:>4}  {p.rules:>5}  {p.calm:>11.3f}  {held:>10}  {lost:>8}{mark}".rstrip())
     lines += wrapped(
         "rules: how many of the built-in ones n and f' allow. Then the least squared error that a rule which holds "
         "against f' must make in the worst case, in variances of honest vectors: f'/(n - f') and f'/(n - f - f'). With "
-        "f' < f nothing is promised.",
+        "f' < f nothing is promised. Measured: the points that the first choice lost without attack, told of about "
+        "such a share.",
         "  ",
     )
     if advice.notes:

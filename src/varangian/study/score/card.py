@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 from ...core.checks import cut
 from ...core.specs import reason
 from ...runs.files import check_depth, parse_json
-from ..report.statistics import bootstrap
 
 Kind = Literal["rule", "mixing", "attack"]
 FORMAT = 1
@@ -189,6 +188,8 @@ class Accuracy:
 
 @lru_cache(maxsize=10_000)
 def _interval(seeds: tuple[float, ...]) -> tuple[float | None, float | None]:
+    from ..report.statistics import bootstrap  # the package of which brings matplotlib: where an interval is asked for
+
     return bootstrap([seeds])
 
 
