@@ -101,12 +101,14 @@ class Observed:
         account: what is known by now.
         scale: of squared distances, from the columns that were looked at to all.
         table: [m, n] the weights that made the m values of a column; None where they are the vectors' own.
+        exact: whether all is known but some cosines.
     """
 
     tensors: list[Tensor]
     account: Account = UNKNOWN
     scale: float = 1.0
     table: np.ndarray | None = None
+    exact: bool = False
 
     def told(self, numbers: Sequence[np.ndarray]) -> Account:
         """The whole of it, of the numbers of ``tensors`` on the host."""
@@ -120,6 +122,8 @@ class Observed:
         ):  # of what is not finite, and of null vectors
             distance = np.sqrt(self.scale * apart[:n])
             cosine = np.clip(inner[:n] / (np.sqrt(size[:n]) * np.sqrt(size[n])), -1, 1)
+        if self.exact:
+            return replace(known, cosine=np.where(np.isnan(known.cosine), cosine, known.cosine)).masked()
         weight = known.weight
         if ranked:
             weight = ranked[0] if self.table is None else ranked[0] @ self.table
@@ -149,17 +153,19 @@ def observe(
         shown[:] = False
         shown[rows] = True
     score = _scores(pre, rule, decision, None if shown.all() else rows, n)
-    weight, table = np.full(n, np.nan), decision.table
+    weight, table, exact = np.full(n, np.nan), decision.table, None
     if table is not None and table.ndim == 1:
         weight = weights_of_table(table, n)
         if type(rule).apply is Selecting.apply and decision.came is not None:
             exact = _exact(decision.came, table, Account(weight, score, score, score, shown, shown, 0))
-            if exact is not None:
-                return Observed([], exact.masked())
+            if exact is not None and not exact[1]:
+                return Observed([], exact[0].masked())
     some = _is_sample(n, d)
     looked_at = BLOCKS * WIDTH if some else d
     columns: dict[str, Any] = {"starts": starts, "width": WIDTH} if some else {}
     tensors = [kernels.relations(x, decision.aggregate, **columns)]
+    if exact is not None:
+        return Observed(tensors, exact[0], exact=True)
     if table is None and rows is not None and not shown.all():
         table = np.eye(n)[rows]
     statistic = rule.statistic(n if table is None else table.shape[0])
@@ -207,8 +213,9 @@ def _scores(pre: Sequence[Mixing], rule: Rule, decision: Decision, rows: np.ndar
     return result if found is None else found
 
 
-def _exact(came: Geometry, table: np.ndarray, known: Account) -> Account | None:
-    """Of the distances between vectors; None where these are not known, or cancel."""
+def _exact(came: Geometry, table: np.ndarray, known: Account) -> tuple[Account, bool] | None:
+    """Of the distances between vectors; None where these are not known, or cancel. And whether some cosines are NaN,
+    since those vectors are so much longer than the aggregate, or shorter, that they cancel."""
     n = came.n
     if known.shown.all() and came.shares is not None and not came.shares.all():  # some count nothing
         return None
@@ -218,13 +225,17 @@ def _exact(came: Geometry, table: np.ndarray, known: Account) -> Account | None:
     finite, sizes = came.finite, came.norms
     apart, size = squared[:n], squared[-1]
     usual = np.partition(apart[finite], finite.sum() // 2)[finite.sum() // 2] if finite.any() else 0.0
-    error = (numerics.MEASURED if came.exact else numerics.ROUNDING) * terms[:n]
+    rounding = numerics.MEASURED if came.exact else numerics.ROUNDING
+    error = rounding * terms[:n]
     if (error > BLURRED * np.maximum(apart, usual))[finite].any():
         return None
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = (0.5 * (sizes + size - apart)) / np.sqrt(sizes * size)
+        lengths = np.sqrt(sizes * size)
+        cosine = np.where(lengths > 0, np.clip(0.5 * (sizes + size - apart) / lengths, -1, 1), np.nan)
+        blurred = finite & (lengths > 0) & (error + rounding * (sizes + size) > BLURRED * lengths)
+        cosine[blurred] = np.nan
         distance = np.sqrt(apart) * came.unit
-    return replace(known, distance=distance, cosine=np.clip(cosine, -1, 1), finite=finite)
+    return replace(known, distance=distance, cosine=cosine, finite=finite), bool(blurred.any())
 
 
 @jit
