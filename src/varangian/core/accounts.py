@@ -31,7 +31,7 @@ NUMBERS = 1 << 17  # of which all are looked at; where there are more, at
 BLOCKS = 32  # blocks
 WIDTH = 64  # of so many columns
 RANKED = 16  # columns of each, whose values are sorted for weights in a statistic of columns
-WEIGHTED = 8  # every so many blocks, where vectors count differently: sorting then takes many times as long
+WEIGHTED = 4  # the same where vectors count differently: sorting then takes many times as long
 BLURRED = 1e-3  # of a usual squared distance: where a derived one may be further off, a sample is looked at
 
 
@@ -46,7 +46,7 @@ class Account:
         finite: [n] whether a vector holds neither NaN nor infinity, as far as it was looked at.
         shown: [n] whether a vector was shown to the stages; of others nothing is told.
         columns: how many columns distances, cosines and who is finite were told by; 0 where all were. Weights in the
-            statistic of a column are told by 512 at most, or 64 where vectors count differently.
+            statistic of a column are told by 512 at most, or 128 where vectors count differently and there are more.
     """
 
     weight: np.ndarray
@@ -184,19 +184,19 @@ def observe(
     return Observed(tensors, known, d / looked_at, mixed)
 
 
-def _block(x: Tensor, starts: np.ndarray | Tensor | None) -> Tensor:
-    """[n, k] the columns of some blocks."""
+def _block(x: Tensor, starts: np.ndarray | Tensor | None, width: int = RANKED) -> Tensor:
+    """[n, k] the first columns of each block."""
     if starts is None:
         return x
     first = kernels.there(starts, x) if isinstance(starts, np.ndarray) else starts
-    return x.index_select(1, (first.unsqueeze(1) + torch.arange(RANKED, device=x.device)).reshape(-1))
+    return x.index_select(1, (first.unsqueeze(1) + torch.arange(width, device=x.device)).reshape(-1))
 
 
 def _by_share(
     x: Tensor, rule: Rule, table: np.ndarray | None, weights: np.ndarray, starts: np.ndarray | Tensor | None
 ) -> np.ndarray:
     """[n] mean weights in a statistic of values that count differently; waits for a device."""
-    block = _block(x, None if starts is None else starts[::WEIGHTED])
+    block = _block(x, starts, WEIGHTED)
     rows = block if table is None else kernels.weighted_rows(block, table)
     return weight_by_share(rule, kernels.host(rows.double()), shares_of(rule, weights, x.shape[0]))
 
