@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,3 +144,66 @@ def test_a_report_is_needed() -> None:
         vg.detection(ABOUT)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threshold > 0"):
         vg.detection(report_of(ABOUT)).at(2)
+
+
+# ------------------------------------------------------------------------- what a value means for an honest worker
+
+ALIKE = vg.Experiment(
+    model="linear", workers=15, byzantine=3, batch_size=10, steps=80, evaluate_every=80, learning_rate=0.1
+)
+ATTACKS = (None, "little", "empire", "sign-flip", "gaussian", "mimic", "zero")
+
+
+@pytest.mark.parametrize(
+    "rule", ["krum", "multi-krum", "median", "trimmed-mean", "bulyan", "geometric-median", "medoid"]
+)
+def test_honest_workers_whose_data_are_alike_are_hardly_ever_suspicious(rule: str) -> None:
+    """docs/suspicion.md: over 0.5 in a step under one of a hundred vectors, over 20 steps none."""
+    over: list[float] = []
+    for attack in ATTACKS:
+        report = vg.run(replace(ALIKE, rule=rule, attack=attack)).workers()
+        assert report.byzantine is not None
+        honest = ~report.byzantine
+        over += (report.suspicion > 0.5)[honest].tolist()
+        found = vg.detection(report)
+        assert found.false_alarms == 0, attack
+        assert found.recent[honest].max() < 0.5, attack
+    assert sum(over) / len(over) < 0.01
+
+
+@pytest.mark.parametrize("rule", ["multi-krum", "median", "geometric-median", "nnm"])
+@pytest.mark.parametrize("attack", ["gaussian", "sign-flip", "empire"])
+def test_attackers_that_are_far_or_turned_round_are_named(rule: str, attack: str) -> None:
+    settings: dict[str, Any] = {"rule": "median", "pre": "nnm"} if rule == "nnm" else {"rule": rule}
+    found = vg.detection(vg.run(replace(ALIKE, attack=attack, **settings)).workers())
+    assert found.caught == (12, 13, 14)
+    assert found.blamed == ()
+    assert 10 <= found.delay <= 30
+
+
+def test_who_hides_is_not_named() -> None:
+    for attack in ("little", "mimic", "zero"):
+        found = vg.detection(vg.run(replace(ALIKE, rule="median", attack=attack)).workers())
+        assert found.caught == found.blamed == (), attack
+
+
+def test_honest_workers_with_data_of_their_own_are_named_too() -> None:
+    """A high suspicion accuses nobody."""
+    unlike = replace(ALIKE, rule="multi-krum", attack="gaussian", partition="dirichlet(alpha=0.1)", steps=150)
+    found = vg.detection(vg.run(unlike).workers())
+    assert found.caught == (12, 13, 14)
+    assert found.blamed
+
+
+def test_scores_of_every_rule_are_in_one_measure() -> None:
+    """The same vectors and aggregate have the same suspicion, whether a rule scores them or not, and how."""
+    x = np.random.default_rng(1).normal(size=(15, 400)) + 0.3
+    x[12:] *= 4
+    found = [
+        vg.explain(x, rule)
+        for rule in (vg.MultiKrum(3, m=12), vg.MinimumDiameterAveraging(3), vg.ComparativeGradientElimination(3))
+    ]
+    for one in found[1:]:
+        np.testing.assert_allclose(one.aggregate, found[0].aggregate, rtol=1e-9)
+        np.testing.assert_allclose(one.suspicion, found[0].suspicion, rtol=1e-9)
+    assert (found[0].suspicion[12:] > 0.5).all()

@@ -44,6 +44,11 @@ COMMANDS = {
     "reproduce": (".study", "reproduce", "The paper's study: all its runs, figures and claims."),
     "run": (".runs", "run_command", "Train once: n workers, some Byzantine, one rule."),
     "score": (".score", "score_command", "Is it any good? One page on a rule, a mixing or an attack, ours or yours."),
+    "suspects": (
+        ".suspects",
+        "suspects_command",
+        "Whom suspicion names in kept runs, how right that is, and how soon.",
+    ),
     "sweep": (".study", "sweep_command", "All runs of a grid: settings whose values are lists multiply."),
     "tune": (".study", "tune_command", "The learning rate, momentum, clip ... that are best under the worst attack."),
 }
@@ -61,6 +66,8 @@ SYNONYMS = {
     "scorecard": "score",
     "advice": "advise",
     "recommend": "advise",
+    "workers": "suspects",
+    "detect": "suspects",
 }
 
 

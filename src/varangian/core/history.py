@@ -521,9 +521,8 @@ def report_of_steps(
     """
     steps, n = weight.shape
     away = np.zeros((steps, n), bool) if excluded is None else excluded
-    suspicions, rejected = np.full((steps, n), np.nan), np.zeros((steps, n), bool)
+    suspicions, rejected = suspicion(distance, finite, cosine), np.zeros((steps, n), bool)
     for i in range(steps):
-        suspicions[i] = suspicion(distance[i], finite[i], cosine[i])
         there = ~away[i]
         told = None if np.isnan(weight[i]).all() else weight[i, there]
         each = told if told is None or counts is None else told / np.where(counts[i] > 0, counts[i], 1)[there]

@@ -197,11 +197,11 @@ def command(experiment: Experiment) -> str:
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
-            words += [flag, _text(experiment, field.name)]
+            words += [flag, setting_text(experiment, field.name)]
     return shlex.join([*words, "--threads", "1"])
 
 
-def _text(experiment: Experiment, name: str) -> str:
+def setting_text(experiment: Experiment, name: str) -> str:
     """A setting as one cell; empty for None. Experiment reads it back."""
     value = getattr(experiment, name)
     if name == "learning_rate":
@@ -564,7 +564,7 @@ def write_runs(folder: Path, outcomes: Iterable[Outcome]) -> None:
     more = [*more, *(name for name in ATTACKED if any(getattr(o, name) is not None for o in outcomes))]
     runs = [
         [o.experiment.name, o.experiment.digest, o.source, str(FORMAT)]
-        + [_text(o.experiment, name) for name in settings]
+        + [setting_text(o.experiment, name) for name in settings]
         + [_cell(v) for v in (o.steps, o.max_accuracy, o.final_accuracy, o.final_loss)]
         + [_cell(v) for v in (o.ratio, o.ratio_within, o.stopped)]
         + [_cell(getattr(o, name)) for name in more]
@@ -602,7 +602,7 @@ def write_failed(folder: Path, failed: Iterable[tuple[Experiment, str]], tried: 
         rows = {row["digest"]: list(row.values()) for row in read_rows(path, header, MAX_RUNS)}
     rows = {digest: row for digest, row in rows.items() if digest not in known and len(row) == len(header)}
     for e, reason in failed:
-        texts = [_text(e, name) for name in SETTINGS]
+        texts = [setting_text(e, name) for name in SETTINGS]
         rows[e.digest] = [e.name, e.digest, *texts, printable(cut(reason))]
     if rows:
         write_csv(path, header, [rows[digest] for digest in sorted(rows)])

@@ -99,6 +99,8 @@ def report(
         drawn = []
     title = _title(grid)
     pictures = _draw(drawn, grid, title, out / "figures", told)
+    if isinstance(source, Path) and source.is_dir():
+        pictures += _workers(source, len(outcomes), out / "figures")
     notes += [line for group in drawn for line in figures.not_drawn(group)]
     files = ["cells.csv, a row a cell"]
     write_csv(out / "cells.csv", *maps.cell_rows(grid))
@@ -162,6 +164,17 @@ def _draw(found: Sequence[Group], grid: Cells, title: str, folder: Path, told: _
         shown = range(min(len(cells), figures.MOST_MOVED))
         parts = tuple(style.png(figures.moves(cells, title, only), 2 * PAGE_DPI) for only in shown)
         pictures.append(Picture(f"{title}: where momentum stood", style.png(figure, 2 * PAGE_DPI), True, parts))
+    return pictures
+
+
+def _workers(folder: Path, runs: int, figures: Path) -> list[Picture]:
+    """Of a few runs, workers over steps, where that was recorded; of more `varangian suspects` has them."""
+    from .. import suspects  # which draws in this style itself
+
+    pictures = []
+    for name, title, figure in suspects.pictures(folder) if runs <= suspects.TOGETHER else ():
+        style.save(figure, figures / name)
+        pictures.append(Picture(title, style.png(figure, 2 * PAGE_DPI), always=True))
     return pictures
 
 
