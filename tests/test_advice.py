@@ -263,6 +263,7 @@ def test_a_rule_that_attacks_break_with_such_a_share_comes_later(carded: list[Ca
         [caf] = [c for c in advice.choices if c.name == "caf"]
         assert caf.measured is not None
         assert caf.measured.broken == (("mimic",) if broken else ())
+        assert advice.choices[0].measured is None or advice.choices[0].measured.broken is None  # which was not tried
         assert (advice.first[0] == "caf") is not broken
     alike = vg.advise(11, 3)
     assert alike.first[0] == "caf"  # it was broken on other data

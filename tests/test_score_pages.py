@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -15,6 +16,8 @@ from made_cards import SETTINGS, attack, card
 from varangian.study.score.card import Breakdown, Card, Conformance, Cost, Failed, Untried, stored
 from varangian.study.score.pages import ordered, page_of, strongest, table, write_index, write_page
 from varangian.study.score.verdict import verdict
+
+ROOT = Path(__file__).parents[1]
 
 
 class _Reader(HTMLParser):
@@ -117,9 +120,11 @@ def test_the_index_stands_by_score_and_leads_to_every_card(tmp_path: Path) -> No
     assert said.index("mda") < said.index("median") < said.index("krum")
     assert '<a href="../index.html">' in (tmp_path / "cards" / page_of(cards[0])).read_text("utf-8")
     assert strongest(cards) == ["worst-case(evaluations=8)", "little"]
-    lines = (tmp_path / "table.md").read_text("utf-8").splitlines()
-    assert lines[2].startswith("| 1 | `mda` | SOUND | 71.0 |")
-    assert len({line.count("|") for line in lines[:5]}) == 1
+    lines = (tmp_path / "README.md").read_text("utf-8").splitlines()
+    assert lines[1] == "# Score cards: 3 rules and 2 attacks"
+    [first] = [i for i, line in enumerate(lines) if line.startswith("| place |")]
+    assert lines[first + 2].startswith("| 1 | `mda` | SOUND | 71.0 |")
+    assert len({line.count("|") for line in lines[first : first + 5]}) == 1
     assert "| `little` | STRONG | 1 of 2 | 2 | median: 30 instead of 80 % |" in lines
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {
         "scores.png", "scores.pdf", "attacks.png", "attacks.pdf"
@@ -127,6 +132,14 @@ def test_the_index_stands_by_score_and_leads_to_every_card(tmp_path: Path) -> No
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     write_index(reversed(cards), tmp_path)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_somebody_elses_readme_stays(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# Mine\n", "utf-8")
+    write_index([card()], tmp_path)
+    assert (tmp_path / "README.md").read_text("utf-8") == "# Mine\n"
+    assert "# Score cards: 1 rule\n" in (tmp_path / "table.md").read_text("utf-8")
+    assert "table.md" in words(read(tmp_path / "index.html"))
 
 
 def test_without_cards_there_is_no_index(tmp_path: Path) -> None:
@@ -169,3 +182,28 @@ def test_the_command_leaves_pages(varangian: Any, monkeypatch: pytest.MonkeyPatc
     said = words(read(tmp_path / "mine" / "index.html"))
     assert said.index("mda") < said.index("krum")
     assert "index.html" in (tmp_path / "mine" / "cards" / "krum.html").read_text("utf-8")
+
+
+def test_the_commands_of_the_page_are_commands(varangian: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What they name is there; measured it is elsewhere."""
+    from varangian.study import score
+    from varangian.study.score import folder
+
+    def made(about: Any, **how: Any) -> Card:
+        return attack(about.attack) if about.kind == "attack" else card(about.rule, pre=about.pre)
+
+    monkeypatch.setattr(score, "score", made)
+    monkeypatch.setattr(folder, "score_all", lambda subjects, out, **how: [made(about) for about in subjects])
+    examples = ROOT / "examples"
+    (tmp_path / "examples").symlink_to(examples)
+    for name in ("my_rule", "my_attack"):
+        (tmp_path / f"{name}.py").write_text((examples / f"{name}.py").read_text("utf-8"), "utf-8")
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```$", (ROOT / "docs" / "score.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) == 9
+    for line in lines:
+        end = varangian(*shlex.split(line, comments=True)[1:])
+        assert end.status == 0, (line, end.err)
+    assert (tmp_path / "results" / "scorecard" / "index.html").is_file()

@@ -93,7 +93,8 @@ class Measured:
         calm: that without attack.
         elsewhere: what is left with momentum at the other place.
         share: the number of attackers, among as many workers as cards have, that is nearest to the share asked for.
-        broken: attacks that, by their own cards, break it with no more than ``share`` attackers.
+        broken: attacks that, by their own cards, break it with no more than ``share`` attackers; None where it was not
+            tried, as behind mixings.
         prices: of each f that its card was told, the points lost without attack against being told of nobody.
         undone: of each f that its card was told, how many attackers were found to undo it; None where none was.
         alike: whether its card was made as those of the package, so that they may be compared.
@@ -103,7 +104,7 @@ class Measured:
     calm: float
     elsewhere: float
     share: int
-    broken: tuple[str, ...]
+    broken: tuple[str, ...] | None
     prices: Mapping[int, float]
     undone: Mapping[int, int | None]
     alike: bool
@@ -391,16 +392,14 @@ def _with_card(choice: Choice, cards: Mapping[str, Card], kind: Kind, n: int, f:
         return choice
     asked = card.settings
     share = max(1, min((asked.n - 1) // 2, round(f * asked.n / n)))
-    broken = [
-        attack.name
+    tried = [
+        (attack.name, b)
         for attack in cards.values()
-        if attack.kind == "attack"
-        and attack.settings.n == asked.n
-        and any(
-            b.rule == card.name and b.partition in kind.cards and b.f is not None and b.f <= share
-            for b in attack.breaks
-        )
+        if attack.kind == "attack" and attack.settings.n == asked.n
+        for b in attack.breaks
+        if b.rule == card.name and b.partition in kind.cards
     ]
+    broken = tuple(dict.fromkeys(name for name, b in tried if b.f is not None and b.f <= share)) if tried else None
     told = {(a.partition, a.f): 100 * a.mean for a in card.price}
     lost = {
         g: fmean(told[p, 0] - told[p, g] for p in kind.cards)
@@ -413,7 +412,7 @@ def _with_card(choice: Choice, cards: Mapping[str, Card], kind: Kind, n: int, f:
         choice = replace(choice, caveats=(*choice.caveats, "its card was made otherwise than those of the package"))
     return replace(
         choice,
-        measured=Measured(fmean(left), fmean(without), fmean(elsewhere), share, tuple(broken), lost, undone, alike),
+        measured=Measured(fmean(left), fmean(without), fmean(elsewhere), share, broken, lost, undone, alike),
     )
 
 
@@ -482,7 +481,8 @@ def _price(n: int, f: int, declared: int, measured: Measured | None) -> Price:
 
 
 def _first(choices: Sequence[Choice], kind: Kind, f: int) -> tuple[str, ...]:
-    """At most three: those that fewest attacks break and to whom the worst attack leaves most, by their cards.
+    """At most three: those to whom, by their cards, the worst attack leaves most; those last that some attack is known
+    to break with such a share of attackers.
 
     Without cards, of the rules of the study of unequal data, behind NNM where data differ, those of least proved
     coefficient."""
@@ -498,8 +498,8 @@ def _first(choices: Sequence[Choice], kind: Kind, f: int) -> tuple[str, ...]:
     return tuple(c.name for c in sorted(fitting, key=lambda c: (alone[c.rule], c.rule))[:TO_TRY])
 
 
-def _standing(measured: Measured) -> tuple[int, float]:
-    return len(measured.broken), -measured.left
+def _standing(measured: Measured) -> tuple[bool, float]:
+    return bool(measured.broken), -measured.left
 
 
 def _is_broken(choice: Choice) -> bool:
@@ -549,7 +549,10 @@ def _by_cards(choices: Sequence[Choice], first: Sequence[str], kind: Kind, card:
         f"{_at(kind.place)}) the worst attack leaves {each}. {name} comes to {best.calm:.0f} % without attack, and its "
         f"worst attack leaves {best.elsewhere:.0f} % with momentum at the other place."
     ]
-    if best.broken:
+    if best.broken is None:
+        if best.share > s.f:
+            found.append(f"What breaks {name} with {best.share} of {s.n} attacking was not tried.")
+    elif best.broken:
         found.append(f"With {best.share} of {s.n} attacking {name} is broken by {', '.join(best.broken)}.")
     least = next(((g, b) for g, b in sorted(best.undone.items()) if g < best.share), None)
     if least is not None:
@@ -633,9 +636,9 @@ def _finite(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------- the text
 
 
-def _order(choice: Choice) -> tuple[bool, tuple[int, float]]:
+def _order(choice: Choice) -> tuple[bool, tuple[bool, float]]:
     """Those with a card first, the best of them before the others."""
-    return choice.measured is None, (0, 0.0) if choice.measured is None else _standing(choice.measured)
+    return choice.measured is None, (False, 0.0) if choice.measured is None else _standing(choice.measured)
 
 
 def _page(advice: Advice, width: int) -> list[str]:
@@ -666,12 +669,12 @@ def _page(advice: Advice, width: int) -> list[str]:
     for c in allowed:
         kappa = "" if c.kappa is None else f"{c.kappa:.2f}"
         m = c.measured
-        said = f"{'':>6}" if m is None else f"{m.left:>4.0f} %  {len(m.broken):>9}"
+        said = f"{'':>6}" if m is None else f"{m.left:>4.0f} %  {'-' if m.broken is None else len(m.broken):>9}"
         lines.append(f"  {c.name:{size}}  {c.needs:>11}  {c.greatest:4}  {kappa:>6}  {said}".rstrip())
         lines += [line for caveat in c.caveats for line in wrapped(caveat, "      ", "      ")]
     lines += wrapped(
         "kappa: what is proved at most. By the score cards, for such data: the accuracy that the worst attack leaves, "
-        "and how many attacks break it with such a share of attackers.",
+        "and how many attacks break it with such a share of attackers; - where that was not tried.",
         "  ",
     )
     lines += ["", "Not allowed"]

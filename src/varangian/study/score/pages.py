@@ -13,10 +13,11 @@ from ...runs.files import make_folder, write_whole
 from ..report import style
 from ..report.figures.scores import by_attack, by_score
 from ..report.page import filled, script
-from .card import NONE, Accuracy, Breakdown, Card, Settings, place
+from .card import NONE, STORED, Accuracy, Breakdown, Card, Settings, place
 from .folder import CARDS, file_of
 
-INDEX, TABLE, FIGURES = "index.html", "table.md", "figures"
+INDEX, README, TABLE, FIGURES = "index.html", "README.md", "table.md", "figures"
+OURS = "<!-- made by varangian score, which replaces it -->"
 TONES = {"SOUND": "holds", "WEAK": "fails", "BROKEN": "fails", "not robust": "fails"}
 PLACES = {"server": "momentum at server", "worker": "momentum at workers"}
 RANK_BY = (
@@ -64,7 +65,8 @@ def write_page(card: Card, folder: Path, *, cards: Iterable[Card] = (), command:
 
 
 def write_index(cards: Iterable[Card], folder: Path, *, among: Iterable[Card] = (), command: str = "") -> Path:
-    """``index.html`` with all cards, in ``cards/`` the page of each, ``table.md`` and ``figures/``; its path.
+    """``index.html`` with all cards, in ``cards/`` the page of each, ``README.md`` with the table, and ``figures/``;
+    its path. Where somebody else's ``README.md`` is there, it stays, and the table is ``table.md``.
 
     Args:
         cards: what stands there.
@@ -86,11 +88,56 @@ def write_index(cards: Iterable[Card], folder: Path, *, among: Iterable[Card] = 
     if any(card.accuracies for card in rules):
         style.save(by_score(rules), pictures / "scores")
         style.save(by_attack(rules, strongest(rules)), pictures / "attacks")
-    text = table(every, others)
-    write_whole(folder / TABLE, lambda file: file.write(text.encode()))
-    page = filled("scores.html", **_index(every, others), command=command, script=script("scores.js"))
+    text = readme(every, others, command)
+    beside = README if _is_ours(folder / README) else TABLE
+    write_whole(folder / beside, lambda file: file.write(text.encode()))
+    page = filled("scores.html", **_index(every, others), beside=beside, command=command, script=script("scores.js"))
     write_whole(folder / INDEX, lambda file: file.write(page.encode()))
     return folder / INDEX
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is not there, or was made here."""
+    if path.is_symlink() or not path.exists():
+        return not path.is_symlink()
+    with open(path, "rb") as file:
+        return file.readline(200).decode(errors="replace").strip() == OURS
+
+
+def readme(cards: Sequence[Card], others: Sequence[Card] | None = None, command: str = "") -> str:
+    """The table with what it is a table of, as Markdown."""
+    rules = [card for card in cards if card.kind != "attack"]
+    machines = dict.fromkeys(card.cost.machine for card in cards if card.cost.machine)
+    seconds = sum(card.cost.seconds for card in cards)
+    heads = _heads(cards[0].settings) if rules else []
+    heads += _ATTACK_HEADS if len(rules) < len(cards) else []
+    pictures = any(card.accuracies for card in rules)
+    lines = [
+        OURS,
+        f"# Score cards: {_counted(cards)}",
+        "",
+        f"All of them, sortable, and a page of each: [{INDEX}]({INDEX}); as JSON: [{STORED}]({STORED}).",
+        _setting(cards[0].settings),
+        *(["", f"    {command}"] if command else []),
+        *(["", f"![What the worst attack leaves each rule]({FIGURES}/scores.png)"] if pictures else []),
+        "",
+        table(cards, others).rstrip("\n"),
+        "",
+        *(f"- **{head.text}**: {head.tip}" for head in heads),
+        *(["", f"![Every rule under every attack]({FIGURES}/attacks.png)"] if pictures else []),
+        "",
+        f"Made in {seconds / 60:.0f} minutes of a core, on {'; '.join(machines) or 'a machine that is not known'}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _counted(cards: Sequence[Card]) -> str:
+    attacks = sum(card.kind == "attack" for card in cards)
+    return " and ".join(
+        f"{number} {what}{'' if number == 1 else 's'}"
+        for number, what in ((len(cards) - attacks, "rule"), (attacks, "attack"))
+        if number
+    )
 
 
 def ordered(cards: Iterable[Card]) -> list[Card]:
@@ -228,6 +275,7 @@ def _index(cards: Sequence[Card], others: Sequence[Card]) -> dict[str, Any]:
     columns = strongest(rules)
     settings = cards[0].settings
     return {
+        "counted": _counted(cards),
         "setting": _setting(settings),
         "rank_by": RANK_BY,
         "heads": _heads(settings),
