@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo 'The venv module of "$(PYTHON)" is missing. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'Setting up $(VENV): a few minutes the first time.'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,flower,ray]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,flower,ray,tensorboard]'
 	@touch $@
 
 hooks: $(READY) ## run the quick checks before each commit
@@ -63,13 +63,13 @@ fuzz: $(READY) ## mutated files for every reader (ARGS='--seconds 600')
 
 # Both ends of what pyproject.toml allows, each in an environment of its own; PYTHON=python3.10 and PYTHON=python3.13
 # make them the ends of the supported Pythons as well. matplotlib 3.8 is older than what pyparsing 3.3 warns of, and
-# warnings are errors here. EXTRAS='dev,flower,ray' for all extras.
+# warnings are errors here. EXTRAS='dev,flower,ray,tensorboard' for all extras.
 EXTRAS ?= dev
 
 .venv-lowest/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-lowest
 	sed -nE 's/^ *"([A-Za-z0-9_.-]+)(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml >.venv-lowest/lowest.txt
-	sed -nE 's/^(flower|ray) = \["([a-z]+)>=([0-9.]+)"\].*/\2==\3/p' pyproject.toml >>.venv-lowest/lowest.txt
+	sed -nE 's/^(flower|ray|tensorboard) = \["([a-z]+)>=([0-9.]+)"\].*/\2==\3/p' pyproject.toml >>.venv-lowest/lowest.txt
 	echo 'pyparsing<3.3' >>.venv-lowest/lowest.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/lowest.txt --editable '.[$(EXTRAS)]'
 	@touch $@

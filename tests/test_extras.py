@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-WITHOUT = "import sys; sys.modules.update(dict.fromkeys(['flwr', 'ray']))\n"
+WITHOUT = "import sys; sys.modules.update(dict.fromkeys(['flwr', 'ray', 'tensorboard']))\n"
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -32,6 +32,10 @@ def test_the_library_needs_no_extra() -> None:
         (
             "from varangian.study.sweep import sweep; sweep([], 'never', ray='auto')",
             "ValueError: --ray needs Ray: pip install 'varangian[ray]'.",
+        ),
+        (
+            "import varangian as vg; vg.run(vg.Experiment(steps=1), 'never', tensorboard=True)",
+            "ValueError: tensorboard: the package of that name is missing: pip install 'varangian[tensorboard]'.",
         ),
     ],
 )

@@ -54,6 +54,16 @@ def knobs(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def outlets(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, which now takes what runs are to be written to for whoever follows them."""
+    for name, text in (
+        ("--tensorboard", "also write for TensorBoard, in each run folder; needs varangian[tensorboard]"),
+        ("--events", "also write events.jsonl in each run folder: a JSON line for each step and evaluation"),
+    ):
+        command = click.option(name, is_flag=True, help=text)(command)
+    return command
+
+
 def _choices(hint: Any) -> str | None:
     """[worker|server|shared], where a setting is one of a few words."""
     words = [word for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for word in get_args(kind)]
@@ -125,10 +135,12 @@ def set_threads(threads: int | None) -> None:
     metavar="SECONDS",
     help="time between two checkpoints, more where they would cost over 1 %; 0 for every step",
 )
+@outlets
 @click.pass_context
 def run_command(
     context: click.Context, config: Path | None, out: Path, data: Path | None, threads: int | None, as_json: bool,
-    quiet: bool, fresh: bool, resume: Path | None, trust: bool, checkpoint_every: float, **settings: Any,
+    quiet: bool, fresh: bool, resume: Path | None, trust: bool, checkpoint_every: float, events: bool,
+    tensorboard: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Train once: n workers, some Byzantine, one rule.
 
@@ -151,12 +163,13 @@ def run_command(
         if resume is not None:
             result = resume_experiment(
                 resume, data_folder=data, progress=step, checkpoint_every=checkpoint_every, trust=trust,
-                device=settings["device"],
+                device=settings["device"], events=events, tensorboard=tensorboard,
             )  # fmt: skip
         else:
             result = run_experiment(
-                experiment, out, data_folder=data, progress=step, fresh=fresh, checkpoint_every=checkpoint_every
-            )
+                experiment, out, data_folder=data, progress=step, fresh=fresh, checkpoint_every=checkpoint_every,
+                events=events, tensorboard=tensorboard,
+            )  # fmt: skip
     if as_json:
         click.echo(json.dumps(result.summary() | {"folder": str(result.folder), "experiment": experiment.to_dict()}))
     else:

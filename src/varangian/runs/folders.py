@@ -5,7 +5,8 @@ While a run is under way its folder holds its tables so far and two checkpoints,
     experiment.json  environment.json  metrics.csv  evaluations.csv  workers.bin  checkpoint.pt  checkpoint-former.pt
     .lock
 
-and once it is complete the model's final state and, written last, the result:
+beside events.jsonl and files for TensorBoard where they are asked for, on which nothing relies; and once it is
+complete the model's final state and, written last, the result:
 
     experiment.json  environment.json  metrics.csv  evaluations.csv  workers.bin  state.pt  result.json
 
@@ -44,13 +45,15 @@ from .workers import Layout, Recorder
 
 FORMAT = 1  # of run folders
 SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS = "experiment.json", "environment.json", "metrics.csv", "evaluations.csv"
+EVENTS, BOARD = "events.jsonl", "events.out.tfevents.*"  # where they are asked for; no run relies on them
 # Of a state, what came after the first folders were written: left out where it is nothing.
 LATER = ("memory", "last", "clients", "watched")
 WORKERS = "workers.bin"  # see :mod:`.workers`; of runs that measure nothing, and of older ones, there is none
 CHECKPOINT, FORMER, STATE, RESULT, LOCK = "checkpoint.pt", "checkpoint-former.pt", "state.pt", "result.json", ".lock"
-FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, WORKERS, CHECKPOINT, FORMER, STATE, RESULT)
+FILES = (SETTINGS, ENVIRONMENT, METRICS, EVALUATIONS, WORKERS, EVENTS, CHECKPOINT, FORMER, STATE, RESULT)
 PARTIAL = ".partial"
 MAX_JSON = 2**20  # bytes of a JSON file that is read
+LATEST = 0.5  # seconds after which others can read a row of metrics.csv, if another one follows
 MOST_DIMENSIONS = 64  # of an example, as torch and NumPy have it
 SHARE = 0.01  # of the time, at most, goes into checkpoints
 
@@ -158,6 +161,8 @@ def clear(folder: Path) -> None:
     for name in reversed(FILES):
         (folder / name).unlink(missing_ok=True)
         (folder / (name + PARTIAL)).unlink(missing_ok=True)
+    for path in folder.glob(BOARD):
+        path.unlink(missing_ok=True)
     sync(folder)
 
 
@@ -527,6 +532,7 @@ class Journal:
                 self._recorder = Recorder(layout)
                 self._tables.append(_Table(folder / WORKERS, layout.header, records))
         self._last, self._wait = time.monotonic(), every
+        self._flushed = self._last
 
     def __enter__(self) -> Journal:
         return self
@@ -611,6 +617,9 @@ class Journal:
             self._tables[0].append(_line(cells))
             if self._recorder is not None and account is not None:
                 self._tables[2].append(self._recorder.record(account, counts))
+            if time.monotonic() - self._flushed >= LATEST:
+                self._tables[0].file.flush()
+                self._flushed = time.monotonic()
 
     def evaluate(self, cells: Sequence[str]) -> None:
         """A row of evaluations.csv; both tables can then be read up to here by others."""

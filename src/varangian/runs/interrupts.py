@@ -44,6 +44,11 @@ class Interrupts:
         if impatient:  # not for SIGTERM: schedulers send it to parent and child, and the parent passes it on
             self.deliver()
 
+    @property
+    def deadly(self) -> bool:
+        """Whether the signal that came ends the process as it is delivered, and nothing after it is done."""
+        return self.pending is not None and self._former[self.pending] == signal.SIG_DFL
+
     def deliver(self) -> None:
         """The signal that came, if one did, to whoever handled it before."""
         number, self.pending = self.pending, None

@@ -7,8 +7,8 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from .cards import usable
 from .experiment import Experiment, differences, moved
 from .folders import Journal
 from .interrupts import Interrupts
+from .live import Listener, Outlet, check_installed, outlets_of
 from .results import Evaluation, Result, columns_of, layout_of, read, read_measures, settings_of
 from .workers import Recorder
 
@@ -59,6 +60,9 @@ def run(
     progress: Progress | None = None,
     fresh: bool = False,
     checkpoint_every: float = CHECKPOINT_EVERY,
+    listener: Listener | None = None,
+    events: bool = False,
+    tensorboard: bool = False,
 ) -> Result:
     """One training run. The same call again goes on with one that was interrupted, and reads one that is complete.
 
@@ -88,12 +92,19 @@ def run(
         fresh: start over, whatever is there.
         checkpoint_every: seconds between two checkpoints; more where they would cost over 1 % of the time. 0 is after
             every step, infinity only when interrupted.
+        listener: called with each :class:`Measures` and each :class:`Evaluation` that this call makes, as soon as it is
+            known, in the order of the run: an evaluation before the measures of its step, and the last one at the end.
+            What it raises ends the run, at whose state a checkpoint is then written (docs/live.md).
+        events: also write events.jsonl, a line for each of these and for what becomes of the run (docs/live.md). Goes
+            on where the folder has one.
+        tensorboard: also write for TensorBoard: ``tensorboard --logdir OUT``. Goes on likewise.
 
     Raises:
         DataError: a data file is missing or corrupt.
         FolderInUse: another process is at this run.
         OSError: the folder cannot be written; a checkpoint is kept, and without one nothing is left behind.
-        ValueError: the folder holds another run, or one of a newer version; or the device cannot be used.
+        ValueError: the folder holds another run, or one of a newer version; or the device cannot be used; or events or
+            tensorboard without a folder, or without that package.
 
     What code of one's own raises is raised here as it is, and the next call goes on from the last checkpoint.
 
@@ -103,6 +114,7 @@ def run(
         (20, None)
     """
     _check_interval(checkpoint_every)
+    _check_outlets(out is not None, events, tensorboard)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"run takes an Experiment, got a {type(experiment).__name__}.")
     experiment, given = handed(experiment, model, loss, metrics)
@@ -115,12 +127,16 @@ def run(
             raise ValueError(f"{folder} is a symbolic link, and not written through.")
         return _run_in(
             folder, experiment, dataset, data_folder,
-            given=given, progress=progress, fresh=fresh, checkpoint_every=checkpoint_every,
+            given=given, progress=progress, fresh=fresh, checkpoint_every=checkpoint_every, listener=listener,
+            events=events, tensorboard=tensorboard,
         )  # fmt: skip
     dataset = open_dataset(experiment, data_folder) if dataset is None else dataset
     with computing(experiment), memory_errors():
         simulation, evaluator = build(experiment, dataset, given)
-        return train(experiment, simulation, evaluator, journal=None, interrupts=Interrupts(), progress=progress)
+        return train(
+            experiment, simulation, evaluator, journal=None, interrupts=Interrupts(), progress=progress,
+            listener=listener,
+        )  # fmt: skip
 
 
 def _warn_of_nobody(e: Experiment) -> None:
@@ -158,6 +174,9 @@ def resume(
     checkpoint_every: float = CHECKPOINT_EVERY,
     trust: bool = False,
     device: str | torch.device | None = None,
+    listener: Listener | None = None,
+    events: bool = False,
+    tensorboard: bool = False,
 ) -> Result:
     """Goes on with the run in a folder, whatever the folder is called now; one that is complete is read.
 
@@ -175,6 +194,7 @@ def resume(
         DataError, FolderInUse, OSError: as for :func:`run`.
     """
     _check_interval(checkpoint_every)
+    _check_outlets(True, events, tensorboard)
     folder = Path(folder).expanduser()
     experiment = settings_of(folder, trust)
     place = None if device is None else str(asked_device(str(device)))
@@ -186,7 +206,7 @@ def resume(
         dataset = same_data(folder, experiment, dataset, data_folder, asked, given)
     return _run_in(
         folder, experiment, dataset, data_folder, given=given, progress=progress, fresh=False,
-        checkpoint_every=checkpoint_every, device=place,
+        checkpoint_every=checkpoint_every, device=place, listener=listener, events=events, tensorboard=tensorboard,
     )  # fmt: skip
 
 
@@ -232,6 +252,16 @@ def _check_interval(seconds: float) -> None:
         raise ValueError(f"checkpoint_every: must be a number of seconds >= 0, got {seconds}.")
 
 
+def _check_outlets(kept: bool, events: bool, tensorboard: bool) -> None:
+    if not kept and (events or tensorboard):
+        raise ValueError(
+            f"{'events' if events else 'tensorboard'}: without a folder there is no place for them; name one as out, "
+            "or take a listener."
+        )
+    if tensorboard:
+        check_installed()
+
+
 def _check_same(folder: Path, there: Experiment, asked: Experiment) -> None:
     if there.digest != asked.digest:
         lines = "\n  - ".join(differences(there, asked))
@@ -243,6 +273,7 @@ def _check_same(folder: Path, there: Experiment, asked: Experiment) -> None:
 def _run_in(
     folder: Path, experiment: Experiment, dataset: Dataset | None, data_folder: str | Path | None, *, given: Given,
     progress: Progress | None, fresh: bool, checkpoint_every: float, device: str | None = None,
+    listener: Listener | None, events: bool, tensorboard: bool,
 ) -> Result:  # fmt: skip
     """The run in its folder; on another device than its own where one is named, which changes no setting of it."""
     folders.check_folder(folder)
@@ -277,11 +308,21 @@ def _run_in(
                     _check_same(folder, Experiment.from_json(other.settings), experiment)
                 raise
             with journal, Interrupts() as interrupts:
-                result = train(
-                    experiment, simulation, evaluator, journal=journal, interrupts=interrupts, progress=progress
-                )
-                result = replace(result, folder=folder)
-                journal.complete(result.summary(), dataset.shape, dataset.classes)
+                outlets = outlets_of(folder, experiment, events, tensorboard)
+                try:
+                    result = train(
+                        experiment, simulation, evaluator, journal=journal, interrupts=interrupts, progress=progress,
+                        listener=listener, outlets=outlets,
+                    )  # fmt: skip
+                    result = replace(result, folder=folder)
+                    journal.complete(result.summary(), dataset.shape, dataset.classes)
+                except BaseException as error:
+                    for outlet in outlets:
+                        with suppress(OSError):  # of a full disk: the first one is raised
+                            outlet.interrupt(error)
+                    raise
+                for outlet in outlets:
+                    outlet.complete(result)
                 return result
 
 
@@ -314,7 +355,7 @@ def _complete_run(folder: Path, experiment: Experiment) -> Result | None:
 
 def train(
     e: Experiment, simulation: Simulation, evaluator: Evaluate, *, journal: Journal | None, interrupts: Interrupts,
-    progress: Progress | None,
+    progress: Progress | None, listener: Listener | None = None, outlets: Sequence[Outlet] = (),
 ) -> Result:  # fmt: skip
     evaluations: list[Evaluation] = []
     columns = columns_of(e, simulation.adversary.task.classes)
@@ -326,6 +367,8 @@ def train(
         stopped, start = journal.stopped, start - journal.seconds
         if began:
             measures = read_measures(journal.folder / folders.METRICS)
+    for outlet in outlets:
+        outlet.begin(began, measures, evaluations)
 
     def evaluate() -> None:
         step = simulation.steps_done
@@ -333,6 +376,9 @@ def train(
         evaluations.append(newest)
         if journal is not None:
             journal.evaluate([str(step), *(f"{value:.9g}" for value in newest.values)])
+        for outlet in outlets:
+            outlet.evaluate(newest)
+        hear(newest)
 
     def receive(take: Callable[[], list[Measures]]) -> list[Measures]:
         """The rows that are known by now, written down; and whether that is how the run ends."""
@@ -347,7 +393,10 @@ def train(
         for row, account in zip(rows, simulation.accounts or [None] * len(rows), strict=True):
             measures.append(row)
             if journal is not None:
-                journal.measure(row.row(), account, simulation.weights)
+                cells = row.row()
+                journal.measure(cells, account, simulation.weights)
+                for outlet in outlets:
+                    outlet.measure(row, cells)
             elif recorder is not None and account is not None:
                 records.extend(recorder.record(account, simulation.weights))
         if rows and stopped is None and simulation.diverged:
@@ -360,6 +409,14 @@ def train(
             rows = [(float(evaluation.step), *evaluation.values) for evaluation in evaluations]
             journal.save(rows, stopped, time.perf_counter() - start)
 
+    def hear(news: Measures | Evaluation) -> None:
+        if listener is not None:
+            try:
+                listener(news)
+            except BaseException:
+                save()
+                raise
+
     def tell(step: int) -> None:
         if progress is not None:
             try:
@@ -370,17 +427,21 @@ def train(
 
     def go_on(take: Callable[[], list[Measures]]) -> None:
         for row in receive(take):
+            hear(row)
             tell(row.step + 1)
 
     while stopped is None and simulation.steps_done < e.steps:
         step = simulation.steps_done
         evaluating = step == 0 or (e.evaluate_every and step % e.evaluate_every == 0)
+        evaluating = evaluating and not (evaluations and evaluations[-1].step == step)  # by a checkpoint that knows it
         if evaluating or interrupts.pending is not None:
             go_on(simulation.settle)  # a device may be a step ahead of what is known
             if stopped is not None:
                 break
         if interrupts.pending is not None:
             save()
+            for outlet in outlets if interrupts.deadly else ():
+                outlet.interrupt(None)
             interrupts.deliver()
         if evaluating:
             evaluate()

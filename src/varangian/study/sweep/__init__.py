@@ -154,7 +154,7 @@ def sweep(
         outcomes = tuple(_collect(out, everything, plan.failed))
         write_runs(out, [*outcomes, *_others(out, everything)])
         write_failed(out, plan.failed, [e.digest for e in mine])
-        record.write(force=True)
+        record.write(ended=True)
     return Sweep(
         outcomes, plan.done, plan.skipped, tuple(plan.failed), len(everything) - len(outcomes), plan.elapsed,
         plan.foretold,

@@ -108,6 +108,8 @@ def manage(plan: Plan, workers: Workers, display: Display, record: Record) -> No
             else:
                 again = "it is tried again" if plan.died(event.experiment, event.value) else "given up"
                 display.say(f"a worker process died ({event.value}) in {event.experiment.name}; {again}")
-            record.write()
         left = [parts[w] * (plan.cost(e) or 0.0) for w, e in busy.items()]
-        display.refresh(len(busy), plan.estimate(left))
+        estimate = plan.estimate(left)
+        plan.left = estimate.seconds
+        display.refresh(len(busy), estimate)
+        record.write()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ...core.checks import cut, printable
 from ...runs.cards import device_of
 from ...runs.environment import processor, versions
 from ...runs.experiment import Experiment
@@ -22,6 +23,7 @@ from ...runs.folders import RESULT
 from ...runs.results import settings_of
 from .places import Place
 
+TOLD = 20  # of those that failed, in the record
 RETRIES = 2  # of a run whose process died
 
 
@@ -64,8 +66,10 @@ class Plan:
     calibrated: dict[tuple[object, ...], list[float]] = field(default_factory=dict)
     before: int = 0
     foretold: float | None = None
+    left: float | None = None  # seconds that the rest takes, as it was last thought
 
     def __post_init__(self) -> None:
+        self.runs = self.skipped + len(self.todo) + self.elsewhere
         self.todo.reverse()  # pop() then takes the first
 
     @property
@@ -173,8 +177,9 @@ class Record:
         self.path = out / "sweeps" / f"{stamp}-{platform.node() or 'host'}-{os.getpid()}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(self, force: bool = False) -> None:
-        if not force and self.plan.elapsed - self.written < 10:
+    def write(self, ended: bool = False) -> None:
+        """At most each ten seconds, but for the end."""
+        if not ended and self.plan.elapsed - self.written < 10:
             return
         self.written = self.plan.elapsed
         plan = self.plan
@@ -185,10 +190,14 @@ class Record:
             "jobs": plan.jobs,
             "threads": plan.threads,
             "cores": cores(),
+            "runs": plan.runs,
             "done": plan.done,
             "complete_before": plan.skipped,
             "failed": len(plan.failed),
             "retried": plan.retried,
+            "failures": [cut(printable(f"{e.name}: {why}")) for e, why in plan.failed[-TOLD:]],
+            "left": None if plan.left is None else round(plan.left, 1),
+            "ended": ended,
             "versions": versions(),
             "processor": processor(),
         }
