@@ -54,14 +54,10 @@ def knobs(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def outlets(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, which now takes what runs are to be written to for whoever follows them."""
-    for name, text in (
-        ("--tensorboard", "also write for TensorBoard, in each run folder; needs varangian[tensorboard]"),
-        ("--events", "also write events.jsonl in each run folder: a JSON line for each step and evaluation"),
-    ):
-        command = click.option(name, is_flag=True, help=text)(command)
-    return command
+OUTLETS = (
+    click.option("--events", is_flag=True, help="also write events.jsonl: a JSON line for whatever happens"),
+    click.option("--tensorboard", is_flag=True, help="also write for TensorBoard; needs varangian[tensorboard]"),
+)
 
 
 def _choices(hint: Any) -> str | None:
@@ -135,7 +131,8 @@ def set_threads(threads: int | None) -> None:
     metavar="SECONDS",
     help="time between two checkpoints, more where they would cost over 1 %; 0 for every step",
 )
-@outlets
+@OUTLETS[0]
+@OUTLETS[1]
 @click.pass_context
 def run_command(
     context: click.Context, config: Path | None, out: Path, data: Path | None, threads: int | None, as_json: bool,

@@ -33,6 +33,7 @@ from ..study.report.layout import groups
 from ..study.report.legacy import import_runs
 from ..study.sweep import Sweep, find_devices, sweep
 from ..study.tune import Search, Tuning, tune, written
+from .runs import OUTLETS
 
 output = Console()
 notices = Console(stderr=True)
@@ -109,6 +110,8 @@ class _Asked:
     time_budget: float | None
     ray: str | None
     dry_run: bool
+    events: bool
+    tensorboard: bool
 
     def how(self) -> dict[str, Any]:
         """For the functions of the library that the commands call."""
@@ -120,6 +123,8 @@ class _Asked:
             "ray": self.ray,
             "data_folder": self.data,
             "notices": notices,
+            "events": self.events,
+            "tensorboard": self.tensorboard,
             "command": shlex.join(["varangian", *sys.argv[1:]]),
         }
 
@@ -178,6 +183,7 @@ def _sweeping(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--dry-run", is_flag=True, help="say which runs there are and how long they should take; 2 min at most"
         ),
+        *OUTLETS,
     )
 
     @wraps(command)

@@ -19,6 +19,7 @@ from ..runs.building import open_dataset
 from ..runs.experiment import HASHES, ConfigurationError, Experiment
 from ..runs.fields import NAMED
 from ..runs.files import write_whole
+from ..runs.live.events import EventLog, one_line
 from .grid import SETTINGS, Grid, plain, read_content, replaced, values_of
 from .outcomes import Outcome, write_csv
 from .sweep import Sweep, sweep
@@ -308,6 +309,8 @@ def tune(
     data_folder: str | Path | None = None,
     notices: Console | None = None,
     command: str = "varangian.tune(...)",
+    events: bool = False,
+    tensorboard: bool = False,
 ) -> Tuning:
     """The settings that are best in the worst case, after training all that were to be tried and are not complete yet.
 
@@ -338,7 +341,7 @@ def tune(
             )
     swept = sweep(
         search.grid, out, jobs=jobs, threads=threads, shard=shard, time_budget=time_budget, ray=ray,
-        data_folder=data_folder, notices=notices, command=command,
+        data_folder=data_folder, notices=notices, command=command, events=events, tensorboard=tensorboard,
     )  # fmt: skip
     found = {replace(o.experiment, **dict.fromkeys(HASHES)).digest: o for o in swept.outcomes}
     axes = [name for name in Grid({**search.settings, **search.tried[0]}, search.seeds).axes if name != "seed"]
@@ -360,6 +363,11 @@ def tune(
         test = _by_condition(outcomes, axes, "chosen_accuracy")
     tuning = Tuning(tuple(whole), incomplete, chosen, experiment, test, swept)
     _write(out, tuning, list(search.search))
+    if swept.events is not None and chosen is not None:
+        log = EventLog(swept.events, keep=swept.events.stat().st_size)
+        said = {name: written(value) for name, value in chosen.settings.items()}
+        log.write("chosen", settings=said, validation=chosen.objective, under=one_line(chosen.worst))
+        log.close()
     return tuning
 
 

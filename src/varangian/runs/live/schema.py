@@ -41,10 +41,10 @@ class RunBegun(_Timed):
 
 
 class SweepBegun(_Timed):
-    """A sweep or a tuning starts: of ``runs`` in all, ``complete`` are complete, and ``todo`` are to do here."""
+    """A sweep starts, also that of a tuning. Of its ``runs`` so many are ``complete``, and ``todo`` are to do here."""
 
     event: Literal["begun"]
-    what: Literal["sweep", "tune"]
+    what: Literal["sweep"]
     version: Literal[1]
     command: Line
     runs: Count
@@ -119,13 +119,13 @@ class SweepComplete(_Timed):
     seconds: Annotated[float, Field(ge=0)]
 
 
-class TuneComplete(_Timed):
-    """What was chosen, None where runs are missing; and its accuracy on the data set aside under the worst attack."""
+class Chosen(_Timed):
+    """What a tuning chose, as text; its accuracy on the data set aside, and the condition under which that is least."""
 
-    event: Literal["complete"]
-    what: Literal["tune"]
-    chosen: dict[str, Any] | None
-    objective: Number | None
+    event: Literal["chosen"]
+    settings: dict[Line, Line]
+    validation: Number
+    under: Line
 
 
 _columns: dict[str, Any] = dict.fromkeys(EVERY_COLUMN, (Number | None, None))
@@ -135,8 +135,8 @@ Step = create_model("Step", __base__=_Event, **_columns)
 Step.__doc__ = "The measures of a step, as a row of metrics.csv; what means nothing there is left out."
 
 _Begun = Annotated[RunBegun | SweepBegun, Field(discriminator="what")]
-_Complete = Annotated[RunComplete | SweepComplete | TuneComplete, Field(discriminator="what")]
-_KINDS: Any = Union[_Begun, Step, Evaluated, OfRun, Stopped, Interrupted, Failed, _Complete]  # noqa: UP007
+_Complete = Annotated[RunComplete | SweepComplete, Field(discriminator="what")]
+_KINDS: Any = Union[_Begun, Step, Evaluated, OfRun, Chosen, Stopped, Interrupted, Failed, _Complete]  # noqa: UP007
 _LINE: Any = Annotated[_KINDS, Field(discriminator="event")]
 _ANY: TypeAdapter[Any] = TypeAdapter(_LINE)
 

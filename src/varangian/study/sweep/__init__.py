@@ -20,6 +20,7 @@ from ...runs.building import identified
 from ...runs.experiment import Experiment
 from ...runs.files import folders_in
 from ...runs.interrupts import termination_interrupts
+from ...runs.live import check_installed
 from ...runs.running import check_writable
 from ...simulation.data import Dataset
 from ..grid import Grid, record_grid
@@ -43,6 +44,7 @@ class Sweep:
         left: how many it did not come to, for lack of time or because another shard has them.
         seconds: of wall-clock time.
         estimate: how long the runs that were to do were thought to take; None where nobody asked, or knows.
+        events: the file of its events; None where nobody asked for them.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -52,6 +54,7 @@ class Sweep:
     left: int
     seconds: float
     estimate: float | None = None
+    events: Path | None = None
 
 
 def sweep(
@@ -67,6 +70,8 @@ def sweep(
     dry_run: bool = False,
     notices: Console | None = None,
     command: str = "varangian.sweep(...)",
+    events: bool = False,
+    tensorboard: bool = False,
 ) -> Sweep:
     """What all experiments came to, after running those that are not complete yet; and their table.
 
@@ -91,11 +96,14 @@ def sweep(
         dry_run: only time a few steps of some runs, for the estimate, in two minutes at most; nothing is written.
         notices: where progress is shown; None for nowhere but the log, ``logging.getLogger("varangian.study.sweep")``.
         command: what the record says it was started by.
+        events: each run writes events.jsonl in its folder, and the sweep one beside its record in ``sweeps/``
+            (docs/live.md). What is complete stays as it is.
+        tensorboard: each run also writes for TensorBoard: ``tensorboard --logdir OUT``.
 
     Raises:
         ValueError: an impossible shard, number of jobs or time; a device that is not here; an experiment with a model,
             data set or the like that was handed over in Python and has no name; ``ray`` where Ray is not installed or
-            no cluster answers, or one without GPUs for runs that need them.
+            no cluster answers, or one without GPUs for runs that need them; ``tensorboard`` without that package.
         DataError: data of one's own cannot be opened.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; what is complete is kept and in the table, and runs that were under
             way go on from where they were when the sweep is started again.
@@ -111,6 +119,8 @@ def sweep(
     number, shards = shard
     if not 1 <= number <= shards:
         raise ValueError(f"a shard i/N needs 1 <= i <= N, got {number}/{shards}.")
+    if tensorboard:
+        check_installed()
     asked = _listed(experiments)
     grids = [item for item in asked if isinstance(item, Grid)]
     out = Path(out).expanduser()
@@ -132,7 +142,7 @@ def sweep(
     jobs = min(jobs, max(1, len(todo)))
     plan = Plan(
         out, jobs, threads, time_budget, data_folder, todo, len(mine) - len(todo), len(everything) - len(mine),
-        dealt[:jobs],
+        dealt[:jobs], events, tensorboard,
     )  # fmt: skip
     plan.learn(folders[e] for e in mine if complete(folders[e]))
     if dry_run:
@@ -142,22 +152,27 @@ def sweep(
         record_grid(out, grid)
     record = Record(out, command, plan)
     workers = ray_workers(ray, plan, wanted) if ray is not None else LocalWorkers(plan)
+    failure: BaseException | None = None
     try:
         with termination_interrupts(), workers, Display(plan, notices) as display:
             for note in chain.from_iterable(grid.notes for grid in grids):
                 display.say(note)
             manage(plan, workers, display, record)
-    except KeyboardInterrupt:  # from here, not from whatever line it was waiting in
+    except KeyboardInterrupt as error:  # from here, not from whatever line it was waiting in
+        failure = error
         complete_now = sum(complete(folder) for folder in folders.values())
         raise KeyboardInterrupt(f"{complete_now} of {len(mine)} runs are complete; the same call goes on.") from None
+    except BaseException as error:
+        failure = error
+        raise
     finally:
         outcomes = tuple(_collect(out, everything, plan.failed))
         write_runs(out, [*outcomes, *_others(out, everything)])
         write_failed(out, plan.failed, [e.digest for e in mine])
-        record.write(ended=True)
+        record.close(failure)
     return Sweep(
         outcomes, plan.done, plan.skipped, tuple(plan.failed), len(everything) - len(outcomes), plan.elapsed,
-        plan.foretold,
+        plan.foretold, None if record.log is None else record.log.path,
     )  # fmt: skip
 
 

@@ -77,7 +77,9 @@ class _RayWorkers:
     def give(self, worker: int, task: str, experiment: Experiment) -> None:
         out = str((self.plan.out / "runs").resolve())
         text = anywhere(experiment).to_json()
-        reference = self.task.remote(text, out, self.plan.threads, self.plan.data_folder, self.luggage)
+        reference = self.task.remote(
+            text, out, self.plan.threads, self.plan.data_folder, self.luggage, self.plan.events, self.plan.tensorboard,
+        )  # fmt: skip
         self.running[reference] = worker, experiment
 
     def events(self) -> list[Event]:
@@ -103,11 +105,13 @@ class _RayWorkers:
 _OPENED: dict[str, Dataset] = {}  # of this process, when Ray runs tasks in it
 
 
-def _ray_run(text: str, out: str, threads: int, data_folder: str | None, luggage: Luggage) -> float:
+def _ray_run(
+    text: str, out: str, threads: int, data_folder: str | None, luggage: Luggage, events: bool, tensorboard: bool
+) -> float:
     torch.set_num_threads(threads)
     unpack(luggage)
     experiment = Experiment.from_json(text)
     if experiment.dataset not in _OPENED:
         _OPENED.clear()
         _OPENED[experiment.dataset] = open_dataset(experiment, data_folder)
-    return run(experiment, out, dataset=_OPENED[experiment.dataset]).seconds
+    return run(experiment, out, dataset=_OPENED[experiment.dataset], events=events, tensorboard=tensorboard).seconds

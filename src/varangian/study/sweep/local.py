@@ -96,6 +96,7 @@ class LocalWorkers:
         place = self.plan.places[number] if self.plan.places else None
         arguments = (
             theirs, str(self.plan.out / "runs"), self.plan.threads, self.plan.data_folder, packed(), place is not None,
+            self.plan.events, self.plan.tensorboard,
         )  # fmt: skip
         process = context.Process(target=_work, args=arguments, daemon=True)
         with seeing(place):
@@ -163,7 +164,8 @@ def _how(status: int | None) -> str:
 
 
 def _work(
-    pipe: Connection, out: str, threads: int, data_folder: str | None, luggage: Luggage, on_card: bool
+    pipe: Connection, out: str, threads: int, data_folder: str | None, luggage: Luggage, on_card: bool,
+    events: bool, tensorboard: bool,
 ) -> None:  # fmt: skip
     """A worker process: does what comes through the pipe until nobody holds its other end, or its card fails it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
@@ -190,7 +192,9 @@ def _work(
             if task == "calibrate":
                 pipe.send(("calibrated", time_of(experiment, opened[1])))
             else:
-                result = run(experiment, out, dataset=opened[1], progress=_reporter(pipe))
+                result = run(
+                    experiment, out, dataset=opened[1], progress=_reporter(pipe), events=events, tensorboard=tensorboard
+                )
                 pipe.send(("done", result.seconds))
         except (KeyboardInterrupt, BrokenPipeError):
             return

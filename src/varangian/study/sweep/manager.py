@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...runs.experiment import Experiment
+from ...runs.live.events import one_line
 from .display import Display
 from .plan import Plan, Record, kind_of_run
 
@@ -89,6 +90,7 @@ def manage(plan: Plan, workers: Workers, display: Display, record: Record) -> No
             busy[worker], parts[worker] = experiment, 1.0
             workers.give(worker, "run", experiment)
             display.started(worker, experiment)
+            record.tell("started", experiment)
         for event in workers.events():
             if event.kind == "step":
                 step, newest = event.value
@@ -100,7 +102,10 @@ def manage(plan: Plan, workers: Workers, display: Display, record: Record) -> No
             if event.kind == "done":
                 plan.done += 1
                 plan.measured.setdefault(kind_of_run(event.experiment), []).append(event.value)
-            elif event.kind == "failed":
+                record.tell("complete", event.experiment, seconds=round(event.value, 3))
+                continue
+            record.tell(event.kind, event.experiment, why=one_line(event.value))
+            if event.kind == "failed":
                 plan.failed.append((event.experiment, event.value))
                 display.say(f"failed: {event.experiment.name}: {event.value}")
             elif event.kind == "elsewhere":  # in the hands of another sweep, which will complete it

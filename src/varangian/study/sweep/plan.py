@@ -15,11 +15,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ...core.checks import cut, printable
+from ...core.references import said_of
 from ...runs.cards import device_of
 from ...runs.environment import processor, versions
 from ...runs.experiment import Experiment
 from ...runs.files import number, read_json, write_whole
 from ...runs.folders import RESULT
+from ...runs.live.events import VERSION, EventLog, one_line
 from ...runs.results import settings_of
 from .places import Place
 
@@ -57,6 +59,8 @@ class Plan:
     skipped: int
     elsewhere: int
     places: tuple[Place, ...] = ()  # the card of each job; none where no run is on one
+    events: bool = False  # whether runs, and this sweep, write down what happens
+    tensorboard: bool = False
     start: float = field(default_factory=time.monotonic)
     done: int = 0
     failed: list[tuple[Experiment, str]] = field(default_factory=list)
@@ -176,6 +180,35 @@ class Record:
         stamp = self.started.strftime("%Y%m%dT%H%M%SZ")
         self.path = out / "sweeps" / f"{stamp}-{platform.node() or 'host'}-{os.getpid()}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.log: EventLog | None = None
+        if plan.events:
+            self.log = EventLog(self.path.with_suffix(".jsonl"))
+            self.log.write(
+                "begun", version=VERSION, what="sweep", command=one_line(command), runs=plan.runs,
+                complete=plan.skipped, todo=len(plan.todo), jobs=plan.jobs, threads=plan.threads, pid=os.getpid(),
+            )  # fmt: skip
+
+    def tell(self, state: str, experiment: Experiment, **values: object) -> None:
+        """What became of a run, where events are asked for."""
+        if self.log is not None:
+            self.log.write("run", state=state, folder=f"runs/{experiment.name}-{experiment.digest}", **values)
+
+    def close(self, error: BaseException | None) -> None:
+        """The last words."""
+        self.write(ended=True)
+        if self.log is None:
+            return
+        plan = self.plan
+        if isinstance(error, KeyboardInterrupt):
+            self.log.write("interrupted")
+        elif error is not None:
+            self.log.write("failed", why=one_line(said_of(error)))
+        else:
+            self.log.write(
+                "complete", what="sweep", done=plan.done, failed=len(plan.failed),
+                left=plan.runs - plan.skipped - plan.done - len(plan.failed), seconds=round(plan.elapsed, 1),
+            )  # fmt: skip
+        self.log.close()
 
     def write(self, ended: bool = False) -> None:
         """At most each ten seconds, but for the end."""

@@ -53,15 +53,18 @@ def shown(view: View, width: int, rows: int) -> Group:
         ("time", "right", [Text(_time(run)) for run in told]),
     ]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    rest = width
     for heading, justify, cells in columns:
-        table.add_column(heading, justify=justify, min_width=max(len(heading), *map(len, cells)))
-    table.add_column("run", no_wrap=True, overflow="ellipsis", min_width=8)
+        broad = max(len(heading), *map(len, cells))
+        rest -= broad + 2
+        table.add_column(heading, justify=justify, min_width=broad, no_wrap=True)
+    table.add_column("run", no_wrap=True, overflow="ellipsis", max_width=max(8, rest - 2))
     for row in zip(*(cells for *_, cells in columns), map(Text, names), strict=True):
         table.add_row(*row)
     more = len(view.runs) - len(told)
-    rest = [Text(f"and {more:,} more", style="dim")] if more else []
+    others = [Text(f"and {more:,} more", style="dim")] if more else []
     said = [Text(f"all {lead}-...", style="dim", overflow="ellipsis", no_wrap=True)] if lead else []
-    return Group(*lines, *said, table, *rest)
+    return Group(*lines, *said, table, *others)
 
 
 def _single(run: RunSeen, width: int) -> list[Text | Table]:

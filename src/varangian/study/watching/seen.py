@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ...core.checks import cut, printable
 from ...runs.files import MAX_ENTRIES, no_follow, number, number_of, read_json, whole, whole_of
-from ...runs.folders import ENVIRONMENT, EVALUATIONS, EVENTS, LOCK, MAX_JSON, METRICS, RESULT, SETTINGS
+from ...runs.folders import EVALUATIONS, EVENTS, LOCK, MAX_JSON, METRICS, RESULT, SETTINGS, sessions_of
 
 State = Literal["running", "quiet", "complete", "stopped", "unreadable"]
 RECENT = 15.0  # seconds after which a run that no process of this machine holds is no longer taken for running
@@ -262,9 +262,10 @@ def _under_way(folder: Path, held: frozenset[tuple[int, int, int]] | None, now: 
     _, evaluations = _tail(folder / EVALUATIONS)
     curve = _curve(evaluations)
     rate = left = None
-    if running and step:
-        began, started = _session(folder / ENVIRONMENT)
-        took = now - (age or 0.0) - started
+    sessions = sessions_of(folder)
+    if running and step and sessions:
+        began, started = whole(sessions[-1]["from_step"], "from_step"), str(sessions[-1]["started"])
+        took = now - (age or 0.0) - datetime.fromisoformat(started).timestamp()
         if step > began and took > 0:
             rate = (step - began) / took
             left = (steps - step) / rate
@@ -305,12 +306,6 @@ def _tail(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         return [], []
     rows = [line.split(",") for line in body.split("\n")[:-1]]
     return header, [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
-
-
-def _session(path: Path) -> tuple[int, float]:
-    """The step from which on the run is computed now, and since when."""
-    last = read_json(path, MAX_JSON)["sessions"][-1]
-    return whole(last["from_step"], "from_step"), datetime.fromisoformat(str(last["started"])[:40]).timestamp()
 
 
 def _sweeps(folder: Path, now: float, notes: list[str]) -> Iterator[SweepSeen]:
