@@ -353,6 +353,6 @@ def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> N
 
 def test_sparklines() -> None:
     assert sparkline([], 5) == ""
-    assert sparkline([0.5], 5) == "▁"
-    assert sparkline([0.5, 0.5], 5) == "▁▁"
-    assert sparkline([0, 1, 0, 1], 2) == "▁█"
+    assert sparkline([0.5], 5) == "▅"
+    assert sparkline([0.0, 1.0, 0.3], 5) == "▁█▃"
+    assert sparkline([0.0] * 5 + [1.0], 3) == "▁▁█"

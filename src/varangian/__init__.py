@@ -118,6 +118,7 @@ if TYPE_CHECKING:
     from .runs.folders import FolderInUse as FolderInUse
     from .runs.holdings import Heterogeneity as Heterogeneity
     from .runs.holdings import heterogeneity as heterogeneity
+    from .runs.live.schema import read_events as read_events
     from .runs.replaying import Replay as Replay
     from .runs.replaying import replay as replay
     from .runs.results import Evaluation as Evaluation
@@ -147,6 +148,7 @@ if TYPE_CHECKING:
     from .study.tune import Search as Search
     from .study.tune import Tuning as Tuning
     from .study.tune import tune as tune
+    from .study.watching import Watcher as Watcher
 
 __version__ = "0.1.0"
 
@@ -176,6 +178,7 @@ _HOMES = {
     "core.quarantine": "Quarantine Watched",
     "core.randomness": "Draw",
     "runs.holdings": "Heterogeneity heterogeneity",
+    "runs.live.schema": "read_events",
     "runs.replaying": "Replay replay",
     "runs.results": "Evaluation Result load_model read",
     "runs.running": "resume run",
@@ -188,6 +191,7 @@ _HOMES = {
     "study.grid": "Grid",
     "study.sweep": "Sweep sweep",
     "study.tune": "Search Tuning tune",
+    "study.watching": "Watcher",
     "core.suspects": "Detection detection",
     "core.theory": "empirical_kappa",
     "core.transforms": "Clip Momentum SharedMomentum Transform",

@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "sweep": (".study", "sweep_command", "All runs of a grid: settings whose values are lists multiply."),
     "tune": (".study", "tune_command", "The learning rate, momentum, clip ... that are best under the worst attack."),
-    "watch": (".watch", "watch_command", "Follow runs and sweeps in the terminal."),
+    "watch": (".watch", "watch_command", "Follow the runs in a folder, of a sweep or single ones, in the terminal."),
 }
 
 # What others call a command, and what it is called here.

@@ -33,7 +33,7 @@ ROWS = 20  # runs that are told where there is no terminal that says how many fi
 def watch_command(
     context: click.Context, folder: Path, once: bool, as_json: bool, rows: int | None, interval: float | None
 ) -> None:
-    """Follow the runs in a folder: those of a sweep, of varangian run, or a single one.
+    """Follow the runs in a folder, of a sweep or single ones, in the terminal.
 
     \b
     Example: varangian watch runs

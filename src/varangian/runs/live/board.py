@@ -16,13 +16,13 @@ from ..experiment import Experiment
 from ..folders import BOARD
 from ..results import Evaluation, Result
 
-BETWEEN = 0.05  # seconds, at least, between two rows of measures: a row takes some 150 µs
+BETWEEN = 0.2  # seconds, at least, between two rows of measures: a row takes half a millisecond, most of it in a thread
 FLUSHED = 2  # seconds until they are in the file
 MOST = 1000  # rows of what came before; TensorBoard shows no more of a curve
 
 
 class Board:
-    """Every evaluation, and up to 20 rows of measures a second, the first and the last among them."""
+    """Every evaluation, and up to five rows of measures a second, the first and the last among them."""
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         self._writer: Any = None

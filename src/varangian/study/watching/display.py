@@ -109,19 +109,16 @@ def _time(run: RunSeen) -> str:
     return "" if run.age is None else f"{duration(run.age)} ago"
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """The last values as blocks, the least to the greatest.
+def sparkline(shares: Sequence[float], width: int) -> str:
+    """Shares from 0 to 1 as blocks, of many so many that are as far apart, the last among them.
 
     Example:
-        >>> sparkline([0.1, 0.4, 0.8], 8)
-        '▁▄█'
+        >>> sparkline([0.1, 0.4, 0.8], 8), sparkline([0.0] * 50 + [1.0] * 50, 4)
+        ('▁▄▇', '▁▁██')
     """
-    values = list(values)[-width:]
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BLOCKS[int((value - low) * scale)] for value in values)
+    number = min(len(shares), width)
+    places = [(len(shares) * (i + 1)) // number - 1 for i in range(number)]
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, max(0, int(shares[i] * len(BLOCKS))))] for i in places)
 
 
 def _apart(names: Sequence[str]) -> tuple[str, list[str]]:

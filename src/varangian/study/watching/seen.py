@@ -164,7 +164,7 @@ class Watcher:
         >>> import tempfile
         >>> import varangian as vg
         >>> with tempfile.TemporaryDirectory() as out:
-        ...     watcher = Watcher(Path(out))
+        ...     watcher = Watcher(out)
         ...     before = watcher.look().counts
         ...     kept = vg.run(vg.Experiment(model="linear", steps=2), out)
         ...     after = watcher.look()
@@ -172,8 +172,8 @@ class Watcher:
         ({}, {'complete': 1}, True, True)
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
         self._complete: dict[Path, tuple[tuple[int, int], RunSeen]] = {}
 
     def look(self) -> View:
