@@ -108,6 +108,30 @@ def test_a_card_of_anybodys_cannot_write_into_the_page(tmp_path: Path) -> None:
     assert all(line.startswith("| ") or not line for line in table([mine]).splitlines())
 
 
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("settings", "n"), 0), (("settings", "n"), 10**9), (("settings", "f"), -1), (("breakdown", 0, "n"), 10**9),
+        (("trained", 0, "accuracies", "none"), ["nan"]), (("trained", 0, "accuracies", "none"), []),
+        (("trained", 0, "accuracies", "none"), [7]), (("kappa", 0, "found"), "nan"), (("cost", "time", 0, "d"), 0),
+        (("cost", "time", 0, "seconds"), "nan"), (("noise", 0, "n"), 0),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_card_has_are_refused(where: tuple[Any, ...], value: Any) -> None:
+    content = card().to_dict()
+    inner = content
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    with pytest.raises(ValueError, match="this is no score card: "):
+        Card.from_dict(content)
+
+
+def test_a_card_of_many_workers_has_a_page_that_ends(tmp_path: Path) -> None:
+    many = card(breakdown=tuple(Breakdown(10_000, f, f + 1, None, "somehow") for f in range(3)))
+    assert len(read(write_page(many, tmp_path))) < 100_000
+
+
 def test_the_index_stands_by_score_and_leads_to_every_card(tmp_path: Path) -> None:
     cards = [card("krum", 0.5), card("mda", 0.9), card(), attack(), attack("zero", None)]
     path = write_index(cards, tmp_path)

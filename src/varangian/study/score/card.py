@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ...core.checks import cut
 from ...core.specs import reason
@@ -21,6 +21,14 @@ Kind = Literal["rule", "mixing", "attack"]
 FORMAT = 1
 STORED = "cards.json"  # of the package: one card of each built-in rule, of the usual compositions and of each attack
 DIGITS = 4  # significant ones that a card keeps
+
+# What a card that somebody else wrote may hold: pages and advice count with these.
+Number = Annotated[int, Field(ge=0, le=10_000)]  # of workers
+Some = Annotated[int, Field(ge=1, le=10_000)]
+Part = Annotated[float, Field(ge=0, le=1)]
+Length = Annotated[int, Field(ge=1, le=10**12)]
+Amount = Annotated[float, Field(ge=0)]
+Seeds = Annotated[tuple[Part, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,8 @@ class Settings:
 
     dataset: str
     model: str
-    n: int
-    f: int
+    n: Some
+    f: Number
     steps: int
     batch_size: int
     learning_rate: float
@@ -95,10 +103,10 @@ class Breakdown:
         how: what these attackers sent, and from where.
     """
 
-    n: int
-    f: int
-    moved: int | None
-    refused: int | None
+    n: Some
+    f: Number
+    moved: Number | None
+    refused: Number | None
     how: str = ""
 
     @property
@@ -124,11 +132,11 @@ class Kappa:
         proved: an upper bound that a paper proves; None where none is known, and behind mixings.
     """
 
-    n: int
-    f: int
-    found: float
-    least: float
-    proved: float | None
+    n: Some
+    f: Number
+    found: Amount
+    least: Amount
+    proved: Amount | None
 
 
 @dataclass(frozen=True)
@@ -143,8 +151,8 @@ class Worst:
         distance: how far from the honest mean it lies itself, in the same unit.
     """
 
-    n: int
-    f: int
+    n: Some
+    f: Number
     direction: str
     damage: float
     distance: float
@@ -207,8 +215,8 @@ class Trained:
 
     partition: str
     momentum_at: str
-    f: int
-    accuracies: Mapping[str, tuple[float, ...]]
+    f: Number
+    accuracies: Mapping[str, Seeds]
     stopped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     def each(self) -> Iterator[Accuracy]:
@@ -238,8 +246,8 @@ class Noise:
     """What a rule that expects f attackers loses where there is none, in one step: the mean squared error on vectors
     drawn from a normal distribution about zero, relative to that of their mean."""
 
-    n: int
-    f: int
+    n: Some
+    f: Number
     error: float
 
 
@@ -258,10 +266,10 @@ class Breaks:
 
     rule: str
     partition: str
-    f: int | None
-    most: int
-    accuracy: float
-    calm: float
+    f: Number | None
+    most: Number
+    accuracy: Part
+    calm: Part
 
 
 @dataclass(frozen=True)
@@ -277,10 +285,10 @@ class Time:
     """Seconds of one aggregation of n vectors of length d (float32, one thread), and how often as many as their plain
     mean takes, in the same process."""
 
-    n: int
-    d: int
-    seconds: float
-    relative: float
+    n: Some
+    d: Length
+    seconds: Amount
+    relative: Amount
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .card import NONE, STORED, Accuracy, Breakdown, Card, Settings, place
 from .folder import CARDS, file_of
 
 INDEX, README, TABLE, FIGURES = "index.html", "README.md", "table.md", "figures"
+COLUMNS = 60  # numbers of attackers in a table
 OURS = "<!-- made by varangian score, which replaces it -->"
 TONES = {"SOUND": "holds", "WEAK": "fails", "BROKEN": "fails", "not robust": "fails"}
 PLACES = {"server": "momentum at server", "worker": "momentum at workers"}
@@ -338,7 +339,7 @@ def _page(card: Card, cards: Sequence[Card]) -> dict[str, Any]:
         "daggers": daggers,
         "undone": [_undone(b) for b in tested],
         "undone_n": tested[0].n if tested else 0,
-        "undone_columns": range(1, tested[0].n) if tested else (),
+        "undone_columns": range(1, min(tested[0].n, COLUMNS + 1)) if tested else (),
         "kappas": [
             (
                 f"{k.n}", f"{k.f}", _written(k.found), f"{k.least:.3g}",
@@ -461,7 +462,7 @@ def _attacks(card: Card) -> tuple[list[dict[str, Any]], str]:
 
 def _undone(b: Breakdown) -> dict[str, Any]:
     tiles = []
-    for count in range(1, b.n):
+    for count in range(1, min(b.n, COLUMNS + 1)):
         moved = b.moved is not None and count >= b.moved
         refused = b.refused is not None and count >= b.refused
         if not (moved or refused):
