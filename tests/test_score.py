@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import varangian as vg
-from varangian.study.score import Card, breaking, card, training
+from varangian.study.score import Card, breaking, card, folder, training
 from varangian.study.score.subject import BEHIND, Subject, subject_of
 from varangian.study.score.verdict import verdict
 
+Program = Callable[..., Any]
 FIRST_ROW = '''
 from dataclasses import dataclass
 import varangian as vg
@@ -147,3 +150,138 @@ def test_subjects_are_told_apart() -> None:
 def test_the_cards_of_the_package_can_be_read() -> None:
     assert card.stored()
     assert len({(c.kind, c.name) for c in card.stored()}) == len(card.stored())
+
+
+def test_classes_and_objects_are_what_their_texts_are() -> None:
+    assert subject_of(vg.MultiKrum(3, m=2)) == subject_of("multi-krum(m=2)")
+    assert subject_of(vg.Krum, pre=vg.NearestNeighborMixing(1)) == subject_of("krum", pre=["nnm"])
+    assert subject_of(vg.Little(2.0)).attack == "little(factor=2.0)"
+    with pytest.raises(ValueError, match="a text, a class or an object, got 3"):
+        subject_of(3)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> card.Settings:
+    """Trainings of two steps, under two attacks."""
+    whole = training.settings()
+    found = replace(whole, steps=2, seeds=(1, 2), attacks=("nan", "label-flip"), partitions=("iid",))
+    monkeypatch.setattr(training, "settings", lambda quick=False: found)
+    return found
+
+
+def test_a_card_is_the_same_each_time_but_for_its_cost(short: card.Settings) -> None:
+    cards = [vg.score("trimmed-mean", pre=["nnm"]) for _ in range(2)]
+    assert replace(cards[0], cost=card.Cost()) == replace(cards[1], cost=card.Cost())
+    made = cards[0]
+    assert {(a.attack, a.partition, a.momentum_at) for a in made.accuracies} == {
+        (attack, "iid", place) for attack in (None, "nan", "label-flip") for place in ("server", "worker")
+    }
+    assert all(len(a.seeds) == 2 for a in made.accuracies)
+    assert made.score is not None
+    assert [b.f for b in made.breakdown] == list(range(made.declared + 1)) == [0, 1, 2, 3, 4, 5]
+    assert all(b.holds for b in made.breakdown)
+    assert [c.subject for c in made.conformance] == ["nnm", "trimmed-mean"]
+    assert all(k.found >= 0.99 * k.least for k in made.kappa)
+    assert made.noise[0].error == pytest.approx(1)
+    assert made.noise[5].error > 1.1
+    assert made.cost.time
+
+
+def test_what_raises_is_told_and_the_rest_is_measured(short: card.Settings, tmp_path: Path) -> None:
+    text = FIRST_ROW.replace("return x[0].clone()", "return x[0].clone() if x.shape[1] < 99 else x.nothing")
+    (tmp_path / "raises.py").write_text(text)
+    made = vg.score(f"{tmp_path / 'raises.py'}:FirstRow")
+    assert made.verdict[0].startswith("BROKEN")
+    assert all(a.mean == 0.1 and a.stopped == 2 for a in made.accuracies)
+    assert made.accuracies[0].why.startswith("raised AttributeError at ")
+    assert any("it learns nothing, also without attack (raised AttributeError" in line for line in made.verdict)
+    assert made.breakdown
+    assert not made.cost.time
+    assert any("time and memory" in untried.what and "nothing" in untried.why for untried in made.untried)
+
+
+def test_a_slow_rule_is_not_waited_for(short: card.Settings, tmp_path: Path) -> None:
+    text = FIRST_ROW.replace("return x[0]", "__import__('time').sleep(0.06); return x[0]")
+    (tmp_path / "slow.py").write_text(text)
+    made = vg.score(f"{tmp_path / 'slow.py'}:FirstRow", budget=1.0)
+    assert not made.breakdown
+    assert made.score is None
+    why = {what: untried.why for untried in made.untried for what in untried.what.split(", ")}
+    assert "one aggregation takes 0.06" in why["kappa"]
+    assert "within 1 s" in why["trainings under label-flip"]
+
+
+def test_what_an_attack_breaks(short: card.Settings) -> None:
+    made = vg.score("little", cards=())
+    assert made.kind == "attack"
+    assert {b.rule for b in made.breaks} == {victim.name for victim in training.victims()}
+    assert made.score is None
+    assert Card.from_json(made.to_json()) == made
+
+
+def test_an_attack_that_raises_breaks_nothing(short: card.Settings, tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(
+        "import varangian as vg\n\nclass Fails(vg.Attack):\n    def craft(self, seen):\n        return seen.nothing\n"
+    )
+    made = vg.score(f"{tmp_path / 'fails.py'}:Fails", cards=())
+    assert not made.breaks
+    assert made.verdict[0].startswith("BROKEN: it does not keep its contract")
+    assert any("against krum" in untried.what and "nothing" in untried.why for untried in made.untried)
+
+
+def test_the_command_prints_a_page_or_json_and_keeps_the_card(short: card.Settings, varangian: Program) -> None:
+    Path("first.py").write_text(FIRST_ROW)
+    end = varangian("score", "first.py:FirstRow", "--out", "kept")
+    assert end.status == 0
+    assert end.out.splitlines()[0] == "first.py:FirstRow"
+    assert "BROKEN: told to expect 1 attacker of 11, it is undone by 1" in end.out
+    assert "from place 1 of 11" in " ".join(end.out.split())
+    assert max(map(len, end.out.splitlines())) <= 80
+    [path] = Path("kept", "cards").iterdir()
+    assert end.err.strip().endswith(f"Card: {path}")
+    assert Card.from_json(path.read_text()).rule == "first.py:FirstRow"
+    assert len(card.cards_of(Path("kept", "cards.json").read_text())) == 1
+    end = varangian("score", "first.py:FirstRow", "--json")
+    assert end.status == 0
+    assert Card.from_json(end.out).rule == "first.py:FirstRow"
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ((), "needs a NAME"),
+        (("medain",), "Did you mean 'median'?"),
+        (("nothing.py:Here",), "nothing.py"),
+        (("krum(f=1)",), "leave f=1 out"),
+        (("krum", "--pre", "nmm"), "nnm"),
+        (("krum", "--behind", "median"), "is for a mixing"),
+        (("krum", "--jobs", "2"), "--jobs is of --all"),
+        (("krum", "--budget", "soon"), "is not a time"),
+        (("krum", "--budget", "0s"), "is not a time"),
+        (("--all",), "--all needs --out DIR"),
+        (("krum", "--all", "--out", "x"), "leave NAME out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(said: tuple[str, ...], wrong: str, varangian: Program) -> None:
+    end = varangian("score", *said)
+    assert end.status == 2
+    assert end.out == ""
+    assert wrong in end.err
+    assert end.err.count("\n") == 1
+    assert not Path("x").exists()
+
+
+def test_all_of_them_go_on_where_they_were(short: card.Settings, tmp_path: Path) -> None:
+    made = replace(sample(), pre=(), settings=short)
+    folder.write_card(made, tmp_path)
+    told: list[str] = []
+
+    def tell(subject: Subject, *rest: object) -> None:
+        told.append(subject.name)
+
+    about = Subject("rule", "krum")
+    assert folder.score_all([about], tmp_path, jobs=1, budget=10.0, told=tell) == [made]
+    assert not told  # it was there
+    (tmp_path / "cards" / "krum.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"krum.json: this is no score card"):
+        folder.score_all([about], tmp_path, jobs=1, budget=10.0, told=tell)

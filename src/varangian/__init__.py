@@ -143,6 +143,8 @@ if TYPE_CHECKING:
     from .study.advice import advise as advise
     from .study.grid import Grid as Grid
     from .study.report import report as report
+    from .study.score import Card as Card
+    from .study.score import score as score
     from .study.sweep import Sweep as Sweep
     from .study.sweep import sweep as sweep
     from .study.tune import Search as Search
@@ -197,6 +199,7 @@ _HOMES = {
     "core.transforms": "Clip Momentum SharedMomentum Transform",
     "core.vectors": "ModelShape flatten unflatten",
     "study.report": "report",
+    "study.score": "Card score",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -28,8 +28,10 @@ RAISED = "raised"  # as the reason why a training ended begins, where it was an 
 
 # Attacks of the table that are not trained under, and why; and how often the search tries.
 APART: Mapping[str, str] = {
-    "backdoor": "aims at what a trigger is answered, not at the accuracy",
-    "hidden": "aims at what a trigger is answered, not at the accuracy",
+    "backdoor": "aims at what is answered to a trigger, not at the accuracy",
+    "hidden": "aims at what is answered to a trigger, not at the accuracy",
+    "inf": "like nan to whoever looks whether vectors are finite, which the contract tries of every kind",
+    "scattered": "little, with noise about it that adds up to nothing",
 }
 OPTIONS: Mapping[str, str] = {"worst-case": "worst-case(evaluations=8)"}
 _QUICK = ("little", "empire", "sign-flip", "nan", "mimic")
@@ -51,7 +53,7 @@ def grid(asked: Settings, subject: Subject, **other: Any) -> Grid:
     values: dict[str, Any] = {
         "dataset": asked.dataset, "model": asked.model, "workers": asked.n, "byzantine": asked.f,
         "steps": asked.steps, "batch_size": asked.batch_size, "learning_rate": asked.learning_rate,
-        "momentum": asked.momentum, "clip": asked.clip, "evaluate_every": asked.steps // 20, "measure": False,
+        "momentum": asked.momentum, "clip": asked.clip, "evaluate_every": asked.steps // 12, "measure": False,
         "rule": subject.rule, "pre": [list(subject.pre)], "partition": list(asked.partitions),
         "momentum_at": list(asked.places),
     }  # fmt: skip
