@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import varangian as vg
-from varangian.study.score import Card, breaking, card, folder, training
+from varangian.study.score import Card, breaking, card, folder, timing, training
 from varangian.study.score.subject import BEHIND, Subject, subject_of
 from varangian.study.score.verdict import verdict
 
@@ -162,15 +162,16 @@ def test_classes_and_objects_are_what_their_texts_are() -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> card.Settings:
-    """Trainings of two steps, under two attacks."""
+    """Trainings of two steps, under two attacks; small vectors to take the time of."""
     whole = training.settings()
     found = replace(whole, steps=2, seeds=(1, 2), attacks=("nan", "label-flip"), partitions=("iid",))
     monkeypatch.setattr(training, "settings", lambda quick=False: found)
+    monkeypatch.setattr(timing, "SIZES", ((11, 1000), (15, 2000)))
     return found
 
 
 def test_a_card_is_the_same_each_time_but_for_its_cost(short: card.Settings) -> None:
-    cards = [vg.score("trimmed-mean", pre=["nnm"]) for _ in range(2)]
+    cards = [vg.score(vg.TrimmedMean, pre="nnm") for _ in range(2)]
     assert replace(cards[0], cost=card.Cost()) == replace(cards[1], cost=card.Cost())
     made = cards[0]
     assert {(a.attack, a.partition, a.momentum_at) for a in made.accuracies} == {

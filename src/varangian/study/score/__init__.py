@@ -2,7 +2,7 @@
 
 What is measured: the contract (:mod:`varangian.testing`), how many attackers undo it (:mod:`.breaking`), the empirical
 kappa (:mod:`varangian.core.theory`), accuracies under every attack and what protection costs (:mod:`.training`), time
-and memory (:mod:`.cost`). :class:`Card` holds it; :mod:`.verdict` says it in sentences.
+and memory (:mod:`.timing`). :class:`Card` holds it; :mod:`.verdict` says it in sentences.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from .card import (
     Cost,
     Failed,
     Kappa,
+    Kind,
     Noise,
     Place,
     Settings,
@@ -49,8 +50,8 @@ from .card import (
     stored,
     text_of,
 )  # fmt: skip
-from .cost import cost
 from .subject import BEHIND, KINDS, Subject, subject_of
+from .timing import cost
 from .training import Box
 from .verdict import verdict
 
@@ -67,9 +68,9 @@ Progress = Callable[[str, int, int], object]
 def score(
     subject: Any,
     *,
-    pre: Sequence[str] = (),
-    behind: str | None = None,
-    kind: Any = None,
+    pre: Any = (),
+    behind: Any = None,
+    kind: Kind | None = None,
     quick: bool = False,
     budget: float = BUDGET,
     progress: Progress | None = None,
@@ -78,9 +79,9 @@ def score(
     """The score card of a rule, of a mixing with a rule behind it, or of an attack.
 
     Args:
-        subject: its name or reference as text, as ``--rule`` takes it: "krum", "my_rule.py:MyRule(m=3)". Code of
-            somebody's own is imported.
-        pre: mixings before a rule.
+        subject: its name or reference as text, as ``--rule`` takes it: "krum", "my_rule.py:MyRule(m=3)"; or a class
+            or an object, whose f does not matter. Code of somebody's own is imported.
+        pre: mixings before a rule, given likewise.
         behind: the rule behind a mixing; the median by default.
         kind: "rule", "mixing" or "attack", where a name is of several; a rule is looked for first.
         quick: five attacks and one seed: some seconds, and not ranked.
@@ -158,7 +159,7 @@ class _Measuring:
         self.total = 40 + cells * (1 + len(asked.attacks)) + prices
         slow = self.speed(most)
         self.tell("contract")
-        conformance = self.conformance(slow)
+        conformance = list(self.conformance(slow))
         self.tell("breakdown", 20)
         each = list(range(most + 1))
         each += [asked.f] if asked.f > most and s.allows(asked.n, asked.f) else []
@@ -207,6 +208,7 @@ class _Measuring:
             except Exception:
                 return ""  # which the contract will say
             taken.append(time.perf_counter() - began)
+        self.box.pace = min(taken) * self.settings.steps
         return f"one aggregation takes {min(taken):.2g} s, and thousands are asked for" if min(taken) > SLOW else ""
 
     def conformance(self, slow: str) -> Iterator[Conformance]:
@@ -279,8 +281,6 @@ class _Measuring:
             cells = training.accuracies(experiments, lambda i: self.tell(steps=i), self.box, known)
             if cells is None:
                 late.append("without attack" if attack is None else f"under {attack}")
-                if attack is None:
-                    break
             else:
                 found += cells
         self.tell("price")
@@ -362,6 +362,6 @@ COMPOSITIONS = {
 
 __all__ = [
     "BEHIND", "BUDGET", "COMPOSITIONS", "Accuracy", "Breakdown", "Breaks", "Card", "Conformance", "Cost",
-    "Kappa", "Noise", "Place", "Settings", "Subject", "Trained", "Untried", "Worst", "cards_of", "place", "score",
-    "stored", "subject_of", "text_of", "usual",
+    "Kappa", "Kind", "Noise", "Place", "Settings", "Subject", "Trained", "Untried", "Worst", "cards_of", "place",
+    "score", "stored", "subject_of", "text_of", "usual",
 ]  # fmt: skip

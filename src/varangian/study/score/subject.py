@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -13,9 +13,9 @@ from ...core.attacks import ATTACKS, Attack, ComposedDefence
 from ...core.checks import is_ours, shown, summary_of, unknown
 from ...core.mixing import MIXINGS, Mixing
 from ...core.randomness import BARE
-from ...core.references import importing, label
+from ...core.references import importing, label, reference_of
 from ...core.rules import RULES, Rule
-from ...core.specs import find, make, parse, shortest
+from ...core.specs import describe, find, make, parse, shortest
 from ...core.stages import check_rows
 from .card import Kind
 
@@ -108,11 +108,12 @@ def _stages(rule: str, pre: tuple[str, ...], f: int) -> tuple[tuple[Mixing, ...]
         return mixings, make("rule", rule, RULES, f=f)
 
 
-def subject_of(text: str, *, pre: Sequence[str] = (), behind: str | None = None, kind: Kind | None = None) -> Subject:
-    """What a text names: a rule, a mixing or an attack, of this package or of anybody; its code is imported.
+def subject_of(about: Any, *, pre: Any = (), behind: Any = None, kind: Kind | None = None) -> Subject:
+    """A rule, a mixing or an attack, of this package or of anybody; code that a text names is imported.
 
     Args:
-        text: a name of ``varangian list`` or a reference, with options, without f.
+        about: a name of ``varangian list`` or a reference, with options, without f; or a class or an object, whose f
+            does not matter.
         pre: mixings before a rule.
         behind: the rule behind a mixing; :data:`BEHIND` by default.
         kind: which of the three, where a name is of several, as "bulyan" is of a rule and an attack; a rule is what is
@@ -126,6 +127,7 @@ def subject_of(text: str, *, pre: Sequence[str] = (), behind: str | None = None,
         >>> subject_of("krum", pre=["nnm"]).name, subject_of("nnm").name, subject_of("little").kind
         ('nnm + krum', 'nnm + median', 'attack')
     """
+    text = _text(about)
     with importing(True):
         found, short = _kind_of(text, kind)
         if found != "rule" and pre:
@@ -135,11 +137,25 @@ def subject_of(text: str, *, pre: Sequence[str] = (), behind: str | None = None,
         if found == "attack":
             return Subject("attack", "", (), short)
         if found == "mixing":
-            subject = Subject("mixing", _of("rule", BEHIND if behind is None else behind), (short,))
+            subject = Subject("mixing", _of("rule", BEHIND if behind is None else _text(behind)), (short,))
         else:
-            subject = Subject("rule", short, tuple(_of("mixing", mixing) for mixing in pre))
+            listed = [pre] if isinstance(pre, (str, type, Mixing)) else pre
+            subject = Subject("rule", short, tuple(_of("mixing", _text(mixing)) for mixing in listed))
         _first(subject)
         return subject
+
+
+def _text(about: Any) -> str:
+    """What names a class or an object of a rule, a mixing or an attack; a text as it is."""
+    if isinstance(about, str):
+        return about
+    tables = [table for _, table in KINDS.values()]
+    if isinstance(about, tuple(base for base, _ in KINDS.values())):
+        return describe(about, tables, getattr(about, "f", None))
+    if not isinstance(about, type):
+        raise ValueError(f"score needs a rule, mixing or attack: a text, a class or an object, got {shown(about)}.")
+    names = {known: name for table in tables for name, known in table.items()}
+    return names.get(about) or reference_of(about)
 
 
 def _first(subject: Subject) -> None:

@@ -62,9 +62,10 @@ def grid(asked: Settings, subject: Subject, **other: Any) -> Grid:
 
 @dataclass(eq=False)
 class Box:
-    """Seconds that may be spent: what does not fit is not begun."""
+    """Seconds that may be spent, and what a training takes, as far as one knows: what does not fit is not begun."""
 
     seconds: float
+    pace: float = 0.0
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -104,16 +105,16 @@ def accuracies(
     experiments: Sequence[Experiment], done: Callable[[int], object], box: Box, known: dict[str, Ended] | None = None
 ) -> list[Accuracy] | None:
     """What these came to, seeds together, in the order of the grid; None where they do not fit into the time left, by
-    what the first of them takes."""
+    what the last training took."""
     found: dict[tuple[str | None, str, str, int], list[Ended]] = {}
     known = {} if known is None else known
-    spent: list[float] = []
-    for i, e in enumerate(experiments):
+    todo = sum(e.digest not in known for e in experiments)
+    for e in experiments:
         if e.digest not in known:
-            if spent and box.left < (len(experiments) - i) * fmean(spent[-5:]):
+            if box.left < todo * box.pace or box.left <= 0:
                 return None
             known[e.digest] = train(e)
-            spent.append(known[e.digest].seconds)
+            box.pace, todo = known[e.digest].seconds, todo - 1
         found.setdefault((e.attack, e.partition, e.momentum_at, e.byzantine), []).append(known[e.digest])
         done(1)
     return [
