@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core import kernels
 from ..core.algorithm import Algorithm, State
 from ..core.history import History, Report
+from ..core.quarantine import Watched
 from .sharded import (
     Aggregation,
     Chunk,
@@ -33,6 +34,7 @@ from .sharded import (
     Refused,
     Span,
     Step,
+    Watch,
     arithmetic,
     at_backward,
     backward_number,
@@ -40,6 +42,7 @@ from .sharded import (
     check_options,
     check_state,
     device_of,
+    digest_of,
     number_in,
     refused_step,
     tensors_of,
@@ -68,6 +71,9 @@ def protect(
     After ``backward()`` every rank's ``.grad`` holds the update U of  parameters <- parameters - lr U:  the workers'
     transforms have been applied to each rank's own gradient, then mixings and rule to what all ranks sent, then the
     server's transforms.
+
+    With ``algorithm.quarantine`` ranks that are suspicious again and again are left out for some steps: they compute
+    and send as before, and nobody looks at it. All ranks judge alike, and the report counts it.
 
     A step in which more than f vectors are not finite is refused: ``backward()`` ends, every ``.grad`` is None, so that
     no optimizer moves anything, the algorithm remembers nothing of it, and the next step goes on as if it had not been.
@@ -176,6 +182,8 @@ class Protection:
         warn_of_none("protect", algorithm.rule)
         title = title_of(algorithm) + (", replicated" if replicated else ", each rank aggregates a piece")
         self._history = History(title, hosts, window=window, warn=warn, first=self._ranks.rank == 0)
+        self._watch, whole = Watch(algorithm, self._ranks.size), algorithm
+        algorithm = replace(algorithm, quarantine=None)
         self._model, self._algorithm, self._replicated, self._on_refusal = model, algorithm, replicated, on_refusal
         self._names = {parameter: name for name, parameter in named}
         ends = list(accumulate(parameter.numel() for _, parameter in named))
@@ -195,7 +203,7 @@ class Protection:
             {name: widest if self._waits else torch.promote_types(p.dtype, torch.float32) for name, p in named},
             self._ranks,
         )
-        self._owner = Owner(algorithm, seed, self._ranks)
+        self._owner = Owner(whole, seed, self._ranks)
         self._number = 0  # of steps that were not refused: what is drawn depends on it
         self._aggregation: Aggregation
         self._buckets: list[tuple[GradBucket, torch.futures.Future[Tensor]]] = []
@@ -248,7 +256,7 @@ class Protection:
         Workers' memories differ from rank to rank: save one file a rank. Everything is a tensor, so the file loads with
         weights_only=True.
         """
-        return self._memory.named() | self._owner.named(self._number)
+        return self._memory.named() | self._watch.told() | self._owner.named(self._number)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes up what :meth:`state_dict` gave on this rank. All ranks call it.
@@ -260,13 +268,18 @@ class Protection:
         """
         rest: dict[str, Tensor] = {}
 
+        watched: Watched | None = None
+
         def told() -> dict[str, str]:
-            rest.update(self._owner.check(state))
+            nonlocal watched
+            own, watched = self._watch.taken(self._owner.check(state))
+            rest.update(own)
             self._memory.check(rest)
-            return {"step": str(number_in(state, "step"))}
+            return {"step": str(number_in(state, "step")), "quarantine": digest_of(watched)}
 
         self._ranks.agree("load_state_dict", told)
         self._memory.load(rest)
+        self._watch.watched = watched
         self._number = number_in(state, "step")
 
     # ------------------------------------------------------------------------------------------------ a step
@@ -337,7 +350,7 @@ class Protection:
             return allreduce_hook(self._model.process_group, bucket)  # type: ignore[arg-type]
         if bucket.index() == 0:
             self._buckets = []  # of a backward pass that was interrupted
-            self._step = self._aggregation.begin(self._number)
+            self._step = self._aggregation.begin(self._number, self._watch.admit(self._number))
             one = torch.ones((), device=self._ranks.device)
             self._scale = None if self._scaler is None else self._scaler.scale(one)
         # A future has to be told of devices other than the processor.
@@ -374,7 +387,7 @@ class Protection:
             step.adopt()
         except Exception as error:  # DistributedDataParallel must come to its end first, or it works no more
             if isinstance(error, Refused):
-                self._history.skip(step.finite, rule.f, str(error))
+                self._history.skip(step.finite, rule.f, str(error), step.excluded)
                 if self._scaler is not None:
                     return [bucket.buffer().fill_(float("nan")) for bucket in buckets]
             if not inside:
@@ -382,7 +395,8 @@ class Protection:
             self._error = error
             self._raising.wanted()
             return [bucket.buffer().zero_() for bucket in buckets]
-        self._history.step([step.evidence], rule.f)
+        self._history.step([step.evidence], step.f)
+        self._watch.hear([step.evidence], self._number)
         self._number += 1
         if not self._waits:
             return [self._scaled(update) for update in updates]

@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..core import kernels
 from ..core.algorithm import Algorithm, State
 from ..core.history import History, Report
+from ..core.quarantine import Watched
 from .sharded import (
     Aggregation,
     Chunk,
@@ -36,6 +37,7 @@ from .sharded import (
     Refused,
     Span,
     Step,
+    Watch,
     arithmetic,
     at_backward,
     backward_number,
@@ -43,6 +45,7 @@ from .sharded import (
     check_options,
     check_state,
     device_of,
+    digest_of,
     fetched,
     looks_at_distances,
     number_in,
@@ -87,6 +90,9 @@ def protect(
     seed: int = 0,
 ) -> Protection:
     """Puts an algorithm in the place of the mean in every unit's reduce-scatter.
+
+    With ``algorithm.quarantine`` ranks that are suspicious again and again, by the mean over units by size, are left
+    out of all units for some steps.
 
     A step in which more than f vectors of a unit are not finite is refused: ``backward()`` ends, every ``.grad`` is
     None, of all units, so that no optimizer moves anything, the algorithm remembers nothing of it, and the next step
@@ -182,8 +188,9 @@ class Protection:
         warn_of_none("protect", algorithm.rule)
         title = f"{title_of(algorithm)}, unit by unit"
         self._history = History(title, hosts, window=window, warn=warn, first=self._ranks.rank == 0)
+        self._owner, self._watch = Owner(algorithm, seed, self._ranks), Watch(algorithm, self._ranks.size)
+        algorithm = replace(algorithm, quarantine=None)
         self._model, self._algorithm, self._on_refusal = model, algorithm, on_refusal
-        self._owner = Owner(algorithm, seed, self._ranks)
         self._number, self._seed = 0, seed  # of steps that were not refused: what is drawn depends on it
         self._steps: dict[str, Step | None] = {}  # by unit, of the step under way, once it came to be reduced
         self._failed: Exception | None = None  # why the step under way comes to nothing, on every rank
@@ -236,7 +243,7 @@ class Protection:
             if self._number and not found[name] and self._remembers(unit):
                 found[name][USED] = torch.empty(0, dtype=torch.uint8)
         memory = {f"{place}.{name}": tensor.clone() for name, kept in found.items() for place, tensor in kept.items()}
-        return memory | self._owner.named(self._number)
+        return memory | self._watch.told() | self._owner.named(self._number)
 
     def _remembers(self, unit: _Unit) -> bool:
         return bool(unit.parameters and _places(self._algorithm))
@@ -253,8 +260,12 @@ class Protection:
         places = {f"{place}.{name}": (name, place) for name in self._units for place in kinds}
         rest: dict[str, Tensor] = {}
 
+        watched: Watched | None = None
+
         def told() -> dict[str, str]:
-            rest.update(self._owner.check(state))
+            nonlocal watched
+            own, watched = self._watch.taken(self._owner.check(state))
+            rest.update(own)
             unknown = sorted(rest.keys() - places.keys())
             if unknown:
                 raise ValueError(f"load_state_dict needs the units of this model, got {', '.join(unknown[:3])}.")
@@ -264,9 +275,10 @@ class Protection:
                 if kept or ((step or rest) and self._remembers(unit)):
                     unit.check(self._algorithm, self._ranks, kept)
                 used[name] = _names(kept) if USED in kept else sorted(kept)
-            return {"step": str(step), "parameters in the state": str(used)}
+            return {"step": str(step), "parameters in the state": str(used), "quarantine": digest_of(watched)}
 
         self._ranks.agree("load_state_dict", told)
+        self._watch.watched = watched
         for unit in self._units.values():
             unit.forget()
         for key, tensor in rest.items():
@@ -369,7 +381,7 @@ class Protection:
             gradient = torch.zeros_like(gradient)
         assert aggregation is not None
         assert chunk is not None
-        step = aggregation.begin(self._number)
+        step = aggregation.begin(self._number, self._watch.admit(self._number))
         if stale is not None:
             step.doubt(*stale)
         step.add(chunk, gradient)
@@ -471,12 +483,14 @@ class Protection:
             for unit, step in done.items():
                 step.adopt()
                 unit.adopted()
-            self._history.step([step.evidence for step in done.values()], rule.f)
+            told = [step.evidence for step in done.values()]
+            self._history.step(told, next(iter(done.values())).f)
+            self._watch.hear(told, self._number)
             self._number += 1
             return
         refused_step(self._model, tuple(self._parameters.values()))
         if isinstance(error, Refused):
-            self._history.skip(self._settling.finite, rule.f, str(error))
+            self._history.skip(self._settling.finite, rule.f, str(error), self._settling.excluded)
             if self._on_refusal == "skip":
                 self._history.say(f"step {self._history.steps} is skipped: {error}")
                 return

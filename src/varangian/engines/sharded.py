@@ -17,7 +17,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import accumulate
 from numbers import Integral
 from typing import Literal
@@ -44,7 +44,7 @@ from ..core.evidence import (
 )
 from ..core.geometry import Geometry, Vectors
 from ..core.history import Evidence
-from ..core.quarantine import Watched
+from ..core.quarantine import Admitted, Watched
 from ..core.randomness import Draw
 from ..core.stages import Decision, Rule, check_rows, checked_answer, deferred_refusals, measure, weigh
 
@@ -287,12 +287,14 @@ class _Sent:
         after: the algorithm's memory of it behind the worker half, and once the step is finished behind all of it.
         previous: [L] the last aggregate's piece, for rules that look at it.
         work: the exchange, and later the gathering of what was decided.
+        shown: [m, L] the rows of the chunk's matrix that the stages look at, once they have arrived.
     """
 
     chunk: Chunk
     after: State
     previous: Tensor | None
     work: dist.Work | None
+    shown: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,7 +350,7 @@ class Sharded(Vectors):
     def columns(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Each rank fills in what it holds; the others add nothing to it."""
         self.meet()
-        n, rank = self.ranks.size, self.ranks.rank
+        n, rank = len(self.sent[0].shown), self.ranks.rank
         block = torch.zeros(n + self.e, stop - start, dtype=self.dtype, device=self.ranks.device)
         for part in self.sent:
             chunk, (low, at) = part.chunk, (rank * part.chunk.width, 0)
@@ -358,7 +360,7 @@ class Sharded(Vectors):
                 first, last = max(at, low, start + shift), min(at + span.size, high, stop + shift)
                 if first < last:
                     here, there = slice(first - low, last - low), slice(first - shift - start, last - shift - start)
-                    block[:n, there] = chunk.matrix[:, here].to(self.dtype)
+                    block[:n, there] = part.shown[:, here].to(self.dtype)
                     if part.previous is not None:
                         block[n, there] = part.previous[here].to(self.dtype)
                 at += span.size
@@ -366,14 +368,10 @@ class Sharded(Vectors):
         return block[:n], block[n:] if self.e else None
 
     def measured(self, table: np.ndarray, extra: bool) -> np.ndarray:
-        return self._total(
-            [kernels.mixed_distances(s.chunk.matrix, table, _row(s.previous), others=extra) for s in self.sent]
-        )
+        return self._total([kernels.mixed_distances(s.shown, table, _row(s.previous), others=extra) for s in self.sent])
 
     def around(self, weights: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
-        return self._total(
-            [kernels.squared_around(s.chunk.matrix, weights, _row(s.previous), scales) for s in self.sent]
-        )
+        return self._total([kernels.squared_around(s.shown, weights, _row(s.previous), scales) for s in self.sent])
 
     def _total(self, parts: Sequence[Tensor]) -> np.ndarray:
         """The sum over chunks and ranks."""
@@ -401,9 +399,11 @@ class Aggregation:
         self.watched = any(type(stage).__module__.split(".")[0] != "varangian" for stage in stages)
         self.stride = max(1, d // (ranks.size * SAMPLE))
 
-    def begin(self, number: int) -> Step:
-        """The step of this number, counted without those that were refused: what is drawn depends on it."""
-        return Step(self, number)
+    def begin(self, number: int, admitted: Admitted | None = None) -> Step:
+        """The step of this number, counted without those that were refused: what is drawn depends on it.
+
+        ``admitted``: whom a quarantine shows to the stages, and which these are; all, and the algorithm's, without."""
+        return Step(self, number, admitted)
 
 
 class Step:
@@ -414,14 +414,17 @@ class Step:
 
     Attributes:
         finite: [W] whose vectors are finite, once the step is finished or refused.
+        excluded: [W] whose vectors nobody looks at.
         evidence: what it told of each rank's vector, once it is finished.
         numbers: summed over ranks, on the device: what :meth:`decide` or :meth:`conclude` takes next.
         updates: of each chunk, once it is decided; good for nothing before the step is concluded.
     """
 
-    def __init__(self, aggregation: Aggregation, number: int) -> None:
+    def __init__(self, aggregation: Aggregation, number: int, admitted: Admitted | None = None) -> None:
         self._of, self._draw = aggregation, Draw(aggregation.seed, number)
         self._ranks, self._algorithm = aggregation.ranks, aggregation.algorithm
+        self._rows = None if admitted is None else admitted.rows
+        self.excluded = np.zeros(self._ranks.size, bool) if admitted is None else admitted.excluded
         self._error: Exception | None = None  # of this rank
         self._doubt: tuple[Tensor, Callable[[], Exception | None]] | None = None
         self._sent: list[_Sent] = []
@@ -429,11 +432,20 @@ class Step:
         self._distances: list[Tensor] = []  # of each, where the rule looks at them
         self._told: list[_Told] = []  # of each, once it is decided
         self._table, self._score = aggregation.table, None
+        if admitted is not None and admitted.rows is not None:
+            self._algorithm = replace(self._algorithm, pre=admitted.pre, rule=admitted.rule)
+            if not self.measures:
+                self._table = weigh(admitted.rows.size, (), admitted.rule, None)[0]
         self.updates: list[Tensor] = []
         self.numbers: Tensor
         self._late: Exception | None = None  # of a server transform; of less weight than what went wrong before it
         self.finite = np.ones(self._ranks.size, bool)
         self.evidence: Evidence
+
+    @property
+    def f(self) -> int:
+        """How many of the vectors that are shown may be Byzantine."""
+        return self._algorithm.rule.f
 
     @property
     def measures(self) -> bool:
@@ -483,8 +495,8 @@ class Step:
         part = self._sent[-1]
         if part.work is not None:
             part.work.wait()
-        x = part.chunk.matrix
-        self._faulty.append((~finite_rows(x)).double())
+        part.shown = x = self._shown(part.chunk.matrix)
+        self._faulty.append((~finite_rows(part.chunk.matrix)).double())
         if self.measures:
             distances = measure(x, self._algorithm.pre, self._algorithm.rule, _row(part.previous))
             assert distances is not None
@@ -492,17 +504,28 @@ class Step:
         else:
             self._told.append(self._decided(part, self._table, self._faulty[-1]))
 
+    def _shown(self, x: Tensor) -> Tensor:
+        """The rows that the stages look at."""
+        return x if self._rows is None else x.index_select(0, kernels.there(self._rows, x))
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """[m] of them as [W], 0 for the others."""
+        if self._rows is None:
+            return values
+        every = values.new_zeros(self._ranks.size)
+        return every.index_copy(0, kernels.there(self._rows, values), values)
+
     def _decided(self, part: _Sent, table: np.ndarray | None, faulty: Tensor | None = None) -> _Told:
         """The aggregate's piece is known: off it goes; then what the report wants to know of it."""
-        piece, statistic, rule, chunk = None, None, self._algorithm.rule, part.chunk
+        piece, statistic, rule, chunk, x = None, None, self._algorithm.rule, part.chunk, part.shown
         if self._error is None:
             try:
                 with deferred_refusals():  # all ranks will hear of those that are not finite when the step ends
-                    answer = rule.apply(chunk.matrix, table, part.previous, *([self._draw] if rule.draws else []))
-                piece = checked_answer(rule, answer, chunk.matrix)
-                statistic = rule.statistic(chunk.matrix.shape[0] if table is None else table.shape[0])
+                    answer = rule.apply(x, table, part.previous, *([self._draw] if rule.draws else []))
+                piece = checked_answer(rule, answer, x)
+                statistic = rule.statistic(x.shape[0] if table is None else table.shape[0])
             except Exception as error:  # of a rule of the user's own; or more than f are not finite
-                if faulty is None or not rule.robust or kernels.host(faulty).sum() <= rule.f:
+                if faulty is None or not rule.robust or kernels.host(faulty)[~self.excluded].sum() <= rule.f:
                     self.fail(error)
         piece = chunk.matrix.new_zeros(chunk.width) if piece is None else piece
         if self._of.gathers:
@@ -511,9 +534,9 @@ class Step:
         weights = measured.new_zeros(len(chunk.matrix))
         if statistic is not None:
             held = max(0, min(chunk.width, chunk.length - self._ranks.rank * chunk.width))
-            columns = chunk.matrix[:, : held : self._of.stride]
+            columns = x[:, : held : self._of.stride]
             counted = columns.shape[1]
-            weights = mean_weights_in(columns, table, statistic) * counted
+            weights = self._spread(mean_weights_in(columns, table, statistic) * counted)
         return _Told(piece, measured, weights, counted)
 
     def _mine(self, value: float) -> np.ndarray:
@@ -535,7 +558,7 @@ class Step:
             if self._error is None and self._doubt is not None:
                 self._error = self._doubt[1]()
             self._ranks.share(self._error)
-        refuse(self._algorithm, ~self.finite, name_of)
+        refuse(self._algorithm, ~self.finite & ~self.excluded, name_of)
 
     def finish(self, name_of: Callable[[int], str]) -> list[Tensor]:
         """The update of each chunk, [length], or [L] where ranks keep to their pieces.
@@ -571,11 +594,12 @@ class Step:
     def decide(self, numbers: np.ndarray, name_of: Callable[[int], str]) -> None:
         """The distances are known."""
         size, pre, rule = self._ranks.size, self._algorithm.pre, self._algorithm.rule
+        shown = size if self._rows is None else self._rows.size
         self._refuse(numbers[:size], numbers[size : 2 * size], name_of)
         vectors = Sharded(self._ranks, self._sent, self._of.watched)
         geometry = Geometry.measured_as(numbers[2 * size :].reshape(self._distances[0].shape), vectors)
         try:
-            self._table, geometry = weigh(size, pre, rule, geometry, draw=self._draw)
+            self._table, geometry = weigh(shown, pre, rule, geometry, draw=self._draw)
             self._score = scores(pre, rule, geometry)
             vectors.meet()
         except ElsewhereError:
@@ -606,7 +630,7 @@ class Step:
             self._failed(),
             self._mine(float(self._late is not None)),
             self._any_faulty(),
-            self._mine(_number(self._table)),
+            self._mine(_number(self._table, self._rows)),
             sum((told.measured for told in self._told[1:]), self._told[0].measured),
             sum((told.weights for told in self._told[1:]), self._told[0].weights),
             np.array(float(sum(told.counted for told in self._told))),
@@ -624,21 +648,36 @@ class Step:
             raise RuntimeError(f"{self._algorithm.rule} was decided otherwise on ranks {odd} than on rank 0.")
         if lates.any():
             self._ranks.share(self._late)
-        weight = weights / counted if counted[0] else weights_of_table(self._table, size)
+        weight = weights / counted if counted[0] else self._among(weights_of_table(self._table, self._many))
         self._tell(weight, measured, self._score, sum(part.chunk.length for part in self._sent))
 
     def _tell(
         self, weight: np.ndarray, measured: Sequence[np.ndarray], score: np.ndarray | None, coordinates: int
     ) -> None:
-        distance, cosine = np.sqrt(measured[1]), np.where(self.finite, cosines(*measured), np.nan)
+        away, told = self.excluded, np.where(self.excluded, np.nan, np.stack(measured))
+        distance, cosine = np.sqrt(told[1]), np.where(self.finite, cosines(*told), np.nan)
         self.evidence = Evidence(
-            weight=weight,
-            suspicion=suspicion(distance, self.finite, cosine),
+            weight=np.where(away, np.nan, weight),
+            suspicion=suspicion(distance, self.finite | away, cosine),
             finite=self.finite,
             size=coordinates,
-            score=score,
-            measured=np.stack(measured),
+            score=None if score is None else self._among(score),
+            measured=told,
+            excluded=away if away.any() else None,
         )
+
+    @property
+    def _many(self) -> int:
+        """How many vectors the stages are shown."""
+        return self._ranks.size if self._rows is None else self._rows.size
+
+    def _among(self, values: np.ndarray) -> np.ndarray:
+        """[m] of them as [W], NaN for the others."""
+        if self._rows is None:
+            return values
+        every = np.full(self._ranks.size, np.nan)
+        every[self._rows] = values
+        return every
 
     def replicate(self, chunk: Chunk, gradient: Tensor, name_of: Callable[[int], str]) -> Tensor:
         """In the place of adding and finishing: the update of the only chunk, every rank gathering all vectors."""
@@ -653,13 +692,14 @@ class Step:
         update, known = gradient, np.zeros((5, n))  # weights, and what distances_and_norms answers
         try:
             with deferred_refusals():  # of those that are not finite all ranks hear below, by name
-                decision = algorithm.decide(x, _as(after, gradient.dtype))
+                shown = self._shown(x)
+                decision = algorithm.decide(shown, _as(after, gradient.dtype))
             table = decision.table
-            statistic = algorithm.rule.statistic(n if table is None else table.shape[0])
-            weight = weights_of_table(table, n)
+            statistic = algorithm.rule.statistic(len(shown) if table is None else table.shape[0])
+            weight = self._among(weights_of_table(table, len(shown)))
             if statistic is not None:
-                weight = mean_weights_in(x[:, :: self._of.stride], table, statistic)
-            score = scores_of(x, algorithm.pre, algorithm.rule, decision.geometry, draw=self._draw)
+                weight = self._spread(mean_weights_in(shown[:, :: self._of.stride], table, statistic))
+            score = scores_of(shown, algorithm.pre, algorithm.rule, decision.geometry, draw=self._draw)
             known = self._ranks.vector(weight, distances_and_norms(x, decision.aggregate))
             update, after = finished(algorithm, decision, after)
         except Exception as own:  # of a stage of the user's own: the others must not take the step either
@@ -692,9 +732,10 @@ def _row(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.unsqueeze(0)
 
 
-def _number(table: np.ndarray | None) -> float:
+def _number(*tables: np.ndarray | None) -> float:
     """A number that tells tables apart, exact in float64."""
-    return 0.0 if table is None else float(int.from_bytes(hashlib.sha256(table.tobytes()).digest()[:6], "big"))
+    held = b"".join(table.tobytes() for table in tables if table is not None)
+    return float(int.from_bytes(hashlib.sha256(held).digest()[:6], "big")) if held else 0.0
 
 
 def refuse(algorithm: Algorithm, faulty: np.ndarray, name_of: Callable[[int], str]) -> None:
@@ -736,8 +777,6 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, *, columnwise: 
         raise ValueError(f"{owner} needs a varangian.Algorithm, got {shown(algorithm)}.")
     rule = algorithm.rule
     refuse_placement(owner, algorithm)
-    if algorithm.quarantine is not None:
-        raise ValueError(f"{owner} takes no quarantine, got {algorithm.quarantine}; leave it out.")
     probe = torch.zeros(1)
     if algorithm.point(probe, algorithm.init(1, 1), 1.0) is not probe:
         raise ValueError(
@@ -749,6 +788,11 @@ def check_algorithm(owner: str, algorithm: Algorithm, size: int, *, columnwise: 
         check_rows(algorithm.pre, rule, size)
     except ValueError as error:
         raise ValueError(f"{owner}: {error} A vector is a rank's: start more ranks, or lower f.") from None
+    if algorithm.quarantine is not None:
+        try:
+            algorithm.quarantine.check(algorithm.pre, rule, size)
+        except ValueError as error:
+            raise ValueError(f"{owner}: {error}") from None
     if columnwise and not rule.columnwise:
         raise ValueError(f"{owner} needs a rule that works on pieces of vectors, got {rule}; {advice}")
 
@@ -815,6 +859,55 @@ def tensors_of(state: State) -> dict[str, Tensor]:
 
 
 WATCHED = tuple(f"quarantine.{f.name}" for f in fields(Watched))  # in a state: what a quarantine remembers
+
+
+class Watch:
+    """An engine's quarantine: who is left out of each step, the same on all ranks, since all judge by the same numbers.
+
+    Attributes:
+        watched: what it remembers; None without a quarantine.
+    """
+
+    def __init__(self, algorithm: Algorithm, size: int) -> None:
+        self.algorithm, self.size = algorithm, size
+        quarantine = algorithm.quarantine
+        self.watched = None if quarantine is None else quarantine.init()
+
+    def admit(self, number: int) -> Admitted | None:
+        """Whom it shows in the step of this number; None where there is no quarantine."""
+        a = self.algorithm
+        if a.quarantine is None or self.watched is None:
+            return None
+        return a.quarantine.admit(self.watched, a.pre, a.rule, workers=np.arange(self.size), step=number)
+
+    def hear(self, parts: Sequence[Evidence], number: int) -> None:
+        """The step holds: what its parts, by size, told of each rank."""
+        a = self.algorithm
+        if a.quarantine is None or self.watched is None:
+            return
+        size = sum(part.size for part in parts)
+        suspicion = np.sum([part.size * part.suspicion for part in parts], axis=0) / size
+        faulty = ~np.all([part.finite for part in parts], axis=0)
+        suspicion[faulty & ~np.isnan(suspicion)] = 1.0
+        most = a.quarantine.most(a.pre, a.rule, self.size)
+        self.watched = a.quarantine.after(self.watched, np.arange(self.size), suspicion, most=most, step=number)
+
+    def told(self) -> dict[str, Tensor]:
+        """As a state holds it."""
+        return watched_in(self.watched)
+
+    def taken(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Watched | None]:
+        """The rest of a state, and what it remembers; ValueError where that cannot be."""
+        rest, watched = watched_from(state, self.algorithm)
+        if (watched is None) != (self.watched is None):
+            raise ValueError("load_state_dict needs what a quarantine remembers, got a state without it.")
+        return rest, watched
+
+
+def digest_of(watched: Watched | None) -> str:
+    """A text that is the same for the same memory."""
+    held = b"" if watched is None else b"".join(x.numpy().tobytes() for x in vars(watched).values())
+    return hashlib.sha256(held).hexdigest()
 
 
 def watched_in(watched: Watched | None) -> dict[str, Tensor]:
