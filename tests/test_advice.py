@@ -207,8 +207,16 @@ def test_what_the_command_refuses(varangian: Program, tmp_path: Path) -> None:
     end = varangian("advise", "--workers", "9")
     assert end.status == 2
     assert "at most 4 of 9" in end.err
-    end = varangian("advise", *flags(SMALL), "--grid", str(tmp_path / "nowhere" / "try.toml"))
-    assert end.status in (0, 2)
+    end = varangian("advise", *flags(SMALL), "--grid", "nowhere/try.toml")
+    assert end.status == 2
+    assert "--grid nowhere/try.toml: there is no folder nowhere." in end.err
+    end = varangian("advise", *flags(SMALL), "--cards", ".")
+    assert end.status == 2
+    assert "there are no score cards in cards" in end.err
+    end = varangian("advise", *flags(SMALL), "--rule", "bucketing(s=2),nnm", "--rule", "")
+    assert end.status == 2
+    assert "bucketing(s=2),nnm ends with a mixing" in end.err
+    assert "2 faults" in end.err
     end = varangian("advise", *flags(SMALL), "--grid", str(tmp_path))
     assert end.status == 2
     assert vg.Grid.from_toml(vg.advise(11, 4).grid().to_toml()) == vg.advise(11, 4).grid()
@@ -320,3 +328,9 @@ def test_cards_of_ones_own_from_a_folder(carded: list[Card], varangian: Program,
     end = varangian("advise", *flags(SMALL), "--cards", "mine")
     assert end.status == 2
     assert "other.json: this is no score card" in end.err
+
+
+def test_rules_themselves_and_a_rule_that_says_its_own_f() -> None:
+    advice = vg.advise(11, 4, rules=[vg.Median, vg.MultiKrum(f=2), "nnm,median"])
+    assert [c.name for c in advice.choices[:3]] == ["median", "multi-krum(f=2)", "nnm + median"]
+    assert advice.choices[1].caveats == ("told of 2, whatever f is",)

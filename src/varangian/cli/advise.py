@@ -9,7 +9,7 @@ import click
 
 from ..runs.files import write_whole
 from ..study.advice import advise
-from ..study.score.folder import read_cards
+from ..study.score.folder import CARDS, read_cards
 
 
 @click.command("advise")
@@ -44,6 +44,11 @@ def advise_command(
     Example: varangian advise --workers 51 --byzantine 12
              varangian advise --workers 51 --byzantine 12 --partition "dirichlet(alpha=0.1)" --grid try.toml
     """
+    if grid is not None and not grid.absolute().parent.is_dir():
+        raise ValueError(f"--grid {grid}: there is no folder {grid.parent}.")
+    mine = [] if cards is None else read_cards(cards)
+    if cards is not None and not mine:
+        raise ValueError(f"--cards {cards}: there are no score cards in {cards / CARDS}; see varangian score --out.")
     found = advise(
         workers,
         byzantine,
@@ -52,7 +57,7 @@ def advise_command(
         model=model,
         batch_size=batch_size,
         rules=rules,
-        cards=[] if cards is None else read_cards(cards),
+        cards=mine,
     )
     if grid is not None:
         text = found.grid().to_toml()

@@ -239,7 +239,7 @@ def advise(
     dataset: str = "digits",
     model: Any = "fully-connected",
     batch_size: int | str = 83,
-    rules: Sequence[str] = (),
+    rules: Sequence[str | Rule | type[Rule]] = (),
     cards: Iterable[Card] = (),
 ) -> Advice:
     """What to use against f of n workers: allowed rules, the price of a wrong f, the place of momentum, and commands.
@@ -312,13 +312,16 @@ def _number(value: Any) -> int | None:
         return None
 
 
-def _own(text: str, e: Experiment, faults: list[str]) -> tuple[tuple[str, ...], str] | None:
-    """Mixings and a rule of a text such as "nnm,median", tried as settings of a run with f = 0."""
-    *pre, rule = [piece.strip() for piece in split(text)]
+def _own(given: Any, e: Experiment, faults: list[str]) -> tuple[tuple[str, ...], str] | None:
+    """Mixings and a rule, of a text such as "nnm,median" or a rule itself, tried as settings of a run with f = 0."""
+    *pre, rule = [piece.strip() for piece in split(given)] if isinstance(given, str) else [given]
+    if isinstance(rule, str) and rule.partition("(")[0] in MIXINGS:
+        faults.append(f"rules: {given} ends with a mixing; a rule stands behind it, as in {given},median.")
+        return None
     try:
         tried = Experiment(workers=e.workers, byzantine=0, rule=rule, pre=tuple(pre))
     except ConfigurationError as error:
-        faults += [f"rules: {text}: {fault}" for fault in error.faults]
+        faults += [f"rules: {fault.partition(': ')[2]}" for fault in error.faults]
         return None
     return tried.pre, tried.rule
 
@@ -374,7 +377,7 @@ def _choice(pre: tuple[str, ...], rule: str, n: int, f: int) -> Choice:
     greatest = _greatest(pre, rule, n) if made.robust else 0
     return Choice(
         pre, rule, formula if formula == str(least) else f"{formula} = {least}", greatest,
-        _refusal(mixings, made, n, greatest), _kappa(mixings, made, n), _caveats(made),
+        _refusal(mixings, made, n, greatest), _kappa(mixings, made, n), _caveats(made, f),
     )  # fmt: skip
 
 
@@ -455,8 +458,10 @@ def _kappa(pre: Sequence[Mixing], rule: Rule, n: int) -> float | None:
     return None if bound is None else bound + len(pre) * 2 * rule.f / (n - 2 * rule.f)
 
 
-def _caveats(rule: Rule) -> tuple[str, ...]:
+def _caveats(rule: Rule, f: int) -> tuple[str, ...]:
     found = []
+    if rule.robust and rule.f != f:
+        found.append(f"told of {rule.f}, whatever f is")
     if rule.by_place:
         found.append("trusts the vector at one place: who stands there must be honest")
     if not rule.guarantee.box and rule.guarantee.ball is None and rule.robust:

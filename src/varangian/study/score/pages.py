@@ -569,7 +569,7 @@ def _tile(a: Accuracy | None, named: bool = False) -> Tile:
         return NOTHING
     each = "seeds: " + ", ".join(f"{100 * v:.1f}" for v in a.seeds)
     tip = f"{a.attack or 'no attack'}; {each}" + (f"; {a.stopped} ended early: {a.why}" if a.stopped else "")
-    range_ = "" if a.low is None or a.high is None else f"{100 * a.low:.0f} to {100 * a.high:.0f}"
+    range_ = "" if a.low is None or a.high is None else f"{100 * max(a.low, 0):.0f} to {100 * min(a.high, 1):.0f}"
     shade = _shade(a.mean)
     below = _short(a.attack or "") if named else range_
     return Tile(shade.text, shade.css, tip, below, shade.order, bool(a.stopped))
