@@ -147,8 +147,9 @@ def test_subjects_are_told_apart() -> None:
         assert "\n" not in str(error.value)
 
 
-def test_the_cards_of_the_package_can_be_read() -> None:
+def test_the_cards_of_the_package_are_as_they_were_measured() -> None:
     assert card.stored()
+    assert all(c.verdict == verdict(c) for c in card.stored())
     assert len({(c.kind, c.name) for c in card.stored()}) == len(card.stored())
 
 
@@ -286,3 +287,41 @@ def test_all_of_them_go_on_where_they_were(short: card.Settings, tmp_path: Path)
     (tmp_path / "cards" / "krum.json").write_text("{}")
     with pytest.raises(ValueError, match=r"krum.json: this is no score card"):
         folder.score_all([about], tmp_path, jobs=1, budget=10.0, told=tell)
+
+
+NEEDING = """
+@dataclass(frozen=True)
+class Needing(vg.Coordinatewise):
+    least: int = 0
+
+    def __post_init__(self):
+        if self.f < self.least:
+            raise ValueError(f"Needing needs f >= {self.least}, got {self.f}.")
+
+    @property
+    def needs(self):
+        return "6f + 1", 6 * self.f + 1
+
+    def statistic(self, n):
+        return self.f, n - self.f, 0
+"""
+
+
+def test_rules_that_need_many_vectors_or_refuse_some_f_are_scored_as_far_as_they_go(
+    short: card.Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "needing.py").write_text(FIRST_ROW + NEEDING)
+    made = vg.score(f"{tmp_path / 'needing.py'}:Needing")
+    assert made.declared == 1  # of 11
+    assert made.settings.f == 1
+    assert made.settings != training.settings()  # so that it is ranked among none
+    assert made.score is not None
+    assert any(u.what == "trainings with 2 attackers" for u in made.untried)
+    made = vg.score(f"{tmp_path / 'needing.py'}:Needing(least=1)")
+    assert [b.f for b in made.breakdown] == [1]
+    assert [a.f for a in made.price] == [1]
+    made = vg.score(f"{tmp_path / 'needing.py'}:Needing(least=2)")
+    assert not made.breakdown
+    assert not made.accuracies
+    assert made.verdict[0].startswith("BROKEN: it does not keep its contract (")  # f = 0, which nobody refuses
+    assert any("it needs more than 11 vectors" in u.why for u in made.untried)

@@ -153,16 +153,19 @@ class _Measuring:
 
     def rule_card(self) -> Card:
         s, asked = self.subject, self.settings
-        most = s.greatest(asked.n)
+        told = s.told(asked.n)
+        most = max(told, default=0)
+        if 0 < most < asked.f:
+            self.lacks(f"trainings with {asked.f} attackers", f"it may be told of {most} among {asked.n} at most")
+            asked = self.settings = replace(asked, f=most)
         cells = len(asked.partitions) * len(asked.places) * len(asked.seeds)
-        prices = (most + 1) * len(asked.partitions) * len(asked.seeds)
+        prices = len(told) * len(asked.partitions) * len(asked.seeds)
         self.total = 40 + cells * (1 + len(asked.attacks)) + prices
-        slow = self.speed(most)
+        slow = self.speed(most) if told else f"it needs more than {asked.n} vectors"
         self.tell("contract")
-        conformance = list(self.conformance(slow))
+        conformance = list(self.conformance(slow if told else ""))
         self.tell("breakdown", 20)
-        each = list(range(most + 1))
-        each += [asked.f] if asked.f > most and s.allows(asked.n, asked.f) else []
+        each = told + [asked.f] * (asked.f not in told and s.allows(asked.n, asked.f))
         found: list[Breakdown] = []
         if slow:
             self.lacks("breakdown, kappa, worst vector and noise", slow)
@@ -170,13 +173,13 @@ class _Measuring:
             found = [breakdown(s, asked.n, f) for f in each]
         self.tell("kappa", 5)
         kappas = [] if slow else list(self.kappas([f for f in each if f > 0 and 2 * f < asked.n]))
-        worst = None if slow else self.worst(min(asked.f, max(most, 1)))
-        noise = [] if slow else list(self.noise(range(most + 1)))
+        worst = None if slow else self.worst(asked.f if s.allows(asked.n, asked.f) else most)
+        noise = [] if slow else list(self.noise(told))
         self.tell("time and memory", 10)
         times, memories, left_out = cost(s, lambda n: min(n // 5, s.greatest(n)))
         self.untried += left_out
         self.tell("training", 5)
-        accuracies, prices_found = self.trainings(most)
+        accuracies, prices_found = self.trainings(told)
         machine = f"{processor()}, torch {versions()['torch']}, numpy {versions()['numpy']}"
         for name, why in training.APART.items():
             self.lacks(f"trainings under {name}", why)
@@ -266,9 +269,9 @@ class _Measuring:
                 continue
             yield Noise(n, f, float(error / mean))
 
-    def trainings(self, most: int) -> tuple[list[Accuracy], list[Accuracy]]:
+    def trainings(self, told: Sequence[int]) -> tuple[list[Accuracy], list[Accuracy]]:
         s, asked = self.subject, self.settings
-        if s.stages(1)[1].needs_root:
+        if s.example[1].needs_root:
             self.lacks("trainings", "it trusts a root vector, which the server of a run has not")
             return [], []
         if not s.allows(asked.n, asked.f):
@@ -285,7 +288,7 @@ class _Measuring:
                 found += cells
         self.tell("price")
         prices = training.accuracies(
-            training.price(asked, s, most), lambda i: self.tell(steps=i), self.box, known
+            training.price(asked, s, told), lambda i: self.tell(steps=i), self.box, known
         )  # fmt: skip
         if prices is None:
             late.append("without attack for every f")

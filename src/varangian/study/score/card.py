@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from statistics import fmean
@@ -535,10 +535,10 @@ def cards_of(text: str) -> tuple[Card, ...]:
 
 
 def text_of(cards: Iterable[Card]) -> str:
-    """The JSON of several cards, by kind and name, a line a card: what stands in the package. Without ``cost``'s
-    seconds of the whole card it is the same bytes each time, but for what is in ``cost``."""
+    """The JSON of several cards, by kind and name, a line a card: what stands in the package. All but what is in
+    ``cost`` is the same bytes each time."""
     ordered = sorted(cards, key=lambda card: (card.kind == "attack", card.name))
-    lines = [json.dumps(replace(card).to_dict(), sort_keys=True, allow_nan=False) for card in ordered]
+    lines = [json.dumps(card.to_dict(), sort_keys=True, allow_nan=False, separators=(",", ":")) for card in ordered]
     return '{"cards": [\n' + ",\n".join(lines) + "\n]}\n"
 
 

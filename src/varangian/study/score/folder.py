@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -99,8 +98,8 @@ def score_all(
                         about = under_way.pop(future)
                         try:
                             card = Card.from_json(future.result())
-                        except ValueError as error:
-                            told(about, str(error), len(done), len(subjects))
+                        except Exception as error:  # one that is none must not end the others
+                            told(about, f"{type(error).__name__}: {error}", len(done), len(subjects))
                             continue
                         write_card(card, out)
                         done[file_of(about)] = card
@@ -113,5 +112,4 @@ def score_all(
 
 def _scored(about: Subject, quick: bool, budget: float, cards: Iterable[Card]) -> str:
     """In a process of its own; as text, which is what a card is written as."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     return score(about, quick=quick, budget=budget, cards=cards).to_json()

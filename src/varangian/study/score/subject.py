@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from ...core.attacks import ATTACKS, Attack, ComposedDefence
-from ...core.checks import is_ours, shown, summary_of, unknown
+from ...core.checks import is_ours, shown, unknown
 from ...core.mixing import MIXINGS, Mixing
 from ...core.randomness import BARE
 from ...core.references import importing, label, reference_of
@@ -47,7 +47,7 @@ class Subject:
         """What figures call it."""
         if self.kind == "attack":
             return label(self.attack)
-        _, rule = self.stages(1)
+        _, rule = self.example
         return " + ".join([*(label(p) for p in self.pre), rule.title or type(rule).__name__])
 
     @property
@@ -55,14 +55,8 @@ class Subject:
         """Whether all of it comes with this package."""
         if self.kind == "attack":
             return is_ours(type(self.make_attack()))
-        pre, rule = self.stages(1)
+        pre, rule = self.example
         return all(is_ours(type(stage)) for stage in (*pre, rule))
-
-    @property
-    def describes(self) -> str:
-        """What it does, in the words of its docstring; empty without one."""
-        one = self.make_attack() if self.kind == "attack" else self.stages(1)[1]
-        return summary_of(type(one))
 
     def stages(self, f: int) -> tuple[tuple[Mixing, ...], Rule]:
         """The mixings and the rule that are told to expect f attackers.
@@ -85,20 +79,33 @@ class Subject:
             return False
         return True
 
+    @property
+    def example(self) -> tuple[tuple[Mixing, ...], Rule]:
+        """The stages for some f.
+
+        Raises:
+            ValueError: they refuse every f that was tried, in the words of the first.
+        """
+        faults = []
+        for f in (1, 2, 0):
+            try:
+                return self.stages(f)
+            except ValueError as error:
+                faults.append(error)
+        raise faults[0]
+
+    def told(self, n: int) -> list[int]:
+        """Every f that it may be told among n vectors; of what is not robust 0 alone."""
+        return [f for f in range(n if self.example[1].robust else 1) if self.allows(n, f)]
+
     def greatest(self, n: int) -> int:
-        """The greatest f that it may be told among n vectors; 0 for what is not robust."""
-        if not self.stages(1)[1].robust:
-            return 0
-        return max((f for f in range(n) if self.allows(n, f)), default=0)
+        """The greatest f that it may be told among n vectors; 0 where there is none."""
+        return max(self.told(n), default=0)
 
     def answer(self, x: torch.Tensor, f: int, root: torch.Tensor | None = None) -> torch.Tensor:
         """F(pre(x)), told to expect f attackers; what it looks at of the last step is the origin, or a root vector."""
         pre, rule = self.stages(f)
         return ComposedDefence(pre, rule, root if rule.needs_root else None, BARE)(x)
-
-    def alone(self) -> Subject:
-        """The rule without mixings."""
-        return replace(self, pre=())
 
 
 @lru_cache(maxsize=500)
@@ -141,7 +148,7 @@ def subject_of(about: Any, *, pre: Any = (), behind: Any = None, kind: Kind | No
         else:
             listed = [pre] if isinstance(pre, (str, type, Mixing)) else pre
             subject = Subject("rule", short, tuple(_of("mixing", _text(mixing)) for mixing in listed))
-        _first(subject)
+        _ = subject.example  # or its own words about f
         return subject
 
 
@@ -156,18 +163,6 @@ def _text(about: Any) -> str:
         raise ValueError(f"score needs a rule, mixing or attack: a text, a class or an object, got {shown(about)}.")
     names = {known: name for table in tables for name, known in table.items()}
     return names.get(about) or reference_of(about)
-
-
-def _first(subject: Subject) -> None:
-    """Raises where neither f = 1 nor f = 2 nor f = 0 can be made of it, in the words of the first."""
-    faults = []
-    for f in (1, 2, 0):
-        try:
-            subject.stages(f)
-            return
-        except ValueError as error:
-            faults.append(error)
-    raise faults[0]
 
 
 def _kind_of(text: str, wanted: Kind | None) -> tuple[Kind, str]:

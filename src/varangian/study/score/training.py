@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import fmean
@@ -133,9 +133,9 @@ def by_attack(asked: Settings, subject: Subject) -> Iterator[tuple[str | None, l
         yield attack, grid(asked, subject, attack=attack).experiments()
 
 
-def price(asked: Settings, subject: Subject, most: int) -> list[Experiment]:
+def price(asked: Settings, subject: Subject, told: Iterable[int]) -> list[Experiment]:
     """Trainings without attack for every f that the subject may be told, momentum at the workers."""
-    each = [grid(asked, subject, byzantine=f, real_byzantine=0, momentum_at="worker") for f in range(most + 1)]
+    each = [grid(asked, subject, byzantine=f, real_byzantine=0, momentum_at="worker") for f in told]
     return [e for one in each for e in one.experiments()]
 
 

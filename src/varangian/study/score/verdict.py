@@ -36,7 +36,8 @@ def _of_rule(card: Card) -> Iterator[str]:
     told = next((b for b in card.breakdown if b.f == card.settings.f), None)
     failed = [f"{c.subject} fails {', '.join(f.check for f in c.failed)}" for c in card.conformance if c.failed]
     worst, best = card.worst_attack, card.lowest(card.settings.partitions[0], "worker")
-    if card.declared == 0:
+    shown = bool(card.breakdown or card.trained)
+    if card.declared == 0 and shown:
         yield "not robust: it may be told of no attacker, and claims nothing."
     elif broken:
         least = min(broken, key=lambda b: (b.point or 0, b.f))
@@ -53,15 +54,15 @@ def _of_rule(card: Card) -> Iterator[str]:
         yield f"SOUND: no attack that was tried takes more than a quarter of what it learns{where}."
         if not everywhere:
             yield f"elsewhere: {_taken(card, worst)}."
-    if failed and (broken or card.declared == 0):
+    if failed and (broken or (card.declared == 0 and shown)):
         yield f"contract: {'; '.join(failed)}."
-    if (broken or not card.declared) and worst is not None and kept(card, worst) < SOUND:
+    if (broken or card.declared == 0) and worst is not None and kept(card, worst) < SOUND:
         yield f"training: {_taken(card, worst)}."
     if told is not None and told.holds and card.declared:
-        what = (
-            f"{told.point} of {told.n} attackers" if told.point is not None else f"no number of attackers of {told.n}"
-        )
-        yield f"breakdown: told to expect {told.f}, {what} could undo it."
+        moved = "no number of attackers" if told.moved is None else _many(told.moved)
+        refused = "" if told.refused is None else f", and {told.refused} make it refuse to answer"
+        found = f"{moved} of {told.n} can move it without bound{refused}"
+        yield f"breakdown: told to expect {told.f}, {found}."
     for k in card.kappa:
         if k.f == card.settings.f:
             much = "infinite" if math.isinf(k.found) else f"at least {k.found:.2g}"
