@@ -304,6 +304,14 @@ def _some_columns(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case
                 f"statistic_weights {low, high, window} over {name}", "statistic_weights", (of,),
                 lambda k, x, s=(low, high, window), c=some: k.statistic_weights(x, *s, **c), rtol=d * WIDE,
             )  # fmt: skip
+        for kind, table in tables(n).items():
+            if kind in ("scales", "a choice", "nothing"):  # others are equal but for rounding
+                low, high, window = statistics(len(table))[0]
+                yield Case(
+                    f"statistic_weights of {kind} over {name}", "statistic_weights", (usual,),
+                    lambda k, x, s=(low, high, window), c=some, t=table: k.statistic_weights(x, *s, mixing=t, **c),
+                    rtol=d * WIDE,
+                )  # fmt: skip
 
 
 def _workers(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:

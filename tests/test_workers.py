@@ -265,7 +265,14 @@ def test_what_goes_in_comes_out() -> None:
     finite, shown = np.array([True, True, True, True, False]), np.array([True, True, True, False, True])
     told = Account(weight, score, distance, cosine, finite, shown, 2048)
     counts = np.arange(n) / 2
-    found = recorded(Recorder(layout).record(told, counts) * 2, layout)
+    records = bytearray()
+    recorder = Recorder(layout, records.extend)
+    recorder.add(told, counts)
+    recorder.flush()
+    recorder.add(told, counts)
+    recorder.flush()
+    recorder.flush()  # of nothing nothing
+    found = recorded(bytes(records), layout)
     most = float(np.finfo(np.float32).max)
     for values, expected in (
         (found.weight, weight),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,12 @@ from .kernels.runtime import jit
 from .shares import shares_of
 from .stages import Decision, Mixing, Rule, Selecting
 
-NUMBERS = 1 << 17  # of which all are looked at; where there are more, at
+NUMBERS = 1 << 16  # of which all are looked at; where there are more, at
 BLOCKS = 32  # blocks
 WIDTH = 64  # of so many columns
 RANKED = 16  # columns of each, whose values are sorted for weights in a statistic of columns
 WEIGHTED = 4  # the same where vectors count differently: sorting then takes many times as long
+AHEAD = 64  # steps whose blocks are drawn together
 BLURRED = 1e-3  # of a usual squared distance: where a derived one may be further off, a sample is looked at
 
 
@@ -60,6 +62,8 @@ class Account:
     def masked(self) -> Account:
         """Without what is not to be told: of vectors that are not finite, or were not shown."""
         told, shown = self.finite & self.shown, self.shown
+        if told.all():
+            return self
         weight = np.where(shown, self.weight, np.nan)
         score, distance, cosine = (np.where(told, v, np.nan) for v in (self.score, self.distance, self.cosine))
         return Account(weight, score, distance, cosine, self.finite | ~shown, shown, self.columns)
@@ -73,13 +77,20 @@ def sampled_columns(n: int, d: int, *, seed: int, step: int) -> np.ndarray | Non
         >>> sampled_columns(51, 80_000, seed=1, step=0)[:3].tolist()
         [1224, 4496, 6950]
         >>> sampled_columns(51, 80_000, seed=1, step=1)[:3].tolist()
-        [305, 2675, 6930]
+        [2202, 4152, 6249]
     """
     if d <= BLOCKS * RANKED:
         return None
+    return _drawn(d, WIDTH if _is_sample(n, d) else RANKED, seed, step // AHEAD)[step % AHEAD]
+
+
+@lru_cache(maxsize=16)
+def _drawn(d: int, width: int, seed: int, block: int) -> np.ndarray:
+    """[64, 32] those of so many steps, which are drawn together."""
     ends = np.arange(BLOCKS + 1) * d // BLOCKS
-    room = ends[1:] - ends[:-1] - (WIDTH if _is_sample(n, d) else RANKED) + 1
-    return ends[:-1] + randomness.indices(seed, "columns", step, rows=1, columns=BLOCKS, size=room[None])[0]
+    room = ends[1:] - ends[:-1] - width + 1
+    drawn = randomness.indices(seed, "columns", block, rows=AHEAD, columns=BLOCKS, size=room[None])
+    return ends[:-1] + drawn
 
 
 def _is_sample(n: int, d: int) -> bool:
@@ -115,19 +126,13 @@ class Observed:
         if not self.tensors:
             return self.account
         known, (relations, *ranked) = self.account, numbers
-        apart, inner, size, odd = relations
-        n, finite = apart.size - 1, odd[:-1] == 0
-        with np.errstate(
-            invalid="ignore", divide="ignore", over="ignore"
-        ):  # of what is not finite, and of null vectors
-            distance = np.sqrt(self.scale * apart[:n])
-            cosine = np.clip(inner[:n] / (np.sqrt(size[:n]) * np.sqrt(size[n])), -1, 1)
+        distance, cosine, finite = _by_columns(relations, self.scale)
         if self.exact:
             return replace(known, cosine=np.where(np.isnan(known.cosine), cosine, known.cosine)).masked()
         weight = known.weight
         if ranked:
             weight = ranked[0] if self.table is None else ranked[0] @ self.table
-        return replace(known, weight=weight, distance=distance, cosine=cosine, finite=finite).masked()
+        return Account(weight, known.score, distance, cosine, finite, known.shown, known.columns).masked()
 
 
 def observe(
@@ -153,19 +158,19 @@ def observe(
         shown[:] = False
         shown[rows] = True
     score = _scores(pre, rule, decision, None if shown.all() else rows, n)
-    weight, table, exact = np.full(n, np.nan), decision.table, None
+    weight, table, exact, known = np.full(n, np.nan), decision.table, None, False
     if table is not None and table.ndim == 1:
-        weight = weights_of_table(table, n)
         if type(rule).apply is Selecting.apply and decision.came is not None:
-            exact = _exact(decision.came, table, Account(weight, score, score, score, shown, shown, 0))
-            if exact is not None and not exact[1]:
-                return Observed([], exact[0].masked())
+            exact, known = _exact(decision.came, table, score, shown)
+            if exact is not None and known:
+                return Observed([], exact.masked())
+        weight = weights_of_table(table, n)
     some = _is_sample(n, d)
     looked_at = BLOCKS * WIDTH if some else d
     columns: dict[str, Any] = {"starts": starts, "width": WIDTH} if some else {}
     tensors = [kernels.relations(x, decision.aggregate, **columns)]
     if exact is not None:
-        return Observed(tensors, exact[0], exact=True)
+        return Observed(tensors, exact, exact=True)
     if table is None and rows is not None and not shown.all():
         table = np.eye(n)[rows]
     statistic = rule.statistic(n if table is None else table.shape[0])
@@ -174,29 +179,22 @@ def observe(
         columns = {} if starts is None else {"starts": starts, "width": RANKED}
         if weights is not None and (weights != weights[0]).any():
             weight = _by_share(x, rule, table, weights, starts)
-        elif table is None:
-            tensors.append(kernels.statistic_weights(x, *statistic, **columns))
         else:
-            mixed = table[:, :n]
-            mixtures = kernels.weighted_rows(_block(x, starts), mixed)
-            tensors.append(kernels.statistic_weights(mixtures, *statistic))
+            mixed = None if table is None else table[:, :n]
+            tensors.append(kernels.statistic_weights(x, *statistic, mixing=mixed, **columns))
     known = Account(weight, score, score, score, shown, shown, looked_at if some else 0)
     return Observed(tensors, known, d / looked_at, mixed)
-
-
-def _block(x: Tensor, starts: np.ndarray | Tensor | None, width: int = RANKED) -> Tensor:
-    """[n, k] the first columns of each block."""
-    if starts is None:
-        return x
-    first = kernels.there(starts, x) if isinstance(starts, np.ndarray) else starts
-    return x.index_select(1, (first.unsqueeze(1) + torch.arange(width, device=x.device)).reshape(-1))
 
 
 def _by_share(
     x: Tensor, rule: Rule, table: np.ndarray | None, weights: np.ndarray, starts: np.ndarray | Tensor | None
 ) -> np.ndarray:
     """[n] mean weights in a statistic of values that count differently; waits for a device."""
-    block = _block(x, starts, WEIGHTED)
+    block = x
+    if starts is not None:
+        first = kernels.there(starts, x) if isinstance(starts, np.ndarray) else starts
+        columns = first.unsqueeze(1) + torch.arange(WEIGHTED, device=x.device)
+        block = x.index_select(1, columns.reshape(-1))
     rows = block if table is None else kernels.weighted_rows(block, table)
     return weight_by_share(rule, kernels.host(rows.double()), shares_of(rule, weights, x.shape[0]))
 
@@ -213,61 +211,80 @@ def _scores(pre: Sequence[Mixing], rule: Rule, decision: Decision, rows: np.ndar
     return result if found is None else found
 
 
-def _exact(came: Geometry, table: np.ndarray, known: Account) -> tuple[Account, bool] | None:
-    """Of the distances between vectors; None where these are not known, or cancel. And whether some cosines are NaN,
-    since those vectors are so much longer than the aggregate, or shorter, that they cancel."""
-    n = came.n
-    if known.shown.all() and came.shares is not None and not came.shares.all():  # some count nothing
-        return None
-    squared, terms, sure = _mixture(came.squared, table)
-    if not sure:
-        return None
-    finite, sizes = came.finite, came.norms
-    apart, size = squared[:n], squared[-1]
-    usual = np.partition(apart[finite], finite.sum() // 2)[finite.sum() // 2] if finite.any() else 0.0
+def _exact(came: Geometry, table: np.ndarray, score: np.ndarray, shown: np.ndarray) -> tuple[Account | None, bool]:
+    """Of the distances between vectors; None where these are not known, or cancel. And whether all cosines are known:
+    those of vectors that are so much longer than the aggregate, or shorter, that they cancel are NaN."""
+    if came.shares is not None and shown.all() and not came.shares.all():  # some count nothing
+        return None, False
     rounding = numerics.MEASURED if came.exact else numerics.ROUNDING
-    error = rounding * terms[:n]
-    if (error > BLURRED * np.maximum(apart, usual))[finite].any():
-        return None
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lengths = np.sqrt(sizes * size)
-        cosine = np.where(lengths > 0, np.clip(0.5 * (sizes + size - apart) / lengths, -1, 1), np.nan)
-        blurred = finite & (lengths > 0) & (error + rounding * (sizes + size) > BLURRED * lengths)
-        cosine[blurred] = np.nan
-        distance = np.sqrt(apart) * came.unit
-    return replace(known, distance=distance, cosine=cosine, finite=finite), bool(blurred.any())
+    weight, distance, cosine, sure, known = _by_distances(came.squared, table, came.finite, rounding, came.unit)
+    return Account(weight, score, distance, cosine, came.finite, shown, 0) if sure else None, known
 
 
 @jit
-def _mixture(squared, weights):  # type: ignore[no-untyped-def]
-    """[points] squared distances of all points to a mixture, what was added up for them, and whether all is known."""
-    points = squared.shape[0]
-    used, shares, count, rest = np.empty(points, np.int64), np.empty(points), 0, 1.0
+def _by_distances(squared, weights, finite, rounding, unit):  # type: ignore[no-untyped-def]
+    """[n] each: weights, distances and cosines to the mixture; and whether they are right, and all cosines known."""
+    points, n = squared.shape[0], finite.size
+    used, parts, count, rest = np.empty(points, np.int64), np.empty(points), 0, 1.0
     for j in range(weights.size):
         rest -= weights[j]
         if weights[j] != 0:
-            used[count], shares[count] = j, weights[j]
+            used[count], parts[count] = j, weights[j]
             count += 1
-    if abs(rest) > 1e-12:
-        used[count], shares[count] = points - 1, rest
+    if abs(rest) > 1e-12:  # else rounding, no share of the origin
+        used[count], parts[count] = points - 1, rest
         count += 1
-    out, terms, known = np.empty(points), np.empty(points), True
+    apart, terms = np.empty(points), np.empty(points)
     for i in range(points):
         total, size = 0.0, 0.0
         for k in range(count):
-            term = shares[k] * squared[i, used[k]]
+            term = parts[k] * squared[i, used[k]]
             total += term
             size += abs(term)
-        out[i], terms[i] = total, size
-        known &= total == total
+        apart[i], terms[i] = total, size
     own, sizes = 0.0, 0.0
     for k in range(count):
-        own += 0.5 * shares[k] * out[used[k]]
-        sizes += 0.5 * abs(shares[k]) * terms[used[k]]
+        own += 0.5 * parts[k] * apart[used[k]]
+        sizes += 0.5 * abs(parts[k]) * terms[used[k]]
+    sure, known, seen, near = own == own, True, 0, np.empty(n)
     for i in range(points):
-        out[i] = max(out[i] - own, 0.0)
-        terms[i] += sizes
-    return out, terms, known
+        sure &= apart[i] == apart[i]
+        apart[i] = max(apart[i] - own, 0.0)
+        terms[i] = rounding * (terms[i] + sizes)
+        if i < n and finite[i]:
+            near[seen] = apart[i]
+            seen += 1
+    usual, length = 0.0, apart[points - 1]
+    if seen > 0:
+        usual = np.sort(near[:seen])[seen // 2]
+    weight, distance, cosine, total = np.empty(n), np.empty(n), np.empty(n), 0.0
+    for i in range(n):
+        weight[i], distance[i], cosine[i] = abs(weights[i]), np.nan, np.nan
+        total += weight[i]
+        if finite[i]:
+            sure &= not terms[i] > BLURRED * max(apart[i], usual)
+            distance[i] = np.sqrt(apart[i]) * unit
+            lengths = np.sqrt(squared[i, points - 1] * length)
+            if terms[i] + rounding * (squared[i, points - 1] + length) > BLURRED * lengths:
+                known &= lengths == 0
+            else:
+                inner = 0.5 * (squared[i, points - 1] + length - apart[i])
+                cosine[i] = max(-1.0, min(1.0, inner / lengths)) if lengths > 0 else np.nan
+    if total > 0:
+        weight /= total
+    return weight, distance, cosine, sure, known
+
+
+@jit
+def _by_columns(relations, scale):  # type: ignore[no-untyped-def]
+    """[n] each: distances and cosines, and who is finite."""
+    n = relations.shape[1] - 1
+    distance, cosine, finite = np.empty(n), np.empty(n), np.empty(n, np.bool_)
+    for i in range(n):
+        distance[i], finite[i] = np.sqrt(scale * relations[0, i]), relations[3, i] == 0
+        lengths = np.sqrt(relations[2, i]) * np.sqrt(relations[2, n])
+        cosine[i] = max(-1.0, min(1.0, relations[1, i] / lengths)) if lengths > 0 else np.nan
+    return distance, cosine, finite
 
 
 __all__ = ["Account", "observe", "sampled_columns"]

@@ -529,8 +529,8 @@ class Journal:
             # What was begun by a version that told nothing of workers is completed so.
             self._recorder = None
             if layout is not None and (self._fresh or records is not None):
-                self._recorder = Recorder(layout)
                 self._tables.append(_Table(folder / WORKERS, layout.header, records))
+                self._recorder = Recorder(layout, self._tables[-1].append)
         self._last, self._wait = time.monotonic(), every
         self._flushed = self._last
 
@@ -616,7 +616,7 @@ class Journal:
         with self._explained():
             self._tables[0].append(_line(cells))
             if self._recorder is not None and account is not None:
-                self._tables[2].append(self._recorder.record(account, counts))
+                self._recorder.add(account, counts)
             if time.monotonic() - self._flushed >= LATEST:
                 self._tables[0].file.flush()
                 self._flushed = time.monotonic()
@@ -625,6 +625,7 @@ class Journal:
         """A row of evaluations.csv; both tables can then be read up to here by others."""
         with self._explained():
             self._tables[1].append(_line(cells))
+            self._pack()
             for table in self._tables:
                 table.file.flush()
 
@@ -651,7 +652,12 @@ class Journal:
         self._last = time.monotonic()
         self._wait = max(self._every, (self._last - began) / SHARE) if self._every else 0.0
 
+    def _pack(self) -> None:
+        if self._recorder is not None:
+            self._recorder.flush()
+
     def _sync(self) -> None:
+        self._pack()
         for table in self._tables:
             table.sync()
         if self._fresh:

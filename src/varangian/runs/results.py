@@ -210,8 +210,10 @@ class Result:
             >>> import varangian as vg
             >>> attacked = vg.Experiment(rule="multi-krum", attack="empire", steps=20, workers=11, byzantine=2)
             >>> report = vg.run(attacked).workers()
-            >>> report.weight.shape, report.weight[:, 9:].sum(), report.byzantine[0].nonzero()[0].tolist()
-            ((20, 11), 0.0, [9, 10])
+            >>> report.weight.shape, report.byzantine[0].nonzero()[0].tolist()
+            ((20, 11), [9, 10])
+            >>> [standing.worker for standing in report.nodes[:2]]  # the most suspicious
+            [10, 9]
         """
         e, steps = self.experiment, len(self.measures)
         if self.folder is None and self._records is None:

@@ -360,7 +360,7 @@ def train(
     evaluations: list[Evaluation] = []
     columns = columns_of(e, simulation.adversary.task.classes)
     measures, records = Rows(), bytearray()
-    recorder = Recorder(layout_of(e)) if e.measure and journal is None else None
+    recorder = Recorder(layout_of(e), records.extend) if e.measure and journal is None else None
     stopped, start, began = None, time.perf_counter(), simulation.steps_done
     if journal is not None:
         evaluations = [Evaluation.of(step, values, columns) for step, *values in journal.evaluations]
@@ -398,7 +398,7 @@ def train(
                 for outlet in outlets:
                     outlet.measure(row, cells)
             elif recorder is not None and account is not None:
-                records.extend(recorder.record(account, simulation.weights))
+                recorder.add(account, simulation.weights)
         if rows and stopped is None and simulation.diverged:
             stopped = f"step {rows[-1].step}: the parameters are no longer finite."
         return rows
@@ -457,6 +457,8 @@ def train(
     # Whoever attacks through data may hit one class and no other. Where no output is a class there is no accuracy.
     if by_class is None and simulation.adversary.poisons and not math.isnan(evaluations[-1].accuracy):
         by_class = evaluator.by_class(simulation.gradients, simulation.parameters, simulation.steps_done)
+    if recorder is not None:
+        recorder.flush()
     seconds = time.perf_counter() - start
     tell(simulation.steps_done)
     trained = simulation.gradients.adopt(simulation.parameters)

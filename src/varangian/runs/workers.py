@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from .files import no_follow
 
 FIELDS = (("weight", "<f2"), ("score", "<f4"), ("distance", "<f4"), ("cosine", "<f2"))
 COUNTS = ("counts", "<f4")
+TOGETHER = 64  # steps that are packed at a time
 MAX_BYTES = 2**32  # that are read
 GREATEST = float(np.finfo(np.float32).max)
 
@@ -66,26 +68,42 @@ class Layout:
 
 
 class Recorder:
-    """Makes the records of a run: one a step, as bytes."""
+    """Makes the records of a run: one a step, packed some steps at a time, since each by itself takes several times as
+    long.
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self._record = np.zeros((), layout.dtype)
-        self._worker = self._record["worker"]
+    Args:
+        layout: of the records.
+        write: is handed them, as bytes.
+    """
 
-    def record(self, account: Account, counts: np.ndarray | None = None) -> bytes:
+    def __init__(self, layout: Layout, write: Callable[[bytes], object]) -> None:
+        self.layout, self._write = layout, write
+        self._waiting: list[tuple[Account, np.ndarray | None]] = []
+
+    def add(self, account: Account, counts: np.ndarray | None = None) -> None:
         """What a step told, and how much each worker counted where that is recorded."""
-        worker = self._worker
-        self._record["columns"] = account.columns
+        self._waiting.append((account, counts))
+        if len(self._waiting) == TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands over what waits."""
+        told, self._waiting = self._waiting, []
+        if not told:
+            return
+        steps = np.zeros(len(told), self.layout.dtype)
+        worker = steps["worker"]
+        finite, shown = np.array([a.finite for a, _ in told]), np.array([a.shown for a, _ in told])
         with np.errstate(over="ignore", invalid="ignore"):
-            worker["weight"] = account.weight
-            worker["score"] = np.minimum(account.score, GREATEST)
-            distance = np.where(account.finite, np.minimum(account.distance, GREATEST), np.inf)
-            worker["distance"] = np.where(account.shown, distance, -np.inf)
-            worker["cosine"] = account.cosine
+            worker["weight"] = [a.weight for a, _ in told]
+            worker["score"] = np.minimum([a.score for a, _ in told], GREATEST)
+            distance = np.where(finite, np.minimum([a.distance for a, _ in told], GREATEST), np.inf)
+            worker["distance"] = np.where(shown, distance, -np.inf)
+            worker["cosine"] = [a.cosine for a, _ in told]
         if self.layout.weighted:
-            worker["counts"] = counts
-        return self._record.tobytes()
+            worker["counts"] = [counts for _, counts in told]
+        steps["columns"] = [a.columns for a, _ in told]
+        self._write(steps.tobytes())
 
 
 @dataclass(frozen=True, eq=False)

@@ -215,11 +215,13 @@ def relations(x: Tensor, point: Tensor, *, starts: np.ndarray | Tensor | None = 
 
 
 def statistic_weights(
-    x: Tensor, low: int, high: int, window: int = 0, *, starts: np.ndarray | Tensor | None = None, width: int = 0
-) -> Tensor:
+    x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None,
+    starts: np.ndarray | Tensor | None = None, width: int = 0,
+) -> Tensor:  # fmt: skip
     """[n] the mean weights that the rows' values have in a statistic of columns (see :func:`column_statistic`), over
-    the columns of :func:`relations`. Equal values share their weight, and a NaN counts as infinite."""
-    return _of(x).statistic_weights(x, low, high, window, starts=starts, width=width)
+    the columns of :func:`relations`; for a ``mixing`` [m, n] those of the mixtures, [m]. Equal values share their
+    weight, and a NaN counts as infinite."""
+    return _of(x).statistic_weights(x, low, high, window, mixing=mixing, starts=starts, width=width)
 
 
 # ------------------------------------------------------------------------------------------------- the worker half

@@ -526,8 +526,13 @@ def relations(x: Tensor, point: Tensor, *, starts: Any = None, width: int = 0) -
 
 
 @torch.no_grad()
-def statistic_weights(x: Tensor, low: int, high: int, window: int = 0, *, starts: Any = None, width: int = 0) -> Tensor:
+def statistic_weights(
+    x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None, starts: Any = None,
+    width: int = 0,
+) -> Tensor:  # fmt: skip
     values = _columns(x, _there(starts, x), width)
+    if mixing is not None:
+        values = _mixtures(values, mixing, None)(0, values.shape[1])
     m, k = values.shape
     ordered, order = torch.where(values.isnan(), torch.inf, values).sort(dim=0, stable=True)
     ranks = torch.arange(m, device=values.device).unsqueeze(1).expand_as(ordered)

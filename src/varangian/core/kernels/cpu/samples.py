@@ -145,12 +145,31 @@ def _weights(x, starts, width, low, high, window, comparators, out):  # type: ig
             out[i] += total
 
 
+@jit
+def _mixtures(x, starts, width, table, out):  # type: ignore[no-untyped-def]
+    """Columns of table @ x side by side; rows of weight zero are never touched."""
+    for i in range(table.shape[0]):
+        for block in range(starts.size):
+            c = out[i, block * width : (block + 1) * width]
+            for j in range(table.shape[1]):
+                weight = table[i, j]
+                if weight != 0:
+                    a = x[j, starts[block] : starts[block] + width]
+                    for k in range(width):
+                        c[k] += weight * a[k]
+
+
 def statistic_weights(
-    x: Tensor, low: int, high: int, window: int = 0, *, starts: np.ndarray | None = None, width: int = 0
-) -> Tensor:
-    n, columns = x.shape[0], 0
-    out = np.zeros(n)
+    x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None,
+    starts: np.ndarray | None = None, width: int = 0,
+) -> Tensor:  # fmt: skip
+    m, columns = x.shape[0] if mixing is None else mixing.shape[0], 0
+    table, out = None if mixing is None else np.ascontiguousarray(mixing, np.float64), np.zeros(m)
     for rows, firsts, size in _blocks(x, starts, width or WIDTH):
-        _weights(rows, firsts, size, low, high, window, _comparators(n), out)
+        if table is not None:
+            mixed = np.zeros((m, firsts.size * size))
+            _mixtures(rows, firsts, size, table, mixed)
+            rows, firsts = mixed, np.arange(firsts.size) * size
+        _weights(rows, firsts, size, low, high, window, _comparators(m), out)
         columns += firsts.size * size
     return torch.from_numpy(out / columns)
