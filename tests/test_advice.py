@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import shlex
 import subprocess
@@ -89,6 +90,16 @@ def test_the_price_of_f_is_what_a_rule_that_holds_must_pay() -> None:
     assert vg.advise(4, 1).prices[-1].declared == 1
     assert vg.advise(3, 1).prices[-1].attacked == 1.0
     assert all(price.attacked != inf for price in vg.advise(51, 25).prices)
+
+
+def test_the_figure_of_the_page_draws_the_same_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    figure = importlib.import_module("advice")
+    advised = {p.declared: p.attacked for p in vg.advise(51, 12).prices}
+    drawn = dict(figure.costs(51, 12))
+    assert {g: drawn[g] for g in advised if g >= 12} == {g: cost for g, cost in advised.items() if g >= 12}
+    made = figure.draw(tmp_path / "advice")
+    assert made.stat().st_size > 10_000
 
 
 def test_the_numbers_of_the_study_are_those_of_its_table() -> None:
