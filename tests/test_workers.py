@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import varangian as vg
+from pretended import PretendedCard
 from varangian.core.accounts import Account
 from varangian.core.history import Report
 from varangian.runs import folders
@@ -299,3 +301,48 @@ def test_whom_a_quarantine_excludes_is_told_apart(tmp_path: Path) -> None:
     assert away.sum() == excluded[9]
     assert np.isnan(report.weight[away, 9]).all()
     assert not report.rejected[away, 9].any()
+
+
+# ---------------------------------------------------------------------------------------------------- on a device
+
+ON_CARD = {
+    "krum": {"rule": "krum"},
+    "median": {"rule": "median", "attack": "little"},
+    "long vectors": {"rule": "median", "model": "fully-connected", "attack": "little"},
+    "mixed": {"pre": ["nnm"], "rule": "trimmed-mean"},
+    "bulyan": {"rule": "bulyan"},
+    "nan": {"rule": "median", "attack": "nan"},
+    "nobody": {"rule": "average", "attack": None, "byzantine": 0},
+    "clients": {"rule": "median", "clients": 30, "byzantine": 4, "real_byzantine": 3},
+    "quarantined": {"rule": "median", "quarantine": "quarantine(window=3)"},
+}
+
+
+@pytest.mark.parametrize("name", ON_CARD)
+def test_a_card_tells_what_the_cpu_tells(name: str) -> None:
+    e = replace(BASE, steps=8, **ON_CARD[name])
+    there = vg.run(e).workers()
+    with PretendedCard():
+        found = vg.run(replace(e, device="cuda:0")).workers()
+    for series in ("distance", "cosine", "weight"):
+        one, other = getattr(found, series), getattr(there, series)
+        np.testing.assert_allclose(one, other, rtol=5e-3, atol=5e-3 * np.nanmax(np.abs(other)))
+    assert (found.byzantine == there.byzantine).all()
+    assert [s.excluded for s in found.workers] == [s.excluded for s in there.workers]
+
+
+def test_a_refusal_that_a_card_finds_late_leaves_a_record_for_each_row() -> None:
+    e = replace(BASE, rule="median", attack="nan", real_byzantine=3)
+    with PretendedCard():
+        result = vg.run(replace(e, device="cuda:0"))
+    assert result.stopped == vg.run(e).stopped is not None
+    assert result.workers().steps == len(result.measures)
+
+
+def test_the_page_tells_what_can_be_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text("utf-8")
+    (program,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "workers()" in text]
+    exec(program, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "multi-krum: 11 workers, 30 steps, 0 skipped"
+    assert {printed[2].split()[0], printed[3].split()[0]} == {"9", "10"}
