@@ -29,6 +29,7 @@ from varangian.simulation.data import readers
 from varangian.simulation.metrics import COLUMNS
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+FIRST_ROW = f"{Path(__file__).parents[1] / 'examples' / 'first_row.py'}:FirstRow"
 SMALL = vg.Experiment(workers=11, byzantine=2, steps=3, batch_size=2, evaluate_every=2)
 
 
@@ -199,6 +200,7 @@ CHANGES: dict[str, Any] = {
     "weighting": "size",
     "cap": 1.5,
     "quarantine": "quarantine(window=5)",
+    "order": "honest-first",
     "data_hash": "0123456789abcdef",
     "code_hash": "fedcba9876543210",
 }
@@ -209,6 +211,7 @@ def test_every_setting_changes_the_digest(name: str) -> None:
     base = replace(BASE, device="cuda") if name in ("precision", "autotune") else BASE
     base = replace(BASE, clients=50) if name == "absent" else base
     base = replace(BASE, weighting="size") if name == "cap" else base
+    base = replace(BASE, rule=FIRST_ROW) if name == "order" else base  # to whose own it may matter
     changed = replace(base, **{name: CHANGES[name]})
     assert changed.digest != base.digest
     assert (changed.name, changed.digest) != (BASE.name, changed.digest) or name not in ("data_hash", "seed", "model")
@@ -228,6 +231,7 @@ def test_every_setting_changes_the_digest(name: str) -> None:
         (BASE, {"learning_rate": ((0, 0.1),)}),
         (BASE, {"absent": "dropped"}),  # nobody is
         (BASE, {"clients": BASE.workers}),
+        (BASE, {"order": "honest-first"}),  # it matters to none of this package's own
         (BASE, {"learning_rate": "0.1,50:0.1"}),  # a piece that changes nothing
         (BASE, {"attack": " little( factor = 1.5 )"}),
         (replace(BASE, attack="little(factor=2.0)"), {"attack": "little(factor=2)"}),

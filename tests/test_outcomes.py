@@ -73,6 +73,7 @@ VALUES: dict[str, list[Any]] = {
     "weighting": ["equal", "size"],
     "cap": [None, 1.0, 2.5],
     "quarantine": [None, "quarantine", "quarantine(window=3, lower_f=True)"],
+    "order": ["shuffled", "honest-first"],
     "data_hash": [None, "0123456789abcdef", "1234567890123456", "00000000000000e1"],
     "code_hash": [None, "fedcba9876543210"],
 }

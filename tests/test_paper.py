@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from varangian.runs.building import code_of
 from varangian.study import paper
 from varangian.study.outcomes import Outcome, command, condition, rule_name
 from varangian.study.paper import OF_THE_PAPER, PANELS, account, grids, missing, pairs, panel_of, unattacked, verdicts
+
+FIRST_ROW = f"{Path(__file__).parents[1] / 'examples' / 'first_row.py'}:FirstRow"
 
 
 def grid(panels=OF_THE_PAPER, seeds=paper.SEEDS, profile="described", quick=False) -> list[Experiment]:
@@ -218,6 +221,7 @@ def test_only_what_is_in_the_grid_is_the_papers(name: str, profile: paper.Profil
         **{"quarantine": "quarantine"},
     }
     free = {"seed": 77, "device": "cuda", "measure": False, "precision": "tf32", "autotune": True, "absent": "dropped"}
+    free |= {"order": "honest-first"}
     resolved = {"nesterov", "profile"}  # each value of these is in the grid, at other learning rates perhaps
     assert other.keys() | free.keys() | resolved == {f.name for f in fields(Experiment)}
     e = next(e for e in grid([name], [1], profile) if e.attack and e.rule == "median")
@@ -267,6 +271,7 @@ CHANGES: dict[str, tuple[object, object]] = {
         "weighting": ("equal", "size"),
         "cap": (None, 2.0),
         "quarantine": (None, "quarantine"),
+        "order": ("shuffled", "honest-first"),
         "data_hash": (None, "0" * 16),
         "code_hash": ("0" * 16, "1" * 16),
     },
@@ -283,6 +288,7 @@ def test_no_pair_overwrites_another(name: str) -> None:
     )
     base = replace(base, clients=40) if name == "absent" else base
     base = replace(base, weighting="size") if name == "cap" else base
+    base = replace(base, rule=FIRST_ROW) if name == "order" else base
     made = []
     for number, value in enumerate(CHANGES[name]):
         e = replace(base, **{name: value})
@@ -293,7 +299,7 @@ def test_no_pair_overwrites_another(name: str) -> None:
         assert {p.server.max_accuracy for p in found.pairs} == {0.5, 0.6}
         assert all(p.server.max_accuracy == p.worker.max_accuracy for p in found.pairs)
         # Two runs whose honest workers are the same share their reference.
-        shared = name in ("byzantine", "rule", "pre", "attack", "knowledge", "quarantine")
+        shared = name in ("byzantine", "rule", "pre", "attack", "knowledge", "quarantine", "order")
         assert all(p.reference and (shared or p.reference.max_accuracy == p.server.max_accuracy) for p in found.pairs)
 
 

@@ -199,7 +199,7 @@ def stranger(place: Path, setting: str, name: str) -> Path:
         more = [column_of(name), *["0.5"] * (len(rows) - 1)]
         (kept.folder / "evaluations.csv").write_text("".join(f"{a},{b}\n" for a, b in zip(rows, more, strict=True)))
     with importing(False):
-        digest = vg.Experiment.from_dict(values).digest
+        digest = vg.Experiment.from_folder(json.dumps(values)).digest
     summary = json.loads((kept.folder / "result.json").read_text()) | {"digest": digest}
     (kept.folder / "result.json").write_text(json.dumps(summary))
     return kept.folder

@@ -157,7 +157,7 @@ def observe(
     if rows is not None:
         shown[:] = False
         shown[rows] = True
-    score = _scores(pre, rule, decision, None if shown.all() else rows, n)
+    score = _scores(pre, rule, decision, rows, n)
     weight, table, exact, known = np.full(n, np.nan), decision.table, None, False
     if table is not None and table.ndim == 1:
         if type(rule).apply is Selecting.apply and decision.came is not None:
@@ -200,15 +200,14 @@ def _by_share(
 
 
 def _scores(pre: Sequence[Mixing], rule: Rule, decision: Decision, rows: np.ndarray | None, n: int) -> np.ndarray:
-    """[n], of those rows that were shown, where not all were."""
+    """[n], of those that were shown, in the order in which they were."""
     geometry, result = decision.geometry, np.full(n, np.nan)
-    if rows is not None and geometry is not None:
-        found = scores(pre, rule, geometry.only(rows))
-        if found is not None:
-            result[rows] = found
-        return result
+    if rows is not None and geometry is not None and geometry.n == n:
+        geometry = geometry.only(rows)
     found = scores(pre, rule, geometry)
-    return result if found is None else found
+    if found is not None:
+        result[slice(None) if rows is None else rows] = found
+    return result
 
 
 def _exact(came: Geometry, table: np.ndarray, score: np.ndarray, shown: np.ndarray) -> tuple[Account | None, bool]:

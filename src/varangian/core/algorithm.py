@@ -355,12 +355,7 @@ class Algorithm:
 
     def _decide_among(self, x: Tensor, admitted: Admitted, rows: np.ndarray | None, how: dict[str, Any]) -> Decision:
         """What those decide that a quarantine admits, in the order of ``rows``, and what it then hears of them."""
-        n, places = len(x), admitted.rows
-        if rows is not None:
-            rows = rows if places is None else rows[np.isin(rows, places)]
-        elif places is not None:
-            rows = places
-        shown = x
+        n, rows, shown = len(x), admitted.shown(rows), x
         if rows is not None:
             first = np.array_equal(rows, np.arange(rows.size))
             shown = x[: rows.size] if first else x.index_select(0, kernels.there(rows, x))

@@ -287,9 +287,9 @@ class Geometry:
         """The same of some of the points: what :meth:`among` was made of."""
         every = np.append(places, np.arange(self.n, self.squared.shape[0]))
         made = self.through(np.eye(self.n))[places]
-        return replace(
-            self, squared=self.squared[np.ix_(every, every)], finite=self.finite[places], table=made, shares=None
-        )
+        shares = None if self.shares is None or (self.shares[places] == 1).all() else self.shares[places]
+        squared, finite = self.squared[np.ix_(every, every)], self.finite[places]
+        return replace(self, squared=squared, finite=finite, table=made, shares=shares)
 
     def mix(self, weights: np.ndarray, anew: bool = False, seen: bool = True) -> Geometry:
         """The geometry of mixtures: weights [m, n], or [n] scales of each point.

@@ -86,6 +86,12 @@ class Admitted:
             away[self.rows] = False
         return away
 
+    def shown(self, order: np.ndarray | None) -> np.ndarray | None:
+        """``rows`` in the order in which they stand in a permutation of all; None for all, as they come."""
+        if order is None or self.rows is None:
+            return self.rows if order is None else order
+        return order[np.isin(order, self.rows)]
+
 
 @dataclass(frozen=True)
 class Quarantine:

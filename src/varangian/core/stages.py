@@ -546,7 +546,7 @@ class Decision:
     def among(self, places: np.ndarray, n: int) -> Decision:
         """The same about n vectors, of which those at other places were not there: they have no weight, and a geometry
         knows nothing of them."""
-        m, table = places.size, self.table
+        m, table, geometry = places.size, self.table, self.geometry
         if table is not None:
             spread = np.zeros((*table.shape[:-1], n + table.shape[-1] - m))
             spread[..., places], spread[..., n:] = table[..., :m], table[..., m:]
@@ -554,7 +554,8 @@ class Decision:
         return replace(
             self,
             table=table,
-            geometry=None if self.geometry is None else self.geometry.among(places, n),
+            # Mixtures, of which there may be another number, are nobody's vectors.
+            geometry=geometry if geometry is None or geometry.n != m else geometry.among(places, n),
             came=None if self.came is None else self.came.among(places, n),
         )
 
@@ -772,6 +773,12 @@ def required_rows(pre: Sequence[Mixing], rule: Rule) -> int:
     return n
 
 
+def trusts_a_place(rule: Rule) -> bool:
+    """Whether a rule takes the vector at some index for something else than those at others."""
+    center = rule.center
+    return rule.by_place or (isinstance(center, int) and center >= 0)
+
+
 def check_rows(pre: Sequence[Mixing], rule: Rule, n: int) -> None:
     """Raises ValueError where n vectors are too few for a stage."""
     for stage in (*pre, rule):
@@ -803,9 +810,12 @@ def decide(
     """
     x, n = kernels.contiguous(x.detach()), x.shape[0]
     if rows is not None:
-        seen_rows = x.index_select(0, kernels.there(rows, x))
+        moved = x.index_select(0, kernels.there(rows, x))
         shares = None if weights is None else shares_of(rule, weights, n)[rows]
-        return decide(seen_rows, pre, rule, previous=previous, draw=draw, weights=shares).among(rows, n)
+        decision = decide(moved, pre, rule, previous=previous, draw=draw, weights=shares)
+        if not moved.is_inference() and moved._version:  # where nobody moves them, others see it
+            raise ValueError(f"{rule} wrote into the vectors that it was shown; it must clone what it changes.")
+        return decision.among(rows, n)
     first, shares = x, None
     check_rows(pre, rule, n)
     if weights is not None:

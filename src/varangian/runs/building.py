@@ -270,6 +270,7 @@ def build(experiment: Experiment, dataset: Dataset, given: Given = NOTHING) -> t
         local_steps=e.local_steps,
         sizes=None if e.weighting == "equal" else sampler.sizes,
         cap=e.cap,
+        order=e.order,
     )
     simulation.check_weights(min(e.steps, LOOKED_AT))
     mirrors = e.profile == "published" and dataset.flip  # only then does an evaluator depend on the seed

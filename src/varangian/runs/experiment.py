@@ -287,6 +287,14 @@ class Experiment:
             "later": True,
         },
     )
+    order: Literal["shuffled", "honest-first"] = field(
+        default="shuffled",
+        metadata={
+            "help": "in which order rules and mixings of your own are shown the vectors: another in each step, or "
+            "those of attackers last",
+            "later": True,
+        },
+    )
     data_hash: Hash = field(default=None, metadata={"help": "of data of one's own; filled in by run"})
     code_hash: Hash = field(
         default=None, metadata={"help": "of the code of rules, models, ... of one's own; filled in by run"}
@@ -316,6 +324,7 @@ class Experiment:
             absent: Literal["kept", "kept-on-disk", "decayed", "dropped"] = ..., local_steps: int = ...,
             weighting: Literal["equal", "size"] = ..., cap: float | None = ...,
             quarantine: str | Quarantine | None = ...,
+            order: Literal["shuffled", "honest-first"] = ...,
             data_hash: str | None = ..., code_hash: str | None = ...,
         ) -> None: ...  # fmt: skip
 
@@ -792,10 +801,18 @@ class Experiment:
             "real_byzantine",
             *(name for name in HASHES if resolved[name] is None),
             *(("absent",) if self.population() is None and self.absent != "kept" else ()),
-            *_unsaid(self),
+            # Runs of before there was an order had the honest ones first.
+            *(() if self.order_matters and self.order != "honest-first" else ("order",)),
+            *(_unsaid(self) - {"order"}),
         ):
             del resolved[resolved_above]
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def order_matters(self) -> bool:
+        """Whether some mixing or the rule is somebody's own, which an order of vectors may matter to."""
+        named = ((parse(kind, text, table)[0], table) for _, kind, text, table in self.specs(("rule", "pre")))
+        return any(name not in table or not is_ours(table[name]) for name, table in named)
 
     def _resolved(self, kind: str, text: str) -> str:
         """All that a spec means; the text itself where that is code of somebody's own, which nobody needs to have."""
@@ -842,6 +859,15 @@ class Experiment:
         return cls.from_dict(cls.values_from_text(text))
 
     @classmethod
+    def from_folder(cls, text: str) -> Experiment:
+        """From what stands in the folder of a run. In those of before there was an order the honest ones come first."""
+        values = cls.values_from_text(text)
+        experiment = cls.from_dict(values)
+        if "order" in values or not experiment.order_matters:
+            return experiment
+        return cls.from_dict(values | {"order": "honest-first"})
+
+    @classmethod
     def from_toml(cls, text: str) -> Experiment:
         return cls.from_dict(cls.values_from_text(text, toml=True))
 
@@ -863,8 +889,9 @@ LATER = tuple(f.name for f in fields(Experiment) if f.metadata.get("later"))
 
 
 def _unsaid(experiment: Experiment) -> set[str]:
-    """The later settings that have their default."""
-    return {f.name for f in fields(Experiment) if f.name in LATER and getattr(experiment, f.name) == f.default}
+    """The later settings that have their default; the order is said wherever it matters."""
+    unsaid = {f.name for f in fields(Experiment) if f.name in LATER and getattr(experiment, f.name) == f.default}
+    return unsaid - {"order"} if experiment.order_matters else unsaid
 
 
 def _chosen() -> list[str]:

@@ -175,7 +175,7 @@ def replay(
                 vectors,
                 Algorithm(pre=admitted.pre, rule=admitted.rule),
                 previous,
-                rows=admitted.rows,
+                rows=admitted.shown(simulation.order_at(step)),
                 step=step,
                 seed=simulation.state.seed,
                 weights=simulation.weights,

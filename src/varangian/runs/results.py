@@ -355,7 +355,7 @@ def settings_of(folder: str | Path, trust: bool = False) -> Experiment:
 @importing(False)
 def _settings(folder: Path) -> Experiment:
     try:
-        return Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
+        return Experiment.from_folder(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} holds no run: {folders.SETTINGS} is missing.") from None
     except (OSError, ValueError) as error:
@@ -383,7 +383,7 @@ def read(folder: str | Path, trust: bool = False) -> Result:
 def _read(folder: Path) -> Result:
     try:
         summary = read_json(folder / folders.RESULT, folders.MAX_JSON)
-        experiment = Experiment.from_json(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
+        experiment = Experiment.from_folder(read_text(folder / folders.SETTINGS, folders.MAX_JSON))
         folders.check_format(folder / folders.RESULT, summary)
         check_summary(summary, experiment)
         seconds = number(summary["seconds"], "seconds", 0)

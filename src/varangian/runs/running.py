@@ -305,7 +305,7 @@ def _run_in(
                 )  # fmt: skip
             except folders.OtherSettings as other:
                 with importing(False):
-                    _check_same(folder, Experiment.from_json(other.settings), experiment)
+                    _check_same(folder, Experiment.from_folder(other.settings), experiment)
                 raise
             with journal, Interrupts() as interrupts:
                 outlets = outlets_of(folder, experiment, events, tensorboard)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import nan
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from ..core.attacks import (
 from ..core.checks import Refused
 from ..core.quarantine import Admitted, Watched
 from ..core.shares import size_weights
-from ..core.stages import Decision, Heard, Pending, deferred_refusals, look, refuse_faulty
+from ..core.stages import Decision, Heard, Pending, deferred_refusals, look, refuse_faulty, trusts_a_place
 from ..core.transforms import Clip, Momentum
 from .adversary import Adversary
 from .captured import Repeated
@@ -41,6 +42,7 @@ from .identity import is_ours
 from .metrics import PLACEMENT, QUARANTINE, ROUND, WEIGHT, Measures, Meter, Readings
 from .sampling import Profile, Sampler
 
+Order = Literal["shuffled", "honest-first"]
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation, [d] each
 SMALL = ("chain", "vmap")  # how gradients are computed of models whose steps a card does faster than they are asked for
 
@@ -108,6 +110,7 @@ class Simulation:
         sizes: by how many examples those count that learn: [h], or of each client [N]. Attackers say that they hold as
             many as the greatest of the honest workers in the step. Without, all count the same.
         cap: the most that a worker may count, in equal shares.
+        order: in which order mixings and rule are shown the vectors: see :meth:`order_at`.
 
     The matrix of all n vectors and that of the sampled gradients are allocated once. Momenta at the workers live in the
     former, except those of workers of a data attack: what is crafted is written there, and they keep their own.
@@ -140,6 +143,7 @@ class Simulation:
         local_steps: int = 1,
         sizes: np.ndarray | None = None,
         cap: float | None = None,
+        order: Order = "shuffled",
     ) -> None:
         self.population, self.local_steps, self.local_clip = population, local_steps, None
         self.sizes, self.cap = sizes, cap
@@ -206,6 +210,7 @@ class Simulation:
         )
         self.repeated = Repeated(self.parameters.device) if plain and self.parameters.is_cuda else None
         self.ours = is_ours(algorithm.rule) and all(is_ours(stage) for stage in algorithm.pre)
+        self.shuffles = order == "shuffled" and not self.ours and not trusts_a_place(algorithm.rule)
         # Whoever is in a round takes these rows: what it remembers, sends and samples there.
         self._rows = self.sampled if self.separate else None, self.state.worker
         self.bank: Bank | None = None
@@ -238,6 +243,16 @@ class Simulation:
         honest = self.sizes[: self.h] if people is None else self.sizes[people.round(self.seed, step).honest]
         claimed = np.full(self.workers - len(honest), honest.max())
         return size_weights(np.concatenate([honest, claimed]), self.cap)
+
+    def order_at(self, step: int) -> np.ndarray | None:
+        """[n] in which order mixings and rule are shown the vectors of a step, by their index; None as they stand, the
+        honest ones first.
+
+        Another permutation in each step, so that no rule lives on where attackers stand: a function of (seed, step).
+        Where all stages are this package's own they do not depend on the order, and nothing is moved; a rule that
+        trusts a place is shown each vector in its place.
+        """
+        return randomness.generator(self.seed, "order", step).permutation(self.workers) if self.shuffles else None
 
     def check_weights(self, steps: int) -> None:
         """Raises ValueError if in one of so many steps the f heaviest vectors weigh more than the rule can tolerate."""
@@ -514,9 +529,9 @@ class Simulation:
         """What the step tells of each vector, where it is measured."""
         if self.meter is None:
             return Observed([])
-        there = self.admitted
+        there, rows = self.admitted, self.admitted.shown(self.order_at(self.steps_done))
         return observe(
-            self.vectors, decision, there.pre, there.rule, starts=self._starts, weights=self.weights, rows=there.rows
+            self.vectors, decision, there.pre, there.rule, starts=self._starts, weights=self.weights, rows=rows
         )
 
     def _sent(self, point: Tensor, looks: bool = False) -> _Sent:
@@ -528,7 +543,9 @@ class Simulation:
             self.vectors.copy_(self.sent)
         draw = randomness.Draw(self.seed, step).fork()
         self.admitted = there = self.algorithm.admit(state, self.workers, self._people)
-        rows = there.rows if self.adversary.knowledge is None else None  # of all vectors, of which it knows fewer
+        order = self.order_at(step)
+        # Those of all vectors that are admitted, of which it may know fewer.
+        rows = there.shown(order) if self.adversary.knowledge is None else order
         defence = ComposedDefence(there.pre, there.rule, state.previous, draw, self.weights, rows)
         seen = self.adversary.knows(
             self.vectors, h, defence, draw, lazily=self.repeated is not None, moments=honest_moments
@@ -545,7 +562,7 @@ class Simulation:
             if sampled_moments is None:
                 sampled_moments = kernels.mean_and_std(self.sampled[:h]) if self.separate else seen.moments
             honest_moments = seen.moments
-        squared = look(self.vectors, self.algorithm.pre, self.algorithm.rule) if looks else None
+        squared = look(self.vectors, there.pre, there.rule) if looks and rows is None else None
         return _Sent(state, norms, sampled_moments, honest_moments, crafted, squared, memory)
 
     def _decided(self, sent: _Sent) -> tuple[Decision, list[Pending]]:
@@ -559,7 +576,12 @@ class Simulation:
                 raise Refused(fault)
             with deferred_refusals() as pending:
                 decision = self.algorithm.decide(
-                    self.vectors, state, seen=sent.squared, weights=self.weights, workers=self._people
+                    self.vectors,
+                    state,
+                    seen=sent.squared,
+                    weights=self.weights,
+                    workers=self._people,
+                    rows=self.order_at(self.steps_done),
                 )
         except Refused as error:
             self.refused = error

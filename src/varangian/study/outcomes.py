@@ -313,7 +313,7 @@ def read_outcome(folder: Path, source: Source = "varangian") -> Outcome:
     """
     try:
         summary = read_json(folder / "result.json")
-        experiment = Experiment.from_json(read_text(folder / "experiment.json"))
+        experiment = Experiment.from_folder(read_text(folder / "experiment.json"))
         if experiment.device.startswith("cuda:"):  # on which of several cards, tells no runs apart
             experiment = replace(experiment, device="cuda")
         check_format(folder / "result.json", summary)
@@ -495,7 +495,7 @@ def unfinished(folder: str | Path) -> list[Experiment]:
     for place in (folder, folder / "runs"):
         for run in folders_in(place, folder, lambda f: _begun(f) and not complete(f), lambda _: None):
             try:
-                found.append(Experiment.from_json(read_text(run / SETTINGS_FILE)))
+                found.append(Experiment.from_folder(read_text(run / SETTINGS_FILE)))
             except (OSError, ValueError):
                 continue
     return found

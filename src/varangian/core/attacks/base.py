@@ -48,7 +48,8 @@ class ComposedDefence:
         draw: what its rules and mixings draw: numbers like the server's, but others. An adversary knows how the server
             draws, not what.
         weights: [n] what each vector counts, for rules that weigh; or None.
-        rows: which vectors its stages are shown, and in which order; None for all, as they come.
+        rows: which vectors its stages are shown, and in which order; None for all, as they come. Where fewer vectors
+            are tried, those that are there.
     """
 
     pre: tuple[Mixing, ...]
@@ -60,8 +61,12 @@ class ComposedDefence:
 
     @kernels.eager
     def __call__(self, x: Tensor) -> Tensor:
+        rows = self.rows
+        if rows is not None:
+            kernels.varies("vectors are shown in another order each time")
+            rows = rows[rows < len(x)]
         return decide(
-            x, self.pre, self.rule, previous=self.previous, draw=self.draw, weights=self.weights, rows=self.rows
+            x, self.pre, self.rule, previous=self.previous, draw=self.draw, weights=self.weights, rows=rows
         ).aggregate
 
 
@@ -130,7 +135,11 @@ class Knowledge:
         """The same, with tensors of its own: whatever is written there, nobody else sees."""
         defence = self.defence
         if isinstance(defence, ComposedDefence):
-            defence = replace(defence, previous=None if defence.previous is None else defence.previous.clone())
+            held = (defence.previous, defence.weights, defence.rows)
+            previous, weights, rows = (
+                None if x is None else x.clone() if isinstance(x, Tensor) else x.copy() for x in held
+            )
+            defence = replace(defence, previous=previous, weights=weights, rows=rows)
         return replace(
             self,
             honest=self.honest.clone(),

@@ -55,11 +55,11 @@ class Trials:
         d = seen.honest.shape[1]
         if (
             isinstance(self.defence, ComposedDefence)
-            and self.defence.rows is None
             and self.defence.weights is None
             and _by_weights(self.defence.rule)
         ):
-            check_rows(self.defence.pre, self.defence.rule, self.h + self.f)
+            rows = self.defence.rows
+            check_rows(self.defence.pre, self.defence.rule, self.h + self.f if rows is None else rows.size)
             points = torch.stack([seen.mean + unit for unit in units])
             extra = None
             if self.defence.rule.uses_previous:
@@ -119,7 +119,7 @@ class Trials:
         weights[np.arange(self.h), self.standing] = 1
         weights[self.h :, : self.known] = (1 - scale) / self.known
         weights[self.h :, self.known + line] = scale
-        geometry = base.mix(weights)
+        geometry = base.mix(weights if self.defence.rows is None else weights[self.defence.rows])
         for mixing in self.defence.pre:
             geometry = mixing.mix(geometry, self.defence.draw)
         selection = self.defence.rule.choose(geometry.n, geometry)
