@@ -273,6 +273,12 @@ def test_a_mistake_is_one_line_and_status_2(said: tuple[str, ...], wrong: str, v
     assert not Path("x").exists()
 
 
+def test_a_plain_function_is_no_rule(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("def mean(x):\n    return x.mean(0)\n")
+    with pytest.raises(ValueError, match="is no rule, no mixing and no attack, which derive"):
+        subject_of(f"{tmp_path / 'plain.py'}:mean")
+
+
 def test_all_of_them_go_on_where_they_were(short: card.Settings, tmp_path: Path) -> None:
     made = replace(sample(), pre=(), settings=short)
     folder.write_card(made, tmp_path)

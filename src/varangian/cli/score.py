@@ -108,8 +108,11 @@ def _one(
         check_writable(out := out.expanduser())
     mixings = split(pre) if pre else []
     subject = cards.subject_of(name, pre=mixings, behind=behind, kind=kind)  # type: ignore[arg-type]
-    with termination_interrupts(), _bar(subject.name) as progress:
-        card = cards.score(subject, quick=quick, budget=budget or cards.BUDGET, progress=progress)
+    try:
+        with termination_interrupts(), _bar(subject.name) as progress:
+            card = cards.score(subject, quick=quick, budget=budget or cards.BUDGET, progress=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("a card is whole or not there: nothing is kept.") from None
     if as_json:
         output.print(card.to_json(), end="", markup=False, highlight=False, soft_wrap=True, emoji=False)
     else:

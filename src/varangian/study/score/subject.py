@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ from ...core.mixing import MIXINGS, Mixing
 from ...core.randomness import BARE
 from ...core.references import importing, label, reference_of
 from ...core.rules import RULES, Rule
-from ...core.specs import describe, find, make, parse, shortest
+from ...core.specs import describe, find, make, parameters, parse, shortest
 from ...core.stages import check_rows
 from .card import Kind
 
@@ -199,6 +200,10 @@ def _of(kind: Kind, text: str) -> str:
     maker: Any = find(kind, name, table)
     if isinstance(maker, type) and not issubclass(maker, base):
         raise _Other(f"{shown(text)} is no {kind}.")
+    if inspect.isroutine(maker):
+        needed = [p.name for p in parameters(maker).values() if p.default is p.empty and p.name not in ("f", *options)]
+        if needed:
+            raise _Other(f"{shown(text)} is no {kind}, but a function of {', '.join(needed)}.")
     if not isinstance(maker, type):
         made = make(kind, text, table, f=1) if kind != "attack" else make(kind, text, table)
         if not isinstance(made, base):
