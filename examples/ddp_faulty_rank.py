@@ -141,7 +141,9 @@ def compare(steps: int, figure: Path) -> None:
             if training.step % 5 == 0:
                 curves[title].append((training.step, training.accuracy()))
         if first and training.protection is not None:
-            print(training.protection.report(), flush=True)
+            report = training.protection.report()
+            print(report, flush=True)
+            print(f"  {vg.detection(report, byzantine=[FAULTY_RANK])}", flush=True)
         if first:
             print(f"  test accuracy {curves[title][-1][1]:.1%}, {time.perf_counter() - start:.0f} s", flush=True)
     if first:

@@ -291,6 +291,7 @@ def test_the_example(tmp_path: Path) -> None:
         assert found[f"plain, {fault}"] < 15
         assert found[f"protected, {fault}"] > 75
     assert (tmp_path / "ddp_faulty_rank.png").stat().st_size > 10_000
+    assert sum(line.startswith("  suspicion >= 0.5 over 20 steps: names 1 of 1 attackers") for line in lines) == 2
 
 
 def test_a_restart_goes_on_from_the_checkpoint(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from varangian.engines.flower import RobustStrategy, byzantine_among, worker_mod
+from varangian.study.report.figures.suspects import over_time
 
 APP = Path(__file__).parent / "flower_app"
 FLOWER = tuple(int(part) for part in metadata.version("flwr").split(".")[:2])
@@ -527,6 +528,21 @@ def test_the_report_is_what_explain_says_of_the_same_updates(algorithm: vg.Algor
     if said.weight is not None:
         np.testing.assert_array_equal(report.weight[0], said.weight)
     assert report.nodes[0].node == int(said.suspicion.argmax()) == 4
+
+
+def test_two_poisoning_nodes_are_detected_and_drawn_as_workers_of_a_simulation_are() -> None:
+    """The functions that read simulated workers and ranks read nodes, of whom some are not asked in each round."""
+    strategy, sent = RobustStrategy(vg.Algorithm(rule=vg.TrimmedMean(f=2))), model()
+    for number in range(1, 31):
+        vectors = 0.3 * updates(11, seed=number) + 1
+        vectors[2:4] *= -5
+        answers = {i: content(away(sent, vectors[i])) for i in range(11) if i in (2, 3) or (i + number) % 4}
+        play(strategy, sent, answers, number)
+    report = strategy.report()
+    found = vg.detection(report, byzantine=[2, 3], window=5)
+    assert (found.precision, found.recall > 0.8, found.noun) == (1.0, True, "node")
+    assert np.isnan(report.distance).any()
+    assert len(over_time([("poisoning", report)]).axes) >= 1
 
 
 def test_the_f_of_a_round_is_of_those_asked() -> None:

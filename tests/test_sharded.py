@@ -29,6 +29,7 @@ from varangian.engines.sharded import (
     check_options,
     check_state,
 )
+from varangian.study.report.figures.suspects import over_time
 
 SIZES = (37, 5, 256, 1)  # of four parameters
 D = sum(SIZES)
@@ -318,6 +319,21 @@ def test_a_vector_of_flipped_bits_has_a_cosine_too() -> None:
             np.testing.assert_allclose(report.cosine[0], expected, atol=1e-6)
             assert report.rank[0].argmax() == 6
             assert report.distance[0, 6] > 1e35
+
+
+def test_a_rank_with_flipped_bits_is_detected_and_drawn_as_a_worker_of_a_simulation_is() -> None:
+    """The functions that read simulated workers and nodes read ranks."""
+    x = vectors(7)
+    bits = x[6].clone().view(torch.int32)
+    bits[::10] ^= 1 << 30
+    x[6] = bits.view(torch.float32)
+    for replicated in (False, True):
+        (_, history), *_ = in_pieces(vg.Algorithm(rule=vg.TrimmedMean(1)), x, steps=30, replicated=replicated)
+        report = history.report()
+        found = vg.detection(report, byzantine=[6], window=5)
+        assert (found.precision, found.delay, found.noun) == (1.0, 3.0, "rank")
+        assert found.recall == 0.8  # of the last 10 steps, in the third of which it is named
+        assert len(over_time([("flipped bits", report)]).axes) >= 1
 
 
 def test_weights_and_suspicion_of_the_report() -> None:
