@@ -52,8 +52,8 @@ class Detection:
 
     @property
     def precision(self) -> float:
-        """Of all namings the share that names an attacker; NaN where nobody is ever named."""
-        return _share(self.byzantine, self.named)
+        """Of all namings the share that names an attacker; NaN where nobody is ever named, or nobody attacks."""
+        return _share(self.byzantine, self.named) if (self.byzantine & self.there).any() else math.nan
 
     @property
     def recall(self) -> float:

@@ -28,7 +28,8 @@ from .report.page import filled
 
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 21))
 TOGETHER = 4  # runs in one picture; of more, each rule has one, with a panel an attack
-PICTURES = 24  # of workers over steps
+PANELS = 6  # of such a picture
+PICTURES = 12  # of workers over steps
 GROUPS = 6  # of other settings, of which there are figures
 ROWS = 200  # runs on the page; suspects.csv has all
 DPI = 200
@@ -234,9 +235,8 @@ def figures_of(
         if len(group.rules) * len(group.attacks) < 2:
             continue
         more = f"-{number + 1}-{slug(group.title)[:40]}" if len(groups) > 1 else ""
-        detail = "; ".join(
-            part for part in (_detail(group.rows[0].experiment), group.title, f"seeds: {group.seeds}") if part
-        )
+        seeds = f"{group.seeds} seed{'' if group.seeds == 1 else 's'}"
+        detail = f"{_detail(group.rows[0].experiment)}, {seeds}"
         yield f"rates{more}", f"How right, and how soon {group.title}".strip(), rates(
             _maps(group, window), group.rules, group.attacks,
             title=f"Named: suspicion of at least {threshold:g} over {window} steps", detail=detail,
@@ -254,7 +254,8 @@ def figures_of(
 def _over_time(rows: Sequence[Row], groups: Sequence[Group]) -> Iterator[tuple[str, str, Figure]]:
     for name, title, members in _pictured(rows, groups):
         reports = [(label, read(row.folder).workers()) for label, row in members]
-        detail = _detail(members[0][1].experiment)
+        first = members[0][1].experiment
+        detail = f"{_detail(first)}, seed {first.seed}"
         for what in ("suspicion", "weight"):
             if what == "suspicion" or any(not np.isnan(report.weight).all() for _, report in reports):
                 yield f"{what}{name}", f"{title}: {what}", over_time(reports, what, detail)
@@ -300,7 +301,7 @@ def _pictured(rows: Sequence[Row], groups: Sequence[Group]) -> Iterator[tuple[st
             made += 1
             of = f"{rule}, {group.title}" if group.title else rule
             members = [(attack, found[0]) for attack in group.attacks if (found := group.of(rule, attack))]
-            yield f"{more}-{slug(rule)}", of, members[:TOGETHER]
+            yield f"{more}-{slug(rule)}", of, members[:PANELS]
 
 
 def _detail(e: Experiment) -> str:
@@ -310,7 +311,6 @@ def _detail(e: Experiment) -> str:
         str(e.partition),
         f"n = {e.workers}, f = {e.byzantine}",
         attack,
-        f"seed {e.seed}",
     )
     return ", ".join(part for part in parts if part)
 
@@ -381,7 +381,7 @@ def _table(rows: Sequence[Row], threshold: float, window: int) -> tuple[list[str
     )
 
 
-HEADS = ("rule", "attack", "precision", "recall", "delay", "false alarms", "attackers named", "honest named")
+HEADS = ("rule", "attack", "precision", "recall", "delay", "false alarms", "caught", "blamed")
 
 
 def table_of(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, ...]]]]:
@@ -390,7 +390,7 @@ def table_of(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, ...]]]]:
 
 
 def _cells(group: Group) -> list[tuple[str, ...]]:
-    """Rule, attack, precision, recall, delay, false alarms, named attackers and honest workers, of each cell."""
+    """Rule, attack, precision, recall, delay, false alarms, attackers caught and honest workers blamed, a cell each."""
     means = {name: group.means(name) for name in ("precision", "recall", "delay", "false_alarms")}
     found = []
     for rule in group.rules:
