@@ -20,7 +20,6 @@ INDEX, README, TABLE, FIGURES = "index.html", "README.md", "table.md", "figures"
 COLUMNS = 60  # numbers of attackers in a table
 OURS = "<!-- made by varangian score, which replaces it -->"
 TONES = {"SOUND": "holds", "WEAK": "fails", "BROKEN": "fails", "not robust": "fails"}
-PLACES = {"server": "momentum at server", "worker": "momentum at workers"}
 RANK_BY = (
     "the accuracy under the attack that is worst for the rule, in %, the mean over equal and unequal data and over "
     "momentum at the server and at the workers"
@@ -203,7 +202,7 @@ def _heads(settings: Settings) -> list[_Head]:
     return [
         _Head("score", RANK_BY),
         *(
-            _Head(f"{_short(p)}, {place}", f"accuracy in % under the worst attack: {p}, momentum at {place}")
+            _Head(f"{_short(p)}, {_at(place)}", f"accuracy in % under the worst attack: {p}, momentum at {_at(place)}")
             for p, place in _cells(settings)
         ),
         _Head("no attack", "accuracy in % where nobody attacks, the mean over the same four settings"),
@@ -286,7 +285,7 @@ def _index(cards: Sequence[Card], others: Sequence[Card]) -> dict[str, Any]:
             for card in rules
         ],
         "over": _over(settings),
-        "matrix_columns": columns,
+        "matrix_columns": [_short(attack) for attack in columns],
         "matrix": [(c.name, f"{CARDS}/{page_of(c)}", _across(c, columns)) for c in rules if c.accuracies],
         "attack_heads": _ATTACK_HEADS,
         "attacks": [_named(card) | {"cells": _effects(card)} for card in attacks],
@@ -334,7 +333,7 @@ def _page(card: Card, cards: Sequence[Card]) -> dict[str, Any]:
         "seeds": "one seed" if len(s.seeds) == 1 else f"{len(s.seeds)} seeds",
         "intervals": any(a.low is not None for a in card.accuracies),
         "setting": _setting(s),
-        "cells": [f"{_short(p)}, {place}" for p, place in card.cells],
+        "cells": [f"{_short(p)}, {_at(place)}" for p, place in card.cells],
         "attacks": rows,
         "daggers": daggers,
         "undone": [_undone(b) for b in tested],
@@ -547,8 +546,13 @@ def _short(spec: str) -> str:
     return spec.partition("(")[0]
 
 
+def _at(place: str) -> str:
+    return "workers" if place == "worker" else place
+
+
 def _over(settings: Settings) -> str:
-    return f"{' and '.join(settings.partitions)} data, momentum at {' and '.join(settings.places)}, and the seeds"
+    places = " and ".join(map(_at, settings.places))
+    return f"{' and '.join(settings.partitions)} data, momentum at {places}, and the seeds"
 
 
 def _setting(s: Settings) -> str:
@@ -575,12 +579,14 @@ def _tile(a: Accuracy | None, named: bool = False) -> Tile:
     return Tile(shade.text, shade.css, tip, below, shade.order, bool(a.stopped))
 
 
-def _number(value: float, tip: str = "", form: str = ".3g") -> Tile:
-    return Tile("∞" if math.isinf(value) else format(value, form), "", tip, order=f"{min(value, 1e300):.6g}")
+def _number(value: float, tip: str = "", form: str = "") -> Tile:
+    return Tile(format(value, form) if form else _written(value), "", tip, order=f"{min(value, 1e300):.6g}")
 
 
 def _written(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:.3g}"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
 
 
 def _seconds(value: float) -> str:
