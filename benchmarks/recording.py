@@ -1,12 +1,11 @@
 """What it costs that every step tells of each worker, and that this is written down.
 
-    python benchmarks/recording.py                          digits n = 15 and Fashion-MNIST n = 51, by turns
+    python benchmarks/recording.py                          digits n = 15 and Fashion-MNIST n = 51
     python benchmarks/recording.py --dataset digits --steps 2000
 
-For each rule one simulation that tells and writes workers.bin, as a run with a folder does, and one that does neither
-take a step in turn, whichever is first changing; everything else is measured in both. Times are of the processor, which
-say the same on a machine that is busy. The cost is the difference of the medians over all steps, and its share of the
-step without. Recorded figures are in benchmarks/README.md.
+Of each rule a simulation that does what a run with a folder does. What is told and written is timed where it is done,
+in the midst of the steps: its median, and its share of the median step. Times are of the processor, which say much the
+same on a machine that is busy. Recorded figures are in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from varangian.core import kernels
 from varangian.core.accounts import Observed
-from varangian.core.stages import Decision
 from varangian.runs.building import build, computing, open_dataset
 from varangian.runs.experiment import Experiment
 from varangian.runs.results import layout_of
 from varangian.runs.workers import Recorder
-from varangian.simulation.simulate import Simulation
 
 CASES = {
     "digits": Experiment(workers=15, byzantine=3, attack="empire"),
@@ -37,21 +36,23 @@ CASES = {
 RULES = ("multi-krum", "median", "trimmed-mean", "bulyan", "geometric-median")
 
 
-def silent(simulation: Simulation) -> Simulation:
-    """The same, in which nothing is told of workers."""
-
-    def nothing(decision: Decision) -> Observed:
-        return Observed([])
-
-    simulation._observed = nothing  # type: ignore[method-assign]
-    return simulation
-
-
 def costs(e: Experiment) -> tuple[float, float]:
-    """(ms a step without, ms that telling and writing add)."""
-    dataset = open_dataset(e)
-    telling, silenced = build(e, dataset)[0], silent(build(e, dataset)[0])
-    digest = hashlib.sha256()
+    """(ms a step, ms of it that telling and writing take)."""
+    simulation, digest, spent = build(e, open_dataset(e))[0], hashlib.sha256(), [0.0]
+
+    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = time.process_time()
+            try:
+                return work(*arguments)
+            finally:
+                spent[0] += time.process_time() - start
+
+        return call
+
+    simulation._sampled = timed(simulation._sampled)  # type: ignore[method-assign]
+    simulation._observed = timed(simulation._observed)  # type: ignore[method-assign]
+    told = Observed.told
     taken: list[tuple[float, float]] = []
     with tempfile.TemporaryFile() as file, computing(e), kernels.exclusive_threads():
 
@@ -60,21 +61,19 @@ def costs(e: Experiment) -> tuple[float, float]:
             digest.update(records)
 
         recorder = Recorder(layout_of(e), write)
-
-        def tell() -> None:
-            telling.step()
-            recorder.add(telling.accounts[-1], telling.weights)
-
-        for turn in range(e.steps):
-            times = {}
-            for step in (tell, silenced.step) if turn % 2 else (silenced.step, tell):
-                start = time.process_time()
-                step()
-                times[step == tell] = time.process_time() - start
-            taken.append((times[False], times[True]))
+        add = timed(recorder.add)
+        Observed.told = timed(told)  # type: ignore[method-assign]
+        try:
+            for _ in range(e.steps):
+                spent[0], start = 0.0, time.process_time()
+                simulation.step()
+                add(simulation.accounts[-1], simulation.weights)
+                taken.append((time.process_time() - start, spent[0]))
+        finally:
+            Observed.told = told  # type: ignore[method-assign]
     taken = taken[len(taken) // 10 :]  # compiled by then
-    without, told = (1e3 * statistics.median(each) for each in zip(*taken, strict=True))
-    return without, told - without
+    step, telling = (1e3 * statistics.median(each) for each in zip(*taken, strict=True))
+    return step, telling
 
 
 def main() -> None:
@@ -84,13 +83,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     asked = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads")
-    print(f"{'dataset':14} {'rule':18} {'ms a step':>10} {'us more':>9} {'share':>7} {'kB a 1,000 steps':>17}")
+    print(f"{'dataset':14} {'rule':18} {'ms a step':>10} {'us of it':>9} {'share':>7} {'kB a 1,000 steps':>17}")
     for dataset in asked.dataset or CASES:
         for rule in asked.rule or RULES:
             e = replace(CASES[dataset], rule=rule, steps=asked.steps)
-            step, more = costs(e)
+            step, telling = costs(e)
             kept = layout_of(e).size(1000) / 1e3
-            print(f"{dataset:14} {rule:18} {step:10.2f} {1e3 * more:9.0f} {more / step:7.1%} {kept:17.0f}", flush=True)
+            print(
+                f"{dataset:14} {rule:18} {step:10.2f} {1e3 * telling:9.0f} {telling / step:7.1%} {kept:17.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

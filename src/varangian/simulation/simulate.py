@@ -798,7 +798,7 @@ class Simulation:
         self.gradients.adopt(self.parameters, buffers)
         self.state = replace(self.state, step=snapshot.step, quarantine=watched)
         self.steps_done, self.points = snapshot.step, snapshot.points
-        self._begun, self._known, self._finite = None, [], None
+        self._begun, self._known, self._told, self._finite = None, [], [], None
 
     def _send(self, point: Tensor) -> tuple[State, list[Tensor], Moments | None, Moments | None]:
         """l2 and the worker half, into ``sent``: the new state; on a device the norms that say whether some worker may
