@@ -43,7 +43,8 @@ def shown(view: View, width: int, rows: int) -> Group:
     if not view.runs:
         return Group(*lines)
     told = view.runs[: max(1, rows)]
-    lead, names = _apart([run.name for run in told])
+    lead, names = _apart([run.name for run in view.runs])
+    names = names[: len(told)]
     wide = width >= 90
     columns: list[tuple[str, Literal["left", "right"], list[Text]]] = [
         ("state", "left", [Text(LONG[run.state], style=COLOURS[run.state]) for run in told]),
@@ -58,7 +59,8 @@ def shown(view: View, width: int, rows: int) -> Group:
         broad = max(len(heading), *map(len, cells))
         rest -= broad + 2
         table.add_column(heading, justify=justify, min_width=broad, no_wrap=True)
-    table.add_column("run", no_wrap=True, overflow="ellipsis", max_width=max(8, rest - 2))
+    table.add_column("run", no_wrap=True, overflow="ellipsis")
+    names = [_cropped(name, max(8, rest - 2)) for name in names]
     for row in zip(*(cells for *_, cells in columns), map(Text, names), strict=True):
         table.add_row(*row)
     more = len(view.runs) - len(told)
@@ -119,6 +121,14 @@ def sparkline(shares: Sequence[float], width: int) -> str:
     number = min(len(shares), width)
     places = [(len(shares) * (i + 1)) // number - 1 for i in range(number)]
     return "".join(BLOCKS[min(len(BLOCKS) - 1, max(0, int(shares[i] * len(BLOCKS))))] for i in places)
+
+
+def _cropped(name: str, width: int) -> str:
+    """The beginning and the end, where names differ: what is learned and how, and the seed."""
+    if len(name) <= width:
+        return name
+    end = min(width // 2, 12)
+    return f"{name[: width - end - 1]}…{name[-end:]}"
 
 
 def _apart(names: Sequence[str]) -> tuple[str, list[str]]:
