@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import numpy as np
+from rich.console import Console
 
 from varangian.cli.study import _Duration, _Numbers, _Shard
 from varangian.core.attacks import ATTACKS
@@ -31,12 +32,15 @@ from varangian.core.specs import describe, make
 from varangian.runs.experiment import Experiment
 from varangian.runs.fields import NAMED
 from varangian.runs.files import read_text
+from varangian.runs.live.schema import read_events
 from varangian.runs.results import Result, read
 from varangian.runs.running import resume, run
 from varangian.simulation import data
 from varangian.study.outcomes import Outcome, from_result, gather, order, read_outcome, write_runs
 from varangian.study.report.legacy import import_runs
 from varangian.study.report.records import of_sweeps
+from varangian.study.watching import Watcher
+from varangian.study.watching.display import shown as shown_view
 
 Choose = Callable[[int], int]  # a whole number below the given one
 Files = dict[str, bytes]
@@ -387,6 +391,18 @@ def read_records(folder: Path) -> object:
     return found
 
 
+def read_watched(folder: Path) -> object:
+    view = Watcher(folder).look()
+    json.dumps(view.to_dict(), allow_nan=False)
+    for width in (40, 100):
+        text = io.StringIO()
+        Console(file=text, width=width).print(shown_view(view, width, 10))
+        must("\x1b" not in text.getvalue(), "a line for a terminal")
+    if any(run.state == "unreadable" for run in view.runs) or view.notes:
+        raise ValueError("said of a run or of a sweep")
+    return view
+
+
 def read_legacy(folder: Path) -> object:
     made, refused = import_runs(folder / "old", folder / "out")
     if refused:
@@ -498,16 +514,22 @@ RECORD = {
 }
 
 
+PROGRESS = {"runs": 4, "complete_before": 1, "failed": 0, "failures": [], "left": 2.5, "ended": False}
+
+
 def readers(folder: Path) -> dict[str, Reader]:
     """By name. The folder is where valid files are made."""
     e = Experiment(rule="median", attack="little", workers=11, byzantine=2, steps=6, batch_size=2)
-    results: list[Result] = [run(replace(e, momentum_at=place), folder / "runs") for place in ("worker", "server")]
+    results: list[Result] = [
+        run(replace(e, momentum_at=place), folder / "runs", events=True) for place in ("worker", "server")
+    ]
     ours = results[0].folder
     assert ours is not None
     whole = {name: (ours / name).read_bytes() for name in ("experiment.json", "metrics.csv", "evaluations.csv")}
     whole["result.json"] = (ours / "result.json").read_bytes()
     write_runs(folder, [from_result(r) for r in results])
     tables = {name: (folder / name).read_bytes() for name in ("runs.csv", "curves.csv", "timings.csv")}
+    sweeping = {"sweeps/a.json": json.dumps(RECORD | PROGRESS).encode()}
     old = {"old/a/config.json": json.dumps(CONFIG).encode(), "old/a/eval": EVAL, "old/a/study": STUDY}
     found = {
         "experiment.json": Reader({"e.json": EXAMPLE.to_json().encode()}, read_experiment("json")),
@@ -515,6 +537,9 @@ def readers(folder: Path) -> dict[str, Reader]:
         "run folder": Reader(whole, read_one_outcome),
         "run folder, whole": Reader(whole, read_result),
         "interrupted run": Reader(interrupted(e, folder / "interrupted"), read_resumed(results[0])),
+        "events.jsonl": Reader({"events.jsonl": (ours / "events.jsonl").read_bytes()}, read_events),
+        "watched": Reader({f"runs/a/{name}": text for name, text in whole.items()} | sweeping, read_watched),
+        "watched, under way": Reader({f"a/{name}": whole[name] for name in list(whole)[:3]}, read_watched),
         "runs.csv": Reader(tables, read_tables),
         "sweep record": Reader({"sweeps/a.json": json.dumps(RECORD).encode()}, read_records),
         "imported": Reader(old, read_legacy),

@@ -355,4 +355,4 @@ def test_sparklines() -> None:
     assert sparkline([], 5) == ""
     assert sparkline([0.5], 5) == "▅"
     assert sparkline([0.0, 1.0, 0.3], 5) == "▁█▃"
-    assert sparkline([0.0] * 5 + [1.0], 3) == "▁▁█"
+    assert sparkline([1.0, *[0.0] * 5, 1.0], 3) == "█▁█"

@@ -112,14 +112,14 @@ def _time(run: RunSeen) -> str:
 
 
 def sparkline(shares: Sequence[float], width: int) -> str:
-    """Shares from 0 to 1 as blocks, of many so many that are as far apart, the last among them.
+    """Shares from 0 to 1 as blocks, of many so many that are as far apart, the first and the last among them.
 
     Example:
         >>> sparkline([0.1, 0.4, 0.8], 8), sparkline([0.0] * 50 + [1.0] * 50, 4)
         ('▁▄▇', '▁▁██')
     """
     number = min(len(shares), width)
-    places = [(len(shares) * (i + 1)) // number - 1 for i in range(number)]
+    places = [i * (len(shares) - 1) // max(1, number - 1) for i in range(number)]
     return "".join(BLOCKS[min(len(BLOCKS) - 1, max(0, int(shares[i] * len(BLOCKS))))] for i in places)
 
 
