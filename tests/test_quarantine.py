@@ -457,3 +457,16 @@ def test_a_quarantine_is_written_as_it_was_meant() -> None:
     assert replace(RUN, quarantine="none").quarantine is None
     assert "quarantine" not in replace(RUN, quarantine=None).to_dict()
     assert "quarantine_window=4_term=5" in RUN.name
+
+
+def test_runs_with_and_without_stand_in_figures_of_their_own() -> None:
+    from varangian.study.outcomes import Outcome
+    from varangian.study.report.layout import groups
+
+    runs = [replace(RUN, rule=rule, quarantine=q) for rule in ("median", "krum") for q in (None, "quarantine")]
+    found = groups([Outcome(e, 0.5, 0.5) for e in runs])
+    assert [sorted(str(o.experiment.quarantine) for o in group.outcomes) for group in found] == [
+        ["None", "None"],
+        ["quarantine", "quarantine"],
+    ]
+    assert len({group.title for group in found}) == 2

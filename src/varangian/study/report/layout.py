@@ -89,6 +89,8 @@ class Group:
             found.insert(4, ("attackers", attackers))
         if e.knowledge != "omniscient":
             found.append(("attackers know", e.knowledge))
+        if e.quarantine is not None:
+            found.append(("quarantine", e.quarantine))
         return found
 
     @property
@@ -210,7 +212,10 @@ def groups(outcomes: Iterable[Outcome]) -> list[Group]:
     """The figures that these runs make, each with a title of its own."""
     found: dict[tuple[str, str], list[Outcome]] = {}
     for o in sorted(outcomes, key=order):
-        rest = replace(o.experiment, code_hash=None, **_VARIES)  # rules and attacks of one's own stand beside others
+        kept = {} if o.experiment.quarantine is None else {"workers": 2, "byzantine": 1}  # so that it may exclude one
+        rest = replace(
+            o.experiment, code_hash=None, **_VARIES | kept
+        )  # rules and attacks of one's own stand beside others
         found.setdefault((o.source, rest.digest), []).append(o)
     named: dict[tuple[str, str], list[Group]] = {}
     for members in (versions for together in found.values() for versions in _by_code(together)):
