@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import varangian as vg
-from varangian.study.score import Card, breaking, card, folder, timing, training
+from varangian.study.score import Card, breaking, card, folder, timing, training, usual
 from varangian.study.score.subject import BEHIND, Subject, subject_of
 from varangian.study.score.verdict import verdict
 
@@ -147,9 +147,10 @@ def test_subjects_are_told_apart() -> None:
         assert "\n" not in str(error.value)
 
 
-def test_the_cards_of_the_package_are_as_they_were_measured() -> None:
-    assert card.stored()
+def test_the_package_has_the_cards_of_all_rules_and_usual_compositions() -> None:
     assert all(c.verdict == verdict(c) for c in card.stored())
+    alike = {c.name for c in card.stored() if c.kind != "attack" and c.settings == training.settings()}
+    assert {subject.name for subject in usual() if subject.kind == "rule"} == alike
     assert len({(c.kind, c.name) for c in card.stored()}) == len(card.stored())
 
 
