@@ -4,8 +4,8 @@
     python benchmarks/recording.py --dataset digits --steps 2000
 
 Of each rule a simulation that does what a run with a folder does. What is told and written is timed where it is done,
-in the midst of the steps: its median, and its share of the median step. Times are of the processor, which say much the
-same on a machine that is busy. Recorded figures are in benchmarks/README.md.
+in the midst of the steps: its median, and its share of the median step. Times are of the processor, in the thread that
+takes the steps. Recorded figures are in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def costs(e: Experiment) -> tuple[float, float]:
 
     def timed(work: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            start = time.process_time()
+            start = time.thread_time()
             try:
                 return work(*arguments)
             finally:
-                spent[0] += time.process_time() - start
+                spent[0] += time.thread_time() - start
 
         return call
 
@@ -65,10 +65,10 @@ def costs(e: Experiment) -> tuple[float, float]:
         Observed.told = timed(told)  # type: ignore[method-assign]
         try:
             for _ in range(e.steps):
-                spent[0], start = 0.0, time.process_time()
+                spent[0], start = 0.0, time.thread_time()
                 simulation.step()
                 add(simulation.accounts[-1], simulation.weights)
-                taken.append((time.process_time() - start, spent[0]))
+                taken.append((time.thread_time() - start, spent[0]))
         finally:
             Observed.told = told  # type: ignore[method-assign]
     taken = taken[len(taken) // 10 :]  # compiled by then
