@@ -23,7 +23,7 @@ from made_cards import SETTINGS, attack, card
 from varangian.runs.experiment import ConfigurationError
 from varangian.study import advice as module
 from varangian.study.advice import KINDS, difference
-from varangian.study.score import Breakdown, Breaks, Card, Trained, usual
+from varangian.study.score import Breakdown, Breaks, Card, Kappa, Trained, usual
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "advice.md").read_text("utf-8")
@@ -296,6 +296,12 @@ def test_a_broken_rule_is_never_first(carded: list[Card]) -> None:
     assert "caf" not in advice.first
     [caf] = [c for c in advice.choices if c.name == "caf"]
     assert any("BROKEN: told to expect 2 attackers of 11" in caveat for caveat in caf.caveats)
+
+
+def test_a_rule_that_does_not_follow_the_honest_is_never_first(carded: list[Card]) -> None:
+    advice = vg.advise(11, 2, cards=[card("caf", 0.95, kappa=(Kappa(11, 2, inf, 2 / 7, None),))])
+    assert "caf" not in advice.first
+    assert "an infinite kappa" in str(advice)
 
 
 def test_the_measured_price_and_what_too_few_do(carded: list[Card]) -> None:

@@ -32,6 +32,7 @@ Place = Literal["worker", "server"]
 EXAMPLES, EACH = 10_000, 50  # dealt to see how far apart a partition puts workers: at least, and for each worker
 DEALS = (1, 2, 3)  # seeds
 TO_TRY = 3  # rules
+UNFOLLOWED = "does not always follow n - f vectors that agree: its card has an infinite kappa"
 UNLIKE = 0.1  # shares of attackers that differ by more
 
 
@@ -387,6 +388,8 @@ def _with_card(choice: Choice, cards: Mapping[str, Card], kind: Kind, n: int, f:
         return choice
     if card.verdict and card.verdict[0].startswith("BROKEN"):
         choice = replace(choice, caveats=(*choice.caveats, f"its card says {card.verdict[0].rstrip('.')}"))
+    if any(k.found == inf for k in card.kappa):
+        choice = replace(choice, caveats=(*choice.caveats, UNFOLLOWED))
     places = (kind.place, "server" if kind.place == "worker" else "worker")
     worst = [[card.lowest(p, place) for p in kind.cards] for place in places]
     calm = [card.calm(p, kind.place) for p in kind.cards]
@@ -508,7 +511,7 @@ def _standing(measured: Measured) -> tuple[bool, float]:
 
 
 def _is_broken(choice: Choice) -> bool:
-    return any("BROKEN" in caveat for caveat in choice.caveats)
+    return any("BROKEN" in caveat or caveat == UNFOLLOWED for caveat in choice.caveats)
 
 
 def _find(choices: Sequence[Choice], names: Sequence[str]) -> Choice | None:
@@ -528,8 +531,8 @@ def _reasons(
         found += _by_cards(choices, first, kind, cards[best.name])
     if kind.mixing:
         found.append(
-            "NNM before the rule: where data differ, rules alone shut honest workers out. The worst attack left 17 to "
-            "28 % with three of four rules on dirichlet(alpha=0.1), and 78 to 81 % with all four behind NNM (digits)."
+            "NNM before a usual rule: where data differ, rules alone shut honest workers out. The worst attack left 17 "
+            "to 28 % with three of four rules on dirichlet(alpha=0.1), and 78 to 81 % with all behind NNM (digits)."
         )
     elif best is not None and measured is None:
         found.append("No mixing: with data alike NNM adds little.")
