@@ -23,6 +23,7 @@ from varangian.core import kernels
 from varangian.core.attacks import Knowledge
 from varangian.runs import building
 from varangian.runs.building import build, computing, handed, open_dataset
+from varangian.runs.live.schema import read_events
 from varangian.runs.replaying import replay
 from varangian.simulation import models
 from varangian.simulation.data import Dataset, Dirichlet, Split
@@ -400,6 +401,16 @@ def test_results_and_progress_are_those_of_the_cpu(name: str) -> None:
     assert [x.step for x in found.evaluations] == [x.step for x in wanted.evaluations]
     for one, other in zip(found.evaluations, wanted.evaluations, strict=True):
         assert one.values == pytest.approx(other.values, rel=1e-4)
+
+
+def test_listeners_and_events_hear_what_they_hear_on_the_cpu(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    wanted, found = both(replace(BASE, **CASES["median"]), out=tmp_path, events=True, listener=heard.append)
+    half = len(heard) // 2
+    assert [(type(x), x.step) for x in heard[:half]] == [(type(x), x.step) for x in heard[half:]]
+    assert half == len(wanted[0].measures) + len(wanted[0].evaluations)
+    told = [[(line["event"], line.get("step")) for line in read_events(r[0].folder)] for r in (wanted, found)]
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("at", [0, 2, 3])
