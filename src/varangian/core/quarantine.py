@@ -129,7 +129,7 @@ class Quarantine:
         ...     print(a.admit(state, n=5).excluded.nonzero()[0])
         ...     update, state = a.aggregate(x, state)
         []
-        []
+        [4]
         [4]
     """
 
