@@ -38,7 +38,7 @@ WORKERS = 60  # lines of one run's table
 )
 @click.option("--json", "as_json", is_flag=True, help="print a row a run as JSON")
 def suspects_command(folders: tuple[Path, ...], threshold: float, window: int, out: Path | None, as_json: bool) -> None:
-    """Who looks like lying in runs that are kept, and, since a simulation knows who attacks, how right that is.
+    """Whom suspicion names in runs that are kept, and, since a simulation knows who attacks, how rightly.
 
     \b
     Example: varangian suspects runs/digits-fully-connected-... --out suspects
