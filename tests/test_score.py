@@ -333,3 +333,11 @@ def test_rules_that_need_many_vectors_or_refuse_some_f_are_scored_as_far_as_they
     assert not made.accuracies
     assert made.verdict[0].startswith("BROKEN: it does not keep its contract (")  # f = 0, which nobody refuses
     assert any("it needs more than 11 vectors" in u.why for u in made.untried)
+
+
+def test_an_attack_that_needs_many_honest_vectors_is_tried_with_as_many_attackers_as_it_allows(
+    short: card.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "victims", lambda: [Subject("rule", "median")])
+    made = vg.score("fang", cards=())  # which needs 2f + 3 vectors
+    assert [(b.rule, b.most) for b in made.breaks] == [("median", 4)]

@@ -360,6 +360,7 @@ COMPOSITIONS = {
     ("nnm",): (*_BEFORE, "centered-clipping", "average", "meamed"),
     ("bucketing",): ("median", "geometric-median", "centered-clipping"),  # six vectors of 11, too few for krum
     ("arc",): ("median", "geometric-median", "trimmed-mean"),
+    ("clipping",): ("median",),
 }
 
 __all__ = [

@@ -149,10 +149,15 @@ def breaks(
 ) -> tuple[list[Breaks], str]:
     """From which f on an attack breaks a rule, for each partition, momentum at the workers; and why not for all.
 
-    What is not broken with as many attackers as the rule may declare, fewer than half, is not tried with fewer of them.
+    What is not broken with as many attackers as rule and attack allow, fewer than half, is not tried with fewer.
     Accuracies without attack are those of the rule's card, where it has these seeds, else they are trained here.
     """
     most, found = min(victim.greatest(asked.n), (asked.n - 1) // 2), []
+    refused = ""
+    while most and (refused := _refused(asked, attack, victim, most)):  # as of an attack that needs more honest vectors
+        most -= 1
+    if not most and refused:
+        return found, refused
     for partition in asked.partitions if most else ():
         answer = None
         for f in (most, *range(1, most)):
@@ -161,11 +166,7 @@ def breaks(
             if calm is None:
                 without = accuracies(grid(asked, victim, real_byzantine=0, **at).experiments(), lambda _: None, box)
                 calm = without[0].mean if without is not None else None
-            try:
-                experiments = grid(asked, victim, attack=attack, **at).experiments()
-            except ConfigurationError as error:  # as of an attack that needs more honest vectors
-                return found, str(error)
-            attacked = accuracies(experiments, lambda _: None, box)
+            attacked = accuracies(grid(asked, victim, attack=attack, **at).experiments(), lambda _: None, box)
             if attacked is None or calm is None:
                 return found, f"it would not end within {box.seconds:.0f} s"
             if attacked[0].why.startswith(RAISED):
@@ -178,6 +179,15 @@ def breaks(
         found += [] if answer is None else [answer]
         done(1)
     return found, ""
+
+
+def _refused(asked: Settings, attack: str, victim: Subject, f: int) -> str:
+    """Why there can be no training with f attackers; empty where there can."""
+    try:
+        grid(asked, victim, attack=attack, byzantine=f)
+    except ConfigurationError as error:
+        return str(error)
+    return ""
 
 
 def _calm(asked: Settings, card: Card | None, partition: str, f: int) -> float | None:
