@@ -374,6 +374,14 @@ def read_result(folder: Path) -> object:
     return found
 
 
+def read_workers(folder: Path) -> object:
+    found = read(folder).workers()
+    with np.errstate(invalid="ignore"):
+        sound = [~((values < 0) | (values > 1)).any() for values in (found.weight, found.suspicion)]
+    must(all(sound) and found.steps == len(found.rejected), "weights or suspicions that are none")
+    return found
+
+
 def read_tables(folder: Path) -> object:
     found = gather(folder)
     for o in found:
@@ -537,6 +545,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         "run folder": Reader(whole, read_one_outcome),
         "run folder, whole": Reader(whole, read_result),
         "interrupted run": Reader(interrupted(e, folder / "interrupted"), read_resumed(results[0])),
+        "workers.bin": Reader(whole | {"workers.bin": (ours / "workers.bin").read_bytes()}, read_workers),
         "events.jsonl": Reader({"events.jsonl": (ours / "events.jsonl").read_bytes()}, read_events),
         "watched": Reader({f"runs/a/{name}": text for name, text in whole.items()} | sweeping, read_watched),
         "watched, under way": Reader({f"a/{name}": whole[name] for name in list(whole)[:3]}, read_watched),

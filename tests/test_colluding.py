@@ -245,7 +245,7 @@ def test_attacks_of_ones_own_stand_in_them(monkeypatch: pytest.MonkeyPatch) -> N
     assert Loud in set(parts(vg.Divided(Loud())))
     kept = settings(attack='divided(first="loud",second="zero")', steps=2)
     with computing(kept):
-        assert build(kept, opened(kept))[0].own_attack
+        assert build(kept, opened(kept))[0].adversary.own
 
 
 @pytest.mark.parametrize(

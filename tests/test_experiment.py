@@ -520,6 +520,7 @@ def test_the_files_of_a_run(tmp_path: Path, digits: data.Dataset) -> None:
         f"{folder.name}/{name}"
         for name in (
             "environment.json", "evaluations.csv", "experiment.json", "metrics.csv", "result.json", "state.pt",
+            "workers.bin",
         )
     )  # fmt: skip
     assert vg.Experiment.from_json((folder / "experiment.json").read_text()) == SMALL

@@ -114,8 +114,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     return readers(tmp_path_factory.mktemp("valid"))
 
 
-NAMES = ["experiment.json", "experiment.toml", "run folder", "run folder, whole", "interrupted run", "runs.csv",
-         "sweep record", "imported", "idx", "idx.gz", "cifar .bin", "cifar .tar.gz"]  # fmt: skip
+NAMES = ["experiment.json", "experiment.toml", "run folder", "run folder, whole", "interrupted run", "workers.bin",
+         "events.jsonl", "watched", "watched, under way", "runs.csv", "sweep record", "imported",
+         "idx", "idx.gz", "cifar .bin", "cifar .tar.gz"]  # fmt: skip
 TEXTS = ["rule", "rule 2", "mixing", "attack", "attack 2", "partition", "model", "dataset", "schedule", "mixings",
          "device", "seeds", "shard", "duration"]  # fmt: skip
 ALL = [*NAMES, *(f"text: {name}" for name in TEXTS)]

@@ -220,7 +220,9 @@ class Ray:
 )
 def test_on_ray_each_run_has_its_share_of_a_card(gpus: int, jobs: int | None, expected: tuple[int, float]) -> None:
     todo = [replace(BASE, device="cuda:3", seed=k) for k in range(20)]
-    plan = SimpleNamespace(todo=todo, jobs=0, threads=1, data_folder=None, out=Path("out"))
+    plan = SimpleNamespace(
+        todo=todo, jobs=0, threads=1, data_folder=None, out=Path("out"), events=False, tensorboard=False
+    )
     ray = Ray(CPU=16.0, GPU=float(gpus))
     with cluster._RayWorkers(ray, "auto", plan, jobs) as workers:  # type: ignore[arg-type]
         assert (plan.jobs, ray.options["num_gpus"]) == expected
@@ -313,7 +315,7 @@ def test_a_worker_whose_card_fails_ends(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(torch.cuda, "synchronize", failing)
     monkeypatch.setattr(local, "run", lambda *_, **__: failing())
     pipe: Any = SimpleNamespace(send=sent.append, recv=lambda: ("run", replace(BASE, device="cuda")))
-    arguments = (pipe, str(tmp_path), threads, None, packed(), True)
+    arguments = (pipe, str(tmp_path), threads, None, packed(), True, False, False)
     try:
         with pytest.raises(SystemExit, match=r"^device: 'cuda' cannot be used here: "):
             local._work(*arguments)

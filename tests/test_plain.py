@@ -101,9 +101,9 @@ def test_panel_by_panel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
 # Launches of one panel, copies of weights and tables included; of what is told layer by layer, of three layers.
 LAUNCHES = {
     "blend": 4, "column_statistic": 31, "compared": 12, "gather_images": 7, "inner_products": 12, "kept_mean": 35,
-    "kept_of": 15, "kept_sums": 42, "mean_and_std": 10, "mixed_distances": 26, "norms": 4, "send_rows": 34,
-    "squared_around": 14, "squared_distances": 7, "squared_distances_to": 4, "squared_norms": 3, "weighted_panel": 19,
-    "weighted_rows": 21, "weighted_statistic": 82, "zeros_like_row": 1,
+    "kept_of": 15, "kept_sums": 42, "mean_and_std": 10, "mixed_distances": 26, "norms": 4, "relations": 19,
+    "send_rows": 34, "squared_around": 14, "squared_distances": 7, "squared_distances_to": 4, "squared_norms": 3,
+    "statistic_weights": 49, "weighted_panel": 19, "weighted_rows": 21, "weighted_statistic": 82, "zeros_like_row": 1,
 }  # fmt: skip
 SCALED = {"mean_and_std": 24, "norms": 10, "send_rows": 69}  # of float64, whose squares may leave its range
 

@@ -509,20 +509,25 @@ def kept_mean(x: Tensor, kept: Kept, weights: np.ndarray, ends: Sequence[int]) -
 # ------------------------------------------------------------------------------- what some columns tell of each row
 
 
-def _columns(x: Tensor, starts: Tensor | None, width: int) -> Tensor:
-    """[n, k] the columns of blocks, in float64."""
+def _columns(x: Tensor, starts: np.ndarray | Tensor | None, width: int) -> Tensor:
+    """[n, k] the columns of blocks; all columns without."""
     if starts is None:
-        return x.double()
-    columns = starts.unsqueeze(1) + torch.arange(width, device=x.device)
-    return x.index_select(1, columns.reshape(-1)).double()
+        return x
+    first = there(starts, x) if isinstance(starts, np.ndarray) else starts
+    columns = first.unsqueeze(1) + torch.arange(width, device=x.device)
+    return x.index_select(1, columns.reshape(-1))
 
 
 @torch.no_grad()
 def relations(x: Tensor, point: Tensor, *, starts: Any = None, width: int = 0) -> Tensor:
-    starts = _there(starts, x)
-    rows = torch.cat([_columns(x, starts, width), _columns(point.unsqueeze(0), starts, width)])
-    apart = (rows - rows[-1]).square().sum(1)
-    return torch.stack([apart, rows @ rows[-1], rows.square().sum(1), (rows - rows).sum(1)])
+    sample, at = _columns(x, starts, width), _columns(point.unsqueeze(0), starts, width)
+
+    def panel(start: int, stop: int) -> Tensor:
+        rows = torch.cat([sample[:, start:stop], at[:, start:stop]]).double()
+        apart = (rows - rows[-1]).square().sum(1)
+        return torch.stack([apart, rows @ rows[-1], rows.square().sum(1), (rows - rows).sum(1)])
+
+    return _added_up(sample.shape[1], len(x) + 1, panel)
 
 
 @torch.no_grad()
@@ -530,10 +535,20 @@ def statistic_weights(
     x: Tensor, low: int, high: int, window: int = 0, *, mixing: np.ndarray | None = None, starts: Any = None,
     width: int = 0,
 ) -> Tensor:  # fmt: skip
-    values = _columns(x, _there(starts, x), width)
-    if mixing is not None:
-        values = _mixtures(values, mixing, None)(0, values.shape[1])
-    m, k = values.shape
+    sample = _columns(x, starts, width)
+    mixture = None if mixing is None else _mixtures(sample, mixing, None)
+    d, n = sample.shape[1], len(x) if mixing is None else len(mixing)
+
+    def panel(start: int, stop: int) -> Tensor:
+        values = sample[:, start:stop].double() if mixture is None else mixture(start, stop)
+        return _weights_in(values, low, high, window).sum(1)
+
+    return _added_up(d, n, panel) / max(d, 1)
+
+
+def _weights_in(values: Tensor, low: int, high: int, window: int) -> Tensor:
+    """[m, k] what each value weighs in the statistic of its column; equal ones share."""
+    m = len(values)
     ordered, order = torch.where(values.isnan(), torch.inf, values).sort(dim=0, stable=True)
     ranks = torch.arange(m, device=values.device).unsqueeze(1).expand_as(ordered)
     first, last = low, high
@@ -550,8 +565,4 @@ def statistic_weights(
     before = chosen.cumsum(0) - chosen.long()
     count = before.gather(0, stop) + chosen.gather(0, stop) - before.gather(0, start)
     weight = count.double() / ((last - first) * (stop - start + 1))
-    return weight.gather(0, order.argsort(dim=0)).sum(1) / max(k, 1)
-
-
-def _there(starts: np.ndarray | Tensor | None, x: Tensor) -> Tensor | None:
-    return there(starts, x) if isinstance(starts, np.ndarray) else starts
+    return weight.gather(0, order.argsort(dim=0))
