@@ -1,4 +1,4 @@
-"""What a step tells of each vector, for next to nothing: its weight, score, distance and cosine to the aggregate.
+"""What a step tells of each vector, without a pass over all of them: its weight, score, distance and cosine to F.
 
 No pass over [n, d] is made for it. Of rules that answer weights, distances and cosines follow from the n x n distances
 that the rule looked at, exactly:
