@@ -202,8 +202,9 @@ def test_lines_can_be_read_while_it_runs_and_survive_its_end(tmp_path: Path, num
     finally:
         process.send_signal(number)
         process.wait()
-    told = read_events(next(tmp_path.iterdir()))
-    assert told[-1]["event"] == ("interrupted" if number == signal.SIGTERM else "step")
+    last = read_events(next(tmp_path.iterdir()))[-1]["event"]
+    # A killed run says no last word: whichever of its lines stands last is one of the loop's.
+    assert last in ({"interrupted"} if number == signal.SIGTERM else {"step", "evaluation"})
 
 
 @pytest.mark.parametrize(
