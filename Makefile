@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup hooks demo test doctest lint types check format bench fuzz lowest newest licences audit clean distclean
+.PHONY: help setup hooks demo test doctest docs lint types check format bench fuzz lowest newest licences audit clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | \
@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo 'The venv module of "$(PYTHON)" is missing. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'Setting up $(VENV): a few minutes the first time.'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,flower,ray,tensorboard]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,flower,ray,tensorboard]'
 	@touch $@
 
 hooks: $(READY) ## run the quick checks before each commit
@@ -52,7 +52,11 @@ lint: $(READY) ## ruff: mistakes and formatting
 types: $(READY) ## pyright: types
 	$(BIN)/pyright
 
-check: lint types doctest test ## all that must pass before a change is merged
+# Warnings are errors; nothing is fetched. The page of all pages is build/site/index.html.
+docs: $(READY) ## make the site: build/site/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -c docs . build/site -b html -W --keep-going -q $(ARGS)
+
+check: lint types doctest docs test ## all that must pass before a change is merged
 
 format: $(READY) ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix .
@@ -85,8 +89,8 @@ lowest newest:
 	.venv-$@/bin/python -m pip list
 	OMP_NUM_THREADS=1 .venv-$@/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
-licences: $(READY) ## write docs/licences.md from what is installed
-	$(BIN)/python docs/licences.py >docs/licences.md
+licences: $(READY) ## write docs/project/licences.md from what is installed
+	$(BIN)/python docs/project/licences.py >docs/project/licences.md
 
 .venv-audit/.ready:
 	$(PYTHON) -m venv --clear .venv-audit

@@ -26,7 +26,7 @@ from varangian.study.advice import KINDS, difference
 from varangian.study.score import Breakdown, Breaks, Card, Kappa, Trained, usual
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "advice.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "howto" / "advice.md").read_text("utf-8")
 Program = Callable[..., Any]
 SMALL = {"workers": 11, "byzantine": 4}
 
@@ -70,7 +70,7 @@ def test_a_search_that_would_never_end_is_not_advised() -> None:
 
 
 def test_the_price_of_f_is_what_a_rule_that_holds_must_pay() -> None:
-    """On the vectors that docs/advice.md argues with, in fractions, and no rule that is proved does better."""
+    """On the vectors that docs/howto/advice.md argues with, in fractions, and no rule that is proved does better."""
     n, f = 15, 3
     for price in vg.advise(n, f).prices:
         g = price.declared
@@ -93,7 +93,7 @@ def test_the_price_of_f_is_what_a_rule_that_holds_must_pay() -> None:
 
 
 def test_the_figure_of_the_page_draws_the_same_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(ROOT / "docs")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "howto")
     figure = importlib.import_module("advice")
     advised = {p.declared: p.attacked for p in vg.advise(51, 12).prices}
     drawn = dict(figure.costs(51, 12))

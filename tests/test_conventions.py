@@ -1,4 +1,4 @@
-"""Other libraries' computations, written down from their descriptions, beside our calls of docs/conventions.md."""
+"""Other libraries' computations, from their descriptions, beside our calls of docs/explanation/conventions.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import varangian as vg
 from varangian.core.randomness import generator
 
 Array = np.ndarray
-PAGE = Path(__file__).parents[1] / "docs" / "conventions.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "conventions.md"
 
 
 def scores(x: Array, f: int, power: int) -> Array:

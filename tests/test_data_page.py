@@ -1,4 +1,4 @@
-"""What docs/data.md tells to write runs as it stands."""
+"""What docs/howto/data.md tells to write runs as it stands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import varangian as vg
 from varangian.core.specs import make
 
-PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "data.md").read_text("utf-8")
 FOUND = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 PROGRAMS = [text for kind, text in FOUND if kind == "python"]
 COMMANDS = [line for kind, text in FOUND if kind == "sh" for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""What docs/extending.md tells to write runs as it stands, and prints what it says."""
+"""What docs/howto/extending.md tells to write runs as it stands, and prints what it says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "extending.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 PROGRAMS = [i for i, (kind, _) in enumerate(BLOCKS) if kind == "python"]
 FILE = BLOCKS[0][1]  # my_rule.py

@@ -1,4 +1,4 @@
-"""docs/federated.md: its commands run, its programs print what it shows, its table is what populations say."""
+"""docs/howto/federated.md: its commands run, its programs print what it shows, its table is what populations say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs" / "federated.md"
+PAGE = Path(__file__).parents[1] / "docs" / "howto" / "federated.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 

@@ -385,7 +385,7 @@ def test_all_that_the_package_imports_is_asked_for(script: ModuleType) -> None:
 
 # ------------------------------------------------------------------------------------------------ its page
 
-PAGE = (ROOT / "docs" / "gpu.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "howto" / "gpu.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 

@@ -1,4 +1,4 @@
-"""What docs/grids.md tells to write is what there is, and runs as it stands."""
+"""What docs/howto/grids.md tells to write is what there is, and runs as it stands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from varangian import Grid, Search
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "grids.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "howto" / "grids.md").read_text("utf-8")
 FOUND = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 BLOCKS = {kind: [text for other, text in FOUND if other == kind] for kind in ("toml", "sh", "python", "")}
 GRID, CASES, TUNE, DRAWN = BLOCKS["toml"]

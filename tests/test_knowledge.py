@@ -376,7 +376,7 @@ def test_one_of_ones_own_and_what_it_must_answer() -> None:
 
 @pytest.mark.slow
 def test_what_the_page_tells_to_write_runs(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "threat-models.md").read_text("utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "explanation" / "threat-models.md").read_text("utf-8")
     [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     commands = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
     (tmp_path / "neighbours.py").write_text(program, "utf-8")

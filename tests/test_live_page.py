@@ -1,4 +1,4 @@
-"""What docs/live.md tells to write runs as it stands, and its table of events is the schema."""
+"""What docs/howto/live.md tells to write runs as it stands, and its table of events is the schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from varangian.runs.live.schema import schema
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "live.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "howto" / "live.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 
@@ -60,6 +60,6 @@ def test_the_table_names_every_event_and_field() -> None:
 
 
 def test_the_picture_loads_nothing() -> None:
-    text = (ROOT / "docs" / "live.svg").read_text("utf-8")
+    text = (ROOT / "docs" / "howto" / "live.svg").read_text("utf-8")
     assert not re.findall(r"https?://(?!www\.w3\.org|www\.textualize\.io|www\.rich)", text)
     assert "](live.svg)" in PAGE

@@ -1,4 +1,4 @@
-"""What docs/quarantine.md says can be run, and prints what it shows."""
+"""What docs/howto/quarantine.md says can be run, and prints what it shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "quarantine.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "howto" / "quarantine.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 

@@ -223,7 +223,7 @@ def test_the_commands_of_the_page_are_commands(varangian: Any, monkeypatch: pyte
     for name in ("my_rule", "my_attack"):
         (tmp_path / f"{name}.py").write_text((examples / f"{name}.py").read_text("utf-8"), "utf-8")
     blocks = re.findall(
-        r"^```sh\n(.*?)^```$", (ROOT / "docs" / "score.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+        r"^```sh\n(.*?)^```$", (ROOT / "docs" / "howto" / "score.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
     lines = [line for block in blocks for line in block.splitlines()]
     assert len(lines) == 9

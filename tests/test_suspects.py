@@ -158,7 +158,7 @@ ATTACKS = (None, "little", "empire", "sign-flip", "gaussian", "mimic", "zero")
     "rule", ["krum", "multi-krum", "median", "trimmed-mean", "bulyan", "geometric-median", "medoid"]
 )
 def test_honest_workers_whose_data_are_alike_are_hardly_ever_suspicious(rule: str) -> None:
-    """docs/suspicion.md: over 0.5 in a step under one of a hundred vectors, over 20 steps none."""
+    """docs/howto/suspicion.md: over 0.5 in a step under one of a hundred vectors, over 20 steps none."""
     over: list[float] = []
     for attack in ATTACKS:
         report = vg.run(replace(ALIKE, rule=rule, attack=attack)).workers()

@@ -1,4 +1,4 @@
-"""docs/suspicion.md: its program prints what it shows, its commands run, its pictures and tables are there."""
+"""docs/howto/suspicion.md: its program prints what it shows, its commands run, its pictures and tables are there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from varangian import Grid
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "suspicion.md"
+PAGE = ROOT / "docs" / "howto" / "suspicion.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 

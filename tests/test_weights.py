@@ -543,7 +543,7 @@ def test_light_vectors_are_not_taken_for_rejected() -> None:
     assert vg.explain(x, vg.TrimmedMean(1), weights=w).rejected.tolist() == [True] + [False] * 8
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "weights.md"
+PAGE = Path(__file__).parents[1] / "docs" / "howto" / "weights.md"
 
 
 def test_the_page_runs_and_prints_what_it_shows(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_a_refusal_that_a_card_finds_late_leaves_a_record_for_each_row() -> None
 
 
 def test_the_page_tells_what_can_be_run(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text("utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "explanation" / "reliability.md").read_text("utf-8")
     (program,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "workers()" in text]
     exec(program, {})
     printed = capsys.readouterr().out.splitlines()

@@ -78,7 +78,7 @@ def score_command(
              varangian score --all --out results/scorecard
     NAME is path/to/file.py:Name or package.module:Name, with options in parentheses, or a name of varangian list.
     What it measures: the contract, how many attackers undo it, kappa, accuracy under every attack on digits, what
-    protection costs, time and memory, and its place among what is built in. docs/score.md says how to read it.
+    protection costs, time and memory, and its place among what is built in. docs/howto/score.md says how to read it.
     """
     if everything:
         _refuse({"NAME": name, "--pre": pre, "--behind": behind, "--kind": kind}, "--all scores everything")

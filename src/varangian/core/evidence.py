@@ -41,7 +41,7 @@ def suspicion(distance: np.ndarray, finite: np.ndarray, cosine: np.ndarray | Non
     that is turned: then c_i counts for nobody. A vector that is not finite has 1; one of which nothing is known NaN.
 
     What is usual depends on no rule: scores of different rules are no measure, since some add up squares and others
-    never leave a narrow range. What a value means for an honest worker is measured in docs/suspicion.md.
+    never leave a narrow range. What a value means for an honest worker is measured in docs/howto/suspicion.md.
 
     Args:
         distance: [n] or [steps, n] to the aggregate, >= 0; NaN where nothing is known.

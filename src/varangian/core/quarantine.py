@@ -111,7 +111,7 @@ class Quarantine:
 
     An attacker that is never suspicious is never excluded: small deviations (ALIE) are the rule's to deal with.
     Honest workers with data of their own are suspicious, and what becomes of what only they know is measured in
-    docs/quarantine.md.
+    docs/howto/quarantine.md.
 
     Args:
         window: >= 1, over how many of its steps a worker is judged; steps before its first count as 0.

@@ -97,7 +97,7 @@ class Clip(Transform):
         max_norm: the greatest norm that passes unchanged, > 0.
         mode: "norm" as the paper describes it, "unit" as its published code computed it.
 
-    Convention: the published code of the paper used "unit" (see docs/conventions.md).
+    Convention: the published code of the paper used "unit" (see docs/explanation/conventions.md).
 
     Example:
         >>> import torch

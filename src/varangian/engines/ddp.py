@@ -3,8 +3,8 @@
     model = DistributedDataParallel(module)
     protection = vg.engines.ddp.protect(model, vg.Algorithm(worker=(vg.Momentum(0.9),), rule=vg.MultiKrum(f=1)))
 
-and the training loop stays as it is, with an optimizer that has no momentum of its own. docs/engines.md says what this
-protects from, and what it does not.
+and the training loop stays as it is, with an optimizer that has no momentum of its own. docs/howto/engines.md says what
+this protects from, and what it does not.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Each unit's reduce-scatter becomes an exchange of pieces and the rule. A unit is reduced before the gradients of others
 are known: what looks at whole vectors (selecting rules, mixings, clipping) looks at a unit's part of them.
-docs/engines.md says more.
+docs/howto/engines.md says more.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class Result:
 
         Arrays are [steps, workers], honest workers first. Where not everybody is in every step, a column is a client's,
         of whoever took part at all, and NaN where it did not. What was told by a sample of the columns is said in
-        docs/suspicion.md.
+        docs/howto/suspicion.md.
 
         Raises:
             ValueError: nothing was recorded (``measure=False``, or a folder of an older version), or the file is not

@@ -69,7 +69,7 @@ def run(
     A run that is kept writes checkpoints while it goes, and one when it is interrupted: Ctrl-C, SIGTERM and SIGHUP wait
     for the end of the step, a second Ctrl-C does not. So does a KeyboardInterrupt or SystemExit that ``progress``
     raises, which is the way to end a run in another thread than the main one. What an interrupted run comes to
-    is what an uninterrupted one does, to the last byte (docs/reliability.md says under which conditions).
+    is what an uninterrupted one does, to the last byte (docs/explanation/reliability.md says under which conditions).
 
     Args:
         experiment: what to run.
@@ -94,9 +94,9 @@ def run(
             every step, infinity only when interrupted.
         listener: called with each :class:`Measures` and each :class:`Evaluation` that this call makes, as soon as it is
             known, in the order of the run: an evaluation before the measures of its step, and the last one at the end.
-            What it raises ends the run, at whose state a checkpoint is then written (docs/live.md).
-        events: also write events.jsonl, a line for each of these and for what becomes of the run (docs/live.md). Goes
-            on where the folder has one.
+            What it raises ends the run, at whose state a checkpoint is then written (docs/howto/live.md).
+        events: also write events.jsonl, a line for each of these and for what becomes of the run (docs/howto/live.md).
+            Goes on where the folder has one.
         tensorboard: also write for TensorBoard: ``tensorboard --logdir OUT``. Goes on likewise.
 
     Raises:

@@ -97,7 +97,7 @@ def sweep(
         notices: where progress is shown; None for nowhere but the log, ``logging.getLogger("varangian.study.sweep")``.
         command: what the record says it was started by.
         events: each run writes events.jsonl in its folder, and the sweep one beside its record in ``sweeps/``
-            (docs/live.md). What is complete stays as it is.
+            (docs/howto/live.md). What is complete stays as it is.
         tensorboard: each run also writes for TensorBoard: ``tensorboard --logdir OUT``.
 
     Raises:

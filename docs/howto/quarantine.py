@@ -1,7 +1,7 @@
-"""What a quarantine gives and what it costs: the runs, the tables and the figure of docs/quarantine.md.
+"""What a quarantine gives and what it costs: the runs, the tables and the figure of docs/howto/quarantine.md.
 
-python docs/quarantine.py               results/quarantine/runs.csv, as far as it is not there, and what follows from it
-python docs/quarantine.py --out DIR     the same elsewhere
+python docs/howto/quarantine.py            results/quarantine/runs.csv, as far as it is not there and what follows
+python docs/howto/quarantine.py --out DIR  the same elsewhere
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import varangian as vg
 from varangian.core.references import importing
 from varangian.study.report import style
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RARE = 9  # the class that one worker holds alone
 PARTITIONS = {
     "rare class": f"{ROOT / 'examples' / 'rare_class.py'}:RareClass",

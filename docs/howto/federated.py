@@ -1,6 +1,6 @@
-"""The table and the figure of docs/federated.md: how often more than f of those in a round attack.
+"""The table and the figure of docs/howto/federated.md: how often more than f of those in a round attack.
 
-python docs/federated.py    print the table, and draw docs/federated.png
+python docs/howto/federated.py    print the table, and draw docs/howto/federated.png
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Makes docs/live.svg: what `varangian watch study` shows while a sweep is under way.
+"""Makes docs/howto/live.svg: what `varangian watch study` shows while a sweep is under way.
 
-python docs/live.py
+python docs/howto/live.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The figure of docs/advice.md: what declaring f' costs at least, where f of n lie.
+"""The figure of docs/howto/advice.md: what declaring f' costs at least, where f of n lie.
 
-python docs/advice.py    draw docs/advice.png
+python docs/howto/advice.py    draw docs/howto/advice.png
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The table and the figure of docs/weights.md: what weights by size cost, and what a cap brings back.
+"""The table and the figure of docs/howto/weights.md: what weights by size cost, and what a cap brings back.
 
-python docs/weights.py    print the table, and draw docs/weights.png
+python docs/howto/weights.py    print the table, and draw docs/howto/weights.png
 """
 
 from __future__ import annotations

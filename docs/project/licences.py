@@ -1,6 +1,6 @@
-"""Writes docs/licences.md: every package that Varangian installs, its licence, and what needs it.
+"""Writes docs/project/licences.md: every package that Varangian installs, its licence, and what needs it.
 
-    python docs/licences.py >docs/licences.md
+    python docs/project/licences.py >docs/project/licences.md
 
 Read from the metadata of what is installed here, extras included as far as they are installed.
 """
