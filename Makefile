@@ -54,7 +54,9 @@ types: $(READY) ## pyright: types
 
 # Warnings are errors; nothing is fetched. The page of all pages is build/site/index.html.
 docs: $(READY) ## make the site: build/site/index.html
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -c docs . build/site -b html -W --keep-going -q $(ARGS)
+	rm -rf build/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -c docs . build/site -d build/doctrees -b html -W --keep-going -q $(ARGS)
+	$(BIN)/python docs/links.py build/site
 
 check: lint types doctest docs test ## all that must pass before a change is merged
 

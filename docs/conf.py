@@ -7,8 +7,13 @@ Its source is the whole clone, so that the pages' relative links hold on disk, o
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -49,3 +54,29 @@ html_show_sphinx = False
 html_copy_source = False
 html_static_path = ["site"]
 html_css_files = ["varangian.css"]
+
+
+def leave_pages_in_place(app: Any, doctree: nodes.document) -> None:
+    """Links to finished pages, such as score cards, go there, and not to a copy without its neighbours."""
+    for link in list(doctree.findall(addnodes.download_reference)):
+        if link["reftarget"].endswith(".html"):
+            link.replace_self(nodes.reference("", "", *link.children, refuri=link["reftarget"], internal=True))
+
+
+def copy_pages(app: Any, error: Exception | None) -> None:
+    if error is None:
+        for page in (ROOT / "results").rglob("*.html"):
+            target = Path(app.outdir) / page.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(page, target)
+        start = Path(app.outdir) / "index.html"
+        start.write_text(
+            f'<!doctype html><meta http-equiv="refresh" content="0; url={root_doc}.html">'
+            f'<a href="{root_doc}.html">{project}</a>\n',
+            "utf-8",
+        )
+
+
+def setup(app: Any) -> None:
+    app.connect("doctree-read", leave_pages_in_place, priority=100)  # before Sphinx collects the downloads
+    app.connect("build-finished", copy_pages)

@@ -1,4 +1,4 @@
-"""README's table and figure of the demo, from its recorded runs.
+"""The table and the figure of docs/demo.md, from the recorded runs of the demo.
 
 python docs/demo.py             run the demo, record its runs in docs/demo.csv, and make both anew
 python docs/demo.py --recorded  make both anew from docs/demo.csv
@@ -24,7 +24,7 @@ from varangian.study.report import figures, style
 from varangian.study.report.layout import by_batch_size, groups
 
 HERE = Path(__file__).parent
-TABLE, README = HERE / "demo.csv", HERE.parent / "README.md"
+TABLE, PAGE = HERE / "demo.csv", HERE / "demo.md"
 COLUMNS = ["batch_size", "attack", "rule", "momentum_at", "seed", "max_accuracy", "final_accuracy", "first_accuracy",
            "first_ratio"]  # fmt: skip
 BEGIN, END = "<!-- made by docs/demo.py -->\n", "<!-- until here -->\n"
@@ -65,11 +65,11 @@ def experiment(row: dict[str, str]) -> Experiment:
 
 
 def written(outcomes: Sequence[Outcome]) -> str:
-    """README with the table of these runs."""
-    text = README.read_text(encoding="utf-8")
+    """The page with the table of these runs."""
+    text = PAGE.read_text(encoding="utf-8")
     block = f"{BEGIN}```\n{demo.table(outcomes)}\n```\n{END}"
     found, number = re.subn(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL)
-    assert number == 1, f"{README} has no place for the table, or several"
+    assert number == 1, f"{PAGE} has no place for the table, or several"
     return found
 
 
@@ -91,8 +91,8 @@ def main() -> None:
     if not parser.parse_args().recorded:
         record(demo.compare(Console(stderr=True)))
     outcomes = recorded()
-    README.write_text(written(outcomes), encoding="utf-8")
-    print(f"{README}\n{draw(outcomes, HERE / 'demo')}")
+    PAGE.write_text(written(outcomes), encoding="utf-8")
+    print(f"{PAGE}\n{draw(outcomes, HERE / 'demo')}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""README's table and figure of the demo are what its recorded runs give, and what it gives today."""
+"""The page's table and figure of the demo are what its recorded runs give, and what it gives today."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def made() -> ModuleType:
     return module
 
 
-def test_readme_has_the_table_of_the_recorded_runs(made: ModuleType) -> None:
-    assert made.README.read_text(encoding="utf-8") == made.written(made.recorded())
+def test_the_page_has_the_table_of_the_recorded_runs(made: ModuleType) -> None:
+    assert made.PAGE.read_text(encoding="utf-8") == made.written(made.recorded())
 
 
-def test_readme_has_the_figure_of_the_recorded_runs(made: ModuleType, tmp_path: Path) -> None:
+def test_the_page_has_the_figure_of_the_recorded_runs(made: ModuleType, tmp_path: Path) -> None:
     there = ROOT / "docs" / "demo.png"
     assert made.digest().encode() in there.read_bytes()  # which table it was drawn from
     again = made.draw(made.recorded(), tmp_path / "demo")
@@ -65,7 +65,7 @@ def test_one_gain_in_the_table_and_the_report(made: ModuleType) -> None:
 
 
 def test_what_the_table_says_is_so(made: ModuleType) -> None:
-    """The gain grows with the noise: its last line, and README's paragraph."""
+    """The gain grows with the noise: its last line, and the page's paragraph."""
     outcomes = made.recorded()
     noise = [n.ratio for n in demo.noises(outcomes)]
     gains = [float(np.mean([c.gain for c in demo.cells(outcomes) if c.batch_size == size])) for size in demo.BATCHES]

@@ -1,4 +1,4 @@
-"""What README tells to write runs as it stands."""
+"""What README and docs/howto/runs.md tell to write runs as it stands."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-WHOLE = [code for code in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL) if "vg.run(" in code]
+RUNS = Path(__file__).parents[1] / "docs" / "howto" / "runs.md"
+WHOLE = [
+    code
+    for page in (README, RUNS)
+    for code in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    if "vg.run(" in code
+]
 
 
-def test_there_are_three_whole_programs() -> None:
-    assert len(WHOLE) == 3
+def test_there_are_four_whole_programs() -> None:
+    assert len(WHOLE) == 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", WHOLE, ids=["a-run", "a-rule-of-ones-own", "a-model-of-ones-own"])
+@pytest.mark.parametrize("code", WHOLE, ids=["a-run", "a-rule-of-ones-own", "a-model-of-ones-own", "a-run-again"])
 def test_readme_runs(code: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(code, "utf-8")
     done = subprocess.run(
