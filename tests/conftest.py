@@ -4,6 +4,8 @@ A shell starts what it puts in the background with interrupts ignored, nohup wit
 that; tests send such signals to programs and look at what becomes of them.
 
 Triton decides when it is imported whether its interpreter runs kernels, which is what it is to do without a card.
+
+What the tests of a file share is made once, since they stay together in one process. Files that take long begin.
 """
 
 from __future__ import annotations
@@ -26,6 +28,22 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """By files where nothing else is asked for: by tests, each process would make what the tests of a file share."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # by numbers of tests, of which the slowest files have few
+    return LoadFileScheduling(config, log)  # type: ignore[arg-type]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 class Ended:

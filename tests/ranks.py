@@ -1,8 +1,12 @@
-"""Real ranks for the tests of the engines: processes that talk through gloo on this machine."""
+"""Real ranks for the tests of the engines: processes that talk through gloo on this machine.
+
+Each is forked from one that has imported torch and nothing of ours, which is most of what starting a rank takes.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -13,8 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+IMPORTED = ["torch", "torch.distributed", "torch.distributed.fsdp", "torch._dynamo", "numba"]
 
-def _main(rank: int, size: int, folder: str, work: Callable[..., Any], answers: Queue) -> None:
+
+def _main(
+    rank: int, size: int, folder: str, work: Callable[..., Any], answers: Queue, environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)  # of the test: what it is forked from has that of the first test
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
@@ -27,9 +36,11 @@ def _main(rank: int, size: int, folder: str, work: Callable[..., Any], answers: 
 
 def start(size: int, folder: Path, work: Callable[..., Any], seconds: float = 600, may_die: bool = False) -> list[Any]:
     """work(rank, size, folder) on each of ``size`` ranks: what each returns, or None for one that died."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     answers: Queue = context.Queue()
-    processes = [context.Process(target=_main, args=(r, size, str(folder), work, answers)) for r in range(size)]
+    shared = (size, str(folder), work, answers, dict(os.environ))
+    processes = [context.Process(target=_main, args=(rank, *shared)) for rank in range(size)]
     for process in processes:
         process.start()
     found: dict[int, Any] = {}
