@@ -9,10 +9,13 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Every extra that pyproject.toml names, as pip takes them.
+ALL := $(shell sed -nE '/^\[project.optional-dependencies\]/,/^\[project.scripts\]/s/^([a-z]+) = \[.*/\1/p' pyproject.toml | paste -sd, -)
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup hooks demo test doctest docs lint types check format bench fuzz lowest newest licences audit clean distclean
+.PHONY: help setup hooks demo test doctest docs lint types check format bench fuzz lowest newest licences audit dist installed sbom publishable clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | \
@@ -29,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo 'The venv module of "$(PYTHON)" is missing. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'Setting up $(VENV): a few minutes the first time.'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,flower,ray,tensorboard]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(ALL)]'
 	@touch $@
 
 hooks: $(READY) ## run the quick checks before each commit
@@ -69,24 +72,25 @@ fuzz: $(READY) ## mutated files for every reader (ARGS='--seconds 600')
 
 # Both ends of what pyproject.toml allows, each in an environment of its own; PYTHON=python3.10 and PYTHON=python3.13
 # make them the ends of the supported Pythons as well. matplotlib 3.8 is older than what pyparsing 3.3 warns of, and
-# warnings are errors here. EXTRAS='dev,flower,ray,tensorboard' for all extras.
+# warnings are errors here. EXTRAS=all for all extras.
 EXTRAS ?= dev
+WITH   := $(if $(filter all,$(EXTRAS)),$(ALL),$(EXTRAS))
 
-.venv-lowest/.ready: pyproject.toml
+.venv-lowest/.with-$(WITH): pyproject.toml
 	$(PYTHON) -m venv --clear .venv-lowest
-	sed -nE 's/^ *"([A-Za-z0-9_.-]+)(\[[a-z]+\])?>=([0-9.]+)".*/\1==\3/p' pyproject.toml >.venv-lowest/lowest.txt
-	sed -nE 's/^(flower|ray|tensorboard) = \["([a-z]+)>=([0-9.]+)"\].*/\2==\3/p' pyproject.toml >>.venv-lowest/lowest.txt
+	grep -oE '"[A-Za-z0-9_.-]+(\[[a-z]+\])?>=[0-9.]+' pyproject.toml | tr -d '"' | sed -E 's/\[[a-z]+\]//; s/>=/==/' | \
+	    sort -u >.venv-lowest/lowest.txt
 	echo 'pyparsing<3.3' >>.venv-lowest/lowest.txt
-	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/lowest.txt --editable '.[$(EXTRAS)]'
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/lowest.txt --editable '.[$(WITH)]'
 	@touch $@
 
-.venv-newest/.ready: pyproject.toml
+.venv-newest/.with-$(WITH): pyproject.toml
 	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS)]'
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(WITH)]'
 	@touch $@
 
-lowest: .venv-lowest/.ready ## run the tests with the lowest versions that pyproject.toml allows
-newest: .venv-newest/.ready ## run the tests with the newest versions that can be had
+lowest: .venv-lowest/.with-$(WITH) ## run the tests with the lowest versions that pyproject.toml allows
+newest: .venv-newest/.with-$(WITH) ## run the tests with the newest versions that can be had
 lowest newest:
 	.venv-$@/bin/python -m pip list
 	OMP_NUM_THREADS=1 .venv-$@/bin/python -m pytest -n $(WORKERS) $(ARGS)
@@ -104,6 +108,35 @@ audit: $(READY) .venv-audit/.ready ## ask PyPI for known vulnerabilities of what
 	.venv-audit/bin/pip-audit --strict --skip-editable --progress-spinner off \
 	    --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(ARGS)
 
+.venv-dist/.ready:
+	$(PYTHON) -m venv --clear .venv-dist
+	.venv-dist/bin/python -m pip install --quiet build twine check-wheel-contents cyclonedx-bom
+	@touch $@
+
+# From the working tree: what is not committed yet is in them too, and what git does not know is a fault.
+dist: .venv-dist/.ready ## build wheel and source archive in dist/, and look at what they hold and say
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	.venv-dist/bin/check-wheel-contents dist/*.whl
+	.venv-dist/bin/python docs/project/release.py archives
+
+# ARGS=--constraints installs the versions of constraints.txt and not the newest.
+installed: ## try the wheel of dist/ in a fresh environment of PYTHON, outside of the clone
+	$(PYTHON) docs/project/release.py installed $(ARGS)
+
+# The versions of constraints.txt. Neither the environment that is looked at nor what looks is part of it.
+sbom: .venv-dist/.ready ## write docs/project/sbom.cdx.json: the bill of materials of a plain installation
+	$(PYTHON) -m venv --clear --without-pip .venv-sbom
+	.venv-dist/bin/python -m pip --python .venv-sbom/bin/python install --quiet --constraint constraints.txt .
+	rm .venv-sbom/lib/*/site-packages/varangian-*.dist-info/direct_url.json # where this clone lies is nobody's business
+	.venv-dist/bin/cyclonedx-py environment --output-reproducible --spec-version 1.6 --output-format JSON \
+	    --output-file docs/project/sbom.cdx.json .venv-sbom
+	rm -rf .venv-sbom
+
+publishable: ## name what must be filled in before dist/ can be published, and fail if anything is
+	$(PYTHON) docs/project/release.py publishable
+
 bench: $(READY) ## a training step, every rule, and the engines, each beside something plain in the same run
 	@for script in simulator rules engines; do \
 	    echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
@@ -114,4 +147,4 @@ clean: ## remove caches and built archives (results and .venv stay)
 	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environments
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-audit
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-audit .venv-dist .venv-sbom

@@ -39,6 +39,8 @@ include_patterns = [
     "results/**/*.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CODE_OF_CONDUCT.md",
 ]
 exclude_patterns = ["docs/site/**"]
 

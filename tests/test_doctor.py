@@ -32,13 +32,16 @@ def test_a_sound_installation() -> None:
     found = vg.doctor()
     assert found.sound, str(found)
     assert list(found.facts) == [
-        "versions", "machine", "threads", "compiled kernels", "data", "GPU", "extras", "plug-ins", "terminal",
-        "self-test",
+        "versions", "machine", "threads", "compiled kernels", "data", "GPU", "engines", "extras", "plug-ins",
+        "terminal", "self-test",
     ]  # fmt: skip
     assert found.facts["versions"]["torch"] == torch.__version__
     assert found.facts["self-test"]["rules"] == "as their definitions"
     assert found.facts["self-test"]["a run, twice"] == "the same bytes"
     assert found.facts["data"]["mnist"] == found.facts["data"]["cifar-100"] == "not found"
+    assert {"flower", "ray", "tensorboard"} <= found.facts["extras"].keys()
+    assert "dev" not in found.facts["extras"]
+    assert "gloo" in found.facts["engines"]["torch.distributed"]
     assert str(found).splitlines()[-1] == "sound"
     assert all(len(line) <= 80 or " " not in line.strip() for line in str(found).splitlines())
     assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
@@ -136,6 +139,38 @@ def test_versions_that_are_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -
         "nothing-of-that-name is needed and not installed: pip install nothing-of-that-name",
     ]
     assert [doctor._release(v) for v in ("2.13.0+cpu", "1.26.4rc1", "3")] == [(2, 13, 0), (1, 26, 4), (3,)]
+
+
+def test_code_that_is_not_what_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone in front of an installed package, or one that went on without being installed again."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "varangian" else "99")
+    case = doctor._Case([], [])
+    told = doctor._versions(case)["varangian"]
+    assert told.startswith(f"{vg.__version__}, ")
+    assert told.endswith(", though 0.0.1 is what was installed")
+    assert "install it again" in case.notes[0]
+    assert not case.broken
+
+
+def test_extras_are_those_of_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (
+        'a>=2; extra == "x"',
+        "b>=1.5 ; python_version > '3' and extra == 'x'",
+        "c[d]>=1; extra == 'y'",
+        "e; extra == 'dev'",
+    )
+    there = {"a": "1.9", "c": "3.0"}
+
+    def version(name: str) -> str:
+        if name in there:
+            return there[name]
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["torch>=2.4", *asked])
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    case = doctor._Case([], [])
+    assert doctor._extras(case) == {"x": "a 1.9, b not installed (pip install 'varangian[x]')", "y": "c 3.0"}
+    assert case.notes == ["a 1.9 is older than the 2 that is asked for: pip install 'varangian[x]'"]
 
 
 def test_a_package_that_only_lies_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ if TYPE_CHECKING:
     from .study.tune import tune as tune
     from .study.watching import Watcher as Watcher
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name lives: importing the package costs nothing until one is used. No module may bear the name of
 # a function listed here, since importing it would put the module in the function's place.

@@ -13,11 +13,12 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..core.references import GROUPS, offered, package_of
 from . import environment
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ..core.rules import Rule
 
 FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")  # data sets that are files of somebody's
-EXTRAS = {"flower": "flwr", "ray": "ray"}  # of this package: what each brings
+FOR_DEVELOPERS = {"dev", "docs"}  # extras of no interest to whoever uses the package
 WIDTH = 200_000  # columns that medians are timed on
 
 
@@ -83,6 +84,7 @@ def doctor() -> Diagnosis:
         "compiled kernels": _kernels,
         "data": _data,
         "GPU": _gpu,
+        "engines": _engines,
         "extras": _extras,
         "plug-ins": _plug_ins,
         "terminal": _terminal,
@@ -125,22 +127,34 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.match(r"\d*(?:\.\d+)*", version)[0].split(".") if part)  # type: ignore[index]
 
 
+def _needs(lines: list[str]) -> Iterator[tuple[str, str | None, str | None]]:
+    """Of each requirement that metadata state: the package, the least version, and the extra that asks for it."""
+    for line in lines:
+        needed = re.match(r"([\w.-]+)(?:\[[\w,-]+\])?\s*(?:>=([\d.]+))?\s*(?:;.*?extra == ['\"]([\w-]+)['\"])?$", line)
+        if needed is not None:  # else of other systems, or bounded otherwise
+            yield needed[1], needed[2], needed[3]
+
+
 def _versions(case: _Case) -> dict[str, str]:
     found = {"python": f"{platform.python_version()} ({platform.python_implementation()})"}
     commit = environment.commit()
     try:
         version = importlib.metadata.version("varangian")
-        found["varangian"] = f"{version}, {f'commit {commit}' if commit else 'installed'}"
+        found["varangian"] = f"{__version__}, {f'commit {commit}' if commit else 'installed'}"
         needs = importlib.metadata.requires("varangian") or []
+        if version != __version__:
+            found["varangian"] += f", though {version} is what was installed"
+            case.notes.append(
+                f"the code is varangian {__version__} and the installed package {version}, so what it needs may be "
+                "missing: install it again"
+            )
     except importlib.metadata.PackageNotFoundError:
         case.notes.append("varangian is not installed but runs from its source, so nobody saw to what it needs")
-        found["varangian"] = f"not installed, {f'commit {commit}' if commit else 'from its source'}"
+        found["varangian"] = f"{__version__}, not installed, {f'commit {commit}' if commit else 'from its source'}"
         needs = []
-    for line in needs:
-        needed = re.match(r"([\w.-]+)(?:>=([\d.]+))?[^;]*$", line)
-        if needed is None:  # an extra's, or of other systems
+    for name, least, extra in _needs(needs):
+        if extra is not None:
             continue
-        name, least = needed[1], needed[2]
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -315,14 +329,37 @@ def _gpu(case: _Case) -> dict[str, str]:
     return found
 
 
+def _engines(case: _Case) -> dict[str, str]:
+    import torch
+
+    there = torch.distributed.is_available()
+    kinds = {
+        "gloo": there and torch.distributed.is_gloo_available(),
+        "nccl": there and torch.distributed.is_nccl_available(),
+        "mpi": there and torch.distributed.is_mpi_available(),
+    }
+    return {"torch.distributed": ", ".join(kind for kind, has in kinds.items() if has) or "not in this build of torch"}
+
+
 def _extras(case: _Case) -> dict[str, str]:
-    found = {}
-    for extra, package in EXTRAS.items():
+    try:
+        needs = importlib.metadata.requires("varangian") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {"unknown": "varangian is not installed, so what its extras bring is not known"}
+    packages: dict[str, dict[str, str]] = {}
+    for name, least, extra in _needs(needs):
+        if extra is None or extra in FOR_DEVELOPERS:
+            continue
+        get = f"pip install 'varangian[{extra}]'"
         try:
-            found[extra] = f"{package} {importlib.metadata.version(package)}"
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[extra] = f"not installed: pip install 'varangian[{extra}]'"
-    return found
+            version = f"not installed ({get})"
+        else:
+            if least and _release(version) < _release(least):
+                case.notes.append(f"{name} {version} is older than the {least} that is asked for: {get}")
+        packages.setdefault(extra, {})[name] = version
+    return {extra: ", ".join(f"{name} {version}" for name, version in packages[extra].items()) for extra in packages}
 
 
 def _plug_ins(case: _Case) -> dict[str, str]:

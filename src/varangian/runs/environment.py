@@ -8,6 +8,8 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
+from .. import __version__
+
 
 def versions() -> dict[str, str]:
     """Of what computes the numbers.
@@ -22,10 +24,7 @@ def versions() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "torch")}
-    try:
-        found["varangian"] = importlib.metadata.version("varangian")
-    except importlib.metadata.PackageNotFoundError:
-        found["varangian"] = "not installed"
+    found["varangian"] = __version__  # of the code that runs, whatever was installed before or lies elsewhere
     return found | {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
 
 

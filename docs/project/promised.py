@@ -1,0 +1,60 @@
+"""Writes what `deprecation.md` promises to keep: names with their arguments, text, settings, commands.
+
+    python docs/project/promised.py >tests/golden/promised.json
+
+At a release; until the next one `tests/test_promises.py` fails where something of it is gone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import fields
+from importlib import import_module
+
+import click
+
+import varangian as vg
+from varangian import cli
+
+ENGINES = ("varangian.engines.ddp", "varangian.engines.fsdp", "varangian.engines.flower")
+TABLES = ("RULES", "MIXINGS", "ATTACKS", "DATASETS", "MODELS", "PARTITIONS", "LOSSES", "METRICS")
+
+
+def arguments(value: object) -> list[str]:
+    """Of a function, or of a class where it is made; of anything else none."""
+    if not inspect.isfunction(value) and (not isinstance(value, type) or issubclass(value, BaseException)):
+        return []
+    return [name for name in inspect.signature(value).parameters if not name.startswith("_")]
+
+
+def promised(engines: tuple[str, ...] = ENGINES) -> dict[str, dict[str, list[str]]]:
+    """By kind, of each thing what belongs to it: arguments, options, fields."""
+    names = {f"varangian.{name}": arguments(getattr(vg, name)) for name in vg.__all__}
+    for module in ("varangian.testing", *engines):
+        there = import_module(module)
+        names |= {f"{module}.{name}": arguments(getattr(there, name)) for name in there.__all__}
+    text = {
+        f"{table} {name}": arguments(value) for table in TABLES for name, value in sorted(getattr(vg, table).items())
+    }
+    commands = {}
+    for command, (module, name, _) in cli.COMMANDS.items():
+        found = getattr(import_module(module, cli.__name__), name)
+        assert isinstance(found, click.Command)
+        commands[command] = sorted(
+            option for parameter in found.params for option in parameter.opts if option[0] == "-"
+        )
+    return {
+        "names": names,
+        "text": text,
+        "settings": {"Experiment": [field.name for field in fields(vg.Experiment)]},
+        "commands": commands,
+    }
+
+
+def main() -> None:
+    print(json.dumps({"version": vg.__version__, "promised": promised()}, indent=1, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()
