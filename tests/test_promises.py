@@ -23,10 +23,13 @@ def script() -> ModuleType:
     return module
 
 
-def broken(before: dict[str, list[str]], now: dict[str, list[str]]) -> list[str]:
-    """What is gone, of things and of what belongs to them; that more was added breaks nothing."""
-    gone = [thing for thing in before if thing not in now]
-    return gone + [f"{t}: {a}" for t in before if t in now for a in before[t] if a not in now[t]]
+def broken(before: list[str], now: list[str], ordered: bool) -> list[str]:
+    """What is gone of arguments or options; more breaks nothing, if it is not put between those that have a place."""
+    gone = [name for name in before if name not in now and name != "*"]
+    if ordered and not gone:
+        placed = before[: before.index("*")] if "*" in before else before
+        gone += [f"{name} in its place" for name, other in zip(placed, now, strict=False) if name != other]
+    return gone
 
 
 @pytest.mark.parametrize("kind", RECORDED)
@@ -35,11 +38,20 @@ def test_nothing_is_gone(kind: str) -> None:
     flower = "varangian.engines.flower"
     there = [e for e in promised.ENGINES if e != flower or importlib.util.find_spec("flwr")]
     before = {t: a for t, a in RECORDED[kind].items() if flower in there or not t.startswith(flower)}
+    now = promised.promised(tuple(there))[kind]
     assert before
-    assert broken(before, promised.promised(tuple(there))[kind]) == []
+    assert [thing for thing in before if thing not in now] == []
+    gone = {thing: broken(before[thing], now[thing], kind == "names") for thing in before}
+    assert {thing: names for thing, names in gone.items() if names} == {}
 
 
 def test_what_is_gone_is_seen() -> None:
-    before = {"run": ["out", "seed"], "read": ["folder"]}
-    assert broken(before, {"run": ["seed", "out", "more"], "read": ["folder"], "new": []}) == []
-    assert broken(before, {"run": ["seed"]}) == ["read", "run: out"]
+    before = ["folder", "out", "*", "seed"]
+    assert broken(before, before, True) == []
+    assert broken(before, ["folder", "out", "new", "*", "other", "seed"], True) == []
+    assert broken(before, ["folder", "out", "seed"], True) == []
+    assert broken(before, ["folder", "*", "seed"], True) == ["out"]
+    assert broken(before, ["out", "folder", "*", "seed"], True) == ["folder in its place", "out in its place"]
+    assert broken(before, ["folder", "*", "out", "seed"], True) == ["out in its place"]
+    assert broken(["--a", "--b"], ["--b", "--new", "--a"], False) == []
+    assert broken(["--a", "--b"], ["--b"], False) == ["--a"]

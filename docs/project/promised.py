@@ -22,10 +22,12 @@ TABLES = ("RULES", "MIXINGS", "ATTACKS", "DATASETS", "MODELS", "PARTITIONS", "LO
 
 
 def arguments(value: object) -> list[str]:
-    """Of a function, or of a class where it is made; of anything else none."""
+    """Of a function, or of a class where it is made, as in its signature: what follows "*" by name alone."""
     if not inspect.isfunction(value) and (not isinstance(value, type) or issubclass(value, BaseException)):
         return []
-    return [name for name in inspect.signature(value).parameters if not name.startswith("_")]
+    parameters = [p for name, p in inspect.signature(value).parameters.items() if not name.startswith("_")]
+    named = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return [p.name for p in parameters if p.name not in named] + ["*"] * bool(named) + named
 
 
 def promised(engines: tuple[str, ...] = ENGINES) -> dict[str, dict[str, list[str]]]:
