@@ -21,10 +21,10 @@ TEXT = {page: (EXPLANATION / f"{page}.md").read_text("utf-8") for page in PAGES}
 # Numbers that are nobody's result: what the paper says of itself, settings of what was computed, facts of formats.
 GIVEN = {
     "geometry": {"10,000", "79,510", "36"},
-    "numerics": {"36,489,290", "1,000", "1,024"},
+    "numerics": {"36,489,290", "1,000"},
     "paper": {"736", "3,680", "1,760", "0.9", "0.99", "199", "200", "600", "2021", "100"},
     "resilience": {"10,000", "100"},
-    "sorting-networks": {"1968", "128"},
+    "sorting-networks": {"1968"},
 }
 
 

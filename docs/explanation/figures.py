@@ -23,7 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 import varangian as vg
+from varangian.core import numerics
 from varangian.core.geometry import squared_between
+from varangian.core.kernels.cpu.columns import REGISTER_ROWS
+from varangian.core.kernels.cpu.distances import DISTANCE_WIDTH
 from varangian.core.kernels.definitions import network
 from varangian.runs.building import build, computing, open_dataset
 from varangian.study.report import style
@@ -401,7 +404,10 @@ PHRASES: dict[str, Callable[[], list[str]]] = {
         f"the derived distances are right to {derived_error():.0e}".replace("e-0", "e-"),
         f"which is {drawn_near():.2f} of what it was",
     ],
-    "sorting-networks": lambda: [f"a network on 11 wires is proved right by {sorts(11, 5, 6):,} inputs"],
+    "sorting-networks": lambda: [
+        f"a network on 11 wires is proved right by {sorts(11, 5, 6):,} inputs",
+        f"beyond {REGISTER_ROWS} rows",
+    ],
     "resilience": lambda: [
         f"Where the 4 stand 10,000 deviations away from the mean of 11 honest vectors, the average is off by "
         f"{reached('average')[-1]:,.0f} deviations, the trimmed mean by {reached('trimmed mean')[-1]:.2f}, the "
@@ -411,6 +417,9 @@ PHRASES: dict[str, Callable[[], list[str]]] = {
         f"the least ratio of gradients in 100 steps is {min(along()[0]):.1f} and that of momenta {min(along()[1]):.2f}",
     ],
     "numerics": lambda: [
+        f"in float32 for {DISTANCE_WIDTH:,} coordinates at a time",
+        f"({numerics.TIE:.0e} of their size)",
+        f"known to {numerics.ROUNDING:.0e} only".replace("e-0", "e-"),
         f"the result is {100 * added()[0]:.1f} % too small",
         f"the squared distance is off by {100 * off(1000.0)[0]:.0f} %",
         f"never off by more than {max(off(o)[1] for o in OFFSETS):.1g}".replace("e-0", "e-"),
