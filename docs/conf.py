@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx import addnodes
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs/reference")]
 
 project = "Varangian"
 author = "The Varangian authors"
@@ -30,6 +30,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",  # formulas without a network
     "sphinx_copybutton",
+    "pages",  # docs/reference/pages.py: the reference, from the classes
 ]
 root_doc = "docs/index"
 include_patterns = [
@@ -47,6 +48,8 @@ exclude_patterns = ["docs/site/**"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4  # links to headings, as code hosts make them
 
+autodoc_preserve_defaults = True
+smartquotes = False  # options keep their dashes, and what may be copied its quotes
 nitpicky = True
 suppress_warnings = ["myst.header"]  # a page may begin below the first level
 

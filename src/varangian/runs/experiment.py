@@ -617,12 +617,14 @@ class Experiment:
         return _make("rule", self.rule, RULES, Rule, f=self.byzantine)
 
     def make_pre(self) -> tuple[Mixing, ...]:
+        """The mixings before the rule, with f = byzantine where they have one."""
         return tuple(self._mixing(spec) for spec in self.pre)
 
     def _mixing(self, spec: str) -> Mixing:
         return _make("mixing", spec, MIXINGS, Mixing, f=self.byzantine)
 
     def make_attack(self) -> Attack | None:
+        """The attack; None without one."""
         return None if self.attack is None else _make("attack", self.attack, ATTACKS, Attack)
 
     def _unknowing(self, attack: Attack, knowledge: ThreatModel | None) -> Iterator[str]:
@@ -652,9 +654,11 @@ class Experiment:
         return make("quarantine", self.quarantine, QUARANTINES)
 
     def make_knowledge(self) -> ThreatModel:
+        """What the attackers know of honest vectors."""
         return _make("knowledge", self.knowledge, KNOWLEDGE, ThreatModel)
 
     def make_partition(self) -> Partition:
+        """How data are dealt to honest workers."""
         name, _ = parse("partition", self.partition, PARTITIONS)
         made = make("partition", self.partition, PARTITIONS)
         if name not in PARTITIONS and not callable(made):
@@ -830,6 +834,7 @@ class Experiment:
         return json.loads(json.dumps({key: value for key, value in asdict(self).items() if key not in unsaid}))
 
     def to_json(self) -> str:
+        """As JSON, of all settings but later ones that have their defaults."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def to_toml(self) -> str:
@@ -856,6 +861,7 @@ class Experiment:
 
     @classmethod
     def from_json(cls, text: str) -> Experiment:
+        """From settings as JSON; those that are not there have their defaults."""
         return cls.from_dict(cls.values_from_text(text))
 
     @classmethod
@@ -869,6 +875,7 @@ class Experiment:
 
     @classmethod
     def from_toml(cls, text: str) -> Experiment:
+        """From settings as TOML; those that are not there have their defaults."""
         return cls.from_dict(cls.values_from_text(text, toml=True))
 
     @staticmethod

@@ -64,6 +64,7 @@ class Heterogeneity:
 
     @property
     def honest(self) -> int:
+        """How many of those that hold data do not attack."""
         return int((~self.attacks).sum())
 
     @property

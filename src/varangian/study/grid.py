@@ -170,10 +170,12 @@ class Grid:
 
     @classmethod
     def from_toml(cls, text: str) -> Grid:
+        """From settings as TOML, of which those that are lists multiply."""
         return cls.from_dict(Experiment.values_from_text(text, toml=True))
 
     @classmethod
     def from_json(cls, text: str) -> Grid:
+        """From settings as JSON, of which those that are lists multiply."""
         return cls.from_dict(Experiment.values_from_text(text))
 
     @classmethod

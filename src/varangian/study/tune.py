@@ -145,6 +145,7 @@ class Search:
 
     @classmethod
     def from_toml(cls, text: str) -> Search:
+        """From settings as TOML."""
         return cls.from_dict(Experiment.values_from_text(text, toml=True))
 
     @classmethod

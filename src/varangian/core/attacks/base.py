@@ -120,6 +120,7 @@ class Knowledge:
 
     @property
     def mean(self) -> Tensor:
+        """[d] the mean of the honest vectors."""
         return self.moments[0]
 
     @cached_property

@@ -138,6 +138,7 @@ class WorstCase(Made):
 
     @cached_property
     def others(self) -> tuple[Attack, ...]:
+        """The attacks whose lines are searched."""
         return tuple(line(direction) for direction in self.directions)
 
     def _as_text(self, value: Any) -> str | Attack:
