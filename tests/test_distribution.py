@@ -163,6 +163,14 @@ def test_the_wheel_works_outside_of_the_clone(dist: Path, tmp_path: Path) -> Non
     assert Path(done.stdout.strip()).is_relative_to(tmp_path / "site")
 
 
+@pytest.mark.parametrize("what", ["archives", "installed", "publishable"])
+def test_where_there_are_no_archives(what: str, tmp_path: Path) -> None:
+    script = ROOT / "docs/project/release.py"
+    done = subprocess.run([sys.executable, script, what, tmp_path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"{what}: .* is wanted, got (nothing|0): make dist\n|{what}: .* are wanted.*\n", done.stderr)
+
+
 def test_what_does_not_work_is_told(tmp_path: Path) -> None:
     tries = [
         release.Try(("-c", "print(1)"), lambda text: text == "1\n"),

@@ -40,8 +40,10 @@ def version() -> str:
 
 def tracked(root: Path) -> dict[str, bytes]:
     """Of each file that git knows in this checkout, its content as it lies there."""
+    if not (root / ".git").exists():
+        raise ValueError(f"{root}: no checkout of git, which alone knows what belongs to the sources")
     listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, check=True).stdout.decode()
-    return {name: (root / name).read_bytes() for name in listed.split("\0") if name}
+    return {name: (root / name).read_bytes() for name in listed.split("\0") if (root / name).is_file()}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def read(folder: Path) -> Archives:
     name = f"varangian-{version()}"
     found = sorted(path.name for path in folder.glob("*") if path.suffix in (".whl", ".gz"))
     if found != [f"{name}-py3-none-any.whl", f"{name}.tar.gz"]:
-        raise ValueError(f"{folder}: one wheel and one source archive of {name} are wanted, got {found or 'nothing'}")
+        raise ValueError(
+            f"{folder}: one wheel and one source archive of {name} are wanted, got {found or 'nothing'}: make dist"
+        )
     with zipfile.ZipFile(folder / found[0]) as wheel:
         files = {info.filename: wheel.read(info) for info in wheel.infolist() if not info.is_dir()}
     with tarfile.open(folder / found[1]) as source:
@@ -168,7 +172,10 @@ def outside() -> dict[str, str]:
 
 def installed(folder: Path, place: Path | None, constraints: bool) -> list[str]:
     """What does not work in an environment of this Python that has the wheel and what it asks for, and nothing else."""
-    [wheel] = folder.resolve().glob(f"varangian-{version()}-*.whl")
+    found = sorted(folder.resolve().glob(f"varangian-{version()}-*.whl"))
+    if len(found) != 1:
+        raise ValueError(f"{folder}: one wheel of varangian {version()} is wanted, got {len(found)}: make dist")
+    wheel = found[0]
     with tempfile.TemporaryDirectory() as there:
         home = Path(place or Path(there) / "environment").absolute()
         python = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
@@ -270,16 +277,20 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="whose imports are measured")
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    if asked.what == "imports":
-        found = imports(asked.python, asked.rounds)
-        for name, seconds in found.items():
-            print(f"{name:<24}{seconds:6.2f} s{seconds - found['torch']:+7.2f} s")
-        return
-    if asked.what == "installed":
-        faults = installed(asked.dist, asked.environment, asked.constraints)
-    else:
-        look = faults_of_archives if asked.what == "archives" else missing
-        faults = look(read(asked.dist), tracked(ROOT))
+    try:
+        if asked.what == "imports":
+            found = imports(asked.python, asked.rounds)
+            for name, seconds in found.items():
+                print(f"{name:<24}{seconds:6.2f} s{seconds - found['torch']:+7.2f} s")
+            return
+        if asked.what == "installed":
+            faults = installed(asked.dist, asked.environment, asked.constraints)
+        else:
+            look = faults_of_archives if asked.what == "archives" else missing
+            faults = look(read(asked.dist), tracked(ROOT))
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        print(f"{asked.what}: {error}", file=sys.stderr)
+        sys.exit(2)
     print("\n".join(faults) or f"{asked.what}: all is well with {version()} on Python {sys.version.split()[0]}")
     sys.exit(1 if faults else 0)
 
