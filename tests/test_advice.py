@@ -6,8 +6,6 @@ import csv
 import importlib
 import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import programs
 import varangian as vg
 from made_cards import SETTINGS, attack, card
 from varangian.runs.experiment import ConfigurationError
@@ -236,8 +235,8 @@ def test_what_the_command_refuses(varangian: Program, tmp_path: Path) -> None:
 def test_nothing_of_it_is_random() -> None:
     once = vg.advise(51, 12, partition="dirichlet(alpha=0.3)").to_json()
     line = "import varangian as vg; print(vg.advise(51, 12, partition='dirichlet(alpha=0.3)').to_json())"
-    again = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
-    assert again.stdout.strip() == once
+    again = programs.run("-c", line)
+    assert again.stdout.strip() == once, again.stderr
 
 
 def test_what_the_page_prints(tmp_path: Path, varangian: Program) -> None:
@@ -246,8 +245,8 @@ def test_what_the_page_prints(tmp_path: Path, varangian: Program) -> None:
     for line in commands.splitlines():
         assert varangian(*shlex.split(line)[1:]).status == 0
     [program] = [b.removeprefix("python\n") for b in blocks if b.startswith("python\n")]
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == blocks[-1].lstrip("\n")
+    done = programs.run("-c", program)
+    assert done.stdout == blocks[-1].lstrip("\n"), done.stderr
 
 
 @pytest.fixture

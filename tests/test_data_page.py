@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+import programs
 import varangian as vg
 from varangian.core.specs import make
 
@@ -28,14 +27,14 @@ def test_programs_and_commands(tmp_path: Path) -> None:
         (made, "(3, 12, 12) 4 150 50"),
         (dealt, "(15, 10) 1297 5 True"),
     ):
-        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        done = programs.run("-c", program, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
     runs = [line for line in COMMANDS if line.startswith("varangian run")]
     for line, words in zip(runs, ("r2", "validation worst-class"), strict=True):
-        command = [sys.executable, "-m", *shlex.split(line), "--quiet", "--metrics", "my_file.py:recall"]
-        command = command if "r2" not in line else command[:-2]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        words_of = ["-m", *shlex.split(line), "--quiet", "--metrics", "my_file.py:recall"]
+        words_of = words_of if "r2" not in line else words_of[:-2]
+        done = programs.run(*words_of, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert (words if "r2" in line else "recall") in done.stdout
 
@@ -43,7 +42,7 @@ def test_programs_and_commands(tmp_path: Path) -> None:
 def test_who_holds_what(tmp_path: Path) -> None:
     one, other = [line for line in COMMANDS if line.startswith("varangian data")]
     for line, words in ((one, "One point does not tell G from B"), (other, "by least squares of")):
-        done = subprocess.run([sys.executable, "-m", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True)
+        done = programs.run("-m", *shlex.split(line), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert words in " ".join(done.stdout.split())
     for folder, figures in (("holdings", ["holdings"]), ("along", ["gradients", "holdings"])):

@@ -6,10 +6,11 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import programs
 
 PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "extending.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -19,14 +20,7 @@ MARK = "-- next --\n"
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return programs.run(*arguments, cwd=folder, env=os.environ | {"COLUMNS": "120"})
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import programs
 import varangian as vg
 from pretended import PretendedCard
 from varangian.core import kernels
@@ -50,8 +51,8 @@ def test_a_sound_installation() -> None:
 def test_it_changes_no_number_of_threads() -> None:
     """In a process of its own: pools are started once."""
     code = "import torch, varangian as vg; torch.set_num_threads(3); vg.doctor(); print(torch.get_num_threads())"
-    end = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert end.stdout == "3\n"
+    end = programs.run("-c", code)
+    assert end.stdout == "3\n", end.stderr
 
 
 def test_the_home_folder_is_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

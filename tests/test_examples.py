@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import programs
 import varangian as vg
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -54,12 +53,8 @@ COMMANDS = {
 def test_example(name: str, tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / name, tmp_path)
     for line in COMMANDS[name]:
-        words = (
-            [sys.executable, "-m", *line.split()] if line.startswith("varangian") else [sys.executable, *line.split()]
-        )
-        end = subprocess.run(
-            words, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
-        )
+        words = ["-m", *line.split()] if line.startswith("varangian") else line.split()
+        end = programs.run(*words, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert end.returncode == 0, (line, end.stderr)
 
 
@@ -72,8 +67,7 @@ def test_an_own_rule_against_all_others(tmp_path: Path) -> None:
         name for name, kind in vg.RULES.items() if not kind.needs_root
     }
     for line in ("sweep my_rule.toml --out study --jobs 2", "report study"):
-        words = [sys.executable, "-m", "varangian", *line.split()]
-        end = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        end = programs.run("-m", "varangian", *line.split(), cwd=tmp_path, timeout=900)
         assert end.returncode == 0, (line, end.stderr)
     assert len(list((tmp_path / "study" / "runs").iterdir())) == 24 * 4 * 3
     assert (tmp_path / "study" / "figures" / "heat-max.png").exists()

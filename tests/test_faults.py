@@ -23,6 +23,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+import programs
 import varangian as vg
 from interruption import interrupt, left_by, stop_at
 from varangian.runs import folders
@@ -263,8 +264,7 @@ if __name__ == "__main__":
 def test_one_run_of_a_sweep_is_short_of_memory(tmp_path: Path, whole: dict[str, Any]) -> None:
     (tmp_path / "short.py").write_text(SHORT)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "short.py"), str(tmp_path / "out")]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    ended = programs.run(tmp_path / "short.py", tmp_path / "out", env=environment)
     assert ended.stdout.startswith("2 ['MemoryError: ")
     [good] = (tmp_path / "out" / "runs").glob(f"*{E.digest}")
     assert left_by(good) == whole

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import programs
 
 PAGE = Path(__file__).parents[1] / "docs" / "howto" / "federated.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL
 def test_the_page_runs_and_prints_what_it_shows(tmp_path: Path) -> None:
     programs, printed = [t for kind, t in BLOCKS if kind == "python"], [t for kind, t in BLOCKS if not kind]
     (tmp_path / "page.py").write_text("\n".join(programs), "utf-8")
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = programs.run("page.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(printed)
 
@@ -27,9 +27,7 @@ def test_the_page_runs_and_prints_what_it_shows(tmp_path: Path) -> None:
 def test_its_commands(tmp_path: Path) -> None:
     [commands] = [text for kind, text in BLOCKS if kind == "sh"]
     for line in commands.splitlines():
-        done = subprocess.run(
-            [sys.executable, "-m", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = programs.run("-m", *shlex.split(line), cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
 
 

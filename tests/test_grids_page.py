@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import programs
 from varangian import Grid, Search
 
 ROOT = Path(__file__).parents[1]
@@ -76,12 +75,11 @@ def test_commands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", BLOCKS["python"], ids=["sweep", "tune"])
 def test_programs(code: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(code, "utf-8")
-    assert run(tmp_path, [sys.executable, "program.py"]).count("\n") > 4
+    assert run(tmp_path, ["program.py"]).count("\n") > 4
 
 
 def run(folder: Path, words: list[str]) -> str:
-    command = [sys.executable, "-m", "varangian", *words[1:]] if words[0] == "varangian" else words
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    command = ["-m", "varangian", *words[1:]] if words[0] == "varangian" else words
+    done = programs.run(*command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return done.stdout

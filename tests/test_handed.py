@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import data as torch_data
 
+import programs
 import varangian as vg
 from varangian.simulation.data import handed
 from varangian.simulation.data.handed import taken
@@ -398,13 +397,13 @@ def test_from_an_empty_folder_on_the_command_line(tmp_path: Path) -> None:
         "import torch\n\ndef make(shift=0, classes=2):\n    y = torch.arange(40) % classes + shift\n"
         "    return torch.randn(40, 3) + 3 * y[:, None], y\n"
     )
-    command = [sys.executable, "-m", "varangian", "run", "--model", "linear", "--steps", "5", "--quiet", "--dataset"]
-    done = subprocess.run([*command, "rows.py:make(classes=3)"], cwd=tmp_path, capture_output=True, text=True)
+    command = ["-m", "varangian", "run", "--model", "linear", "--steps", "5", "--quiet", "--dataset"]
+    done = programs.run(*command, "rows.py:make(classes=3)", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "max accuracy" in done.stdout
     for data, message in (("rows.py:make(shift=2)", "got 2, 3"), ("rows.py:nothing", "has no nothing"),
                           ("given:rows", "hand its data in as dataset=")):  # fmt: skip
-        failed = subprocess.run([*command, data], cwd=tmp_path, capture_output=True, text=True)
+        failed = programs.run(*command, data, cwd=tmp_path)
         assert failed.returncode == 2, failed
         assert message in failed.stderr
         assert "Traceback" not in failed.stderr

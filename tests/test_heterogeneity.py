@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+import programs
 import varangian as vg
 from pretended import PretendedCard
 from varangian.runs.building import build, open_dataset
@@ -355,8 +355,7 @@ def test_a_thousand_workers_and_two_hundred_fifty_columns(tmp_path: Path) -> Non
 
 
 def varangian(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "varangian", "data", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return programs.run("-m", "varangian", "data", *arguments, cwd=folder)
 
 
 def test_the_command(tmp_path: Path) -> None:

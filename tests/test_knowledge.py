@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import programs
 import varangian as vg
 from interruption import interrupt
 from test_card_runs import BASE, CUDA, alike, gone, near, normalised, opened
@@ -382,7 +381,5 @@ def test_what_the_page_tells_to_write_runs(tmp_path: Path) -> None:
     (tmp_path / "neighbours.py").write_text(program, "utf-8")
     own = "varangian run --rule median --attack little --knowledge neighbours.py:OwnAndOne --steps 3"
     for line in [*commands.splitlines(), own]:
-        done = subprocess.run(
-            [sys.executable, "-m", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = programs.run("-m", *shlex.split(line), cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)

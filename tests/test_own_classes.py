@@ -3,8 +3,6 @@ called, whatever they derive from."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import programs
 import varangian as vg
 from varangian.core.geometry import Geometry
 
@@ -316,7 +315,7 @@ def test_own_momentum_is_momentum() -> None:
 
 def test_nothing_crashes_python() -> None:
     """In a process of its own: what read foreign memory or ended the interpreter is one line now."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
+    done = programs.run("-c", PROGRAM)
     assert done.stdout.split() == ["refused"] * 4, (done.returncode, done.stderr[-300:])
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import programs
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "howto" / "quarantine.md").read_text("utf-8")
@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 def test_its_program_prints_what_it_shows() -> None:
     [program] = [text for kind, text in BLOCKS if kind == "python"]
     [shown] = [text for kind, text in BLOCKS if kind == ""]
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = programs.run("-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout == shown
 
@@ -30,10 +30,7 @@ def test_its_commands(tmp_path: Path) -> None:
     for line in commands.splitlines():
         words = shlex.split(line)
         assert words[0] == "varangian"
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", *words], cwd=tmp_path, env=os.environ | {"COLUMNS": "120"},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = programs.run("-m", *words, cwd=tmp_path, env=os.environ | {"COLUMNS": "120"})
         assert done.returncode == 0, (line, done.stderr)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import programs
 
 README = Path(__file__).parents[1] / "README.md"
 RUNS = Path(__file__).parents[1] / "docs" / "howto" / "runs.md"
@@ -28,9 +27,7 @@ def test_there_are_four_whole_programs() -> None:
 @pytest.mark.parametrize("code", WHOLE, ids=["a-run", "a-rule-of-ones-own", "a-model-of-ones-own", "a-run-again"])
 def test_readme_runs(code: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(code, "utf-8")
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False
-    )
+    done = programs.run("program.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
     assert len(list((tmp_path / "runs").iterdir())) == 1

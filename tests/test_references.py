@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import programs
 import varangian as vg
 from varangian.core import references
 from varangian.core.references import importing
@@ -161,7 +162,7 @@ def test_a_run_goes_on_and_is_read(here: Path) -> None:
 
 
 def python(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300)
+    return programs.run(*words)
 
 
 def test_in_the_processes_of_a_sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

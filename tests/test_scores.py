@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn
 
+import programs
 import varangian as vg
 from varangian.runs.fields import column_of
 from varangian.simulation.data import set_aside
@@ -182,11 +181,11 @@ def test_names_of_columns() -> None:
 
 
 def test_on_the_command_line(mine: Path) -> None:
-    command = [sys.executable, "-m", "varangian", "run", "--model", "linear", "--steps", "3", "--quiet"]
-    done = subprocess.run([*command, "--metrics", "mine.py:recall(of=2),worst-class"], capture_output=True, text=True)
+    command = ["-m", "varangian", "run", "--model", "linear", "--steps", "3", "--quiet"]
+    done = programs.run(*command, "--metrics", "mine.py:recall(of=2),worst-class")
     assert done.returncode == 0, done.stderr
     assert "recall" in done.stdout
     assert "worst-class" in done.stdout
-    failed = subprocess.run([*command, "--metrics", "f1"], capture_output=True, text=True)
+    failed = programs.run(*command, "--metrics", "f1")
     assert failed.returncode == 2
     assert "unknown metric 'f1'" in failed.stderr

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import programs
 from varangian import Grid
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +19,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL
 def test_the_program_prints_what_the_page_shows(tmp_path: Path) -> None:
     [program], [printed] = [t for kind, t in BLOCKS if kind == "python"], [t for kind, t in BLOCKS if not kind]
     (tmp_path / "page.py").write_text(program, "utf-8")
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = programs.run("page.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == printed
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import programs
 import varangian as vg
 from varangian.runs.building import build
 from varangian.simulation import data
@@ -166,9 +165,9 @@ def test_a_share_of_next_to_nothing_is_warned_of() -> None:
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    options = [sys.executable, "-m", "varangian", "run", "--quiet", "--model", "linear", "--steps", "4"]
+    options = ["-m", "varangian", "run", "--quiet", "--model", "linear", "--steps", "4"]
     options += ["--validation", "0.25", "--out", str(tmp_path)]
-    found = json.loads(subprocess.run([*options, "--json"], check=True, capture_output=True, text=True).stdout)
+    found = json.loads(programs.run(*options, "--json").stdout)
     assert found["experiment"]["validation"] == 0.25
     assert 0 <= found["max_validation"] <= 1
-    assert "max validation" in subprocess.run(options, check=True, capture_output=True, text=True).stdout
+    assert "max validation" in programs.run(*options).stdout

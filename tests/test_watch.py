@@ -20,6 +20,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import programs
 import varangian as vg
 from varangian.runs import folders
 from varangian.runs.live.schema import read_events
@@ -35,14 +36,7 @@ NAME = f"{E.name}-{E.digest}"
 
 
 def watch(*arguments: object, columns: int = 80) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "varangian", "watch", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": str(columns)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    return programs.run("-m", "varangian", "watch", *arguments, env=os.environ | {"COLUMNS": str(columns)})
 
 
 def drawn(folder: Path, width: int = 80, rows: int = 20) -> str:

@@ -4,8 +4,6 @@ hostile weight can do."""
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -550,7 +548,7 @@ def test_the_page_runs_and_prints_what_it_shows(tmp_path: Path) -> None:
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     programs, printed = [t for kind, t in blocks if kind == "python"], [t for kind, t in blocks if not kind]
     (tmp_path / "page.py").write_text("\n".join(programs), "utf-8")
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = programs.run("page.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(printed)
 

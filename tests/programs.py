@@ -1,0 +1,195 @@
+"""Programs as a user starts them, who would wait for torch: here they are forked from a process that has imported it.
+
+What is forked has imported nothing of ours. It gets the words, folder, environment, paths and files of its own that a
+new interpreter would, and ends as one does. A program whose environment says anything else to the interpreter, or to
+what is imported already, is started as it is anywhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from functools import cache
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+IMPORTED = (
+    "torch", "torch.func", "torch._dynamo", "numba", "click", "rich.console", "rich.progress", "rich.table", "pydantic",
+    "tomlkit", "filelock", "threadpoolctl", "platformdirs", "jinja2", "matplotlib.figure",
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
+)  # fmt: skip
+# What an interpreter and these packages read as they start, and do not write into the environment themselves.
+READ = (
+    "PYTHON",
+    "LD_",
+    "OMP_",
+    "KMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "GOTO_",
+    "NUMBA_",
+    "MPL",
+    "TORCH",
+    "CUDA_",
+    "HOME",
+    "XDG_",
+)
+
+
+def run(
+    *words: object,
+    cwd: Path | str | None = None,
+    env: dict[str, str] | None = None,
+    input: str = "",
+    timeout: float = 600,
+) -> subprocess.CompletedProcess[str]:
+    """Of ``python words``: status, and what it wrote."""
+    command = [str(word) for word in words]
+    environment = dict(os.environ if env is None else env)
+    folder = os.fspath(Path.cwd() if cwd is None else cwd)
+    served = server() if hasattr(os, "fork") else None
+    options = command[0].startswith("-") and command[0] not in ("-c", "-m")
+    if served is None or options or _read(environment) != served.read:
+        line = [sys.executable, *command]
+        return subprocess.run(
+            line, cwd=folder, env=environment, input=input, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(input.encode())
+        given.seek(0)
+        status = served.ask(command, folder, environment, [file.fileno() for file in (given, out, err)], timeout)
+        for file in (out, err):
+            file.seek(0)
+        written, complained = (file.read().decode().replace("\r\n", "\n") for file in (out, err))
+    return subprocess.CompletedProcess([sys.executable, *command], status, written, complained)
+
+
+def _read(environment: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in environment.items() if k.startswith(READ) and k != "PYTHONPATH"}
+
+
+class Server:
+    """The process that has imported what is not ours, and where to ask it."""
+
+    def __init__(self) -> None:
+        self.read = _read(dict(os.environ))
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        self.here, there = socket.socketpair()
+        with there:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(there.fileno())],
+                env=environment, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+        atexit.register(self.end, os.getpid())
+
+    def end(self, owner: int) -> None:
+        if os.getpid() == owner:  # and not a process that a test forked
+            self.here.close()
+            self.process.wait()
+
+    def ask(self, command: list[str], folder: str, environment: dict[str, str], files: list[int], limit: float) -> int:
+        self.here.settimeout(limit)
+        question = json.dumps([command, folder, environment]).encode("utf-8", "surrogateescape")
+        socket.send_fds(self.here, [len(question).to_bytes(8, "little")], files)
+        self.here.sendall(question)
+        process = int.from_bytes(_exactly(self.here, 8), "little")
+        try:
+            return int.from_bytes(_exactly(self.here, 8), "little", signed=True)
+        except TimeoutError:
+            os.kill(process, signal.SIGKILL)
+            self.here.settimeout(60)
+            _exactly(self.here, 8)
+            raise subprocess.TimeoutExpired([sys.executable, *command], limit) from None
+
+
+@cache
+def server() -> Server:
+    return Server()
+
+
+def _exactly(place: socket.socket, n: int) -> bytes:
+    found = b""
+    while len(found) < n:
+        piece = place.recv(n - len(found))
+        if not piece:
+            raise EOFError
+        found += piece
+    return found
+
+
+# ----------------------------------------------------------------------------------------- in the process that is asked
+
+
+def serve(place: socket.socket) -> None:
+    """Ends where nobody can ask any more; returns in each process that is forked, to be the program."""
+    base = sys.path[1:]
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()
+    while True:
+        first, files, _, _ = socket.recv_fds(place, 8, 3)
+        if not first:
+            sys.exit()
+        command, folder, environment = json.loads(_exactly(place, int.from_bytes(first, "little")))
+        process = os.fork()
+        if not process:
+            place.close()
+            for number, file in enumerate(files):
+                os.dup2(file, number)
+                os.close(file)
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ.update(environment)
+            become(command, base)
+        for file in files:
+            os.close(file)
+        place.sendall(process.to_bytes(8, "little"))
+        place.sendall(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]).to_bytes(8, "little", signed=True))
+
+
+def become(command: list[str], base: list[str]) -> None:
+    """What the interpreter makes of its words: ``-m module``, ``-c code``, or a file."""
+    given = [os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    kind, *words = command
+    code: types.CodeType | None = None
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    if kind == "-m":
+        first, sys.argv = os.getcwd(), words
+    elif kind in ("-c", "-"):
+        first, sys.argv = "", [kind, *words[kind == "-c" :]]
+        code = compile(
+            words[0] if kind == "-c" else sys.stdin.read(), "<string>" if kind == "-c" else "<stdin>", "exec"
+        )
+    else:
+        path = os.path.abspath(kind)
+        first, sys.argv = os.path.dirname(path), command
+        main.__file__, main.__loader__ = path, SourceFileLoader("__main__", path)
+        code = compile(Path(path).read_bytes(), path, "exec")
+    sys.path[:] = [first, *given, *base]
+    sys.path_importer_cache.clear()
+    try:
+        if code is None:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.modules["__main__"] = main
+            exec(code, main.__dict__)
+    except Exception as error:
+        outer = error.__traceback__  # this function's
+        sys.excepthook(type(error), error.with_traceback(outer and outer.tb_next), outer)
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,74 @@
+"""Programs that tests fork are what the interpreter makes of the same words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import programs
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+
+TELLS = """
+import atexit, os, sys, threading
+ours = [name for name in sys.modules if name.partition(".")[0] == "varangian"]
+main = sys.modules["__main__"]
+print(sys.argv, __name__, globals().get("__file__"), main.__dict__ is globals(), os.getcwd(), ours)
+print([os.path.normpath(os.path.abspath(place)) for place in sys.path], sys.stdout.encoding, sys.stdout.isatty())
+print(sorted((k, v) for k, v in os.environ.items() if k not in ("_", "LC_CTYPE")))
+atexit.register(print, "at the end")
+threading.Timer(0.2, lambda: print("after the main thread")).start()
+print("complained", file=sys.stderr)
+if "stdin" in sys.argv:
+    print(sys.stdin.read())
+if "fails" in sys.argv:
+    raise KeyError("mine")
+sys.exit(int(sys.argv[-1]) if sys.argv[-1].isdigit() else None)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-c", TELLS, "a b", "7"),
+        ("-", "0"),
+        ("-m", "tells", "ä", "0"),
+        ("tells.py", "stdin", "x"),
+        ("in/tells.py", "fails"),
+    ],
+    ids=lambda words: words[0] if words[0] != "-c" else "-c TELLS",
+)
+def test_a_forked_program_is_that_program(words: tuple[str, ...], tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "in"):
+        place.mkdir(exist_ok=True)
+        (place / "tells.py").write_text(TELLS, "utf-8")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'in'}{os.pathsep}elsewhere", "COLUMNS": "33"}
+    given = {"cwd": tmp_path, "env": environment, "input": TELLS if words[0] == "-" else "one\ntwo"}
+    forked = programs.run(*words, **given)
+    real = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, **given)
+    assert forked.stdout == real.stdout
+    assert forked.stderr == real.stderr
+    assert forked.returncode == real.returncode
+    assert "after the main thread\nat the end\n" in real.stdout
+
+
+def test_what_is_imported_already_is_none_of_ours() -> None:
+    done = programs.run("-c", "import sys, torch; print('varangian' in sys.modules, 'torch._dynamo' in sys.modules)")
+    assert done.stdout == "False True\n", done.stderr
+
+
+def test_what_an_interpreter_reads_as_it_starts_makes_it_start() -> None:
+    code = "import sys; print('torch._dynamo' in sys.modules, sys.flags.optimize)"
+    assert programs.run("-c", code, env=os.environ | {"PYTHONOPTIMIZE": "2"}).stdout == "False 2\n"
+    assert programs.run("-O", "-c", code).stdout == "False 1\n"
+
+
+def test_a_program_that_a_signal_ends_and_one_that_does_not_end() -> None:
+    assert programs.run("-c", "import os; os.kill(os.getpid(), 9)").returncode == -9
+    with pytest.raises(subprocess.TimeoutExpired):
+        programs.run("-c", "import time; time.sleep(100)", timeout=0.5)
+    assert programs.run("-c", "print(1)").stdout == "1\n"  # and the next one
