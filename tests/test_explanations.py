@@ -108,7 +108,7 @@ def test_its_code_runs_and_prints_what_it_shows(page: str) -> None:
             printed = io.StringIO()
             with redirect_stdout(printed):
                 exec(code, names)
-            assert printed.getvalue() == (shown if after == "" else "")
+            assert printed.getvalue() == (shown if after == "text" else "")
 
 
 def test_what_the_page_on_geometry_composes_is_what_the_algorithm_does() -> None:

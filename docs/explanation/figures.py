@@ -34,7 +34,7 @@ from varangian.study.report import style
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures"
 ABOVE, BELOW = style.WORKER, style.SERVER
-WIDTH, DPI = 4.6, 220  # inches and dots: letters of 8 points are 10 pixels high where the page is 400 wide
+WIDTH, DPI = 3.8, 260  # inches and dots: letters of 8 points are 10 pixels high where the page is 400 wide
 
 
 def sheet(columns: int = 1, height: float = 2.6, share: bool = False) -> tuple[Figure, list[Axes]]:
@@ -284,9 +284,9 @@ def draw_reach() -> Figure:
         panel.plot(REACHES, reached(name), color=colour, linestyle=looks, linewidth=1.4, label=name)
     by_tens(panel, both=True)
     panel.set_ylim(1e-2, 30)
-    panel.set_xlabel("where 4 of 15 stand, in honest deviations from the honest mean")
+    panel.set_xlabel("how far from the honest mean 4 of 15 stand, in the same")
     panel.set_title("How far they move the answer, in honest deviations", loc="left")
-    panel.legend(loc="upper left", ncols=2)
+    panel.legend(loc="lower right", ncols=2)
     return figure
 
 
