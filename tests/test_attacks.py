@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import catalog
 import oracles
 import varangian as vg
 from varangian.core import randomness
@@ -223,6 +224,24 @@ def test_a_run_says_once_that_nobody_is_attacked(spec: str, data: str) -> None:
     with pytest.warns(UserWarning, match=r"attacks nobody with n = 20, f = 2: .*\.$") as heard:
         vg.run(e)
     assert len(heard) == 1
+
+
+NULL = [vg.Little(0.0), vg.Empire(0.0), vg.HiddenVulnerability(factor=0.0), vg.ROP(z=0.0, pi=0.0), vg.ROP(z=0.0)]
+
+
+@pytest.mark.filterwarnings("ignore:.* attacks nobody")
+@pytest.mark.parametrize("attack", [*catalog.ATTACKS.values(), *EXAMPLES.values(), *NULL], ids=str)
+@pytest.mark.parametrize("h", [1, 2, 9])
+def test_an_attack_is_said_to_be_idle_where_nobody_is_attacked_by_what_it_sends(attack: vg.Attack, h: int) -> None:
+    f, random = 2, np.random.default_rng(h)
+    honest, poisoned = random.normal(loc=1.0, size=(h, 12)), random.normal(loc=1.0, size=(f, 12))
+    try:
+        attack.check(h, f, 12)
+    except ValueError:
+        pytest.skip("too few honest vectors for it")
+    sent = attack(honest, f, vg.Median(0), previous=honest[0] + 1, poisoned=poisoned if attack.poisons else None)
+    nobody = all(np.allclose(row, honest.mean(0)) for row in sent)
+    assert nobody == (attack.idle(h, f) is not None)
 
 
 @pytest.mark.parametrize("attack", [vg.Little(ddof=0), vg.MinMax("sign"), vg.MinSum("unit"), vg.Mimic()], ids=str)
