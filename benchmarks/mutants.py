@@ -2,7 +2,8 @@
 
     python benchmarks/mutants.py map                        which test comes by which line (once, minutes)
     python benchmarks/mutants.py run [--sample 600]         a mutant after another; goes on where it was stopped
-    python benchmarks/mutants.py again [--budget 300]       survivors again, in a fresh import, with more tests each
+    python benchmarks/mutants.py again [--budget 100]       survivors again, with more tests each
+    python benchmarks/mutants.py again --fresh              and in a process that never had them without the fault
     python benchmarks/mutants.py show 12                    the change that number 12 is
     python benchmarks/mutants.py score                      what the record says
 
@@ -498,14 +499,17 @@ class Map:
             found = {t for line in callers(m.file, m.name) for t in by.get(line, ())}
         elif m.inside:
             found = within(m.line, m.line) or within(*_statement(m))
-        else:
-            found = within(*_class(m)) or {t for at in by.values() for t in at}
+        else:  # nobody sees who reads an attribute: those that come by its class, then all
+            found = set(self.seconds)
+        near = within(*_class(m)) if not m.inside else found
         functions: dict[str, list[str]] = defaultdict(list)
         for test in sorted(found, key=lambda t: (self.seconds[t], t)):
             functions[test.split("[")[0]].append(test)
-        order = sorted((i, self.seconds[t], t) for tests in functions.values() for i, t in enumerate(tests))
+        order = sorted(
+            (t not in near, i, self.seconds[t], t) for tests in functions.values() for i, t in enumerate(tests)
+        )
         chosen: list[str] = []
-        for _, seconds, test in order:
+        for *_, seconds, test in order:
             if (budget := budget - seconds) < 0 and chosen:
                 break
             chosen.append(test)
@@ -712,8 +716,8 @@ def write(place: Path, rows: list[dict[str, str]]) -> None:
     part.replace(place)
 
 
-def run(todo: list[tuple[int, Mutant]], place: Path, known: Map, budget: float, always_fresh: bool) -> None:
-    """Runs mutants and keeps the record; with `always_fresh` each is imported afresh, whatever it changes."""
+def run(todo: list[tuple[int, Mutant]], place: Path, known: Map, budget: float, afresh: bool) -> None:
+    """Runs mutants and keeps the record; each of them imported afresh where that is asked for."""
     prepare()
     done = recorded(place)
 
@@ -739,7 +743,7 @@ def run(todo: list[tuple[int, Mutant]], place: Path, known: Map, budget: float, 
 
     for first in range(0, len(todo), PORTION):  # those of each kind by turns, so that what is done is a sample too
         portion = todo[first : first + PORTION]
-        warm = [(i, m) for i, m in portion if m.inside and not always_fresh]
+        warm = [(i, m) for i, m in portion if m.inside and not afresh]
         if warm:
             child = os.fork()
             if not child:
@@ -750,7 +754,7 @@ def run(todo: list[tuple[int, Mutant]], place: Path, known: Map, budget: float, 
             if missing := [i for i, m in warm if m.identity not in done]:
                 raise RuntimeError(f"mutants {missing} were not tried")
         for number, m in portion:  # this process has nothing of ours in it
-            if always_fresh or not m.inside:
+            if afresh or not m.inside:
                 each(number, m, lambda chosen, seconds, m=m: fresh(m, chosen, seconds + 60))
 
 
@@ -799,6 +803,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=20, help="seconds of tests a mutant")
+    parser.add_argument("--fresh", action="store_true", help="import each mutant afresh, whatever it changes")
     parser.add_argument("--seconds", type=float, default=600, help="seconds of the processor that the map may take")
     parser.add_argument("--map", type=Path, default=ROOT / "build" / "mutants-map.json")
     parser.add_argument("--record", type=Path, default=RECORD)
@@ -819,9 +824,9 @@ def main() -> None:
         return None
     known = Map(options.map)
     if options.what == "again":
-        return run(alive, options.record, known, options.budget, always_fresh=True)
+        return run(alive, options.record, known, options.budget, options.fresh)
     todo = numbered if options.number else [(i, m) for i, m in numbered if m.identity not in done]
-    return run(todo, options.record, known, options.budget, always_fresh=False)
+    return run(todo, options.record, known, options.budget, options.fresh)
 
 
 if __name__ == "__main__":

@@ -252,7 +252,9 @@ class Geometry:
         """The one point from which distances are known, as an index of ``squared`` (-1: norms alone are); None where
         those of all pairs are."""
         points = np.append(self.finite, np.ones(self.squared.shape[0] - self.n, bool))
-        known = ~np.isnan(self.squared[:, points][points]).any(1)
+        looked_at = points.copy()
+        looked_at[self.n : -1] = False  # from a vector to the extra ones nobody measures
+        known = ~np.isnan(self.squared[:, looked_at][points]).any(1)
         if known.all():
             return None
         centers = np.flatnonzero(points)[known] - points.size
