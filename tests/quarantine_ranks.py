@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import varangian as vg
 from ddp_ranks import RATE, batch, digest, flat, message_of, model, simulated
+from ranks import has_fsdp
 from varangian.engines import ddp
 
 STEPS, HOSTILE = 11, 3
@@ -103,7 +104,7 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
     for name, state in (("bare", bare), ("wrong", wrong), ("mixed", mixed)):
         _, protection = protected("pieces", algorithm)
         found[name] = message_of(lambda p=protection, s=state: p.load_state_dict(s))
-    for name in ("median", "nnm, median, f lowered"):
+    for name in ("median", "nnm, median, f lowered") if has_fsdp() else ():
         found[f"fsdp: {name}"] = run("fsdp", ALGORITHMS[name], rank)
         del found[f"fsdp: {name}"]["state"]
     small = vg.Algorithm(rule=vg.Median(f=0), quarantine=POLICY)

@@ -20,6 +20,15 @@ import torch.distributed as dist
 IMPORTED = ["torch", "torch.distributed", "torch.distributed.fsdp", "torch._dynamo", "numba"]
 
 
+def has_fsdp() -> bool:
+    """Whether this torch has what the engine for FSDP2 hooks into."""
+    try:
+        import varangian.engines.fsdp  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _main(
     rank: int, size: int, folder: str, work: Callable[..., Any], answers: Queue, environment: dict[str, str]
 ) -> None:

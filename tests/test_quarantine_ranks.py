@@ -53,6 +53,8 @@ def test_states_that_cannot_be_are_refused_on_all_ranks(found: list[dict[str, An
 
 @pytest.mark.parametrize("name", ["median", "nnm, median, f lowered"])
 def test_units_of_fsdp_leave_out_the_same_rank(found: list[dict[str, Any]], name: str) -> None:
+    if not ranks.has_fsdp():
+        pytest.skip("this torch has nothing that the engine for FSDP2 could hook into")
     for answer in found:
         got = answer[f"fsdp: {name}"]
         wanted = [0] * RANKS

@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 
 import ranks
+
+if not ranks.has_fsdp():
+    pytest.skip("this torch has nothing that the engine for FSDP2 could hook into", allow_module_level=True)
+
 import waiting_ranks
 
 pytestmark = pytest.mark.slow

@@ -11,6 +11,7 @@ import inspect
 import json
 from dataclasses import fields
 from importlib import import_module
+from typing import get_origin
 
 import click
 
@@ -23,7 +24,8 @@ TABLES = ("RULES", "MIXINGS", "ATTACKS", "DATASETS", "MODELS", "PARTITIONS", "LO
 
 def arguments(value: object) -> list[str]:
     """Of a function, or of a class where it is made, as in its signature: what follows "*" by name alone."""
-    if not inspect.isfunction(value) and (not isinstance(value, type) or issubclass(value, BaseException)):
+    is_class = isinstance(value, type) and get_origin(value) is None  # on Python 3.10 Callable[...] calls itself one
+    if not inspect.isfunction(value) and not (is_class and not issubclass(value, BaseException)):
         return []
     parameters = [p for name, p in inspect.signature(value).parameters.items() if not name.startswith("_")]
     named = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
