@@ -22,7 +22,7 @@ TEXT = {page: (EXPLANATION / f"{page}.md").read_text("utf-8") for page in PAGES}
 GIVEN = {
     "geometry": {"10,000", "79,510", "36"},
     "numerics": {"36,489,290", "1,000"},
-    "paper": {"736", "3,680", "1,760", "0.9", "0.99", "199", "200", "600", "2021", "100"},
+    "paper": {"736", "3,680", "1,760", "0.9", "0.99", "199", "200", "400", "2021", "100"},
     "resilience": {"10,000", "100"},
     "sorting-networks": {"1968"},
 }
@@ -48,12 +48,14 @@ def prose(page: str) -> str:
     return flat(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_its_numbers_are_computed(figures: Any, page: str) -> None:
     for phrase in figures.PHRASES[page]():
         assert phrase in flat(TEXT[page])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_no_number_of_its_text_is_anybodys_guess(figures: Any, page: str) -> None:
     """What has a point, a comma, or three digits belongs to a phrase that is computed, or is given."""
@@ -68,6 +70,7 @@ def test_no_number_of_its_text_is_anybodys_guess(figures: Any, page: str) -> Non
     assert found <= GIVEN[page]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["paper", "resilience", "sorting-networks"])
 def test_its_tables_are_computed(figures: Any, page: str) -> None:
     assert figures.written(page) == TEXT[page]
@@ -87,6 +90,7 @@ def test_each_figure_stands_on_one_page_and_is_drawn(figures: Any) -> None:
     assert sorted(named) == sorted(figures.DRAWN) == sorted(p.stem for p in (EXPLANATION / "figures").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ratio", "steps", "geometry", "network", "reach", "cancelling"])
 def test_it_is_the_figure_that_its_script_draws(figures: Any, name: str) -> None:
     """As large, and the same picture: another version of matplotlib moves letters, other data move lines."""

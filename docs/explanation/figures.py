@@ -74,7 +74,7 @@ KINDS: dict[str, Callable[[float], float]] = {
 
 
 @cache
-def averaged(kind: int, h: int = 200, d: int = 600, steps: int = 700) -> dict[float, float]:
+def averaged(kind: int, h: int = 200, d: int = 400, steps: int = 500) -> dict[float, float]:
     """By how much each momentum multiplies the variance-norm ratio, measured on h workers: true gradients of length 1
     of one kind, noise of deviation 1, and :class:`varangian.Momentum`, after so many steps."""
     draw = torch.Generator().manual_seed(kind)
