@@ -29,21 +29,7 @@ IMPORTED = (
     "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
 )  # fmt: skip
 # What an interpreter and these packages read as they start, and do not write into the environment themselves.
-READ = (
-    "PYTHON",
-    "LD_",
-    "OMP_",
-    "KMP_",
-    "MKL_",
-    "OPENBLAS_",
-    "GOTO_",
-    "NUMBA_",
-    "MPL",
-    "TORCH",
-    "CUDA_",
-    "HOME",
-    "XDG_",
-)
+READ = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "MPL", "CUDA_", "HOME", "XDG_")
 
 
 def run(

@@ -72,3 +72,10 @@ def test_a_program_that_a_signal_ends_and_one_that_does_not_end() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         programs.run("-c", "import time; time.sleep(100)", timeout=0.5)
     assert programs.run("-c", "print(1)").stdout == "1\n"  # and the next one
+
+
+def test_what_imports_write_into_the_environment_hinders_nobody() -> None:
+    programs.server()
+    written = {"TORCHINDUCTOR_CACHE_DIR": "somewhere", "KMP_DUPLICATE_LIB_OK": "True"}
+    code = "import sys; print('torch._dynamo' in sys.modules)"
+    assert programs.run("-c", code, env=os.environ | written).stdout == "True\n"
