@@ -49,6 +49,7 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4  # links to headings, as code hosts make them
 
 autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
 smartquotes = False  # options keep their dashes, and what may be copied its quotes
 nitpicky = True
 suppress_warnings = ["myst.header"]  # a page may begin below the first level

@@ -19,7 +19,7 @@ ENTRIES = {"Args", "Attributes", "Class attributes", "Raises", "Warns"}  # a lis
 
 _name = "|".join(NAMES)
 HEADER = re.compile(rf"^((?:{_name})(?:, (?:{_name}))*):(?:[ ]+(.*))?$")
-KEPT = re.compile(r"``.+?``|:[a-z]+:`[^`]+`", re.DOTALL)
+KEPT = re.compile(r"``.+?``|:[a-z]+:`[^`]+`|\bdocs/[\w/-]+\.md\b", re.DOTALL)
 ROLE = re.compile(r":([a-z]+):`([^`]+)`")
 ENTRY = re.compile(r"^([\w*]+(?:, [\w*]+)*): (.*)$", re.DOTALL)
 
@@ -61,7 +61,9 @@ def _field(name: str, body: list[str], resolve: Resolve) -> list[str]:
         entries = _entries(block) if name.split(", ")[0] in ENTRIES else []
         if entries:
             for what, said in entries:
-                lines.append(f"    * {_named(what, resolve)}: {escaped(said, resolve)}")
+                target = resolve(what) if name in ("Raises", "Warns") else None
+                named = f":py:obj:`{what} <{target}>`" if target else f"**{escape(what).replace(', ', '**, **')}**"
+                lines.append(f"    * {named}: {escaped(said, resolve)}")
             lines.append("")
         else:
             lines += textwrap.indent("\n".join(_free(block, resolve)), "    ").splitlines()
@@ -83,11 +85,6 @@ def _entries(block: list[str]) -> list[tuple[str, str]]:
         else:
             return []
     return found
-
-
-def _named(what: str, resolve: Resolve) -> str:
-    target = resolve(what)
-    return f":py:obj:`{what} <{target}>`" if target else ", ".join(f"**{escape(one)}**" for one in what.split(", "))
 
 
 def _blocks(lines: list[str]) -> Iterator[list[str]]:
@@ -127,6 +124,8 @@ def escaped(text: str, resolve: Resolve) -> str:
 
 
 def _kept(text: str, resolve: Resolve) -> str:
+    if text.startswith("docs/"):
+        return f":doc:`/{text.removesuffix('.md')}`"
     role = ROLE.fullmatch(text)
     if role is None:
         return text

@@ -52,15 +52,25 @@ STAGES: dict[str, dict[str, Any]] = {
     "knowledge": vg.KNOWLEDGE,
 }
 SIZES = ((11, 2), (25, 5), (51, 12))  # (n, f) that bounds are given for
-RUNS_WITH = {  # what else a run asks for, beside the name
+OPTION = {
+    "rule": "--rule",
+    "mixing": "--pre",
+    "attack": "--attack",
+    "transform": "",
+    "knowledge": "--attack little --knowledge",
+}
+RUNS_WITH = {  # where a name alone is not what a run wants
+    ("transform", "Momentum"): "--momentum 0.9 --momentum-at worker",
+    ("transform", "SharedMomentum"): "--momentum 0.9 --momentum-at shared",
+    ("transform", "Clip"): "--clip 2.0",
     ("mixing", "bucketing"): "bucketing --byzantine 2",  # half as many vectors are left
     ("knowledge", "spied"): '"spied(k=3)"',
 }
 VALUES = {  # public names that are neither classes nor functions
-    "RULES": "Name to class, of all [rules](rules.md).",
-    "MIXINGS": "Name to class, of all [mixings](mixings.md).",
-    "ATTACKS": "Name to class, of all [attacks](attacks.md).",
-    "KNOWLEDGE": "Name to class, of [what the adversary may know](attacks.md#what-the-adversary-knows).",
+    "RULES": "Name to class, of all rules.",
+    "MIXINGS": "Name to class, of all mixings.",
+    "ATTACKS": "Name to class, of all attacks.",
+    "KNOWLEDGE": "Name to class, of what the adversary may know.",
     "DATASETS": "Name to loader, of all data sets.",
     "PARTITIONS": "Name to class, of the ways in which data are dealt to workers.",
     "MODELS": "Name to what builds it, of all models.",
@@ -163,14 +173,21 @@ def api(full: str) -> Iterator[str]:
         if shown:
             yield f"   :members: {', '.join(shown)}"
             yield f"   :special-members: {', '.join(one for one in shown if one.startswith('__'))}"
+            yield "   :member-order: bysource"
     elif inspect.isroutine(value):
         yield f".. autofunction:: {full}"
     else:
         yield f".. py:data:: {full}"
         yield ""
-        said = value.text if isinstance(value, testing.Guarantee) else VALUES[full.rpartition(".")[2]]
-        yield f"   {docstrings.escape(said)[:1].upper()}{docstrings.escape(said)[1:].rstrip('.')}."
+        yield f"   {docstrings.escape(text_of(full, value))}"
     yield ""
+
+
+def text_of(full: str, value: Any) -> str:
+    """What is said of a public name."""
+    if isinstance(value, testing.Guarantee):
+        return f"A promise: {value.text}."
+    return VALUES.get(full.rpartition(".")[2]) or inspect.getdoc(value) or ""
 
 
 def in_rest(lines: Iterator[str] | list[str]) -> str:
@@ -222,15 +239,15 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 
 def facts(family: str, name: str, kind: type) -> list[tuple[str, str]]:
-    found = {"rule": of_rule, "mixing": of_mixing, "attack": of_attack}.get(family, lambda name, kind: [])(name, kind)
-    found += [("source", source_of(kind))]
+    of_family = {"rule": of_rule, "mixing": of_mixing, "attack": of_attack, "transform": of_transform}
+    runs = f"`varangian run {OPTION[family]} {RUNS_WITH.get((family, name), name)}`"
     if family == "transform":
-        return found
-    option = {"rule": "--rule", "mixing": "--pre", "attack": "--attack", "knowledge": "--attack little --knowledge"}
-    runs = f"`varangian run {option[family]} {RUNS_WITH.get((family, name), name)}`"
-    if getattr(kind, "needs_root", False):
+        runs = f"`varangian run {RUNS_WITH[family, name]}`"
+    elif getattr(kind, "needs_root", False):
         runs = "none: a run keeps no root vector; call the rule"
-    return [("command", f"{runs}<br>`varangian list {name}`"), *found]
+    listed = "" if family == "transform" else f"<br>`varangian list {name}`"
+    found = of_family[family](name, kind) if family in of_family else []
+    return [("command", runs + listed), *found, ("source", source_of(kind))]
 
 
 def source_of(kind: type) -> str:
@@ -252,7 +269,8 @@ def of_rule(name: str, kind: type[Rule]) -> list[tuple[str, str]]:
                 f"$\\displaystyle {tex_of(kind.variance)}$ deviation / norm: {values_of(kind, 'variance')}",
             )
         )
-    rows.append(("f hostile vectors leave it", kind.guarantee.text))
+    if "ROBUST" not in kind.exempt:
+        rows.append(("f hostile vectors leave it", kind.guarantee.text))
     looks = "all pairwise distances" if kind.needs_geometry else "columns or vectors themselves"
     if kind.needs_geometry and getattr(kind, "center", None) is not Rule.center:
         looks = "distances to one point"
@@ -286,6 +304,18 @@ def of_attack(name: str, kind: type[Attack]) -> list[tuple[str, str]]:
     if kind.aims:
         rows.append(("aims", "yes: evaluations count `attack_success`"))
     return [*rows, *exempt_of(kind), *card_of(name, "attack")]
+
+
+def of_transform(name: str, kind: type[vg.Transform]) -> list[tuple[str, str]]:
+    return [
+        ("stands", "before F only" if kind.worker_only else "before F or behind it"),
+        ("remembers", "a vector per row" if kind.remembers else "nothing"),
+        (
+            "looks at",
+            ("each coordinate alone" if kind.columnwise else "whole vectors")
+            + (", and the last aggregate" if kind.uses_previous else ""),
+        ),
+    ]
 
 
 def needs_of(kind: type[Rule] | type[Mixing]) -> str:
@@ -443,6 +473,23 @@ class Settings(Shown):
 # -------------------------------------------------------------------------------------------------- the command line
 
 
+class Everything(Shown):
+    required_arguments = 0
+
+    @staticmethod
+    def make() -> str:
+        """All public names in the order of the alphabet; what is offered twice, where it is first named."""
+        seen: list[Any] = []
+        lines = [".. list-table::", "   :widths: auto", ""]
+        for full, value in sorted(public().items(), key=lambda one: one[0].rpartition(".")[2].lower()):
+            if not any(value is one for one in seen):
+                seen.append(value)
+                said = " ".join(text_of(full, value).split("\n\n")[0].split())
+                lines += [f"   * - :py:obj:`{full.removeprefix('varangian.')} <{full}>`"]
+                lines += [f"     - {docstrings.escaped(said, resolver(full))}"]
+        return in_rest(lines)
+
+
 class Command(Shown):
     @staticmethod
     def make(name: str) -> str:
@@ -484,6 +531,7 @@ DIRECTIVES: dict[str, type[Shown]] = {
     "overview": Overview,
     "names": Names,
     "settings": Settings,
+    "everything": Everything,
     "command": Command,
 }
 

@@ -26,7 +26,7 @@ from varangian.core.randomness import generator
 
 N, F = 11, 2  # vectors, and the hostile ones among them
 H = N - F
-HONEST, HOSTILE, ANSWER, GREY = "#2b7cb8", "#d55e00", "#009e73", "#7f7f7f"  # told apart on light and on dark pages
+HONEST, HOSTILE, ANSWER, GREY = "#0072b2", "#d55e00", "#009e73", "#5f5f5f"  # a dark page turns light and dark round
 LOOKS: dict[Any, Any] = {
     "svg.hashsalt": "varangian",  # the same bytes for the same picture
     "svg.fonttype": "path",
@@ -509,7 +509,7 @@ def cloud_of_transform(transform: Any, x: np.ndarray, what: str, ratio: float) -
         axes.plot(transform.max_norm * np.cos(turn), transform.max_norm * np.sin(turn), color=GREY, lw=1, ls=":")
     points(axes, x, HONEST if what == "before" else ANSWER, "o")
     center(axes, x.mean(0))
-    plane(axes, ((-3.0, 7.0), (-3.4, 5.4)))
+    plane(axes, ((-1.4, 6.6), (-2.6, 4.6)))
     axes.set_title(f"{what}: spread / norm {ratio:.2f}", fontsize=10)
     return made
 
