@@ -6,6 +6,8 @@ Its source is the whole clone, so that the pages' relative links hold on disk, o
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 import shutil
 import sys
@@ -31,6 +33,7 @@ extensions = [
     "sphinx-mathjax-offline",  # formulas without a network
     "sphinx_copybutton",
     "pages",  # docs/reference/pages.py: the reference, from the classes
+    "sphinx_gallery.gen_gallery",  # tutorials are scripts that it runs
 ]
 root_doc = "docs/index"
 include_patterns = [
@@ -43,7 +46,7 @@ include_patterns = [
     "SECURITY.md",
     "CODE_OF_CONDUCT.md",
 ]
-exclude_patterns = ["docs/site/**"]
+exclude_patterns = ["docs/site/**", "docs/tutorials/**", "docs/gallery/**/*.ipynb"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4  # links to headings, as code hosts make them
@@ -51,6 +54,26 @@ myst_heading_anchors = 4  # links to headings, as code hosts make them
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 smartquotes = False  # options keep their dashes, and what may be copied its quotes
+
+# A script is run where its page is not there yet or was made of another text, so a second build runs none. All are run
+# anew with ARGS='-D sphinx_gallery_conf.run_stale_examples=True'. One that raises fails the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "docs/tutorials",
+    "gallery_dirs": "docs/gallery",
+    "filename_pattern": r"\d\d_",
+    "ignore_pattern": r"^(?!\d\d_)",  # what has no number is started by one that has
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "inspect_global_variables": False,
+    "capture_repr": (),  # what a page shows is printed or drawn
+    "image_srcset": ["2x"],
+    "remove_config_comments": True,
+    "min_reported_time": math.inf,  # the same scripts make the same pages
+    "write_computation_times": False,
+    "show_signature": False,
+}
+logging.getLogger("varangian.core.kernels").setLevel(logging.ERROR)  # else the first build's pages say what it compiled
+
 nitpicky = True
 suppress_warnings = ["myst.header"]  # a page may begin below the first level
 
