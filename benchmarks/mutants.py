@@ -52,8 +52,9 @@ TESTS = [
     "rules", "oracles", "columns", "order", "numerics", "weights", "ranges", "transforms", "attacks",
     "colluding", "attack_search", "knowledge", "memory", "draws", "algorithm", "theory", "explain", "scores",
     "conventions", "checks", "specs", "vectors", "testing", "identity", "construction", "evidence", "accounts",
-    "suspects", "own_classes", "backdoors",
+    "suspects", "own_classes", "backdoors", "geometry", "search", "options", "card", "simulate", "handed",
 ]  # fmt: skip
+ALIVE = ("survived", "uncovered")
 PORTION = 100  # mutants at a time
 GRACE = 30  # seconds of the processor beyond four times what the tests took without a mutant
 
@@ -780,15 +781,15 @@ def score(place: Path) -> str:
     lines = [f"{'file':<24}{'mutants':>8}{'killed':>8}{'explained':>10}{'share':>7}"]
 
     def line(name: str, some: list[tuple[str, dict[str, str]]]) -> str:
-        dead = sum(row["status"] in ("killed", "timeout") for _, row in some)
-        excused = sum(row["status"] not in ("killed", "timeout") and i in reasons for i, row in some)
+        dead = sum(row["status"] not in ALIVE for _, row in some)
+        excused = sum(row["status"] in ALIVE and i in reasons for i, row in some)
         return f"{name:<24}{len(some):>8}{dead:>8}{excused:>10}{dead / len(some):>7.1%}"
 
     parts = {file: [(i, row) for i, row in rows if row["file"] == file] for file in files()}
     lines += [line(file, some) for file, some in parts.items() if some]
     lines.append(line("all", rows))
-    dead = sum(row["status"] in ("killed", "timeout") for _, row in rows)
-    real = len(rows) - sum(row["status"] not in ("killed", "timeout") and i in reasons for i, row in rows)
+    dead = sum(row["status"] not in ALIVE for _, row in rows)
+    real = len(rows) - sum(row["status"] in ALIVE and i in reasons for i, row in rows)
     total = sum(1 for file in files() for _ in made(file))
     for words, of in (("of all", len(rows)), ("without those that no test can kill", real)):
         low, high = wilson(dead, of)
@@ -815,7 +816,8 @@ def main() -> None:
         return print(score(options.record))
     numbered = list(enumerate(sample(options.sample, options.seed)))
     done = recorded(options.record)
-    alive = [(int(r["number"]), row_mutant(r)) for r in done.values() if r["status"] in ("survived", "uncovered")]
+    now = {m.identity: m for file in files() for m, _ in made(file)}  # lines may have moved
+    alive = [(int(r["number"]), now[i]) for i, r in done.items() if r["status"] in ALIVE and i in now]
     if options.number:
         numbered = alive = [(i, m) for i, m in numbered if i in options.number]
     if options.what in ("show", "survivors"):
