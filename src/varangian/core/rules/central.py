@@ -269,7 +269,7 @@ def _geometric_median(geometry: Geometry) -> tuple[np.ndarray, np.ndarray, bool]
     if usual == 0:
         return order, mean_weights([0], order.size), True
     across = np.sqrt(np.square(x[:, 1:]).sum(1))
-    thin = numerics.LINE * torch.finfo(geometry.vectors.dtype).eps
+    thin = max(numerics.LINE * torch.finfo(geometry.vectors.dtype).eps, numerics.AGREED)
     if (across <= thin * np.maximum(lengths, usual)).all():  # on one line
         along = np.argsort(x[:, 0], kind="stable")
         ends, slack = shares[along].cumsum(), numerics.NOTHING * shares.sum()
