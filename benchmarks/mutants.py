@@ -640,12 +640,13 @@ class Warm:
     def without(self, chosen: list[str]) -> Outcome:
         return outcome(*forked(lambda write: tried(self.items, self.runner, chosen, write), 600), 600)
 
-    def attempt(self, m: Mutant, chosen: list[str], limit: float) -> Outcome:
-        """A test that fails without the mutant too is no witness; the rest is then tried again."""
+    def attempt(self, m: Mutant, chosen: list[str], limit: float) -> Outcome | None:
+        """What became of it; None where it is to be imported afresh. A test that fails without the mutant too is no
+        witness: the rest is then tried again."""
         compiled = table(m.file)[m.identity]()
         exchange = list(exchanged(compiled, self.live))
-        if not exchange:  # made when called, or not told apart from another of its line
-            return "uncovered", "", 0, 0.0  # `again` imports it afresh
+        if not exchange or any(f.__code__.co_freevars != code.co_freevars for f, code in exchange):
+            return None  # made when called, not told apart from another of its line, or of another closure
 
         def work(write: Callable[[str], None]) -> None:
             for f, code in exchange:
@@ -733,29 +734,34 @@ def run(todo: list[tuple[int, Mutant]], place: Path, known: Map, budget: float, 
             flush=True,
         )
 
-    def each(number: int, m: Mutant, attempt: Callable[[list[str], float], Outcome]) -> None:
+    def each(number: int, m: Mutant, attempt: Callable[[list[str], float], Outcome | None]) -> None:
         chosen, of = known.tests(m, budget)
-        note(number, m, attempt(chosen, limit(chosen)) if chosen else ("uncovered", "", 0, 0.0), of)
+        found = attempt(chosen, limit(chosen)) if chosen else ("uncovered", "", 0, 0.0)
+        if found is not None:
+            note(number, m, found, of)
 
     def loop(some: list[tuple[int, Mutant]], items: dict[str, Any], runner: Runner) -> None:
         process = Warm(items, runner)
         for number, m in some:
             each(number, m, lambda chosen, seconds, m=m: process.attempt(m, chosen, seconds))
+        os._exit(0)
 
     for first in range(0, len(todo), PORTION):  # those of each kind by turns, so that what is done is a sample too
         portion = todo[first : first + PORTION]
         warm = [(i, m) for i, m in portion if m.inside and not afresh]
+        tried_warm: set[str] = set()
         if warm:
             child = os.fork()
             if not child:
                 collect(partial(loop, warm), paths())
-                os._exit(0)
-            os.waitpid(child, 0)
-            done.update(recorded(place))
-            if missing := [i for i, m in warm if m.identity not in done]:
-                raise RuntimeError(f"mutants {missing} were not tried")
+                os._exit(1)
+            if os.waitpid(child, 0)[1]:
+                raise RuntimeError("the process that mutants are forked from failed, as it says above")
+            found = recorded(place)
+            tried_warm = {m.identity for _, m in warm if found.get(m.identity) != done.get(m.identity)}
+            done.update(found)
         for number, m in portion:  # this process has nothing of ours in it
-            if afresh or not m.inside:
+            if m.identity not in tried_warm:
                 each(number, m, lambda chosen, seconds, m=m: fresh(m, chosen, seconds + 60))
 
 

@@ -332,6 +332,16 @@ def test_places_are_as_far_apart_as_the_points(name: str, e: int, faulty: bool) 
                 assert (at[i] == at[j]).all()
 
 
+@pytest.mark.parametrize("name", shapes())
+def test_what_lies_across_a_line_alone_is_measured_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    measured = Held.measured
+    monkeypatch.setattr(Held, "measured", lambda *given: passes.append(1) or measured(*given))
+    Geometry.of(torch.from_numpy(shapes()[name])).positions()
+    near_a_line = name in ("a line", "near a line")
+    assert len(passes) == near_a_line or "far" in name or "agree" in name
+
+
 def test_no_finite_point_has_no_place() -> None:
     at = Geometry.of(torch.full((3, 2), torch.nan)).positions()
     assert at.shape == (3, 1)

@@ -86,6 +86,9 @@ def test_mimic_never_copies_what_is_not_finite_as_it_warms_up(bad: float) -> Non
     assert sent.shape == (2, D)
     assert isinstance(memory, tuple)
     assert all(isinstance(part, Tensor) and part.isfinite().all() for part in memory)
+    with pytest.warns(UserWarning, match="one honest vector"):
+        sent, _ = vg.Mimic(warmup=9)(np.full((1, D), bad), 2)  # all there is to copy
+    assert not np.isfinite(sent).any()
 
 
 def test_rop_remembers_its_own_direction() -> None:

@@ -191,3 +191,18 @@ def test_transforms_are_values() -> None:
     assert repr(vg.Clip(2.0)) == "Clip(max_norm=2.0, mode='norm')"
     with pytest.raises(AttributeError):
         vg.Clip(2.0).max_norm = 3.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("dampening", [0.0, 0.5, 0.9, 0.99])
+def test_vectors_as_long_as_may_be_make_no_momentum_overflow(beta: float, dampening: float) -> None:
+    """A quarter of the range at most, which the greater of a first step and of all steps together comes to."""
+    momentum = vg.Momentum(beta, dampening)
+    for dtype in (torch.float32, torch.float64):
+        longest, most = momentum.overflow(dtype), torch.finfo(dtype).max
+        settled = longest * (1 - dampening) / (1 - beta)
+        assert max(longest, settled) == pytest.approx(most / 4)
+        memory = torch.zeros(1, dtype=dtype)
+        for _ in range(200):
+            memory = momentum(torch.full((1,), longest, dtype=dtype), memory)[0]
+        assert memory.item() <= most / 4 * (1 + 1e-6)
