@@ -15,7 +15,7 @@ ALL := $(shell sed -nE '/^\[project.optional-dependencies\]/,/^\[project.scripts
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup hooks demo test doctest docs lint types check format bench fuzz lowest newest licences audit dist installed sbom publishable clean distclean
+.PHONY: help setup hooks demo test doctest docs lint types check format bench peers fuzz lowest newest licences audit dist installed sbom publishable clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | \
@@ -137,6 +137,19 @@ sbom: .venv-dist/.ready ## write docs/project/sbom.cdx.json: the bill of materia
 publishable: ## name what must be filled in before dist/ can be published, and fail if anything is
 	$(PYTHON) docs/project/release.py publishable
 
+# Not .venv: ByzPy asks for an older torch than krum does, so that it comes without what it asks for. krum needs Python
+# 3.12. Sections that benchmarks/peers.json has are measured anew; ARGS=--missing goes on after an interruption.
+.venv-peers/.ready: benchmarks/peers.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || { \
+	    echo 'Other libraries need Python >= 3.12, and "$(PYTHON)" is not one. Name another: make peers PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/peers.txt --editable '.[flower]'
+	.venv-peers/bin/python -m pip install --quiet --no-deps byzpy==0.1.4
+	@touch $@
+
+peers: .venv-peers/.ready ## other libraries beside ours: benchmarks/peers.json, tables and a figure (PYTHON=python3.12)
+	.venv-peers/bin/python benchmarks/peers.py $(ARGS)
+
 bench: $(READY) ## a training step, every rule, and the engines, each beside something plain in the same run
 	@for script in simulator rules engines; do \
 	    echo "== $$script"; $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; \
@@ -147,4 +160,4 @@ clean: ## remove caches and built archives (results and .venv stay)
 	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environments
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-audit .venv-dist .venv-sbom
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-audit .venv-dist .venv-sbom .venv-peers
