@@ -15,6 +15,7 @@ import varangian as vg
 from varangian.core.algorithm import Algorithm
 from varangian.core.attacks import Knowledge
 from varangian.core.geometry import Geometry
+from varangian.core.rules import federated
 from varangian.runs import building
 
 N, D, F = 12, 400, 2
@@ -233,3 +234,36 @@ def test_the_adversary_tries_other_numbers(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(a != b for a, b in zip(order, tried, strict=True))
     defence = vg.ComposedDefence((), vg.DivideAndConquer(f=F, sample=30))
     assert torch.equal(defence(x), defence(x))
+
+
+def test_divide_and_conquer_looks_at_so_many_different_coordinates() -> None:
+    for seed in range(40):
+        rule = vg.DivideAndConquer(1, sample=5, seed=seed)
+        for d in (3, 5, 6, 30):
+            seen = rule.coordinates(d, 0).tolist()
+            assert len(seen) == min(d, 5)
+            assert seen == sorted(set(seen))
+            assert set(seen) <= set(range(d))
+
+
+def test_signguard_looks_at_one_coordinate_of_each_stretch() -> None:
+    for seed in range(40):
+        for share, d in ((0.1, 5), (0.1, 30), (0.5, 7), (0.99, 10)):
+            seen = vg.SignGuard(2, share=share, seed=seed).coordinates(d)
+            many = max(int(share * d), 1)
+            assert [place * many // d for place in seen] == pytest.approx(range(many), abs=1)
+            assert len(seen) == len(set(seen.tolist())) == many
+            assert (np.diff(seen) > 0).all()
+    assert vg.SignGuard(2, share=1.0).coordinates(4).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_signs_are_counted_once_whatever_the_width_of_a_panel(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = []
+    for width in (1, 3, 7, 1000):
+        monkeypatch.setattr(federated, "KEPT_WIDTH", width)
+        answers.append(
+            [vg.SignGuard(2, share=share, seed=s)(np.random.default_rng(s).normal(0.2, 1, (9, 23))) for s in range(40)]
+        )
+    for other in answers[:-1]:
+        np.testing.assert_array_equal(other, answers[-1])
