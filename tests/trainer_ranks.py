@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 import varangian as vg
@@ -29,6 +31,7 @@ from varangian.engines.ddp import protect
 
 SIZE, STEPS, RATE, BATCH = 4, 6, 0.2, 8
 ALGORITHM = vg.Algorithm(worker=(vg.Momentum(0.9),), rule=vg.TrimmedMean(f=1))
+WATCHED = replace(ALGORITHM, quarantine=vg.Quarantine())
 OTHER = vg.Algorithm(worker=(vg.Momentum(0.5),), rule=vg.TrimmedMean(f=1))
 CLIP = 0.05
 
@@ -106,6 +109,33 @@ def own_loop(rank: int, seen: Sequence[tuple[Tensor, Tensor]], way: str) -> Tens
     return flat(module.parameters())
 
 
+class Recomputing(Net):
+    """Computes a part anew in the backward pass, as trainers let models do that are short of memory."""
+
+    def __init__(self, rank: int, faulty: Sequence[int], reentrant: bool | None) -> None:
+        super().__init__(rank, faulty)
+        self.reentrant = reentrant
+
+    def forward(self, points: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if self.reentrant is None:
+            return super().forward(points, labels)
+        self.seen.append((points, labels))
+        hidden = checkpoint(self.layers[:2], points.requires_grad_(), use_reentrant=self.reentrant)
+        return {"loss": cross_entropy(self.layers[2](hidden), labels)}
+
+
+def checkpointed(rank: int, way: str, reentrant: bool | None) -> str:
+    module = Recomputing(rank, WAYS[way][3], reentrant)
+    model = DistributedDataParallel(module)
+    protection = protect(model, ALGORITHM, on_refusal="skip")
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    for step in range(STEPS):
+        model(*batch(step, rank))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return f"{protection.report().skipped} skipped, {digest(module)}"
+
+
 def compared(rank: int, module: Net, way: str, report: vg.Report) -> dict[str, Any]:
     """What a trainer made of a model, beside what the own loop makes of it."""
     own = own_loop(rank, module.seen, way)
@@ -158,6 +188,9 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
     for name in os.environ["VARANGIAN_TEST_TRAINERS"].split(","):
         found |= {f"{name}: {key}": value for key, value in checks[name](rank, folder / name)}
         found[f"{name}: example"] = said_by(example(name), steps=60)
+    found["checkpointing"] = [
+        checkpointed(rank, way, how) for way in ("faulty", "refused") for how in (None, False, True)
+    ]
     return found
 
 
@@ -166,7 +199,7 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
 
 def in_lightning(rank: int, folder: Path) -> Iterator[tuple[str, Any]]:
     import lightning
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.plugins.precision import MixedPrecision
 
     recipe = example("lightning")
@@ -225,11 +258,11 @@ def in_lightning(rank: int, folder: Path) -> Iterator[tuple[str, Any]]:
     yield "manual", compared(rank, module.net, "plain", callback.protection.report())
 
     # Checkpoints: two epochs in one go, and the second one anew from what was written after the first.
-    straight, callback = Module(), recipe.Protect(ALGORITHM)
+    straight, callback = Module(), recipe.Protect(WATCHED)
     files = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
     there = {"max_epochs": 2, "enable_checkpointing": True}
     trainer(callback, files, **there).fit(straight, *loaders())
-    resumed, other = Module(), recipe.Protect(ALGORITHM)
+    resumed, other = Module(), recipe.Protect(WATCHED)
     trainer(other, **there).fit(resumed, *loaders(), ckpt_path=str(folder / "epoch=0.ckpt"))
     yield "resumed", torch.equal(flat(straight.parameters()), flat(resumed.parameters()))
     states = torch.load(folder / "epoch=0.ckpt", weights_only=True)["varangian"]
@@ -241,7 +274,7 @@ def in_lightning(rank: int, folder: Path) -> Iterator[tuple[str, Any]]:
         for state in held["varangian"]:
             state["ranks"] = torch.tensor(3)
 
-    def refused(change: Callable[[dict[str, Any]], object], algorithm: vg.Algorithm = ALGORITHM) -> str:
+    def refused(change: Callable[[dict[str, Any]], object], algorithm: vg.Algorithm = WATCHED) -> str:
         held = torch.load(folder / "epoch=0.ckpt", weights_only=True)
         change(held)
         torch.save(held, folder / f"changed-{rank}.ckpt")
@@ -251,6 +284,22 @@ def in_lightning(rank: int, folder: Path) -> Iterator[tuple[str, Any]]:
     yield "without memory", refused(lambda held: held.pop("varangian"))
     yield "of three ranks", refused(of_three_ranks)
     yield "of another algorithm", refused(lambda held: None, OTHER)
+
+    class Noted(Module):
+        """Rank 3's points are NaN, and the mean of the losses is noted."""
+
+        def training_step(self, points: dict[str, Tensor], index: int) -> Tensor:
+            loss = self.net(points["points"] * (float("nan") if rank == 3 else 1.0), points["labels"])["loss"]
+            self.log("loss", loss, sync_dist=True, on_step=False, on_epoch=True)
+            return loss
+
+    stopped = {}
+    for finite in (True, False):
+        module, stopping = Noted(), EarlyStopping("loss", check_finite=finite, patience=10)
+        on = trainer(recipe.Protect(ALGORITHM), stopping, max_epochs=2)
+        on.fit(module, loaders()[0])
+        stopped[finite] = on.global_step, bool(flat(module.parameters()).isfinite().all())
+    yield "stopped early", stopped
 
     again = trainer(callback, max_epochs=1)
     again.fit(straight, *loaders())
@@ -262,7 +311,12 @@ def in_lightning(rank: int, folder: Path) -> Iterator[tuple[str, Any]]:
 
 def in_accelerate(rank: int, folder: Path) -> Iterator[tuple[str, Any]]:
     from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration, set_seed
+    from accelerate.utils import (
+        DataLoaderConfiguration,
+        DDPCommunicationHookType,
+        DistributedDataParallelKwargs,
+        set_seed,
+    )
 
     recipe = example("accelerate")
 
@@ -322,6 +376,11 @@ def in_accelerate(rank: int, folder: Path) -> Iterator[tuple[str, Any]]:
     if rank == 2:
         (Path(place) / "varangian-2.pt").unlink()
     yield "without memory", error_of(lambda: Training().accelerator.load_state(place))
+    hook = DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType.FP16)
+    forget_settings()
+    hooked = Accelerator(cpu=True, kwargs_handlers=[hook])
+    wrapped = hooked.prepare(Net(rank))
+    yield "hooked", error_of(lambda: recipe.protected(hooked, wrapped, ALGORITHM))
     yield "not wrapped", error_of(lambda: recipe.protected(resumed.accelerator, resumed.module, ALGORITHM))
 
 
