@@ -2,10 +2,10 @@
 Your first robust run
 =====================
 
-You know how to train a network in PyTorch. In fifteen minutes you will have seen one
-liar among eleven workers ruin a training, a robust rule save it, a cleverer liar get
-past that rule, and momentum at the workers take most of that back. And you will have
-the ten lines that do it in a loop of your own.
+You know how to train a network in PyTorch. In fifteen minutes you will have seen
+three liars among eleven workers ruin a training, a robust rule save it, cleverer ones
+get past that rule, and momentum at the workers take most of that back. And you will
+have the ten lines that do it in a loop of your own.
 
 You need Varangian, ``pip install .`` in a clone of it, and nothing else: the data come
 with it, and a laptop will do. Paste the pieces into a Python session or a notebook one
@@ -85,7 +85,7 @@ for name, result in runs.items():
 # Ten classes: 10 % is guessing. With the mean, three liars of eleven undo the
 # training; with the median, the rest of the program unchanged, they hardly matter.
 
-figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
 styles = {
     "mean, nobody lies": ("0.5", "--"),
     "mean, noise": ("#d55e00", "-"),
@@ -102,7 +102,7 @@ for name, (colour, line) in styles.items():
     )
 axes.set(xlabel="step", ylabel="accuracy on test images, %", ylim=(0, 100))
 axes.set_title(
-    "Three of eleven workers send noise: the mean guesses, the median learns"
+    "Three of eleven workers send noise:\nthe mean guesses, the median learns"
 )
 axes.legend(loc="center right")
 plt.show()
@@ -133,7 +133,7 @@ for place in places:
     print(f"momentum at the {place}: ", *(f"{accuracy:6.1%}" for accuracy in found))
 
 # %%
-figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
 for place, colour in zip(places, ("#d55e00", "#0072b2"), strict=True):
     for result, label in zip(
         little[place], (f"momentum at the {place}", None, None), strict=True
@@ -146,7 +146,9 @@ for place, colour in zip(places, ("#d55e00", "#0072b2"), strict=True):
             label=label,
         )
 axes.set(xlabel="step", ylabel="accuracy on test images, %", ylim=(0, 100))
-axes.set_title("The median under little: momentum at the workers takes much of it back")
+axes.set_title(
+    "The median under the attack little: momentum\nat the workers takes much of it back"
+)
 axes.legend(loc="lower right")
 plt.show()
 

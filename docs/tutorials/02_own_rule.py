@@ -53,8 +53,8 @@ except ContractError as error:
 # instead of answering NaN. And of two vectors that are equally far, ``argsort`` takes
 # whichever comes first: then the answer depends on who is asked first.
 #
-# A third of them mended
-# ----------------------
+# Two of three mended
+# -------------------
 # The centre should not be for liars to move. The median of each coordinate is such a
 # centre, rules are functions that a rule may call, and the median does the refusing:
 
@@ -74,9 +74,9 @@ except ContractError as error:
     print(error)
 
 # %%
-# NaN is sorted last, so that it is left out. What remains are ties. Take all that are
-# no farther than the (n − f)-th nearest: then no order is asked for. And distances
-# are better computed in float64, where no square of a float32 overflows.
+# What is NaN is sorted last now, and left out. What remains are ties. Take all that
+# are no farther than the (n − f)-th nearest: then no order is asked for. And
+# distances are better computed in float64, where no square of a float32 overflows.
 
 
 class Nearest(Near):
@@ -111,7 +111,7 @@ answers = {
     "ours": (Nearest(3)(cloud), "#0072b2", "D"),
 }
 for name, (point, colour, marker) in answers.items():
-    axes.scatter(*point, color=colour, marker=marker, s=60, label=name)
+    axes.scatter(*point, color=colour, marker=marker, s=60, label=name, zorder=3)
 axes.set_title("Three far vectors move the mean,\nand hardly our rule")
 axes.set_aspect("equal")
 axes.legend(fontsize="small")

@@ -45,9 +45,8 @@ print(x.shape, y.shape, y.bincount())
 # A module as you have it. It is handed over and stays as it is: the run trains a
 # copy.
 
-net = nn.Sequential(
-    nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)
-)  # fmt: skip
+hidden = [nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
+net = nn.Sequential(*hidden, nn.Linear(64, 3))
 
 
 # %%
@@ -132,16 +131,13 @@ plt.show()
 # step, the model. The same call again answers from there, and goes on where it was
 # interrupted.
 
-experiment = vg.Experiment(
-    workers=11, byzantine=3, attack=attack, rule="median", batch_size=8, steps=50
-)  # fmt: skip
+setting = {"workers": 11, "byzantine": 3, "rule": "median", "attack": attack}
+experiment = vg.Experiment(**setting, batch_size=8, steps=50)
 with tempfile.TemporaryDirectory() as folder:
     first = vg.run(experiment, out=folder, model=net, dataset=(x, y))
     again = vg.run(experiment, out=folder, model=net, dataset=(x, y))
-    print(
-        first.from_disk, again.from_disk, first.final_accuracy == again.final_accuracy
-    )
-    print(*sorted(path.name for path in Path(again.folder).iterdir()))
+    print(again.from_disk, again.final_accuracy == first.final_accuracy)
+    print(*sorted(path.name for path in Path(again.folder).iterdir()), sep="\n")
 
 # %%
 # By name

@@ -68,7 +68,7 @@ print(done.stdout)
 
 page = vg.report(here / "study")
 print(page.name)
-print(*sorted(path.name for path in page.parent.iterdir()))
+print(*sorted(path.name for path in page.parent.iterdir()), sep="\n")
 
 # %%
 # ``report.html`` is one file that needs no network: open it in a browser. It shows
@@ -81,7 +81,7 @@ def show(path, title):
     """A finished picture, as a figure of its own size."""
     picture = plt.imread(path)
     height, width = picture.shape[:2]
-    figure = plt.figure(figsize=(5.6, 5.6 * height / width + 0.4))
+    figure = plt.figure(figsize=(7, 7 * height / width + 0.4))
     axes = figure.add_axes((0, 0, 1, 1 - 0.4 / figure.get_figheight()))
     axes.imshow(picture)
     axes.axis("off")

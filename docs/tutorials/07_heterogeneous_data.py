@@ -24,7 +24,7 @@ import varangian as vg
 partitions = ["iid", "dirichlet(alpha=0.1)"]
 held = {
     partition: vg.heterogeneity(
-        vg.Experiment(workers=11, byzantine=2, partition=partition)
+        vg.Experiment(workers=11, byzantine=0, partition=partition)
     )
     for partition in partitions
 }
@@ -33,15 +33,15 @@ figure, panels = plt.subplots(1, 2, figsize=(5, 3.4), sharey=True, layout="const
 for axes, (partition, found) in zip(panels, held.items(), strict=True):
     axes.imshow(found.counts, cmap="cividis_r")
     axes.set(title=partition, xlabel="class", xticks=range(10))
-panels[0].set(ylabel="honest worker", yticks=range(9))
-figure.suptitle("Images of each class at each honest worker")
+panels[0].set(ylabel="worker", yticks=range(11))
+figure.suptitle("Images of each class at each worker: alike and unlike")
 plt.show()
 
 # %%
-# Dark is many. On the right most classes lie with one or two workers, and some
-# workers hold ten times as much as others. The same call measures what this does to
-# gradients: how far those of the workers lie from their mean, in squares, over the
-# square of the mean's length.
+# Dark is many. On the left all workers draw from all images. On the right most
+# classes lie with one or two workers, and some hold many times what others do. The
+# same call measures what this does to gradients: how far those of the workers lie
+# from their mean, in squares, over the square of the mean's length.
 
 for partition, found in held.items():
     sizes = found.sizes
@@ -51,9 +51,9 @@ for partition, found in held.items():
     )
 
 # %%
-# With equal shares nothing but the noise of batches separates honest workers. With
-# unequal ones their gradients are further from each other than from zero, on all of
-# their data, noise or none.
+# With equal data nothing but the noise of batches separates honest workers, and here,
+# on all of their data, there is none. With unequal data their gradients are further
+# from each other than from zero.
 #
 # A good rule fails
 # -----------------
