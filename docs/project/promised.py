@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import fields
+from enum import Enum
 from importlib import import_module
-from typing import get_origin
 
 import click
 
@@ -24,10 +24,13 @@ TABLES = ("RULES", "MIXINGS", "ATTACKS", "DATASETS", "MODELS", "PARTITIONS", "LO
 
 def arguments(value: object) -> list[str]:
     """Of a function, or of a class where it is made, as in its signature: what follows "*" by name alone."""
-    is_class = isinstance(value, type) and get_origin(value) is None  # on Python 3.10 Callable[...] calls itself one
-    if not inspect.isfunction(value) and not (is_class and not issubclass(value, BaseException)):
+    if inspect.isfunction(value):
+        parameters = list(inspect.signature(value).parameters.values())
+    elif isinstance(value, type) and inspect.isfunction(value.__init__) and not issubclass(value, Enum):
+        parameters = list(inspect.signature(value.__init__).parameters.values())[1:]
+    else:
         return []
-    parameters = [p for name, p in inspect.signature(value).parameters.items() if not name.startswith("_")]
+    parameters = [parameter for parameter in parameters if not parameter.name.startswith("_")]
     named = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     return [p.name for p in parameters if p.name not in named] + ["*"] * bool(named) + named
 
