@@ -15,7 +15,7 @@ ALL := $(shell sed -nE '/^\[project.optional-dependencies\]/,/^\[project.scripts
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup hooks demo test doctest docs lint types check format bench peers fuzz lowest newest licences audit dist installed sbom publishable clean distclean
+.PHONY: help setup hooks demo test coverage doctest docs lint types check format bench peers fuzz lowest newest licences audit dist installed sbom publishable clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | \
@@ -44,6 +44,13 @@ demo: $(READY) ## distributed momentum against the usual formulation, under atta
 # One thread per worker process: the tests' tensors are small, so cores are better spent on more tests at once.
 test: $(READY) ## run the tests (WORKERS=0 in one process, ARGS='-k median' for some of them)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+coverage: $(READY) ## run the tests, and say which lines and branches of the package they reach (build/coverage)
+	@rm -rf build/coverage && mkdir -p build/coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage html --quiet
+	@$(BIN)/python -m coverage report
 
 doctest: $(READY) ## run the examples in docstrings
 	$(BIN)/python -m pytest -q --doctest-modules src
