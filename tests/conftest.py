@@ -10,17 +10,21 @@ What the tests of a file share is made once, since they stay together in one pro
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import ranks
 from varangian import cli
 from varangian.simulation.data import readers
+from varangian.study.sweep import local
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,3 +79,13 @@ def varangian(
 
     yield run
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[None]:
+    """Workers of a sweep begin with torch imported. Tests of what workers are, test_sweep.py above all, do without."""
+    forks = ranks.Forks()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "multiprocessing", SimpleNamespace(**vars(multiprocessing)))
+        patch.setattr(local.multiprocessing, "get_context", lambda method: forks)
+        yield

@@ -5,11 +5,11 @@ Each is forked from one that has imported torch and nothing of ours, which is mo
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,29 @@ import torch
 import torch.distributed as dist
 
 IMPORTED = ["torch", "torch.distributed", "torch.distributed.fsdp", "torch._dynamo", "numba"]
+
+
+class Forked(ForkServerProcess):
+    """In the environment that there is as it starts: what it is forked from has that of the first test."""
+
+    def start(self) -> None:
+        self.environment = dict(os.environ)
+        super().start()
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self.environment)
+        super().run()
+
+
+class Forks(ForkServerContext):
+    """What ``multiprocessing.get_context`` answers, whose processes have imported torch before they begin."""
+
+    Process = Forked
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_forkserver_preload(IMPORTED)
 
 
 def has_fsdp() -> bool:
@@ -29,10 +52,7 @@ def has_fsdp() -> bool:
     return True
 
 
-def _main(
-    rank: int, size: int, folder: str, work: Callable[..., Any], answers: Queue, environment: dict[str, str]
-) -> None:
-    os.environ.update(environment)  # of the test: what it is forked from has that of the first test
+def _main(rank: int, size: int, folder: str, work: Callable[..., Any], answers: Queue) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
@@ -45,11 +65,9 @@ def _main(
 
 def start(size: int, folder: Path, work: Callable[..., Any], seconds: float = 600, may_die: bool = False) -> list[Any]:
     """work(rank, size, folder) on each of ``size`` ranks: what each returns, or None for one that died."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    context = Forks()
     answers: Queue = context.Queue()
-    shared = (size, str(folder), work, answers, dict(os.environ))
-    processes = [context.Process(target=_main, args=(rank, *shared)) for rank in range(size)]
+    processes = [context.Process(target=_main, args=(r, size, str(folder), work, answers)) for r in range(size)]
     for process in processes:
         process.start()
     found: dict[int, Any] = {}

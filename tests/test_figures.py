@@ -121,10 +121,14 @@ CASES: dict[str, list[Outcome]] = {
 
 
 def drawn(outcomes: list[Outcome]) -> Iterator[tuple[str, Figure]]:
-    found = groups(outcomes)
-    for group in found:
+    for group in groups(outcomes):
         yield from figures.draw(group)
-    for same in by_batch_size(found):
+    yield from across(outcomes)
+
+
+def across(outcomes: list[Outcome]) -> Iterator[tuple[str, Figure]]:
+    """Of all groups together."""
+    for same in by_batch_size(groups(outcomes)):
         yield "noise", figures.by_noise(same)
     for name, figure in figures.draw_grid(grid_of(outcomes), "digits, fully-connected"):
         yield f"grid {name}", figure
@@ -145,11 +149,14 @@ def test_every_text_has_its_room(case: str) -> None:
 @pytest.mark.parametrize("dpi", [72, 110, 220, 300])
 def test_there_is_room_at_any_resolution(dpi: int) -> None:
     """The page holds pictures of fewer dots than the files have."""
+    seen = []
     for case in ("batch sizes", "a wide grid"):
-        for name, figure in drawn(CASES[case]):
+        for name, figure in across(CASES[case]):
             if name.startswith(("noise", "grid heat-max")):
                 figure.set_dpi(dpi)
                 check(figure)
+                seen.append(name)
+    assert {"noise", "grid heat-max"} <= set(seen)
 
 
 def test_titles_of_any_length_have_room() -> None:

@@ -20,6 +20,7 @@ from varangian.study.heterogeneity import cells, direction, logged, logs, placem
 from varangian.study.outcomes import Outcome, read_runs
 from varangian.study.report.heterogeneity import report_heterogeneity
 
+pytestmark = pytest.mark.usefixtures("forked")
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "heterogeneity"
 Program = Callable[..., Any]

@@ -17,6 +17,7 @@ from varangian.study import tune as module
 from varangian.study.outcomes import Outcome, gather
 from varangian.study.sweep import Sweep
 
+pytestmark = pytest.mark.usefixtures("forked")
 QUESTION = {"rule": "median", "attack": ["little", "empire"], "workers": 11, "byzantine": 2, "batch_size": 2,
             "steps": 8, "evaluate_every": 4}  # fmt: skip
 CHOICE: dict[str, Any] = {"learning_rate": [0.001, 0.2], "momentum": [0.0, 0.9]}

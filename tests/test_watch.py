@@ -29,6 +29,7 @@ from varangian.study.tune import Search, tune
 from varangian.study.watching import Watcher
 from varangian.study.watching.display import lines_of, shown, sparkline
 
+pytestmark = pytest.mark.usefixtures("forked")
 E = vg.Experiment(
     workers=7, byzantine=1, model="linear", rule="median", attack="little", steps=9, batch_size=1, evaluate_every=3
 )
