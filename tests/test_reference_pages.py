@@ -262,6 +262,8 @@ def test_sections_that_begin_on_their_line(sources: tuple[ModuleType, ...]) -> N
         ("Args:\n    Krum: a name like another.", ":Args:\n    * **Krum**: a name like another."),
         ("See :class:`Krum` and :func:`.kernels.host`.", "See :py:obj:`Krum <varangian.Krum>` and ``kernels.host``."),
         ("``a_b`` and a_b", r"``a_b`` and a\_b"),
+        ("a <- b;\nc = d", "| a <- b;\n| c = d"),  # formulas below each other
+        (f"a = {'b ' * 50}\nc", f"a = {'b ' * 50}c".replace("  ", " ")),  # a formula that is wrapped
         ("1. first;  2. second", r"1\. first;  2. second"),
         ("Raises:\n    Krum: never.", ":Raises:\n    * :py:obj:`Krum <varangian.Krum>`: never."),
         ("- one\n  thing\n- two", "* one thing\n* two"),

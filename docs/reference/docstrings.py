@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 NAMES = (
     *("Args", "Shape", "Tolerates", "Cost", "Convention", "Example", "Reference", "Raises", "Warns", "Returns"),
     *("Attributes", "Class attributes"),
 )
+FULL = 100  # columns; what the sources wrap is longer
 ENTRIES = {"Args", "Attributes", "Class attributes", "Raises", "Warns"}  # a list of names and what they are
 
 _name = "|".join(NAMES)
@@ -66,7 +68,7 @@ def _field(name: str, body: list[str], resolve: Resolve) -> list[str]:
                 lines.append(f"    * {named}: {escaped(said, resolve)}")
             lines.append("")
         else:
-            lines += textwrap.indent("\n".join(_free(block, resolve)), "    ").splitlines()
+            lines += textwrap.indent("\n".join(_free(block, resolve, formulas=False)), "    ").splitlines()
     return ["", *lines, ""] if name == NAMES[0] else [*lines, ""]
 
 
@@ -98,15 +100,31 @@ def _blocks(lines: list[str]) -> Iterator[list[str]]:
             block = []
 
 
-def _free(block: list[str], resolve: Resolve) -> list[str]:
+def _free(block: list[str], resolve: Resolve, *, formulas: bool = True) -> list[str]:
     if block[0].lstrip().startswith(">>>"):
         return [*textwrap.dedent("\n".join(block)).splitlines(), ""]
     if all(line.startswith("    ") for line in block):
         return [".. code-block:: text", "", *block, ""]
     if block[0].startswith("- "):
         return [*_items(block, resolve), ""]
-    text = escaped(" ".join(line.strip() for line in block), resolve)
-    return [re.sub(r"^(\d+)\.", r"\1\\.", text), ""]
+    lines = [
+        re.sub(r"^(\d+)\.", r"\1\\.", escaped(line, resolve))
+        for line in (_unwrapped(block) if formulas else [" ".join(line.strip() for line in block)])
+    ]
+    return [*(f"| {line}" for line in lines), ""] if len(lines) > 1 else [*lines, ""]
+
+
+def _unwrapped(block: list[str]) -> list[str]:
+    """A paragraph as one line; or as several, where a line ends although the next word would have had room: formulas
+    that stand below each other."""
+    lines = [block[0].strip()]
+    for before, line in pairwise(block):
+        word = line.split()[0]
+        if "=" in before + line and "``" not in before + line and len(before) + len(word) < FULL:
+            lines.append(line.strip())
+        else:
+            lines[-1] += f" {line.strip()}"
+    return lines
 
 
 def _items(block: list[str], resolve: Resolve) -> Iterator[str]:

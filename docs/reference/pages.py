@@ -294,14 +294,18 @@ def of_mixing(name: str, kind: type[Mixing]) -> list[tuple[str, str]]:
 
 
 def of_attack(name: str, kind: type[Attack]) -> list[tuple[str, str]]:
+    made = kind()  # what it asks for may depend on its options
     asks = {
-        "the defence, which it tries": kind.uses_defence,
-        "the last aggregate": kind.uses_previous,
-        "what its workers learn from poisoned data": kind.poisons,
+        "the defence, which it tries": made.uses_defence,
+        "the last aggregate": made.uses_previous,
+        "what its workers learn from poisoned data": made.poisons,
     }
+    options = isinstance(inspect.getattr_static(kind, "remembers"), property)
     rows = [("asks for, beside honest vectors", ", ".join(what for what, so in asks.items() if so) or "nothing")]
-    rows.append(("remembers from step to step", "yes" if kind.remembers else "no, with its default options"))
-    if kind.aims:
+    rows.append(
+        ("remembers from step to step", ("yes" if made.remembers else "no") + (", by default" if options else ""))
+    )
+    if made.aims:
         rows.append(("aims", "yes: evaluations count `attack_success`"))
     return [*rows, *exempt_of(kind), *card_of(name, "attack")]
 
