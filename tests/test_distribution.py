@@ -82,10 +82,11 @@ def test_the_archives_hold_all_that_is_tracked_and_nothing_else(dist: Path, file
 
 
 def test_the_wheel_of_the_source_archive_is_the_same(dist: Path, tmp_path: Path) -> None:
-    [source] = dist.glob("*.tar.gz")
-    shutil.unpack_archive(source, tmp_path)
+    for name, content in release.read(dist).source.items():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(content)
     [wheel] = dist.glob("*.whl")
-    assert build("wheel", tmp_path / source.name.removesuffix(".tar.gz"), tmp_path).read_bytes() == wheel.read_bytes()
+    assert build("wheel", tmp_path / "source", tmp_path).read_bytes() == wheel.read_bytes()
 
 
 def test_metadata(dist: Path) -> None:
