@@ -80,8 +80,13 @@ def megabytes(rows: Rows) -> str:
 def provenance(found: dict[str, Any]) -> str:
     """When and where; and what else was going on, if anything was."""
     number = found["threads"]
-    wanted = f"; a machine at work: load {found['load']:g} when it began" if found["load"] > number + 1 else ""
-    return f"{found['date']}, {found['processor']}, {number} {'thread' if number == 1 else 'threads'}{wanted}."
+    machine = f"{found['date']}, {found['processor']}, {number} {'thread' if number == 1 else 'threads'}"
+    if found["load"] <= number + 1:
+        return f"{machine}."
+    if found.get("clock") == "processor":
+        return f"{machine}; time of the processor and not of the wall, as the machine was at work on other things too."
+    busy = f"the machine was at work on other things too (load {found['load']:g})"
+    return f"{machine}; {busy}: long calls were interrupted, short ones not, so that ratios are too large."
 
 
 def versions(found: dict[str, Any]) -> str:
