@@ -119,6 +119,12 @@ def test_the_table_of_all_names_holds_them(sources: tuple[ModuleType, ...]) -> N
     assert {name for name, _ in rows} == shown | stages  # so that each row is a link
 
 
+def test_what_a_tutorial_adds_is_not_shown(sources: tuple[ModuleType, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sources[0].Overview.make("rules")
+    monkeypatch.setitem(vg.RULES, "of-a-tutorial", vg.Krum)
+    assert sources[0].Overview.make("rules") == before
+
+
 def test_every_command_has_a_section() -> None:
     page = PAGES["command-line.md"]
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(COMMANDS)

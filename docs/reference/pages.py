@@ -44,12 +44,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = "docs/reference"
 CARDS = "../../results/scorecard/cards"
 TRANSFORMS = {kind.__name__: kind for kind in (vg.Momentum, vg.SharedMomentum, vg.Clip)}
-STAGES: dict[str, dict[str, Any]] = {
-    "rule": vg.RULES,
-    "mixing": vg.MIXINGS,
-    "attack": vg.ATTACKS,
+STAGES: dict[str, dict[str, Any]] = {  # of our own: tutorials, run in this process, may add to the tables
+    "rule": dict(vg.RULES),
+    "mixing": dict(vg.MIXINGS),
+    "attack": dict(vg.ATTACKS),
     "transform": TRANSFORMS,
-    "knowledge": vg.KNOWLEDGE,
+    "knowledge": dict(vg.KNOWLEDGE),
 }
 SIZES = ((11, 2), (25, 5), (51, 12))  # (n, f) that bounds are given for
 OPTION = {
