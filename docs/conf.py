@@ -72,7 +72,8 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "show_signature": False,
 }
-logging.getLogger("varangian.core.kernels").setLevel(logging.ERROR)  # else the first build's pages say what it compiled
+for chatty in ("varangian.core.kernels", "fontTools"):  # else pages say what was compiled, and which letters a PDF has
+    logging.getLogger(chatty).setLevel(logging.ERROR)
 
 nitpicky = True
 suppress_warnings = ["myst.header"]  # a page may begin below the first level
