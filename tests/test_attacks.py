@@ -409,3 +409,28 @@ def test_the_moments_are_computed_once_for_all_who_ask() -> None:
     assert seen.moments[0] is seen.mean
     np.testing.assert_allclose(seen.mean.numpy(), HONEST.mean(0), rtol=1e-12)
     np.testing.assert_allclose(seen.moments[1].numpy(), HONEST.std(0, ddof=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-120, 1.0, 1e120])
+def test_what_an_adversary_knows_in_another_unit(scale: float) -> None:
+    """Lengths are divided by it; a defence, which knows lengths, is left out, and moments are taken anew."""
+    random = np.random.default_rng(2)
+    honest, previous, poisoned = (torch.from_numpy(random.normal(size=s)) * scale for s in ((5, 3), (3,), (2, 3)))
+    known = (honest.mean(0), honest.std(0))
+    seen = vg.Knowledge(honest, 2, vg.Median(2), previous, random, poisoned, known=known, workers=9)
+    unit, within = seen.unit, seen.in_unit()
+    assert (unit == 1) == (scale == 1)
+    assert np.frexp(unit)[0] == 0.5
+    torch.testing.assert_close(within.honest * unit, honest)
+    assert within.previous is not None
+    assert within.poisoned is not None
+    torch.testing.assert_close(within.previous * unit, previous)
+    torch.testing.assert_close(within.poisoned * unit, poisoned)
+    torch.testing.assert_close(within.mean * unit, known[0])
+    torch.testing.assert_close(within.moments[1] * unit, known[1])
+    assert (within.defence is None) == (scale != 1)
+    assert (within.f, within.h, within.random) == (2, 7, random)
+    assert 0.1 < float(within.moments[1].max()) < 10
+    bare = vg.Knowledge(honest, 2, None, None, random).in_unit()
+    assert bare.previous is None
+    assert bare.poisoned is None
