@@ -138,12 +138,13 @@ plt.show()
 
 # %%
 # Here is why the contract and the breaking come first: in training the broken rule
-# looks fine with equal data, and in some cells better than the right one. These five
-# attacks were not made for its hole, and whoever looks into the source will make one
-# that is. Trainings show what known attacks do; they prove nothing.
+# looks fine with equal data and momentum at the workers, and elsewhere in some bars
+# better than the right one. These five attacks were not made for its hole, and
+# whoever looks into the source will make one that is. Trainings show what known
+# attacks do; they prove nothing.
 #
-# On unequal data both suffer, at the server most: that is not their mistake but the
-# data's, and :doc:`the tutorial on it <07_heterogeneous_data>` has the remedy.
+# On unequal data both suffer: that is not their mistake but the data's, and :doc:`the
+# tutorial on it <07_heterogeneous_data>` has the remedy.
 #
 # The price
 # ---------
