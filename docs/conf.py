@@ -87,10 +87,16 @@ html_css_files = ["varangian.css"]
 
 
 def leave_pages_in_place(app: Any, doctree: nodes.document) -> None:
-    """Links to finished pages, such as score cards, go there, and not to a copy without its neighbours."""
-    for link in list(doctree.findall(addnodes.download_reference)):
-        if link["reftarget"].endswith(".html"):
-            link.replace_self(nodes.reference("", "", *link.children, refuri=link["reftarget"], internal=True))
+    """Links to finished pages, such as score cards, go there, and not to a copy without its neighbours.
+
+    So do links to tutorials: what is a script in a clone, or their folder, is a page here.
+    """
+    links = (*doctree.findall(addnodes.download_reference), *doctree.findall(addnodes.pending_xref))
+    for link in links:
+        target = re.sub(r"tutorials/(\d\d_\w+)\.py$", r"gallery/\1.html", link["reftarget"])
+        target = re.sub(r"tutorials/$", "gallery/index.html", target)
+        if target.endswith(".html"):
+            link.replace_self(nodes.reference("", "", *link.children, refuri=target, internal=True))
 
 
 def copy_pages(app: Any, error: Exception | None) -> None:

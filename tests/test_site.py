@@ -84,6 +84,19 @@ def test_every_link_leads_somewhere(pages: list[str]) -> None:
     assert within > 1000
 
 
+def test_links_of_pages_lead_somewhere_in_a_clone_too() -> None:
+    made = ROOT / "docs" / "gallery"  # is there only where the site was made
+    folders = [ROOT / place for place in ("docs", "results", "benchmarks")]
+    pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
+    assert len(pages) > 30
+    for page in pages:
+        text = re.sub(r"^ {0,3}```.*?^ {0,3}```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for link in re.findall(r"\]\((?![a-z]+:|#)([^)\s]+)", text):
+            target = (page.parent / link.split("#")[0]).resolve()
+            assert target.exists(), f"{page.relative_to(ROOT)}: {link}"
+            assert not target.is_relative_to(made), f"{page.relative_to(ROOT)}: {link}"
+
+
 def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(
         '<h1 id="here">A</h1><a href="b.html">1</a><a href="#here">2</a><a href="#there">3</a>'

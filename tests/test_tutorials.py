@@ -5,6 +5,7 @@ That a script that raises fails the site is checked where the site is built.
 
 from __future__ import annotations
 
+import codeop
 import os
 import platform
 import re
@@ -84,6 +85,20 @@ def test_there_are_eight() -> None:
         assert f"def test_{name[:2]}_" in Path(__file__).read_text("utf-8"), f"{name} has no test"
 
 
+def pieces(script: str) -> list[str]:
+    return re.split(r"^# %%.*\n", (FOLDER / script).read_text("utf-8"), flags=re.MULTILINE)
+
+
+def test_the_first_can_be_pasted_into_a_session() -> None:
+    for piece in pieces(SCRIPTS[0]):
+        held: list[str] = []
+        for line in (*piece.splitlines(), ""):
+            held.append(line)
+            if codeop.compile_command("\n".join(held), "<stdin>", "single") is not None:
+                held = []
+        assert not held, "it waits for more"
+
+
 @pytest.mark.slow
 def test_01_first_robust_run(told: Told) -> None:
     final = {name: result.final_accuracy for name, result in told["runs"].items()}
@@ -91,6 +106,14 @@ def test_01_first_robust_run(told: Told) -> None:
     little = {place: [result.final_accuracy for result in found] for place, found in told["little"].items()}
     assert max(little["server"]) < 0.65 < 0.8 < min(little["worker"])
     assert (told["weights"] - told["truth"]).abs().max() < 0.1
+    seen = told["train"]("multi-krum", "little", momentum_at="worker").workers().workers
+    assert {f"{worker.suspicion:.2f}" for worker in seen[-3:]} == {"0.20"}
+    assert f"{max(worker.suspicion for worker in seen[:-3]):.2f}" == "0.17"
+    assert [worker.share > 1 for worker in seen[-3:]] == [True, False, False]
+    [loop] = [piece for piece in pieces(SCRIPTS[0]) if "algorithm.init" in piece]
+    mean = dict(told.variables)
+    exec(loop.replace("vg.Median(f)", "vg.Average()"), mean)
+    assert mean["weights"].abs().min() > 1e8
     assert len(told.figures) == 2
 
 
