@@ -403,6 +403,16 @@ def test_arrays_and_lists_give_what_tensors_give() -> None:
         np.testing.assert_allclose(vg.Median(f=1)(given), vg.Median(f=1)(x), rtol=1e-6)
 
 
+def test_a_state_of_other_workers_says_how_many_and_what_would_do() -> None:
+    a = made(("momentum",))
+    for given in (torch.zeros(8, 3), np.zeros((8, 3), np.float32), [[0.0] * 3] * 8):
+        refused(lambda given=given: a.send(given, a.init(11, 3)), "got 8 vectors of length 3, and the memory of",
+                "is for 11 vectors of length 3; init(8, 3) makes one")  # fmt: skip
+    refused(lambda: a.send(torch.zeros(8, 3), a.init(8, 4)), "got 8 vectors of length 3", "init(8, 3)")
+    server = vg.Algorithm(rule=vg.Median(f=1), server=vg.Momentum(0.9))
+    refused(lambda: server.aggregate(torch.zeros(8, 3), server.init(8, 4)), "got length 3", "is for length 4")
+
+
 def test_an_array_of_another_type_than_the_momenta_is_told() -> None:
     a = made(("momentum",))
     refused(lambda: a.send(np.ones((H, D)), a.init(H, D)), "Algorithm needs the memory of Momentum")

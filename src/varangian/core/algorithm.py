@@ -463,7 +463,23 @@ def _check_memories(
         if stage.remembers != (memory is not None):
             raise ValueError(f"Algorithm: {OTHER}, with {kind_of(memory)} as the memory of {stage}.")
         if memory is not None and x is not None:
+            _check_size(stage, memory, x)
             check_like("Algorithm", f"the memory of {stage}, which Algorithm.init makes,", memory, x)
+
+
+def _check_size(stage: Transform, memory: object, x: Tensor) -> None:
+    """Raises ValueError where the state was made for another number of workers or parameters than come."""
+    if not isinstance(memory, Tensor) or memory.is_nested or memory.ndim != x.ndim or memory.shape == x.shape:
+        return
+    came, there = (
+        f"{len(y):,} vector{'s' * (len(y) != 1)} of length {y.shape[1]:,}" if y.ndim == 2 else f"length {len(y):,}"
+        for y in (x, memory)
+    )
+    made = f"init({x.shape[0]}, {x.shape[1]})" if x.ndim == 2 else f"init(h, {len(x)})"
+    raise ValueError(
+        f"Algorithm needs a state made for what comes: got {came}, and the memory of {stage} is for {there}; "
+        f"{made} makes one (h counts the honest workers, who have gradients, and not the liars)."
+    )
 
 
 def _applied(
