@@ -25,6 +25,7 @@ class Chain:
 
     layers: Layers
 
+    @np.errstate(over="ignore", invalid="ignore")  # of a run that diverges, infinity and NaN are the answers
     def gradients(
         self, values: list[Tensor], targets: list[Tensor], inputs: Tensor, *, labels: Tensor, weights: Tensor
     ) -> Tensor:
@@ -41,6 +42,7 @@ class Chain:
         compute = self._in_numpy if inputs.device.type == "cpu" else self._in_torch
         return compute(values, targets, inputs.detach().reshape(h, b, -1), labels, weights)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def logits(self, inputs: Tensor, values: list[Tensor]) -> Tensor:
         """[B, C] of inputs [B, ...]."""
         x = inputs.detach().reshape(len(inputs), -1)

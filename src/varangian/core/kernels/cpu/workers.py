@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Te
     n, d = a.shape
     scales = (scale.numpy() if isinstance(scale, Tensor) else np.full(n, scale)).astype(a.dtype)
     size, count = chunks(d, STREAM_WIDTH, 16)
-    in_threads(lambda k: _blend(scales, a, a.dtype.type(factor), b, k * size, min(d, (k + 1) * size), c), count, n * d)
+    times = _cast(a, factor)
+    in_threads(lambda k: _blend(scales, a, times, b, k * size, min(d, (k + 1) * size), c), count, n * d)
     return result
 
 
@@ -110,13 +112,19 @@ def _send(x, factor, y, scales, keep, beta, memory, start, stop, held, sums, mom
                 std[k] = np.sqrt(spread[k] / (n - 1))
 
 
+def _cast(like: np.ndarray, value: float) -> Any:
+    """A number of the array's type; what is too large for it is infinity, as the compiled loops have it."""
+    with np.errstate(over="ignore"):
+        return like.dtype.type(value)
+
+
 def send_rows(
     x: Tensor, factor: float, y: Tensor, *, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
     memory: Tensor | None, out: Tensor, moments: bool,
 ) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:  # fmt: skip
     a, b, c = as_rows(x), _beside(x, y), out.numpy()
     n, d = a.shape
-    kind = a.dtype.type
+    times, kept, new = _cast(a, factor), _cast(a, keep), _cast(a, beta)
     scales = np.ones(n, a.dtype)
     if scale is not None:
         size, count = chunks(d, STREAM_WIDTH, 8)
@@ -124,7 +132,7 @@ def send_rows(
 
         def norms(k: int) -> None:
             _shifted_squares(
-                a, kind(factor), b, k * size, min(d, (k + 1) * size), np.empty(size, a.dtype), parts[k]
+                a, times, b, k * size, min(d, (k + 1) * size), np.empty(size, a.dtype), parts[k]
             )  # fmt: skip
 
         in_threads(norms, count, n * d)
@@ -142,7 +150,7 @@ def send_rows(
 
     def task(k: int) -> None:
         _send(
-            a, kind(factor), b, scales, kind(keep), kind(beta), held, k * width, min(d, (k + 1) * width),
+            a, times, b, scales, kept, new, held, k * width, min(d, (k + 1) * width),
             np.empty((n + 1, SEND_WIDTH), a.dtype), np.empty((4, SEND_WIDTH)), found, c,
         )  # fmt: skip
 
