@@ -88,6 +88,44 @@ def test_a_run_that_stops_says_why_and_is_still_a_result(varangian) -> None:  # 
     assert found["stopped"] == "step 0: the parameters are no longer finite."
 
 
+@pytest.mark.parametrize("model", ["linear", "fully-connected"])
+def test_a_run_that_diverges_says_so_and_nothing_else(varangian, model: str) -> None:  # type: ignore[no-untyped-def]
+    """No warning of overflow with a place in our code, whatever the rule and the attack."""
+    asked = [*SMALL, "--model", model, "--learning-rate", "1e30", "--evaluate-every", "1", "--steps", "4"]
+    for rule, attack in (("median", "little"), ("average", "none"), ("geometric-median", "empire"), ("krum", "little")):
+        end = varangian(*asked, "--rule", rule, "--attack", attack)
+        said = [line for line in end.err.splitlines() if "compiling kernels" not in line]
+        assert (end.status, said) == (0, [])
+    for attack in ("nan", "label-flip"):  # numbers that are too large for float32 to begin with
+        end = varangian(*asked, "--rule", "median", "--attack", attack, "--learning-rate", "1e308", "--l2", "1e300")
+        assert (end.status, end.err) == (0, "")
+
+
+def test_the_result_says_who_defended_and_who_lied(varangian) -> None:  # type: ignore[no-untyped-def]
+    def told(*arguments: str) -> str:
+        return " ".join(varangian(*SMALL, *arguments).out.split())
+
+    assert "rule median, against 2 of 11 workers attack none: nobody lies max accuracy" in told("--rule", "median")
+    assert "attack none: nobody lies" in told("--attack", "little", "--real-byzantine", "0")
+    text = told("--attack", "little", "--real-byzantine", "1")
+    assert "attack little, by 1 of 11 workers" in text
+    assert re.search(r"max accuracy [\d.]+% on the test set final", text)
+    assert "attack little, by 4 of 22 clients" in told("--attack", "little", "--clients", "22")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["list", "--json"], ["run", "--help"]])
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    end = subprocess.run(
+        [sys.executable, "-m", "varangian", *words], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, timeout=120,
+    )  # fmt: skip
+    os.close(writer)
+    assert (end.returncode, end.stderr) == (141, "")
+
+
 def test_a_progress_bar_goes_to_stderr_alone(varangian) -> None:  # type: ignore[no-untyped-def]
     loud = [argument for argument in SMALL if argument != "--quiet"]
     assert json.loads(varangian(*loud, "--json").out)["steps"] == 2
@@ -271,7 +309,9 @@ def test_version(varangian) -> None:  # type: ignore[no-untyped-def]
         (["--rule", "median,krum"], "varangian: rule: 'median,krum' is not of the form name"),
         (["--rule", "my.py:Mine"], "varangian: rule: rule 'my.py:Mine': there is no file "),
         (["--partition", "dirichlet(0.1)"], "varangian: partition: 'dirichlet(0.1)': options are written dirichlet("),
-        (["--seed", "one"], "varangian: seed: must be a valid integer"),
+        (["--seed", "one"], "varangian: seed: must be a valid integer, got 'one'."),
+        (["--workers", "eleven"], "varangian: workers: must be a valid integer, got 'eleven'."),
+        (["--momentum", "much"], "varangian: momentum: must be a valid number, got 'much'."),
         (["--device", "cup"], "varangian: device: 'cup' is no device, such as cpu, cuda or cuda:1."),
         (["--model", "fully-connected(hidden=-5)"], "varangian: fully_connected: hidden must be at least 1, got -5."),
         (["--model", "wide-resnet(depth=27)"], "varangian: wide_resnet: depth must be 6k + 4"),
@@ -320,6 +360,11 @@ def test_all_that_is_wrong_at_once(varangian, tmp_path: Path) -> None:  # type: 
         (["run", "--seeds", "1-3"], "a run has one --seed; several seeds are several runs."),
         (["run", "--rule"], "requires an argument"),
         (["run", "--threads", "0"], "0 is not in the range"),
+        (
+            ["run", "--threads", "two"],
+            "invalid value for '--threads': must be a whole number of at least 1, got 'two'.",
+        ),
+        (["run", "--config", "."], "invalid value for '--config': '.' is a folder, not a file."),
         (["run", "--config", "nowhere.json"], "'nowhere.json' does not exist"),
         (["run", "surplus"], "unexpected extra argument"),
         (["list", "rulez"], "unknown kind or name 'rulez'. Did you mean 'rules'?"),
@@ -471,7 +516,7 @@ def test_a_torn_checkpoint_is_one_line(varangian, tmp_path: Path) -> None:  # ty
 
 
 def test_intervals_that_are_none(varangian, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for value, message in (("-1", "checkpoint_every: must be a number"), ("soon", "is not a valid float")):
+    for value, message in (("-1", "checkpoint_every: must be a number"), ("soon", "must be a number, got 'soon'")):
         end = varangian(*SMALL, "--checkpoint-every", value)
         assert (end.status, end.out) == (2, "")
         assert message in end.err

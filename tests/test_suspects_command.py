@@ -141,7 +141,7 @@ def test_what_cannot_be_read_is_left_out_with_the_reason(varangian: Program, stu
         (["nowhere"], "'nowhere' does not exist"),
         (["runs", "--threshold", "0"], "varangian: detection needs a threshold > 0 and <= 1, got 0.0."),
         (["runs", "--window", "0"], "varangian: detection needs an integer window >= 1, got 0."),
-        (["runs", "--threshold", "much"], "'much' is not a valid float"),
+        (["runs", "--threshold", "much"], "must be a number, got 'much'"),
         ([], "missing argument 'FOLDERS...'"),
         (["runs", "--out", "file"], "file"),
     ],

@@ -24,6 +24,7 @@ import programs
 import varangian as vg
 from varangian.runs import folders
 from varangian.runs.live.schema import read_events
+from varangian.study import outcomes
 from varangian.study.sweep import sweep
 from varangian.study.tune import Search, tune
 from varangian.study.watching import Watcher
@@ -34,6 +35,14 @@ E = vg.Experiment(
     workers=7, byzantine=1, model="linear", rule="median", attack="little", steps=9, batch_size=1, evaluate_every=3
 )
 NAME = f"{E.name}-{E.digest}"
+EXTREMES: list[dict[str, Any]] = [
+    {"steps": 0}, {"steps": 1}, {"evaluate_every": 0}, {"evaluate_every": 10**9}, {"workers": 1, "byzantine": 0,
+    "attack": None}, {"byzantine": 0, "attack": None}, {"real_byzantine": 0}, {"batch_size": 10**6}, {"momentum": 0.0},
+    {"learning_rate": 0.0}, {"learning_rate": ((0, 0.1), (10**9, 0.0))}, {"l2": 0.0}, {"clip": None}, {"clip": 1e-300},
+    {"seed": 0}, {"seed": 2**63 - 1}, {"validation": 0.5}, {"steps": 0, "validation": 0.1},
+    {"steps": 0, "evaluate_every": 0, "metrics": ("per-class",)}, {"steps": 0, "measure": False},
+    {"steps": 0, "momentum_at": "adaptive"}, {"steps": 0, "clients": 14},
+]  # fmt: skip
 
 
 def watch(*arguments: object, columns: int = 80) -> subprocess.CompletedProcess[str]:
@@ -316,6 +325,7 @@ def test_it_follows_until_ctrl_c(tmp_path: Path) -> None:
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == f"no run in {tmp_path} yet\n"
+    assert process.stdout.readline() == "waiting for a run to begin there; Ctrl-C ends\n"
     with pytest.raises(KeyboardInterrupt):
         vg.run(E, tmp_path, listener=stop_at(4))
     assert "0 of 1 complete, 1 " in process.stdout.readline()
@@ -337,7 +347,13 @@ def test_it_fits(swept: Path, tmp_path: Path, width: int) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("nowhere",), "does not exist"), (("--interval", "0", "."), "0"), ((), "Missing argument|missing argument")],
+    [
+        (("nowhere",), "does not exist"),
+        (("--interval", "0", "."), "0"),
+        (("--interval", "abc", "."), "'--interval': must be a number from 0.1 to 86400, got 'abc'"),
+        ((__file__,), r"test_watch.py' is a file, not a folder"),
+        ((), "Missing argument|missing argument"),
+    ],
 )
 def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     done = watch(*arguments)
@@ -351,3 +367,53 @@ def test_sparklines() -> None:
     assert sparkline([0.5], 5) == "▅"
     assert sparkline([0.0, 1.0, 0.3], 5) == "▁█▃"
     assert sparkline([1.0, *[0.0] * 5, 1.0], 3) == "█▁█"
+
+
+@pytest.mark.parametrize("changed", EXTREMES, ids=str)
+def test_what_a_run_takes_its_readers_take(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """Settings at the ends of what is allowed: whatever a run writes, all that read runs and events can read."""
+    e = replace(E, **({"steps": 2} | changed))
+    kept = vg.run(e, tmp_path, events=True)
+    assert kept.folder is not None
+    view = Watcher(tmp_path).look()
+    assert [(run.state, run.step, run.steps, run.why) for run in view.runs] == [("complete", e.steps, e.steps, None)]
+    assert view.over
+    assert "complete" in drawn(tmp_path)
+    assert f"{e.steps} of {e.steps}" in drawn(kept.folder)
+    assert json.loads(json.dumps(view.to_dict(), allow_nan=False))
+    again = vg.read(kept.folder)
+    assert (again.experiment, len(again.measures), len(again.evaluations)) == (e, e.steps, len(kept.evaluations))
+    events = read_events(kept.folder)
+    assert events[0]["steps"] == e.steps
+    assert [outcome.experiment for outcome in outcomes.gather(tmp_path)] == [e]
+
+
+def test_one_that_goes_on_may_have_no_step_to_do(tmp_path: Path) -> None:
+    seen = []
+
+    def listener(news: Any) -> None:
+        seen.extend(Watcher(tmp_path).look().runs)
+
+    vg.run(replace(E, steps=0), tmp_path, listener=listener)
+    assert seen
+    assert {(run.state, run.steps, run.why) for run in seen} <= {("running", 0, None), ("complete", 0, None)}
+
+
+def test_what_cannot_be_read_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    for seed in range(6):
+        vg.run(replace(E, seed=seed), tmp_path)
+    for folder in sorted(tmp_path.iterdir())[1:]:
+        (folder / "result.json").write_text("{}")
+    view = Watcher(tmp_path).look()
+    assert view.counts == {"complete": 1, "unreadable": 5}
+    assert view.over
+    done = watch(tmp_path, "--interval", "0.1")
+    first, *rest = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, first) == (0, "", "1 of 6 complete, 5 unreadable")
+    assert len(rest) == 4
+    assert all(line.endswith("'stopped' is missing") for line in rest[:3])
+    assert rest[3] == "and 2 more that cannot be read"
+    below = drawn(tmp_path, 300).split("accuracy")[1]
+    assert below.count("is missing") == 3
+    assert "and 2 more that cannot be read" in below
+    assert "is missing" in watch(tmp_path, "--once", columns=300).stdout

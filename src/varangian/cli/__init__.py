@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -147,10 +149,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot write is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    asked = _Asked()
+    asked, written = _Asked(), sys.stdout
     try:
         with _plain_warnings(), _notices():
             status = commands.main(standalone_mode=False, prog_name="varangian", obj=asked)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, and not at the end of the process, where it is too late to say nothing
         sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -163,9 +167,13 @@ def main() -> None:
     except click.ClickException as error:
         _say(_sentence(error))
         sys.exit(2)
-    except BrokenPipeError:  # the reader has gone
-        sys.stderr.close()
-        sys.exit(1)
+    except BrokenPipeError:
+        _unread()
+    except SystemExit as stop:
+        # Rich may have heard of it first, or click, which puts another stream in the place of ours.
+        if isinstance(stop.__context__, BrokenPipeError) or sys.stdout is not written:
+            _unread()
+        raise
     except Exception as error:
         if asked.debug:
             raise
@@ -184,9 +192,39 @@ def main() -> None:
         sys.exit(2)
 
 
+def _unread() -> NoReturn:
+    """Ends as a program does whose reader has gone: without a word, and with the status that SIGPIPE gives others."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # what is still to be written at the end of the process
+    os.close(nowhere)
+    sys.exit(141)
+
+
+# How click says it, and what we say instead.
+_SAID = (
+    (r"(?:Directory|Path) ('.*') is a file", r"\1 is a file, not a folder"),
+    (r"(?:File|Path) ('.*') is a directory", r"\1 is a folder, not a file"),
+    (r"(?<=: )('.*') is not a valid integer(?: range)?", r"must be a whole number{}, got \1"),
+    (r"(?<=: )('.*') is not a valid float(?: range)?", r"must be a number{}, got \1"),
+)
+
+
+def _bounds(kind: object) -> str:
+    if not isinstance(kind, (click.IntRange, click.FloatRange)):
+        return ""
+    least, most = kind.min, kind.max
+    if least is not None and most is not None:
+        return f" from {least} to {most}"
+    return f" of at least {least}" if least is not None else f" of at most {most}" if most is not None else ""
+
+
 def _sentence(error: click.ClickException) -> str:
     """What click has to say, in our form: one line, the likely word, and where to read more."""
     message = " ".join(error.format_message().split())
+    if isinstance(error, click.BadParameter):
+        bounds = _bounds(error.param.type if error.param is not None else None)
+        for theirs, ours in _SAID:
+            message = re.sub(theirs, ours.format(bounds), message)
     if isinstance(error, click.NoSuchOption):
         message = f"no such option {error.option_name!r}."
         meant = likely(error.option_name, _options(error.ctx), _elsewhere(error.ctx))

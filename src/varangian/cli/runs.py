@@ -15,6 +15,7 @@ import click
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -28,6 +29,7 @@ from ..runs.running import CHECKPOINT_EVERY
 from ..runs.running import resume as resume_experiment
 from ..runs.running import run as run_experiment
 from ..study import demo as demonstration
+from ..study.outcomes import attack_name, rule_name
 
 output = Console()
 notices = Console(stderr=True)
@@ -223,13 +225,25 @@ def _by_class(accuracies: Sequence[float]) -> str:
     return text if len(shown) == len(ranked) else f"{text}; {len(ranked) - len(shown)} others are no worse"
 
 
+def _liars(e: Experiment) -> str:
+    """The attack and by how many; that nobody lies, is said too: so many are tolerated and not there."""
+    if e.attack is None or not e.attackers:
+        return "none: nobody lies"
+    people = e.population()
+    if people is not None:
+        return f"{attack_name(e)}, by {people.byzantine:,} of {people.clients:,} clients"
+    return f"{attack_name(e)}, by {e.attackers:,} of {e.workers:,} workers"
+
+
 def _show(result: Result) -> None:
     e = result.experiment
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     synthetic = " (made-up images)" if e.dataset.startswith("synthetic") else ""
     last, classifies = result.evaluations[-1], not math.isnan(result.max_accuracy)
+    table.add_row("rule", escape(f"{rule_name(e)}, against {e.byzantine:,} of {e.workers:,} workers"))
+    table.add_row("attack", escape(_liars(e)))
     if classifies:
-        table.add_row("max accuracy", f"[bold]{result.max_accuracy:.2%}[/bold]{synthetic}")
+        table.add_row("max accuracy", f"[bold]{result.max_accuracy:.2%}[/bold] on the test set{synthetic}")
         table.add_row("final accuracy", f"{result.final_accuracy:.2%}")
     else:
         table.add_row("final loss", f"[bold]{last.loss:.4g}[/bold] on the test set")

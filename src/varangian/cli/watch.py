@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
 from ..study.watching import Watcher
-from ..study.watching.display import lines_of, shown
+from ..study.watching.display import lines_of, reasons_of, shown, waited_for
 from ..study.watching.seen import to_json
 
 console = Console()
@@ -39,8 +40,9 @@ def watch_command(
     Example: varangian watch runs
              varangian watch study --once
     Only reads, so that it may be started and ended at any time, also by others and on other machines that see the
-    folder. Ends when all is complete, or with Ctrl-C. A run is quiet when it is not complete and no process of this
-    machine is at it: it was interrupted, and the command that began it goes on with it, or it is computed elsewhere.
+    folder. Ends when all is complete or cannot be read, or with Ctrl-C. A run is quiet when it is not complete and no
+    process of this machine is at it: it was interrupted, and the command that began it goes on with it, or it is
+    computed elsewhere.
     """
     watcher = Watcher(folder)
     if once:
@@ -63,7 +65,9 @@ def _show(watcher: Watcher, rows: int | None, interval: float) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             view = watcher.look()
-            live.update(shown(view, console.width, rows or max(1, console.height - 6)), refresh=True)
+            told, waits = reasons_of(view), [Text(line, style="dim", overflow="fold") for line in waited_for(view)]
+            seen = shown(view, console.width, rows or max(1, console.height - 6 - len(told) - len(waits)))
+            live.update(Group(seen, *waits), refresh=True)
             if view.over:
                 return
             time.sleep(interval)
@@ -76,7 +80,7 @@ def _tell(watcher: Watcher, as_json: bool, interval: float) -> None:
         view = watcher.look()
         text = to_json(view) if as_json else "\n".join(lines_of(view))
         if text != said:
-            click.echo(said := text)
+            click.echo("\n".join([said := text, *([] if as_json else reasons_of(view) + waited_for(view))]))
         if view.over:
             return
         time.sleep(interval)

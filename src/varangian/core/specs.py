@@ -172,7 +172,7 @@ def _adapter(factory: Callable[..., Any], option: str) -> TypeAdapter[Any]:
 
 def reason(error: ValidationError) -> str:
     """All that pydantic says of one value, as part of a sentence: "must be ... or must be ..."."""
-    messages = dict.fromkeys(e["msg"] for e in error.errors())
+    messages = dict.fromkeys(e["msg"].partition(", unable to parse string")[0] for e in error.errors())
     text = " or ".join(messages).replace("Input should be ", "must be ").replace("Value error, ", "")
     return text[:1].lower() + text[1:]
 

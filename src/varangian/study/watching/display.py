@@ -15,6 +15,7 @@ from .seen import RunSeen, View
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = {"running": "green", "quiet": "yellow", "complete": "", "stopped": "red", "unreadable": "red"}
+REASONS = 3  # runs that cannot be read of which it is told why, below the table
 LONG = {"running": "running", "quiet": "quiet", "complete": "complete", "stopped": "stopped", "unreadable": "unread"}
 
 
@@ -33,6 +34,22 @@ def lines_of(view: View) -> list[str]:
     said = [", ".join(parts)]
     said += [f"failed: {line}" for sweep in active or view.sweeps[-1:] for line in sweep.failures[-3:]]
     return said + list(view.notes)
+
+
+def reasons_of(view: View) -> list[str]:
+    """Why runs cannot be read, a line each, of the first of them."""
+    unread = [run for run in view.runs if run.state == "unreadable"]
+    more = [f"and {len(unread) - REASONS:,} more that cannot be read"] if len(unread) > REASONS else []
+    return [f"{run.name}: {run.why}" for run in unread[:REASONS]] + more
+
+
+def waited_for(view: View) -> list[str]:
+    """What whoever follows a folder waits for, where nothing is under way there, in a line."""
+    if view.over or "running" in view.counts or any(sweep.state == "running" for sweep in view.sweeps):
+        return []
+    quiet = view.counts.get("quiet", 0)
+    what = f"{quiet:,} quiet {'run' if quiet == 1 else 'runs'} to go on" if quiet else "a run to begin there"
+    return [f"waiting for {what}; Ctrl-C ends"]
 
 
 def shown(view: View, width: int, rows: int) -> Group:
@@ -66,7 +83,8 @@ def shown(view: View, width: int, rows: int) -> Group:
     more = len(view.runs) - len(told)
     others = [Text(f"and {more:,} more", style="dim")] if more else []
     said = [Text(f"all {lead}-...", style="dim", overflow="ellipsis", no_wrap=True)] if lead else []
-    return Group(*lines, *said, table, *others)
+    reasons = [Text(line, style="red", overflow="fold") for line in reasons_of(view)]
+    return Group(*lines, *said, table, *others, *reasons)
 
 
 def _single(run: RunSeen, width: int) -> list[Text | Table]:

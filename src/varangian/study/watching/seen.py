@@ -125,9 +125,9 @@ class View:
 
     @property
     def over(self) -> bool:
-        """Whether there is something, and nothing of it goes on or could."""
+        """Whether there is something, and nothing of it goes on or could; what cannot be read, is not waited for."""
         running = any(s.state == "running" for s in self.sweeps)
-        return bool(self.runs) and not running and all(run.state in ("complete", "stopped") for run in self.runs)
+        return bool(self.runs) and not running and not {"running", "quiet"} & self.counts.keys()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; of curves only the newest and the best."""
@@ -243,7 +243,7 @@ def _completed(folder: Path) -> RunSeen:
     )
     return RunSeen(
         folder, "complete" if why is None else "stopped", whole(result["steps"], "steps"),
-        whole(settings["steps"], "steps", 1), accuracy, best, loss, _curve(rows),
+        whole(settings["steps"], "steps"), accuracy, best, loss, _curve(rows),
         seconds=number(result["seconds"], "seconds", 0), why=None if why is None else cut(printable(str(why))),
     )  # fmt: skip
 
@@ -256,7 +256,7 @@ def _under_way(folder: Path, held: frozenset[tuple[int, int, int]] | None, now: 
     state: State = "running" if running else "quiet"
     if not (folder / SETTINGS).exists():  # it is only just being made
         return RunSeen(folder, state, age=age)
-    steps = whole(read_json(folder / SETTINGS, MAX_JSON)["steps"], "steps", 1)
+    steps = whole(read_json(folder / SETTINGS, MAX_JSON)["steps"], "steps")
     _, rows = _tail(folder / METRICS)
     step = 1 + whole_of(rows[-1]["step"], "step") if rows else 0
     _, evaluations = _tail(folder / EVALUATIONS)
