@@ -23,6 +23,7 @@ import torch
 
 import ranks
 from varangian import cli
+from varangian.core import references
 from varangian.simulation.data import readers
 from varangian.study.sweep import local
 
@@ -48,6 +49,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_known() -> Iterator[None]:
+    """Each file begins as a process does, which has imported nobody's ``mine.py`` yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(references, "_known", references._Known())
+        yield
 
 
 class Ended:

@@ -16,8 +16,8 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL
 
 
 def test_the_page_runs_and_prints_what_it_shows(tmp_path: Path) -> None:
-    programs, printed = [t for kind, t in BLOCKS if kind == "python"], [t for kind, t in BLOCKS if not kind]
-    (tmp_path / "page.py").write_text("\n".join(programs), "utf-8")
+    code, printed = [t for kind, t in BLOCKS if kind == "python"], [t for kind, t in BLOCKS if not kind]
+    (tmp_path / "page.py").write_text("\n".join(code), "utf-8")
     done = programs.run("page.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(printed)

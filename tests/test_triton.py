@@ -731,6 +731,7 @@ def test_a_card_without_triton_runs_torchs_operations_and_says_so(
 # ------------------------------------------------------------------------------------------------ compiled for an H100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["columns", "distances", "workers", "ordinary sorting", "long sorting"])
 def test_kernels_compile_for_an_h100_without_spilling(group: str, tmp_path: Path) -> None:
     """With ordinary arguments, and with those of one row of one column, which Triton makes constants of."""

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
+import programs
 import varangian as vg
 from contract import FLOATS
 from pretended import CardTensor, PretendedCard
@@ -546,8 +547,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "howto" / "weights.md"
 
 def test_the_page_runs_and_prints_what_it_shows(tmp_path: Path) -> None:
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    programs, printed = [t for kind, t in blocks if kind == "python"], [t for kind, t in blocks if not kind]
-    (tmp_path / "page.py").write_text("\n".join(programs), "utf-8")
+    code, printed = [t for kind, t in blocks if kind == "python"], [t for kind, t in blocks if not kind]
+    (tmp_path / "page.py").write_text("\n".join(code), "utf-8")
     done = programs.run("page.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(printed)
