@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def nothing_known() -> Iterator[None]:
     """Each file begins as a process does, which has imported nobody's ``mine.py`` yet."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(references, "_known", references._Known())
+        patch.setattr(references._known, "places", {})
         yield
 
 

@@ -31,6 +31,12 @@ sys.exit(int(sys.argv[-1]) if sys.argv[-1].isdigit() else None)
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def begun_here() -> None:
+    """What tests of other files left in the environment is what these programs are forked with, too."""
+    programs.server.cache_clear()
+
+
 @pytest.mark.parametrize(
     "words",
     [
