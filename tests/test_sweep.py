@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from numba.core import event
 from rich.console import Console
 
 from cluster import only_ray
@@ -359,14 +360,18 @@ def test_the_end_of_what_lasts_for_weeks_is_a_date(seconds: float, end: str, tmp
     assert re.search(rf", until {end} with 2 processes", said.getvalue())
 
 
+@pytest.mark.parametrize("compiling", [0.0, 30.0])
 @pytest.mark.parametrize(("seconds", "steps", "timed"), [(28.0, 1, 1000), (1.0, 4, 1000), (0.01, 9, 2500)])
 def test_of_a_run_that_takes_long_less_is_timed(
-    seconds: float, steps: int, timed: int, monkeypatch: pytest.MonkeyPatch
+    seconds: float, steps: int, timed: int, compiling: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a clock that steps and evaluations alone move."""
+    """On a clock that steps, evaluations and, in the first step, compiling alone move. The last is not the run's."""
     now, done, evaluated = [0.0], [], []
 
     def step(simulation: Simulation) -> None:
+        if not done:
+            with event.trigger_event("numba:compile"):
+                now[0] += compiling
         done.append(1)
         now[0] += seconds
 

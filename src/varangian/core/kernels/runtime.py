@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -127,22 +128,29 @@ class _Patience(event.Listener):
         self.said = False
         self.depth = 0
         self.timer: threading.Timer | None = None
+        self.seconds = 0.0  # of all kernels that this process has compiled
+        self.start = 0.0
 
     def on_start(self, event: event.Event) -> None:
+        self.depth += 1
+        if self.depth > 1:
+            return
+        self.start = time.perf_counter()
         dispatcher = (event.data or {}).get("dispatcher")
         module = getattr(getattr(dispatcher, "py_func", None), "__module__", None)
-        if self.said or not str(module).startswith("varangian."):  # other people's functions are compiled too
-            return
-        self.depth += 1
-        if self.depth == 1:
+        if not self.said and str(module).startswith("varangian."):  # other people's functions are compiled too
             self.timer = threading.Timer(1.0, self._say)
             self.timer.daemon = True
             self.timer.start()
 
     def on_end(self, event: event.Event) -> None:
         self.depth = max(0, self.depth - 1)
-        if self.depth == 0 and self.timer is not None:
+        if self.depth:
+            return
+        self.seconds += time.perf_counter() - self.start
+        if self.timer is not None:
             self.timer.cancel()
+            self.timer = None
 
     def _say(self) -> None:
         self.said = True
@@ -150,7 +158,14 @@ class _Patience(event.Listener):
             logger.warning("compiling kernels for this processor, once; later runs find them on disk.")
 
 
-event.register("numba:compile", _Patience())
+_patience = _Patience()
+event.register("numba:compile", _patience)
+
+
+def compiling_seconds() -> float:
+    """How long this process has been compiling kernels, which those after it find on disk."""
+    return _patience.seconds
+
 
 # ---------------------------------------------------------------------------------------------------- threads
 
