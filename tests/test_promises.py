@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -66,3 +69,19 @@ def test_what_is_gone_is_seen() -> None:
     assert broken(before, ["folder", "*", "out", "seed"], True) == ["out in its place"]
     assert broken(["--a", "--b"], ["--b", "--new", "--a"], False) == []
     assert broken(["--a", "--b"], ["--b"], False) == ["--a"]
+
+
+def test_folders_of_the_first_version_are_read(varangian: Callable[..., Any], tmp_path: Path) -> None:
+    """``run-0.1.0`` is a folder that the sources of 0.1.0 wrote, without its last parameters."""
+    shutil.copytree(ROOT / "tests/golden/run-0.1.0", tmp_path / "runs")
+    [folder] = (tmp_path / "runs").iterdir()
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    settings = ("--dataset", "digits", "--workers", "11", "--byzantine", "2", "--rule", "median", "--attack", "little")
+    again = varangian("run", *settings, "--steps", "10", "--nesterov", "--out", "runs")
+    assert (again.status, "nothing was trained" in again.out) == (0, True)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    replayed = varangian("replay", str(folder), "--step", "7")
+    assert (replayed.status, "step 7" in replayed.out) == (0, True)
+    reported = varangian("report", "runs", "--out", "page")
+    assert reported.status == 0
+    assert "67.0" in (tmp_path / "page/report.html").read_text("utf-8")
