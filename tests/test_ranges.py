@@ -7,7 +7,7 @@ overflowed (beyond 1e154 in double precision, 256 in half) or vanished.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -273,3 +273,37 @@ def test_the_greatest_and_the_least_numbers_that_there_are(value: float) -> None
         assert bool(ask(rule, x, x[1]).isfinite().all()) or name == "average", name
     for attack in ATTACKS.values():
         assert attack(x, F, defence=vg.Median(f=F), previous=x[1], poisoned=x[:F]).shape == (F, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "option"), [
+    (name, field.name) for name, kind in vg.ATTACKS.items() for field in fields(kind) if field.init
+])  # fmt: skip
+def test_an_attack_with_a_number_beyond_single_precision(name: str, option: str, dtype: torch.dtype) -> None:
+    """What it sends is the formula's, infinite where that is too large."""
+    honest = torch.randn(9, 20, generator=torch.Generator().manual_seed(1)).to(dtype)
+    honest[:, 0], honest[:, 1] = 1.0, 0.0  # a deviation of zero, and a mean
+    for number in (1e39, -1e39, 1e300):
+        try:
+            attack = vg.ATTACKS[name](**{option: number})
+        except ValueError:
+            continue  # no such number, or none of that size, is its option
+        if attack.poisons:
+            continue
+        sent = attack(honest, 2)
+        assert sent.dtype == dtype
+        if name in ("little", "empire"):
+            assert not sent.isnan().any()
+            if dtype.itemsize > 2:
+                torch.testing.assert_close(sent, attack(honest.double(), 2).to(dtype))
+
+
+@pytest.mark.parametrize("settings", [
+    {"learning_rate": 1e308}, {"learning_rate": 1e39}, {"l2": 1e300}, {"l2": 1e300, "profile": "published"},
+])  # fmt: skip
+@pytest.mark.parametrize("place", [("worker", False), ("worker", True), ("server", True), ("shared", False)])
+@pytest.mark.parametrize("rule", ["average", "median"])
+def test_a_run_with_a_number_beyond_single_precision_ends(settings: dict, place: tuple, rule: str) -> None:
+    momentum_at, nesterov = place
+    e = vg.Experiment(dataset="digits", workers=5, byzantine=0, rule=rule, steps=2, momentum_at=momentum_at)
+    assert vg.run(replace(e, nesterov=nesterov, **settings)).stopped is not None

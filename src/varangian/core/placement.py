@@ -192,7 +192,7 @@ class Adaptive:
         """Where gradients are to be taken: theta - mu lr m_i, [h, d], or theta - mu lr U, [d], with Nesterov's."""
         if not self.nesterov:
             return parameters
-        return torch.add(parameters, placed.momenta if placed.at_workers else placed.update, alpha=-placed.mu * lr)
+        return kernels.moved(parameters, placed.momenta if placed.at_workers else placed.update, -placed.mu * lr)
 
     def see(self, vectors: Tensor, placed: Placed, seed: int) -> Seen:
         """What the server learns from the n vectors of a step; one pass over them. Nothing is changed.

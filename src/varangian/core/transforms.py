@@ -202,7 +202,7 @@ class Momentum(Transform):
         if not self.nesterov:
             return parameters
         assert memory is not None
-        return torch.add(parameters, memory, alpha=-self.beta * lr)
+        return kernels.moved(parameters, memory, -self.beta * lr)
 
 
 @dataclass(frozen=True)
@@ -247,4 +247,4 @@ class SharedMomentum(Transform):
         if not self.nesterov:
             return parameters
         assert previous is not None
-        return torch.add(parameters, previous, alpha=-self.beta * lr)
+        return kernels.moved(parameters, previous, -self.beta * lr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import nan
+from math import inf, nan
 from typing import Literal
 
 import numpy as np
@@ -411,7 +411,7 @@ class Simulation:
                 scale=None if clip is None else clip.scales,
                 keep=1.0, beta=1.0 if e else 0.0, memory=total if e else None, out=total, moments=False,
             )  # fmt: skip
-            here = torch.sub(point, total, alpha=lr, out=self._points[: self.active])
+            here = kernels.moved(point, total, -lr, out=self._points[: self.active])
         assert losses is not None
         return points, point, losses
 
@@ -612,7 +612,7 @@ class Simulation:
                 aggregate=decision.aggregate, h=h,
             )  # fmt: skip
             tensors += readings.tensors.values()
-        self.parameters.add_(update, alpha=-lr)
+        kernels.moved(self.parameters, update, -lr, out=self.parameters)
         packed = None
         if not self.native:
             squared = kernels.squared_norms(self.parameters)
@@ -871,7 +871,8 @@ class Simulation:
         if self.profile == "described" or not self.l2:
             return self.l2, point
         norm = kernels.squared_norms(point).sqrt_().unsqueeze(-1).to(point.dtype)
-        return self.l2**2, point / norm.clamp_min(torch.finfo(point.dtype).tiny)
+        factor = self.l2**2 if self.l2 < 1e154 else inf  # Python raises where a power is too large
+        return factor, point / norm.clamp_min(torch.finfo(point.dtype).tiny)
 
     @property
     def diverged(self) -> bool:

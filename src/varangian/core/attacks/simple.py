@@ -83,7 +83,7 @@ class Little(Attack):
         h = seen.honest.shape[0]
         mean, std = seen.moments if h > 1 else (seen.mean, torch.zeros_like(seen.mean))
         factor = original_factor(seen.h + seen.f, seen.f) if self.factor is None else self.factor
-        return torch.add(mean, std, alpha=self.sign * factor * (1.0 if self.ddof else ((h - 1) / h) ** 0.5))
+        return kernels.moved(mean, std, self.sign * factor * (1.0 if self.ddof else ((h - 1) / h) ** 0.5))
 
 
 def original_factor(n: int, f: int) -> float:
@@ -133,7 +133,7 @@ class Empire(Attack):
         return None if self.factor else MEAN  # below 0 the mean is sent, but made longer, which some rules follow
 
     def craft(self, seen: Knowledge) -> Tensor:
-        return torch.add(seen.mean, seen.mean, alpha=-self.factor)
+        return kernels.moved(seen.mean, seen.mean, -self.factor)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,14 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Te
     return _of(x, wide=False).blend(scale, x, factor, y, out=out)
 
 
+def moved(x: Tensor, y: Tensor, scale: float, *, out: Tensor | None = None) -> Tensor:
+    """x + scale y. Torch takes no scale beyond the numbers of the type: then in float64, rounded once."""
+    if x.dtype == torch.float64 or abs(scale) <= torch.finfo(torch.float32).max:
+        return torch.add(x, y, alpha=scale, out=out)
+    found = (x.double() + scale * y.double()).to(x.dtype)
+    return found if out is None else out.copy_(found)
+
+
 def send_rows(
     x: Tensor, factor: float, y: Tensor, *, scale: Callable[[Tensor], Tensor] | None, keep: float, beta: float,
     memory: Tensor | None, out: Tensor, moments: bool,
@@ -306,6 +314,7 @@ __all__ = [
     "kept_sums",
     "mean_and_std",
     "mixed_distances",
+    "moved",
     "network",
     "norms",
     "on_device",
