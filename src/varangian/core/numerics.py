@@ -13,7 +13,7 @@ and measures again, in float64, where that could matter. From the least to the g
 | weights 1 / n summed, a score, a cosine behind a mixing | up to 1e-13 | ``NOTHING``, ``TIE``, ``ANGLE`` 1e-12 |
 | an eigenvalue by bisection, a sum of unit vectors | up to 1e-12 | ``SPECTRUM``, ``OPTIMAL`` 1e-10 |
 | where a walk has arrived | up to 1e-10 | ``SETTLED``, ``WITHIN`` 1e-9 |
-| a squared distance of float32 vectors | up to 1e-7 | ``ROUNDING`` 2e-7 |
+| a squared distance of float32 vectors | up to 4e-7 | ``ROUNDING`` 4e-7 |
 | a sum of unit vectors, from those | up to 1e-6 | ``UNSURE`` 1e-6 |
 | a squared distance derived from those, for a mixture | any: beyond it is measured again | ``BLUR`` 5e-6, 1e-5, 1e-4 |
 | a place found from those | the root of that, and more near a point | ``NARROW``, ``CLOSE``, ``FLAT`` |
@@ -53,7 +53,7 @@ NO_SPREAD = 1e-20  # of the greatest squared distance: less spread is none, less
 # -------------------------------------------------------------------------------- squared distances, and derived ones
 
 MEASURED = 1e-14  # relative: how far off a squared distance may be whose squares were added in float64
-ROUNDING = 2e-7  # the same, of float32 squares added in float32 lanes
+ROUNDING = 4e-7  # the same, of float32 squares added in float32 lanes
 BLUR = 5e-6  # of a usual squared distance: where a derived one may be further off, it is measured again
 BLUR_SCALED = 1e-5  # of itself, for one that is far beyond usual: how far off it may be, between scaled vectors
 BLUR_MIXED = 1e-4  # the same, between mixtures
