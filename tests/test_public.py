@@ -77,6 +77,18 @@ def test_nothing_heavy_is_imported_for_the_name_alone(code: str) -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_a_run_imports_no_compiler_of_torch(tmp_path: Path) -> None:
+    """Which takes a second, and which a mode that looks at operations would have torch import at the first of them."""
+    code = """
+import sys
+import varangian as vg
+vg.run(vg.Experiment(rule="median", workers=3, byzantine=1, batch_size=2, steps=1, evaluate_every=0), sys.argv[1])
+print("torch._dynamo" in sys.modules)
+"""
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 def test_every_setting_is_described() -> None:
     text = pydoc.plain(pydoc.render_doc(vg.Experiment))
     for setting in fields(vg.Experiment):

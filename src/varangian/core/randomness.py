@@ -148,6 +148,11 @@ class Drawn(TorchDispatchMode):
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would import its compiler at the first operation: a second, of a run that compiles nothing."""
+        return False
+
     @property
     def counts(self) -> bool:
         """Whether any number was taken from the seed: what may draw does not always, as dropout with probability 0."""

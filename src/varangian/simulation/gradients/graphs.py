@@ -49,6 +49,10 @@ class Operations(TorchDispatchMode):
         self.largest = self.made = 0
         self.fault: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as Drawn
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
