@@ -10,13 +10,12 @@ What the tests of a file share is made once, since they stay together in one pro
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +24,6 @@ import ranks
 from varangian import cli
 from varangian.core import references
 from varangian.simulation.data import readers
-from varangian.study.sweep import local
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -92,9 +90,6 @@ def varangian(
 
 @pytest.fixture(scope="module")
 def forked() -> Iterator[None]:
-    """Workers of a sweep begin with torch imported. Tests of what workers are, test_sweep.py above all, do without."""
-    forks = ranks.Forks()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "multiprocessing", SimpleNamespace(**vars(multiprocessing)))
-        patch.setattr(local.multiprocessing, "get_context", lambda method: forks)
+    """Workers of a sweep begin with torch imported. Tests of what workers are, some in test_sweep.py, do without."""
+    with ranks.forking():
         yield

@@ -8,11 +8,12 @@ what is imported already, is started as it is anywhere.
 from __future__ import annotations
 
 import atexit
-import gc
 import importlib
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,12 +24,7 @@ from functools import cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
-IMPORTED = (
-    "torch", "torch.func", "torch._dynamo", "numba", "click", "rich.console", "rich.progress", "rich.table", "pydantic",
-    "tomlkit", "filelock", "threadpoolctl", "platformdirs", "jinja2", "matplotlib.figure",
-    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
-)  # fmt: skip
-# What an interpreter and these packages read as they start, and do not write into the environment themselves.
+# What an interpreter and what is imported read as they start, and do not write into the environment themselves.
 READ = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "MPL", "CUDA_", "HOME", "XDG_")
 
 
@@ -60,6 +56,67 @@ def run(
     return subprocess.CompletedProcess([sys.executable, *command], status, written, complained)
 
 
+def start(
+    *words: object, cwd: Path | str | None = None, env: dict[str, str] | None = None
+) -> Started | subprocess.Popen[str]:
+    """The program ``python words`` at work, in a session of its own: who may be sent signals, and is waited for."""
+    command = [str(word) for word in words]
+    environment = dict(os.environ if env is None else env)
+    folder = os.fspath(Path.cwd() if cwd is None else cwd)
+    served = server() if hasattr(os, "fork") else None
+    if served is None or _read(environment) != served.read:
+        line, pipe = [sys.executable, *command], subprocess.PIPE
+        return subprocess.Popen(
+            line, cwd=folder, env=environment, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+        )  # fmt: skip
+    return Started(served, command, folder, environment)
+
+
+class Started:
+    """As of ``subprocess.Popen``, what tests ask of it."""
+
+    def __init__(self, served: Server, command: list[str], folder: str, environment: dict[str, str]) -> None:
+        self.returncode: int | None = None
+        self._written = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self._place, theirs = socket.socketpair()
+        with theirs, tempfile.TemporaryFile() as nothing:
+            files = [file.fileno() for file in (nothing, *self._written)]
+            served.send(command, folder, environment, [*files, theirs.fileno()])
+        self.pid = int.from_bytes(_exactly(self._place, 8), "little")
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._place.settimeout(timeout)
+            try:
+                self.returncode = int.from_bytes(_exactly(self._place, 8), "little", signed=True)
+            except TimeoutError:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0) from None
+        return self.returncode
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._place], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        found = []
+        for file in self._written:
+            file.seek(0)
+            found.append(file.read().decode())
+            file.close()
+        self._place.close()
+        return found[0], found[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 def _read(environment: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k.startswith(READ) and k != "PYTHONPATH"}
 
@@ -83,11 +140,14 @@ class Server:
             self.here.close()
             self.process.wait()
 
-    def ask(self, command: list[str], folder: str, environment: dict[str, str], files: list[int], limit: float) -> int:
-        self.here.settimeout(limit)
+    def send(self, command: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
         question = json.dumps([command, folder, environment]).encode("utf-8", "surrogateescape")
         socket.send_fds(self.here, [len(question).to_bytes(8, "little")], files)
         self.here.sendall(question)
+
+    def ask(self, command: list[str], folder: str, environment: dict[str, str], files: list[int], limit: float) -> int:
+        self.here.settimeout(limit)
+        self.send(command, folder, environment, files)
         process = int.from_bytes(_exactly(self.here, 8), "little")
         try:
             return int.from_bytes(_exactly(self.here, 8), "little", signed=True)
@@ -119,17 +179,35 @@ def _exactly(place: socket.socket, n: int) -> bytes:
 def serve(place: socket.socket) -> None:
     """Ends where nobody can ask any more; returns in each process that is forked, to be the program."""
     base = sys.path[1:]
-    for name in IMPORTED:
-        importlib.import_module(name)
-    gc.freeze()
+    importlib.import_module("warmed")
+    compiled = None
+    if sys.dont_write_bytecode:  # beside the sources, which each program would compile by itself
+        compiled = sys.pycache_prefix = tempfile.mkdtemp()
+        sys.dont_write_bytecode = False
+    watching: list[int] = []
     while True:
-        first, files, _, _ = socket.recv_fds(place, 8, 3)
+        first, files, _, _ = socket.recv_fds(place, 8, 4)
         if not first:
+            if compiled is not None:
+                shutil.rmtree(compiled)
             sys.exit()
         command, folder, environment = json.loads(_exactly(place, int.from_bytes(first, "little")))
+        watching = [process for process in watching if not os.waitpid(process, os.WNOHANG)[0]]
+        asker, apart = place, len(files) == 4
         process = os.fork()
-        if not process:
+        if apart and not process:  # who waits for it, while others are asked for
             place.close()
+            asker = socket.socket(fileno=files.pop())
+            process = os.fork()
+        elif apart:
+            watching.append(process)
+            for file in files:
+                os.close(file)
+            continue
+        if not process:
+            asker.close()
+            if apart:
+                os.setsid()
             for number, file in enumerate(files):
                 os.dup2(file, number)
                 os.close(file)
@@ -139,8 +217,10 @@ def serve(place: socket.socket) -> None:
             become(command, base)
         for file in files:
             os.close(file)
-        place.sendall(process.to_bytes(8, "little"))
-        place.sendall(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]).to_bytes(8, "little", signed=True))
+        asker.sendall(process.to_bytes(8, "little"))
+        asker.sendall(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]).to_bytes(8, "little", signed=True))
+        if apart:
+            os._exit(0)
 
 
 def become(command: list[str], base: list[str]) -> None:
@@ -170,9 +250,12 @@ def become(command: list[str], base: list[str]) -> None:
         else:
             sys.modules["__main__"] = main
             exec(code, main.__dict__)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         outer = error.__traceback__  # this function's
         sys.excepthook(type(error), error.with_traceback(outer and outer.tb_next), outer)
+        if isinstance(error, KeyboardInterrupt):  # it ends by the signal, and all is said
+            sys.excepthook = lambda *_: None
+            raise
         sys.exit(1)
     sys.exit(0)
 

@@ -5,19 +5,24 @@ Each is forked from one that has imported torch and nothing of ours, which is mo
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
-IMPORTED = ["torch", "torch.distributed", "torch.distributed.fsdp", "torch._dynamo", "numba"]
+HERE = str(Path(__file__).parent)
 
 
 class Forked(ForkServerProcess):
@@ -40,7 +45,19 @@ class Forks(ForkServerContext):
 
     def __init__(self) -> None:
         super().__init__()
-        self.set_forkserver_preload(IMPORTED)
+        self.set_forkserver_preload(["warmed"])
+        with patch.dict(os.environ, PYTHONPATH=HERE):  # where it looks for that; its processes look where this one does
+            forkserver.ensure_running()
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Workers of a sweep begin with torch imported."""
+    from varangian.study.sweep import local
+
+    given, forks = vars(multiprocessing), Forks()
+    with patch.object(local, "multiprocessing", SimpleNamespace(**given | {"get_context": lambda method: forks})):
+        yield
 
 
 def has_fsdp() -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,27 @@ def test_what_imports_write_into_the_environment_hinders_nobody() -> None:
     written = {"TORCHINDUCTOR_CACHE_DIR": "somewhere", "KMP_DUPLICATE_LIB_OK": "True"}
     code = "import sys; print('torch._dynamo' in sys.modules)"
     assert programs.run("-c", code, env=os.environ | written).stdout == "True\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_programs_at_work_are_sent_signals_as_any_are(number: int, tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; print(os.getpgid(0) == os.getpid(), flush=True); open(sys.argv[1], 'w'); time.sleep(100)"
+    )
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    real = subprocess.Popen(
+        [sys.executable, "-c", code, "real"], cwd=tmp_path, text=True, start_new_session=True, **pipe
+    )
+    ended = []
+    for name, process in (("real", real), ("forked", programs.start("-c", code, "forked", cwd=tmp_path))):
+        while not (tmp_path / name).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert process.poll() is None
+        assert programs.run("-c", "print(1)").stdout == "1\n"  # meanwhile
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.01)
+        os.killpg(process.pid, number)
+        ended.append((*process.communicate(timeout=60), process.returncode, process.poll()))
+    assert ended[0] == ended[1]
+    assert ended[0][0] == "True\n"
