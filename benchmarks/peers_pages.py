@@ -14,6 +14,7 @@ from varangian.study.report import style
 
 ROOT = Path(__file__).parents[1]
 README, PAGE = ROOT / "benchmarks" / "README.md", ROOT / "docs" / "explanation" / "peers.md"
+FRONT = ROOT / "README.md"
 FIGURE = PAGE.with_suffix(".png")
 NAMES = {
     "varangian": "Varangian", "byzfl": "ByzFL", "byzpy": "ByzPy", "krum": "krum", "flwr": "Flower",
@@ -220,7 +221,8 @@ def draw(found: dict[str, Any]) -> None:
         panel.axvline(1, color=style.SOFT, linewidth=0.8)
         panel.set_xscale("log")
         panel.set_ylim(-len(rules) + 0.5, 0.5)
-        panel.set_yticks([-k for k in range(len(rules))], rules if panel is panels[0] else [])
+        panel.set_yticks([-k for k in range(len(rules))], rules)
+        panel.tick_params(labelleft=panel is panels[0])
         style.logarithmic(panel, "x", 4)
         panel.grid(axis="both")
         panel.set_xlabel("times ours", labelpad=1)
@@ -241,8 +243,31 @@ def blocks(found: dict[str, Any]) -> dict[str, str]:
         made["kinds"] = kinds(rows)
     if any(name in found for name in SHAPES):
         made["agreement"] = agreement(found)
+    if "time-51" in found and "step" in found:
+        made["short"] = short(found)
         made["range"] = ranges(found)
     return made
+
+
+SHORT = ("median", "Multi-Krum", "geometric median", "NNM, trimmed mean")
+
+
+def short(found: dict[str, Any]) -> str:
+    """A few rules and a training step: ms of ours, and how many times as long others take."""
+    libraries = ("byzfl", "byzpy", "krum", "flwr", "torch")
+    best = fastest(found["time-51"]["rows"])
+    loops: dict[str, float] = {}
+    for row in found["step"]["rows"]:
+        if "least" in row:
+            loops[row["library"]] = min(row["least"], loops.get(row["library"], float("inf")))
+    columns = {rule: {name: best[rule, name]["least"] for name in NAMES if (rule, name) in best} for rule in SHORT}
+    columns["a training step"] = loops
+    rows = [
+        [title, f"{number(each['varangian'])} ms"]
+        + [f"{number(each[name] / each['varangian'])} ×" if name in each else "" for name in libraries]
+        for title, each in columns.items()
+    ]
+    return table(["(51, 79,510), f = 24", NAMES["varangian"], *(NAMES[name] for name in libraries)], rows)
 
 
 def ranges(found: dict[str, Any]) -> str:
@@ -280,7 +305,7 @@ def filled(text: str, made: dict[str, str]) -> str:
 
 def write(found: dict[str, Any]) -> None:
     made = blocks(found)
-    for page in (README, PAGE):
+    for page in (README, PAGE, FRONT):
         text = page.read_text("utf-8")
         if (new := filled(text, made)) != text:
             page.write_text(new, "utf-8")
