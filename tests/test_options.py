@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields, replace
 from math import inf, nan, nextafter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,3 +84,15 @@ def test_what_is_refused_is_what_the_refusal_says(name: str, option: str) -> Non
     for value in bad:
         assert refusal(owner, option, value) is not None, value
     assert (refusal(owner, option, None) is None) == rule.endswith(" (or None)")
+
+
+def test_what_each_option_asks() -> None:
+    """A bound that is another one, as its refusal then is, would pass above."""
+    asked: dict[str, dict[str, set[str]]] = {}
+    for name, option in CASES:
+        owner = OWNERS[name]
+        kind = type(owner).__name__
+        said = {refusal(owner, option, value) for value in WRONG} - {None}
+        asked.setdefault(kind, {}).setdefault(option, set()).update(str(s).removeprefix(f"{kind} needs ") for s in said)
+    recorded = json.loads((Path(__file__).parent / "golden/options.json").read_text("utf-8"))
+    assert {kind: {o: sorted(said) for o, said in options.items()} for kind, options in asked.items()} == recorded
