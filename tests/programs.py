@@ -25,7 +25,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 # What an interpreter and what is imported read as they start, and do not write into the environment themselves.
-READ = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "MPL", "CUDA_", "HOME", "XDG_")
+READ = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "MPL", "CUDA_", "TRITON_INTERPRET", "HOME", "XDG_")
 
 
 def run(

@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
+import programs
+
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys(['flwr', 'ray', 'tensorboard']))\n"
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", WITHOUT + code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return programs.run("-c", WITHOUT + code, env=environment, timeout=120)
 
 
 def test_the_library_needs_no_extra() -> None:

@@ -121,6 +121,7 @@ def test_a_full_disk_without_a_checkpoint_leaves_nothing(mount: Callable[..., Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_disk_that_fills_during_a_sweep(mount: Callable[..., Path], tmp_path: Path) -> None:
     """What is complete is kept, and the same sweep goes on when there is room again."""
     disk = mount("size=600k")
@@ -152,12 +153,10 @@ OPTIONS = [
 ]
 
 
-def program(*arguments: str, script: str | None = None) -> subprocess.Popen[str]:
+def program(*arguments: str, script: str | None = None) -> programs.Started | subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     start = ["-m", "varangian"] if script is None else ["-c", script]
-    return subprocess.Popen(
-        [sys.executable, *start, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return programs.start(*start, *arguments, env=environment)
 
 
 @pytest.mark.slow

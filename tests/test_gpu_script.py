@@ -23,6 +23,7 @@ import click
 import pytest
 import torch
 
+import programs
 from pretended import PretendedCard
 from varangian import Experiment
 from varangian.cli import commands
@@ -115,10 +116,10 @@ CPU = ("--device", "cpu")
 
 def said(arguments: tuple[str, ...], cwd: Path) -> tuple[int, list[str]]:
     """Exit status and lines of what is refused."""
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
-    assert out == ""
-    return process.returncode, err.splitlines()
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = programs.run(SCRIPT, *arguments, cwd=cwd, env=environment, timeout=120)
+    assert done.stdout == ""
+    return done.returncode, done.stderr.splitlines()
 
 
 @pytest.mark.parametrize(

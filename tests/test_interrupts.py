@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import programs
 import varangian as vg
 from interruption import left_by
 from varangian.runs import folders
@@ -27,17 +28,25 @@ E = vg.Experiment(
 OPTIONS = "run --workers 11 --byzantine 2 --rule median --attack little --batch-size 2 --steps 1500 --evaluate-every 50"
 
 
-def start(out: Path, *options: str) -> subprocess.Popen[str]:
-    """The program itself, on the run above."""
+def start(out: Path, *options: str, anew: bool = False) -> programs.Started | subprocess.Popen[str]:
+    """The program itself, on the run above: from a new interpreter, or forked."""
+    words = [
+        "-m",
+        "varangian",
+        *OPTIONS.split(),
+        "--nesterov",
+        "--quiet",
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+        *options,
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "varangian", *OPTIONS.split(), "--nesterov", "--quiet", "--out", str(out)]
-    return subprocess.Popen(
-        [*command, "--threads", "1", *options],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    if not anew:
+        return programs.start(*words, *options, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *words, *options], env=environment, stderr=pipe, stdout=pipe, text=True)
 
 
 def rows(out: Path) -> int:
@@ -46,7 +55,7 @@ def rows(out: Path) -> int:
     return found[0].read_bytes().count(b"\n") if found else 0
 
 
-def wait_for(out: Path, least: int, process: subprocess.Popen[str]) -> None:
+def wait_for(out: Path, least: int, process: programs.Started | subprocess.Popen[str]) -> None:
     limit = time.monotonic() + 180
     while rows(out) < least:
         assert process.poll() is None, process.communicate()
@@ -67,7 +76,7 @@ def test_a_program_that_a_signal_ends(name: str, whole: vg.Result, tmp_path: Pat
     every = ["--checkpoint-every", "0" if name == "SIGKILL" else "1000"]
     seen = 0
     for least in (100, 300):
-        process = start(tmp_path, *every)
+        process = start(tmp_path, *every, anew=name == "SIGINT")
         wait_for(tmp_path, seen + least, process)
         process.send_signal(number)
         out, err = process.communicate(timeout=180)

@@ -165,6 +165,7 @@ def python(*words: object) -> subprocess.CompletedProcess[str]:
     return programs.run(*words)
 
 
+@pytest.mark.usefixtures("forked")
 def test_in_the_processes_of_a_sweep(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = [experiment(attack=attack, seed=seed) for attack in ("my_attack.py:Mine", "little") for seed in (1, 2)]
     monkeypatch.chdir("/")  # they know what was found, not where this process is now

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+import programs
 import varangian as vg
 from varangian import Grid
 from varangian.cli import study
 
+pytestmark = pytest.mark.usefixtures("forked")
 ROOT = Path(__file__).parents[1]
 SMALL = """
 rule = ["median", "multi-krum"]
@@ -227,13 +229,9 @@ def test_commands_of_many_runs_take_the_same_options(varangian: Program) -> None
     assert all(shared <= found for found in options.values())
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(folder: Path, *options: str) -> programs.Started | subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "varangian", "sweep", "grid.toml", *options]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, start_new_session=True, stdout=pipe, stderr=pipe
-    )
+    return programs.start("-m", "varangian", "sweep", "grid.toml", *options, cwd=folder, env=environment)
 
 
 def interrupt_after(folder: Path, count: int, *options: str) -> str:
@@ -285,12 +283,12 @@ def test_a_script_without_guard_is_told_so_in_one_line(tmp_path: Path) -> None:
         "print(vg.sweep(grid, 'out', jobs=2).done)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    end = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    end = programs.run(script, cwd=tmp_path, env=environment)
     assert end.stderr.count("Traceback") == 1
     assert end.stderr.strip().splitlines()[-1].startswith("RuntimeError: worker processes import the script that calls")
     assert end.stderr.strip().endswith('put the call under if __name__ == "__main__":')
     script.write_text(script.read_text().replace("print(", "if __name__ == '__main__':\n    print("))
-    end = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    end = programs.run(script, cwd=tmp_path, env=environment)
     assert end.stdout == "2\n"
 
 

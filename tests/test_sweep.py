@@ -23,6 +23,8 @@ import torch
 from numba.core import event
 from rich.console import Console
 
+import programs
+import ranks
 from cluster import only_ray
 from varangian import DATASETS, Experiment
 from varangian.runs.running import run
@@ -48,6 +50,13 @@ if __name__ == "__main__":
                       evaluate_every=10)
     print("done", sweep([replace(base, seed=seed) for seed in range(seeds)], out, jobs=1).done)
 """
+
+
+@pytest.fixture
+def forked() -> Iterator[None]:
+    """For tests that say nothing of what a worker is."""
+    with ranks.forking():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +95,7 @@ def test_complete_runs_are_not_run_again(swept: tuple[Path, Sweep, str], tmp_pat
     assert tables(tmp_path) == before  # the order of the runs does not matter, and the table can be read back
 
 
+@pytest.mark.usefixtures("forked")
 def test_spellings_of_one_run_are_run_once(tmp_path: Path) -> None:
     base = replace(BASE, rule="median", momentum=0.0, steps=3)
     spellings = [
@@ -110,13 +120,12 @@ def test_what_a_sweep_learns_from_it_reads_within_bounds(swept: tuple[Path, Swee
     assert (len(result.outcomes), len(result.failed)) == (1, 3)
 
 
-def start(out: Path, seeds: int, steps: int) -> subprocess.Popen[str]:
+def start(out: Path, seeds: int, steps: int) -> programs.Started | subprocess.Popen[str]:
+    """Forked; its workers begin as a new interpreter does."""
     script = out.parent / "script.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(out), str(seeds), str(steps)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, stdout=pipe, stderr=pipe)
+    return programs.start(script, out, seeds, steps, env=environment)
 
 
 def wait_for(condition, seconds: float = 180) -> None:
@@ -167,12 +176,20 @@ def test_ctrl_c_keeps_what_is_complete(tmp_path: Path) -> None:
     wait_for(lambda: not alive_in(process.pid))  # no process is left behind
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two long runs come to that no signal cuts."""
+    out = tmp_path_factory.mktemp("undisturbed") / "whole"
+    assert start(out, 2, 1500).communicate(timeout=180)[0].startswith("done 2")
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_runs_that_were_under_way_go_on_from_where_they_were(name: str, tmp_path: Path) -> None:
+def test_runs_that_were_under_way_go_on_from_where_they_were(name: str, undisturbed: Path, tmp_path: Path) -> None:
     """Their processes write checkpoints before they end, whoever gets the signal: all of them, or the parent alone."""
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    cut = tmp_path / "cut"
     process = start(cut, 2, 1500)
     wait_for(lambda: any(path.stat().st_size > 20_000 for path in cut.glob("runs/*/metrics.csv")))
     if name == "SIGINT":
@@ -186,9 +203,8 @@ def test_runs_that_were_under_way_go_on_from_where_they_were(name: str, tmp_path
     assert start(cut, 2, 1500).communicate(timeout=180)[0].startswith("done 2")
     sessions = json.loads((folder / "environment.json").read_text())["sessions"]
     assert [session["from_step"] > 0 for session in sessions] == [False, True]
-    assert start(whole, 2, 1500).communicate(timeout=180)[0].startswith("done 2")
-    assert tables(cut) == tables(whole)
-    again = whole / "runs" / folder.name
+    assert tables(cut) == tables(undisturbed)
+    again = undisturbed / "runs" / folder.name
     assert all(
         (folder / table).read_bytes() == (again / table).read_bytes() for table in ("metrics.csv", "evaluations.csv")
     )
@@ -239,6 +255,7 @@ def test_a_killed_worker_is_replaced_and_its_run_tried_again(tmp_path: Path) -> 
     assert "tried again" in said.getvalue()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     bad = replace(BASE, rule="median", dataset="cifar-10", model="linear")
     result = sweep([bad, GRID[0]], tmp_path, jobs=1, data_folder=tmp_path / "nothing")
@@ -248,6 +265,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "DataError" in reason
 
 
+@pytest.mark.usefixtures("forked")
 def test_shards_are_disjoint_and_complete_each_other(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
     first = sweep(GRID, tmp_path, jobs=1, shard=(1, 2))
     assert (first.done, first.left) == (2, 2)
@@ -266,6 +284,7 @@ def test_neither_the_order_nor_the_number_of_processes_matters(swept: tuple[Path
             assert (folder / table).read_bytes() == (swept[0] / "runs" / folder.name / table).read_bytes()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_diverges_is_a_result_and_the_sweep_goes_on(tmp_path: Path) -> None:
     bad = replace(BASE, rule="average", attack="nan")
     refused = replace(BASE, rule="median", attack="inf", real_byzantine=3)
@@ -278,6 +297,7 @@ def test_a_run_that_diverges_is_a_result_and_the_sweep_goes_on(tmp_path: Path) -
     assert found[GRID[0]].stopped is None
 
 
+@pytest.mark.usefixtures("forked")
 def test_no_run_is_started_that_would_not_end_in_time(tmp_path: Path) -> None:
     result = sweep(GRID, tmp_path, jobs=1, time_budget=0.001)
     assert (result.done, result.left, result.failed) == (0, 4, ())

@@ -731,12 +731,19 @@ def test_a_card_without_triton_runs_torchs_operations_and_says_so(
 # ------------------------------------------------------------------------------------------------ compiled for an H100
 
 
+@pytest.fixture
+def compiled(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where Triton finds what it compiled before, by a hash of sources, options and versions: once a clone."""
+    cache: pytest.Cache | None = getattr(request.config, "cache", None)
+    return tmp_path if cache is None else cache.mkdir("triton")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["columns", "distances", "workers", "ordinary sorting", "long sorting"])
-def test_kernels_compile_for_an_h100_without_spilling(group: str, tmp_path: Path) -> None:
+def test_kernels_compile_for_an_h100_without_spilling(group: str, compiled: Path) -> None:
     """With ordinary arguments, and with those of one row of one column, which Triton makes constants of."""
     environment = os.environ | {
-        "TRITON_CACHE_DIR": str(tmp_path),
+        "TRITON_CACHE_DIR": str(compiled),
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     environment.pop("TRITON_INTERPRET", None)
