@@ -53,7 +53,7 @@ TESTS = [
     "colluding", "attack_search", "knowledge", "memory", "draws", "algorithm", "theory", "explain", "scores",
     "conventions", "checks", "specs", "vectors", "testing", "identity", "construction", "evidence", "accounts",
     "suspects", "own_classes", "backdoors", "geometry", "search", "options", "central", "card", "simulate",
-    "references",
+    "references", "values",
 ]  # fmt: skip
 ALIVE = ("survived", "uncovered")
 PORTION = 100  # mutants at a time
