@@ -131,15 +131,15 @@ def gains(pairs: dict[str, list[Pair]]) -> str:
                     ]
                     means = [fmean(values) for values in accuracies(some)]
                     s = summarize(some)
-                    row += ["{:.1f} → {:.1f}".format(*means), signed(s.mean), between(s.low, s.high)]
+                    row += ["{:.1f} → {:.1f}".format(*means), f"{signed(s.mean)} ({between(s.low, s.high)})"]
                 rows.append(row)
     row = ["all"]
     for found in pairs.values():
         s = summarize(found)
-        row += ["", signed(s.mean), between(s.low, s.high)]
+        row += ["", f"{signed(s.mean)} ({between(s.low, s.high)})"]
     head = ["Byzantine, learning rate, attack"]
     for name in pairs:
-        head += [f"{name}: server → workers", "gain", "interval"]
+        head += [f"{name}: server → workers", "gain"]
     return table(head, [*rows, row])
 
 
@@ -171,13 +171,14 @@ def exceptions(pairs: dict[str, list[Pair]]) -> str:
                 continue
             e = some[0].experiment
             places = [f"{min(values):.1f} to {max(values):.1f}" for values in accuracies(some)]
+            kind = "Nesterov" if e.nesterov else "classical"
             rows.append([
-                name, RULES[e.rule], (e.attack or "").capitalize(), f"{e.byzantine} of 51", f"{e.learning_rate:g}",
-                "Nesterov" if e.nesterov else "classical", f"{len(lower)} of {len(some)}",
-                signed(min(p.gain() for p in some)), str(len(kept)) if kept else "", *places,
+                name, f"{RULES[e.rule]}, {(e.attack or '').capitalize()}",
+                f"{e.byzantine} of 51, {e.learning_rate:g}, {kind}", f"{len(lower)} of {len(some)}",
+                signed(min(p.gain() for p in some)), str(len(kept)) if kept else "", " → ".join(places),
             ])  # fmt: skip
-    head = ("profile", "rule", "attack", "Byzantine", "rate", "momentum", "lower", "least gain", "costly, not raised",
-            "server", "workers")  # fmt: skip
+    head = ("profile", "rule, attack", "Byzantine, rate, momentum", "lower", "least gain", "costly, not raised",
+            "server → workers")  # fmt: skip
     return table(head, rows)
 
 
