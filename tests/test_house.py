@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,14 @@ def test_what_prints_is_seen() -> None:
         assert printing(ast.parse(text)) == [1]
     for text in ("output.print(1)", "file.write('x')", "logger.info('x')", "sys.stdout.isatty()"):
         assert printing(ast.parse(text)) == []
+
+
+def test_names_in_docstrings_are_set_as_code() -> None:
+    """Two backticks on each side: with one the reference shows the backticks."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                found += [f"{path.name}: {bare}" for bare in re.findall(r"(?<![`:\w])`(?!`)[^`\n]+`(?!`)", text)]
+    assert found == []

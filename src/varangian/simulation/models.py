@@ -1,9 +1,9 @@
-"""The paper's models and a few more, as plain `torch.nn` modules.
+"""The paper's models and a few more, as plain ``torch.nn`` modules.
 
 Every model answers *logits* [B, classes]; the loss is cross entropy on them. The paper writes a log-softmax layer and
 the negative log-likelihood, which is the same number with the same gradients.
 
-Nothing is done in place, so that `torch.func.functional_call` and `vmap` can run many workers through one model.
+Nothing is done in place, so that ``torch.func.functional_call`` and ``vmap`` can run many workers through one model.
 Parameters have PyTorch's default initialisation.
 """
 
@@ -238,7 +238,7 @@ def _check_choice(model: str, option: str, value: str, known: tuple[str, ...]) -
 def wide_resnet(shape: Shape, classes: int, depth: int = 28, width: int = 10, dropout: float = 0.3) -> nn.Module:
     """Wide-ResNet-depth-width, whose convolutions have biases as in the paper's study: d = 36,489,290 on CIFAR-10.
 
-    A 3x3 convolution to 16 channels; three groups of (depth - 4) / 6 residual blocks with 16, 32 and 64 times `width`
+    A 3x3 convolution to 16 channels; three groups of (depth - 4) / 6 residual blocks with 16, 32 and 64 times ``width``
     channels, the second and third at half the resolution of the one before; batch norm, ReLU, mean over the image, and
     a linear layer.
 

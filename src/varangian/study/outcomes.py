@@ -436,7 +436,7 @@ def collect(folder: str | Path) -> tuple[list[Outcome], list[str]]:
     """All complete runs of a folder in a fixed order, each once; and a line on each that is left out, and why.
 
     Args:
-        folder: of run folders (`varangian run --out`), of a sweep, or holding runs.csv only; or such a file itself.
+        folder: of run folders (``varangian run --out``), of a sweep, or holding runs.csv only; or such a file itself.
 
     Raises:
         ValueError: there is nothing of the kind, or a table of runs that cannot be read.

@@ -24,7 +24,7 @@ def digits() -> Dataset:
     test digits come from hands that the training images do not show. Pixels are divided by 16; no flips.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
-    1998 (its test set, as scikit-learn's `load_digits` has it), https://doi.org/10.24432/C50P49, under the licence
+    1998 (its test set, as scikit-learn's ``load_digits`` has it), https://doi.org/10.24432/C50P49, under the licence
     CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/); stored here as uint8, otherwise unchanged.
 
     Example:
@@ -43,7 +43,7 @@ def digits() -> Dataset:
 def mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
     """MNIST: 70,000 handwritten digits, 28 x 28, normalised with mean 0.1307 and deviation 0.3081.
 
-    Args: as `load`.
+    Args: as ``load``.
     Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", 1998.
     """
     train, test = load_idx("mnist", "MNIST", data_root(folder), download)
@@ -53,7 +53,7 @@ def mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
 def fashion_mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
     """Fashion-MNIST: 70,000 images of clothes, 28 x 28, mirrored at random in training, not normalised.
 
-    Args: as `load`; Debian's package dataset-fashion-mnist is found where it installs.
+    Args: as ``load``; Debian's package dataset-fashion-mnist is found where it installs.
     Source: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset", arXiv 1708.07747, 2017.
     """
     train, test = load_idx("fashion-mnist", "FashionMNIST", data_root(folder), download)
@@ -66,7 +66,7 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 def cifar_10(folder: str | Path | None = None, download: bool = True) -> Dataset:
     """CIFAR-10: 60,000 colour photographs, 32 x 32, of 10 classes, normalised and mirrored at random in training.
 
-    Args: as `load`; only the binary version is read, as .bin files or as cifar-10-binary.tar.gz.
+    Args: as ``load``; only the binary version is read, as .bin files or as cifar-10-binary.tar.gz.
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
     batches = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -77,7 +77,7 @@ def cifar_10(folder: str | Path | None = None, download: bool = True) -> Dataset
 def cifar_100(folder: str | Path | None = None, download: bool = True) -> Dataset:
     """CIFAR-100: 60,000 colour photographs, 32 x 32, of 100 (fine) classes, transformed like CIFAR-10.
 
-    Args: as `load`; only the binary version is read, as .bin files or as cifar-100-binary.tar.gz.
+    Args: as ``load``; only the binary version is read, as .bin files or as cifar-100-binary.tar.gz.
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
     train, test = load_cifar(
@@ -219,7 +219,7 @@ def load(name: str, folder: str | Path | None = None, download: bool = True) -> 
     """The dataset of that name, whole, in memory.
 
     Args:
-        name: a key of DATASETS. `digits` and `synthetic` need no files and do not look at the other arguments.
+        name: a key of DATASETS. ``digits`` and ``synthetic`` need no files and do not look at the other arguments.
         folder: where the files are, in torchvision's layout or flat; by default $VARANGIAN_DATA, or else the user's
             data folder. What has to be downloaded goes there too, in torchvision's layout.
         download: whether files that are not found may be downloaded; what comes must have the known SHA-256.

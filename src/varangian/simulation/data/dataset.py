@@ -79,7 +79,7 @@ def is_float(value: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split, and how raw inputs become those of a model (see `prepare`).
+    """A training and a test split, and how raw inputs become those of a model (see ``prepare``).
 
     :func:`varangian.dataset` makes one of arrays, tensors, tables and data sets of torch.
 
@@ -88,7 +88,7 @@ class Dataset:
         train, test: the two splits.
         classes: labels are 0 to classes - 1, or -100 for tokens that do not count; of numbers to predict, how many
             there are to an example.
-        mean, std: of images, per channel, of pixels already divided by `scale`; None where they are not normalised.
+        mean, std: of images, per channel, of pixels already divided by ``scale``; None where they are not normalised.
         flip: whether training images are mirrored left to right at random, one time in two.
         scale: the largest raw value; by default 255 of pixels, and 1 of floats, which are taken as they are.
         synthetic: True where the images were made up, so that nobody takes the figures for those of real data.
@@ -243,11 +243,11 @@ def prepare(dataset: Dataset, images: Tensor, flip: Tensor | None = None) -> Ten
     """Raw inputs to those of a model: (flipped / scale - mean) / std of pixels; tokens stay what they are.
 
     Args:
-        images: [B, ...], rows of a split of `dataset`.
-        flip: bool [B], the images to mirror left to right; None mirrors none. `dataset.flip` says whether training
+        images: [B, ...], rows of a split of ``dataset``.
+        flip: bool [B], the images to mirror left to right; None mirrors none. ``dataset.flip`` says whether training
             should draw it; test images are not mirrored.
 
-    Shape: [B, ...] -> [B, ...], on the device of `images`; float32 of pixels and float32, else of the same type.
+    Shape: [B, ...] -> [B, ...], on the device of ``images``; float32 of pixels and float32, else of the same type.
 
     Example:
         >>> import varangian as vg

@@ -75,7 +75,7 @@ class DirichletMixture:
     """Every worker has equally many examples, in a mixture of classes of its own, q_i ~ Dirichlet(alpha p).
 
     p is the share of each class in the data, so alpha is the sum of what the draw is made with: 0.1 is far more uneven
-    here than `Dirichlet(alpha=0.1)`, which draws for each class over the workers and leaves them unequal amounts. The
+    here than ``Dirichlet(alpha=0.1)``, which draws for each class over the workers and leaves them unequal amounts. The
     parts are disjoint and cover the data: examples are not drawn twice, and where a class is used up a worker goes on
     with the others, so that the last workers get what is left. Sizes differ by one at most. Time O(N + workers C).
 
@@ -124,7 +124,7 @@ class DirichletMixture:
 class Similarity:
     """A random fraction gamma of the data is dealt evenly; the rest is sorted by label and dealt in contiguous shards.
 
-    gamma = 1 gives parts of the same distribution, gamma = 0 is as uneven as `Extreme`. The parts are disjoint and
+    gamma = 1 gives parts of the same distribution, gamma = 0 is as uneven as ``Extreme``. The parts are disjoint and
     cover the data.
 
     Args:
@@ -273,13 +273,13 @@ class LongTail:
     """Of class k a share imbalance^(-k / (C - 1)) is kept, so the last class is that much rarer than the first.
 
     Classes are ranked by their number, class 0 being the head. Of each at least one example is kept, to the nearest
-    number; the others are with nobody. What is kept is dealt evenly at random or, with an alpha, by `Dirichlet`: the
+    number; the others are with nobody. What is kept is dealt evenly at random or, with an alpha, by ``Dirichlet``: the
     parts are disjoint and cover what is kept, and alike in their tails without an alpha. Test data are not touched.
     Time O(N log N).
 
     Args:
         imbalance: how many times rarer the last class becomes, 1 or more; 1 keeps everything.
-        alpha: of `Dirichlet`; None deals evenly.
+        alpha: of ``Dirichlet``; None deals evenly.
 
     Raises:
         ValueError: imbalance below 1, or alpha that is none; called with fewer kept examples than workers.
@@ -379,7 +379,7 @@ def partition(labels: Tensor | np.ndarray, workers: int, how: str | Partition, s
         labels: [N] or [N, ...], of the training split. The partitions of this package other than "iid" and "quantity"
             deal by classes, int [N].
         workers: how many workers share the data: the honest ones, as a rule.
-        how: as an experiment has it, "dirichlet(alpha=0.1)", or an object such as `Dirichlet(alpha=0.1)`.
+        how: as an experiment has it, "dirichlet(alpha=0.1)", or an object such as ``Dirichlet(alpha=0.1)``.
         seed: the same seed gives the same parts.
 
     Returns: one ascending int64 array per worker, none of them empty.

@@ -1,7 +1,7 @@
 """Data files: found, downloaded, and read as files of anybody.
 
 Files are treated as hostile. Nothing is unpickled or extracted, no more is read than the format allows, and whatever is
-wrong with a file comes out as one `DataError` of one line.
+wrong with a file comes out as one ``DataError`` of one line.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def _explained(name: str, target: Path, error: DataError) -> DataError:
 
 
 def _download(name: str, file: str, target: Path, searched: str, allowed: bool) -> Path:
-    """Fetch one file of a dataset into `target`; it appears there only once its SHA-256 has been checked.
+    """Fetch one file of a dataset into ``target``; it appears there only once its SHA-256 has been checked.
 
-    `searched` says where the file was looked for: the start of the message where it cannot be fetched either.
+    ``searched`` says where the file was looked for: the start of the message where it cannot be fetched either.
     """
     if not allowed:
         raise _MissingError(searched)
@@ -147,7 +147,7 @@ class _Readable(Protocol):
 
 
 def _take(stream: _Readable, count: int) -> bytearray:
-    """Up to `count` bytes. In pieces, since a read of `count` would set aside memory for a size nobody has checked."""
+    """Up to ``count`` bytes, in pieces: a read of all would set aside memory for a size that nobody has checked."""
     data = bytearray()
     while piece := stream.read(min(2**20, count - len(data))):
         data += piece
@@ -156,7 +156,7 @@ def _take(stream: _Readable, count: int) -> bytearray:
 
 @contextmanager
 def _open(path: Path) -> Iterator[_Readable]:
-    """A file as a stream of bytes, decompressed if need be; what goes wrong in the block is a DataError on `path`."""
+    """A file as a stream of bytes, decompressed if need be; what goes wrong in the block is a DataError on ``path``."""
     try:
         with path.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
@@ -223,7 +223,7 @@ def load_idx(name: str, torchvision: str, root: Path, download: bool) -> tuple[S
 def _read_idx(path: Path, sides: tuple[int, ...], most: int) -> np.ndarray:
     """The array in an IDX file: a magic number, one size per dimension (big-endian, 32 bits), the bytes.
 
-    Shape: uint8 [N, *sides], with N from 1 to `most`; header and file must agree on it exactly.
+    Shape: uint8 [N, *sides], with N from 1 to ``most``; header and file must agree on it exactly.
     """
     with _open(path) as stream:
         header = _take(stream, 4 * (2 + len(sides)))
@@ -257,7 +257,7 @@ def load_cifar(
 
     Args:
         directory: the folder of the .bin files, on disk or in the archive.
-        train: the files of the training split, with at most `most` records each.
+        train: the files of the training split, with at most ``most`` records each.
     """
     (archive,) = _SHA256[name]
     test = "test_batch.bin" if name == "cifar-10" else "test.bin"
@@ -367,7 +367,7 @@ def _octal(field: bytearray) -> int:
 
 
 def _skip(stream: _Readable, count: int) -> int:
-    """Read past up to `count` bytes; how many there were."""
+    """Read past up to ``count`` bytes; how many there were."""
     done = 0
     while done < count and (piece := stream.read(min(2**20, count - done))):
         done += len(piece)

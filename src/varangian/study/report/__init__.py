@@ -168,7 +168,7 @@ def _draw(found: Sequence[Group], grid: Cells, title: str, folder: Path, told: _
 
 
 def _workers(folder: Path, runs: int, figures: Path) -> list[Picture]:
-    """Of a few runs, workers over steps, where that was recorded; of more `varangian suspects` has them."""
+    """Of a few runs, workers over steps, where that was recorded; of more ``varangian suspects`` has them."""
     from .. import suspects  # which draws in this style itself
 
     pictures = []
@@ -283,7 +283,7 @@ def _too_large(found: Sequence[Group]) -> str:
 
 
 def report_results(results: Sequence[Result], out: str | Path, command: str = "varangian demo") -> Path:
-    """The same for runs that are at hand and were kept nowhere: what `varangian demo` ends with."""
+    """The same for runs that are at hand and were kept nowhere: what ``varangian demo`` ends with."""
     return report([from_result(result) for result in results], out, command)
 
 
