@@ -243,9 +243,9 @@ def blocks(found: dict[str, Any]) -> dict[str, str]:
         made["kinds"] = kinds(rows)
     if any(name in found for name in SHAPES):
         made["agreement"] = agreement(found)
+        made["range"] = ranges(found)
     if "time-51" in found and "step" in found:
         made["short"] = short(found)
-        made["range"] = ranges(found)
     return made
 
 

@@ -19,12 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from varangian.study.outcomes import Outcome, read_runs
-from varangian.study.paper import COSTLY, Pair, account, verdicts
+from varangian.study.paper import CLAIMS, COSTLY, Pair, account, verdicts
 from varangian.study.report import style
 from varangian.study.report.statistics import estimate, summarize
 
@@ -45,21 +44,14 @@ RULES = {
 }  # fmt: skip
 
 
-def costly(pair: Pair) -> bool:
-    loss = pair.loss()
-    return loss is not None and loss >= COSTLY
-
-
-def everything(pair: Pair) -> bool:
-    return True
-
-
-# Of each claim that is a share: of which pairs, and which of them count.
-SHARES: dict[str, tuple[Callable[[Pair], bool], Callable[[Pair], bool]]] = {
-    "C1": (costly, lambda pair: pair.gain() > 0),
-    "C2": (costly, lambda pair: pair.gain() >= COSTLY),
-    "C3": (everything, lambda pair: pair.gain() < 0),
-    "C4a": (everything, costly),
+CLAIM = {claim.id: claim for claim in CLAIMS}
+costly = CLAIM["C1"].of
+# Of each claim that is a share: which of the pairs that it speaks of count.
+SHARES: dict[str, Callable[[Pair], bool]] = {
+    "C1": lambda pair: pair.gain() > 0,
+    "C2": lambda pair: pair.gain() >= COSTLY,
+    "C3": lambda pair: pair.gain() < 0,
+    "C4a": costly,
 }
 
 
@@ -67,10 +59,10 @@ def configuration(pair: Pair) -> str:
     return replace(pair.experiment, seed=0).digest
 
 
-def between(low: float | None, high: float | None, least: float = -100.0, most: float = 100.0) -> str:
+def between(low: float | None, high: float | None, least: float = -100.0) -> str:
     if low is None or high is None:
         return ""
-    return f"{max(low, least):.1f} to {min(high, most):.1f}".replace("-", "−")
+    return f"{max(low, least):.1f} to {min(high, 100.0):.1f}".replace("-", "−")
 
 
 def share(pairs: Sequence[Pair], counts: Callable[[Pair], bool]) -> tuple[str, str]:
@@ -105,8 +97,7 @@ def claims(pairs: dict[str, list[Pair]]) -> str:
         for name, found in pairs.items():
             verdict = judged[name][claim]
             if claim in SHARES:
-                of, counts = SHARES[claim]
-                number, interval = share([p for p in found if of(p)], counts)
+                number, interval = share([p for p in found if CLAIM[claim].of(p)], SHARES[claim])
                 said = number + (f", {interval}" if interval else "")
             else:
                 assert verdict.finding is not None
@@ -241,8 +232,7 @@ def between_profiles(pairs: dict[str, list[Pair]], others: list[Pair]) -> str:
             spelt = text.format(rule=rule, all=everything)
             row.append(cell(others, spelt, f, rate, clip) if spelt.startswith(rule) else "")
         rows.append(row)
-    if "published" in pairs:
-        rows.append(["published", *(cell(pairs["published"], *place, None) for place in PLACES_THERE)])
+    rows.append(["published", *(cell(pairs["published"], *place, None) for place in PLACES_THERE)])
     titles = [f"{RULES[rule]}, {f} of 51, rate {rate:g}" for rule, f, rate in PLACES_THERE]
     return table(["Empire, classical momentum", *titles], rows)
 
@@ -310,7 +300,6 @@ def filled(page: str, made: dict[str, str]) -> str:
 
 
 def main() -> None:
-    matplotlib.use("agg")
     PAGE.write_text(filled(PAGE.read_text("utf-8"), tables()), "utf-8")
     pairs = {name: account(read_runs(path)).pairs for name, path in TABLES.items()}
     (HERE / "profiles.png").write_bytes(figure(pairs))

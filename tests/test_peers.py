@@ -90,7 +90,7 @@ def test_what_is_compared_was_the_same_definition(script: ModuleType, library: s
     ]
     assert rows
     neighbours = {id(r) for r in KEPT.get("time-25", {}).get("rows", ()) if library == "byzfl" and "NNM" in r["rule"]}
-    for row in rows:  # in float32 ByzFL takes other neighbours there, as the page says: of vectors equally far by 1e-6
+    for row in rows:  # ByzFL takes other neighbours there, as the page says: distances differ by 1e-5 at most
         assert row.get("differs", 0.0) < (2e-2 if id(row) in neighbours else 2e-5), row
 
 

@@ -7,6 +7,7 @@ overflowed (beyond 1e154 in double precision, 256 in half) or vanished.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -275,27 +276,43 @@ def test_the_greatest_and_the_least_numbers_that_there_are(value: float) -> None
         assert attack(x, F, defence=vg.Median(f=F), previous=x[1], poisoned=x[:F]).shape == (F, 5)
 
 
+def beyond() -> list[tuple[str, Any]]:
+    """Attacks on vectors with an option that is beyond single precision, as many as take one."""
+    found = []
+    for name, kind in vg.ATTACKS.items():
+        for field in fields(kind):
+            for number in (1e39, -1e39, 1e300):
+                with suppress(ValueError):  # no number, or none of that size, is its option
+                    found.append((f"{name}-{field.name}-{number:g}", kind(**{field.name: number})))
+    return [(name, attack) for name, attack in found if not attack.poisons]
+
+
+BEYOND = beyond()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize(("name", "option"), [
-    (name, field.name) for name, kind in vg.ATTACKS.items() for field in fields(kind) if field.init
-])  # fmt: skip
-def test_an_attack_with_a_number_beyond_single_precision(name: str, option: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("attack", [a for _, a in BEYOND], ids=[name for name, _ in BEYOND])
+def test_an_attack_with_a_number_beyond_single_precision(attack: vg.Attack, dtype: torch.dtype) -> None:
     """What it sends is the formula's, infinite where that is too large."""
     honest = torch.randn(9, 20, generator=torch.Generator().manual_seed(1)).to(dtype)
     honest[:, 0], honest[:, 1] = 1.0, 0.0  # a deviation of zero, and a mean
-    for number in (1e39, -1e39, 1e300):
-        try:
-            attack = vg.ATTACKS[name](**{option: number})
-        except ValueError:
-            continue  # no such number, or none of that size, is its option
-        if attack.poisons:
-            continue
-        sent = attack(honest, 2)
-        assert sent.dtype == dtype
-        if name in ("little", "empire"):
-            assert not sent.isnan().any()
-            if dtype.itemsize > 2:
-                torch.testing.assert_close(sent, attack(honest.double(), 2).to(dtype))
+    sent = attack(honest, 2)
+    assert sent.dtype == dtype
+    if isinstance(attack, vg.Little | vg.Empire):
+        assert not sent.isnan().any()
+        if dtype.itemsize > 2:
+            torch.testing.assert_close(sent, attack(honest.double(), 2).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("scale", [0.0, -1.5, 65504.0, 65536.0, 3.38e38, 3.4e38, -3.5e38, 1e300])
+def test_moving_by_a_scale_on_both_sides_of_what_a_type_holds(scale: float, given: bool, dtype: torch.dtype) -> None:
+    x, y = torch.tensor([1.0, -2.0, 0.5], dtype=dtype), torch.tensor([0.0, 2.0**-100, -2.0], dtype=dtype)
+    out = torch.empty_like(x) if given else None
+    found = kernels.moved(x, y, scale, out=out)
+    assert out is None or found is out
+    torch.testing.assert_close(found, (x.double() + scale * y.double()).to(dtype))
 
 
 @pytest.mark.parametrize("settings", [

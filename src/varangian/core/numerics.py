@@ -13,7 +13,7 @@ and measures again, in float64, where that could matter. From the least to the g
 | weights 1 / n summed, a score, a cosine behind a mixing | up to 1e-13 | ``NOTHING``, ``TIE``, ``ANGLE`` 1e-12 |
 | an eigenvalue by bisection, a sum of unit vectors | up to 1e-12 | ``SPECTRUM``, ``OPTIMAL`` 1e-10 |
 | where a walk has arrived | up to 1e-10 | ``SETTLED``, ``WITHIN`` 1e-9 |
-| a squared distance of float32 vectors | up to 4e-7 | ``ROUNDING`` 4e-7 |
+| a squared distance of float32 vectors | up to 3.4e-7 | ``ROUNDING`` 4e-7 |
 | a sum of unit vectors, from those | up to 1e-6 | ``UNSURE`` 1e-6 |
 | a squared distance derived from those, for a mixture | any: beyond it is measured again | ``BLUR`` 5e-6, 1e-5, 1e-4 |
 | a place found from those | the root of that, and more near a point | ``NARROW``, ``CLOSE``, ``FLAT`` |

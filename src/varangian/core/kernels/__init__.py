@@ -237,7 +237,7 @@ def blend(scale: float | Tensor, x: Tensor, factor: float, y: Tensor, *, out: Te
 
 def moved(x: Tensor, y: Tensor, scale: float, *, out: Tensor | None = None) -> Tensor:
     """x + scale y. Torch takes no scale beyond the numbers of the type: then in float64, rounded once."""
-    if x.dtype == torch.float64 or abs(scale) <= torch.finfo(torch.float32).max:
+    if abs(scale) <= torch.finfo(x.dtype).max:
         return torch.add(x, y, alpha=scale, out=out)
     found = (x.double() + scale * y.double()).to(x.dtype)
     return found if out is None else out.copy_(found)

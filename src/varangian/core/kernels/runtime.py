@@ -144,7 +144,9 @@ class _Patience(event.Listener):
             self.timer.start()
 
     def on_end(self, event: event.Event) -> None:
-        self.depth = max(0, self.depth - 1)
+        if not self.depth:
+            return  # it began before anybody listened
+        self.depth -= 1
         if self.depth:
             return
         self.seconds += time.perf_counter() - self.start
