@@ -8,6 +8,7 @@ what is imported already, is started as it is anywhere.
 from __future__ import annotations
 
 import atexit
+import compileall
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ from pathlib import Path
 
 # What an interpreter and what is imported read as they start, and do not write into the environment themselves.
 READ = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "MPL", "CUDA_", "TRITON_INTERPRET", "HOME", "XDG_")
+SOURCES = Path(__file__).parents[1] / "src"
 
 
 def run(
@@ -181,9 +183,10 @@ def serve(place: socket.socket) -> None:
     base = sys.path[1:]
     importlib.import_module("warmed")
     compiled = None
-    if sys.dont_write_bytecode:  # beside the sources, which each program would compile by itself
+    if sys.dont_write_bytecode:  # beside the sources
         compiled = sys.pycache_prefix = tempfile.mkdtemp()
-        sys.dont_write_bytecode = False
+    compileall.compile_dir(SOURCES, quiet=2)
+    sys.dont_write_bytecode = True  # a program that may write no more than some bytes would spoil it for all after it
     watching: list[int] = []
     while True:
         first, files, _, _ = socket.recv_fds(place, 8, 4)

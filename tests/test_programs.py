@@ -111,3 +111,20 @@ def test_programs_at_work_are_sent_signals_as_any_are(number: int, tmp_path: Pat
         ended.append((*process.communicate(timeout=60), process.returncode, process.poll()))
     assert ended[0] == ended[1]
     assert ended[0][0] == "True\n"
+
+
+LIMITED = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+import varangian
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_what_one_program_may_not_write_the_next_one_has(tmp_path: Path) -> None:
+    """Under a limit, the interpreter leaves the beginning of what it compiled, which the next one takes for whole."""
+    environment = os.environ | {"PYTHONPATH": str(programs.SOURCES)}
+    assert programs.run("-c", LIMITED, cwd=tmp_path, env=environment).returncode == 0
+    after = programs.run("-c", "import varangian", cwd=tmp_path, env=environment)
+    assert (after.returncode, after.stderr) == (0, "")
