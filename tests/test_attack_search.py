@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 import oracles
 import varangian as vg
 from varangian.core.attacks import ATTACKS, ComposedDefence, Knowledge, WorstCase
-from varangian.core.attacks.search import LINES
+from varangian.core.attacks.search import LINES, parts
 from varangian.core.attacks.trials import Trials, next_place
 from varangian.core.explanation import explain
 from varangian.core.randomness import generator
@@ -259,3 +261,28 @@ def test_specs_come_back(name: str) -> None:
     assert make("attack", 'worst-case(directions=("little", "mimic"), evaluations=9)', ATTACKS) == vg.WorstCase(
         ("little", "mimic"), 9
     )
+
+
+@dataclass(frozen=True)
+class Through(vg.Attack):
+    """Sends what another attack does."""
+
+    other: vg.Attack
+    others: tuple[vg.Attack, ...] = ()
+
+    def craft(self, seen: Knowledge) -> torch.Tensor:
+        return self.other.craft(seen)
+
+
+def test_the_classes_that_an_attack_is_made_of() -> None:
+    made = Through(vg.WorstCase(("little", "mimic")), (vg.Zero(), Through(vg.Empire())))
+    kinds = [Through, vg.WorstCase, vg.Little, vg.Mimic, vg.Zero, Through, vg.Empire]
+    assert list(parts(made)) == kinds
+
+
+def test_one_attacker_searches_along_an_attack_that_sends_several_vectors() -> None:
+    """The first of them is the point on the line; of one attacker there is no other."""
+    seen = replace(knowledge((), vg.Median(f=1)), f=1)
+    found = WorstCase(("divided",), evaluations=4).find(seen)
+    line = vg.Divided().craft(seen)[0] - seen.mean
+    torch.testing.assert_close((found.vector - seen.mean) / line, torch.full_like(line, found.factor))

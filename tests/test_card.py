@@ -452,6 +452,15 @@ def test_a_last_aggregate_that_is_not_finite(name: str) -> None:
             rule(x.to("cuda:0"), previous.to("cuda:0"))
 
 
+@pytest.mark.parametrize("name", ["centered-clipping", "fltrust"])
+def test_a_last_aggregate_from_the_host_comes_to_the_card(name: str) -> None:
+    x, rule = vectors(40), rule_named(name)
+    expected = rule(x, x[2])
+    for previous in (x[2], x[2].double()):
+        with PretendedCard():
+            assert_like(rule(x.to("cuda:0"), previous), expected)
+
+
 # ------------------------------------------------------------------------------------------- somebody's own, and more
 
 

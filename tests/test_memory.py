@@ -18,6 +18,7 @@ from interruption import interrupt
 from test_card_runs import BASE, CUDA, alike, gone, near, normalised, opened
 from test_simulate import small_simulation
 from varangian.core.attacks import Knowledge, Memory, check_memory, same
+from varangian.core.attacks.memory import MOST_DEEP
 from varangian.runs import folders
 from varangian.runs.replaying import replay
 
@@ -89,6 +90,18 @@ def test_mimic_never_copies_what_is_not_finite_as_it_warms_up(bad: float) -> Non
     with pytest.warns(UserWarning, match="one honest vector"):
         sent, _ = vg.Mimic(warmup=9)(np.full((1, D), bad), 2)  # all there is to copy
     assert not np.isfinite(sent).any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_who_never_sends_numbers_turns_nothing_as_mimic_warms_up(bad: float) -> None:
+    memory, others = None, None
+    for x in steps_of(2, 5):
+        _, memory = vg.Mimic(warmup=9)(np.insert(x, 1, bad, axis=0), 2, memory=memory)
+        _, others = vg.Mimic(warmup=9)(x, 2, memory=others)
+    assert isinstance(memory, tuple)
+    assert isinstance(others, tuple)
+    for found, wanted in zip(memory[:2], others[:2], strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_rop_remembers_its_own_direction() -> None:
@@ -261,6 +274,18 @@ def test_tuples_are_not_nested_without_end() -> None:
         memory = (memory,)
     with pytest.raises(ValueError, match="got a tuple"):
         check_memory(Says(), memory, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("deep", [1, MOST_DEEP, MOST_DEEP + 1])
+def test_tuples_may_be_nested_so_deep(deep: int) -> None:
+    memory: Any = torch.zeros(1)
+    for _ in range(deep):
+        memory = (memory,)
+    if deep <= MOST_DEEP:
+        check_memory(Says(), memory, torch.device("cpu"))
+    else:
+        with pytest.raises(ValueError, match="got a tuple"):
+            check_memory(Says(), memory, torch.device("cpu"))
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,26 @@ def test_bounds_spare_branches() -> None:
 SHARES = {0.2: 83, 0.4: 398, 0.6: 396, 0.8: 287}
 
 
+def test_disjoint_conflicts_cost_a_point_each() -> None:
+    """A ring of eight with one chord, where no move is forced: four disjoint pairs, so three points do not do."""
+    ring = np.zeros((8, 8), bool)
+    for i, j in [*((i, (i + 1) % 8) for i in range(8)), (0, 4)]:
+        ring[i, j] = ring[j, i] = True
+    assert [search._coverable(ring, 3, 0), search._coverable(ring, 4, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_least_sum_where_nothing_forces_a_choice(seed: int) -> None:
+    n = 9
+    squared = between(grid(n, 2, seed) if seed % 2 else np.random.default_rng(seed).normal(size=(n, 2)))
+    for size in range(1, n):
+        sums = {s: squared[np.ix_(s, s)].sum() / 2 for s in subsets(n, size)}
+        wanted = {s for s, total in sums.items() if total <= min(sums.values()) * (1 + numerics.TIE)}
+        found = np.zeros((len(sums), n), bool)
+        count = search._tightest(squared, squared < 0, n - size, 20_000, np.inf, found, numerics.TIE)
+        assert {tuple(map(int, np.flatnonzero(mask))) for mask in found[:count]} == wanted
+
+
 @pytest.mark.parametrize("n", range(1, 9))
 @pytest.mark.parametrize("d", [1, 2])
 def test_the_least_diameter(n: int, d: int) -> None:

@@ -172,7 +172,7 @@ def _tightest(squared, conflict, f, nodes, best, found, tie):  # type: ignore[no
                 bound = total
                 for k in range(left):
                     bound -= chosen[free - 1 - k]
-                dead = bound > best * (1 + tie)
+                dead = bound - tie * total > best * (1 + tie)  # the difference of large sums, where far points are left
         top = 0
         if not dead:
             edges, top = _degrees(conflict, state, degrees)
