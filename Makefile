@@ -41,13 +41,16 @@ hooks: $(READY) ## run the quick checks before each commit
 demo: $(READY) ## distributed momentum against the usual formulation, under attack: a table and a figure
 	@$(BIN)/varangian demo $(ARGS)
 
-# One thread per worker process: the tests' tensors are small, so cores are better spent on more tests at once.
+# One thread per worker process: the tests' tensors are small, so cores are better spent on more tests at once. Whatever
+# the environment says, bytecode is kept in the clone: each of some hundred processes would compile the same sources.
+TESTED := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+
 test: $(READY) ## run the tests (WORKERS=0 in one process, ARGS='-k median' for some of them)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(TESTED) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 coverage: $(READY) ## run the tests, and say which lines and branches of the package they reach (build/coverage)
 	@rm -rf build/coverage && mkdir -p build/coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(ARGS)
+	$(TESTED) $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage html --quiet
 	@$(BIN)/python -m coverage report
@@ -100,7 +103,7 @@ lowest: .venv-lowest/.with-$(WITH) ## run the tests with the lowest versions tha
 newest: .venv-newest/.with-$(WITH) ## run the tests with the newest versions that can be had
 lowest newest:
 	.venv-$@/bin/python -m pip list
-	OMP_NUM_THREADS=1 .venv-$@/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	$(TESTED) .venv-$@/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 licences: $(READY) ## write docs/project/licences.md from what is installed
 	$(BIN)/python docs/project/licences.py >docs/project/licences.md
