@@ -35,9 +35,21 @@ import torch
 import torch.utils._mode_utils
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
-from pretended_graphs import CARD, CUDAGraph, Event, Generators, Memory, Streams, graph, span_of
+from pretended_graphs import (
+    CARD,
+    CUDAGraph,
+    Event,
+    Generators,
+    Memory,
+    Operation,
+    Streams,
+    graph,
+    mapped,
+    operation,
+    span_of,
+    tensors_in,
+)
 from varangian.core import kernels
 from varangian.core.kernels import plain
 
@@ -246,9 +258,9 @@ class PretendedCard(TorchDispatchMode):
         kwargs = kwargs or {}
         device = kwargs.get("device")
         there = device is not None and torch.device(device).type in (self.device.type, "meta")
-        if there or any(isinstance(t, CardTensor) for t in tree_leaves((args, kwargs))):
+        if there or any(isinstance(t, CardTensor) for t in tensors_in((args, kwargs))):
             return _run(func, args, kwargs)
-        if func._schema.name == "aten::_pin_memory":
+        if operation(func).name == "_pin_memory":
             return _pinned(args[0].clone())
         if kwargs.get("pin_memory"):
             return _pinned(func(*args, **(kwargs | {"pin_memory": False})))
@@ -283,12 +295,10 @@ def _unwrap(x: Any) -> Any:
     return x.held if isinstance(x, CardTensor) else x
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def _written(of: Operation, args: Any, kwargs: Any) -> list[Tensor]:
     """The operands that it writes to."""
-    places = func._schema.arguments
-    given = dict(zip((a.name for a in places), args, strict=False)) | kwargs
-    written = [given.get(a.name) for a in places if a.alias_info is not None and a.alias_info.is_write]
-    return [x for x in tree_leaves(written) if isinstance(x, Tensor)]
+    given = dict(zip(of.arguments, args, strict=False)) | kwargs if of.written else {}
+    return tensors_in([given.get(name) for name in of.written])
 
 
 def _check_aligned(operands: list[Tensor]) -> None:
@@ -300,15 +310,14 @@ def _check_aligned(operands: list[Tensor]) -> None:
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    card, name = _card(), func._schema.name.split("::")[1]
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    card, name, tensors = _card(), operation(func).name, tensors_in((args, kwargs))
     mine = [t for t in tensors if isinstance(t, CardTensor)]
     others = [t for t in tensors if not isinstance(t, CardTensor)]
     device = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
     to_card = device in (card.device.type, "meta")
     if name == "_local_scalar_dense":
         card.waited("value read")
-        return func(*tree_map(_unwrap, args))
+        return func(*mapped(_unwrap, args))
     if name in WAITING:
         card.waited(name)
     if name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1]):
@@ -330,10 +339,10 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         on_card = bool(mine) or to_card
         if mine and any(t.ndim for t in others) and name != "lift_fresh":
             raise OnTwoDevices(f"{func}: Expected all tensors to be on the same device, but found cuda:0 and cpu")
-    options = tree_map(_unwrap, kwargs)
+    options = mapped(_unwrap, kwargs)
     if to_card:
         options["device"] = torch.device("cpu")
-    held = tree_map(_unwrap, args)
+    held = mapped(_unwrap, args)
     if not on_card:
         for t in mine:
             t.memory.used(card.streams.current, span_of(t.held), writes=False)
@@ -341,17 +350,18 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if "convolution" in name or "batch_norm" in name:
         _check_aligned([t.held for t in mine])
     memories = {t.held.untyped_storage().data_ptr(): t.memory for t in mine}
-    operands, written = [(t.held, t.memory) for t in mine], _written(func, held, options)
+    operands, written = [(t.held, t.memory) for t in mine], _written(operation(func), held, options)
     out = card.streams.run(func, held, options, operands=operands, free=name in FREE, written=written)
-    if card.device.type != "cuda" and any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in tree_leaves(out)):
+    if card.device.type != "cuda" and any(t.dtype == torch.float64 for t in tensors_in(out)):
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
     if name not in FREE:
-        made = sum(_size(t) for t in tree_leaves(out) if isinstance(t, Tensor))
+        made = sum(map(_size, tensors_in(out)))
         read = 0 if name in GATHERS else sum(_size(t) for t in mine)
         moved = 2 * made if name in GATHERS else 0 if name.endswith("_") or "out" in kwargs else made
-        card.launches[name, _where()] += 1
-        card.traffic[name, _where()] += read + moved
-    if torch.Tag.inplace_view in func.tags:  # squeeze_() and the like change the wrapper's own shape too
+        where = _where()
+        card.launches[name, where] += 1
+        card.traffic[name, where] += read + moved
+    if operation(func).views_in_place:  # squeeze_() and the like change the wrapper's own shape too
         with torch.utils._mode_utils.no_dispatch():
             func(*args, **kwargs)
         return args[0]
@@ -362,4 +372,4 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
             return x
         return known[id(x)] if id(x) in known else CardTensor(x, memories.get(x.untyped_storage().data_ptr()))
 
-    return tree_map(wrap, out)
+    return mapped(wrap, out)

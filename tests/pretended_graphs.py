@@ -19,14 +19,57 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, ClassVar
+from functools import cache, partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 CARD = torch.device("cuda", 0)
+
+
+class Operation(NamedTuple):
+    """What the schema of one of torch's operations says, which takes a while to ask."""
+
+    name: str
+    arguments: tuple[str, ...]
+    written: tuple[str, ...]
+    draws: bool
+    views_in_place: bool
+
+
+@cache
+def operation(func: Any) -> Operation:
+    places = func._schema.arguments
+    return Operation(
+        func._schema.name.split("::")[1],
+        tuple(a.name for a in places),
+        tuple(a.name for a in places if a.alias_info is not None and a.alias_info.is_write),
+        torch.Tag.nondeterministic_seeded in func.tags,
+        torch.Tag.inplace_view in func.tags,
+    )
+
+
+def tensors_in(x: Any) -> list[Tensor]:
+    """In what an operation is given, or answers."""
+    if isinstance(x, Tensor):
+        return [x]
+    found = []
+    for part in x.values() if isinstance(x, dict) else x if isinstance(x, (tuple, list)) else ():
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (tuple, list, dict)):
+            found += tensors_in(part)
+    return found
+
+
+def mapped(change: Callable[[Any], Any], x: Any) -> Any:
+    """The same, each tensor or other value in it changed."""
+    if isinstance(x, dict):
+        return {key: mapped(change, value) for key, value in x.items()}
+    if not isinstance(x, (tuple, list)):
+        return change(x)
+    return type(x)([mapped(change, part) if isinstance(part, (tuple, list, dict)) else change(part) for part in x])
 
 
 class Stream:
@@ -229,8 +272,7 @@ class CUDAGraph:
                 raise RuntimeError("CUDA error: an illegal memory access: a graph uses memory that was freed")
             lives.used(stream, span, writes)
         for run, outs in captured.steps:
-            found = [x for x in tree_leaves(run()) if isinstance(x, Tensor)]
-            for place, value in zip(outs, found, strict=True):
+            for place, value in zip(outs, tensors_in(run()), strict=True):
                 if place[1] and place[0] is not value:
                     place[0].copy_(value)
 
@@ -328,10 +370,9 @@ class Streams:
         if capture is not None and stream.capture is not capture:
             capture.failed = True
             raise RuntimeError("CUDA error: an operation on a stream that is no part of the capture")
-        draws = torch.Tag.nondeterministic_seeded in func.tags
-        names = [a.name for a in func._schema.arguments]
+        draws = operation(func).draws
         generator = kwargs.get("generator")
-        if generator is None and "generator" in names:
+        if generator is None and "generator" in operation(func).arguments:
             generator = next((a for a in args if isinstance(a, torch.Generator)), None)
         card = self.default if generator is None else CardGenerator.all[generator.initial_seed()]
         inner = card.inner
@@ -364,10 +405,10 @@ class Streams:
                         whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())  # pyright: ignore
                         capture.kept[id(memory)] = whole, whole.clone()
         # To be run again with tensors of the shape that they have now, whatever squeeze_() and the like make of them.
-        again = tree_map(_as_now, (args, kwargs)) if capture is not None else None
+        again = mapped(_as_now, (args, kwargs)) if capture is not None else None
         out = run(args, kwargs)
         if capture is not None:
-            outs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+            outs = tensors_in(out)
             places = {_place(x) for x, _ in operands}
             fresh = [_place(x) not in places for x in outs]
             capture.made += [x for x, new in zip(outs, fresh, strict=True) if new]

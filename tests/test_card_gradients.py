@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -72,29 +72,56 @@ def held(x: Any) -> Tensor:
     return x.held
 
 
-def pair(model: nn.Module, method: Any = "auto", **options: Any) -> tuple[WorkerGradients, WorkerGradients]:
-    """The plain loop on the CPU, and a model alike on the card."""
-    twin = copy.deepcopy(model).to(CARD)
+def on_cpu_alone(model: nn.Module, **options: Any) -> WorkerGradients:
+    """The plain loop."""
     kinds = {type(module) for module in model.modules()}
     # Masks are drawn in the order of memory: to be the card's on the CPU, too, images have to lie alike.
     layout = "channels-last" if {nn.Conv2d, nn.Dropout} <= kinds else "contiguous"
-    plain = WorkerGradients(model, method="loop", seed=SEED, layout=layout, **options)
-    return plain, WorkerGradients(twin, method=method, seed=SEED, **options)
+    return WorkerGradients(model, method="loop", seed=SEED, layout=layout, **options)
+
+
+def twin_there(model: nn.Module, method: Any = "auto", **options: Any) -> WorkerGradients:
+    """Of a model alike on the card."""
+    return WorkerGradients(copy.deepcopy(model).to(CARD), method=method, seed=SEED, **options)
+
+
+def pair(model: nn.Module, method: Any = "auto", **options: Any) -> tuple[WorkerGradients, WorkerGradients]:
+    found = twin_there(model, method, **options)
+    return on_cpu_alone(model, **options), found
+
+
+class Answer(NamedTuple):
+    """One call of the plain loop on the CPU, and what came of it."""
+
+    point: Tensor
+    batch: Batch
+    step: int
+    gradients: Tensor
+    losses: Tensor
+    buffers: dict[str, Tensor]
+
+
+def answered(plain: WorkerGradients, point: Tensor, batch: Batch, step: int) -> Answer:
+    out = torch.full((len(batch.labels), plain.d), float("nan"), dtype=point.dtype)
+    losses = plain(point, batch, out, step)
+    return Answer(point, batch, step, out, losses, plain.buffers())
+
+
+def like(found: WorkerGradients, answer: Answer, *, out: Any = None, rtol: float = 1e-9) -> None:
+    """The same call on the card: the same gradients, losses and buffers."""
+    out = there(torch.full_like(answer.gradients, float("nan"))) if out is None else out
+    losses = found(there(answer.point), on_card(answer.batch), out, answer.step)
+    torch.testing.assert_close(held(out), answer.gradients, rtol=rtol, atol=1e-11)
+    torch.testing.assert_close(held(losses), answer.losses, rtol=rtol, atol=1e-11)
+    for (name, b), other in zip(answer.buffers.items(), found.model.buffers(), strict=True):
+        torch.testing.assert_close(held(other), b, rtol=rtol, atol=1e-11, msg=name)
 
 
 def agree(
     plain: WorkerGradients, found: WorkerGradients, point: Tensor, batch: Batch, step: int, *, out: Any = None,
-    rtol: float = 1e-9,
 ) -> None:  # fmt: skip
-    """One call of each: the same gradients, losses and buffers."""
-    expected = torch.full((len(batch.labels), plain.d), float("nan"), dtype=point.dtype)
-    out = there(expected) if out is None else out
-    losses = plain(point, batch, expected, step)
-    losses_there = found(there(point), on_card(batch), out, step)
-    torch.testing.assert_close(held(out), expected, rtol=rtol, atol=1e-11)
-    torch.testing.assert_close(held(losses_there), losses, rtol=rtol, atol=1e-11)
-    for (name, b), other in zip(plain.model.named_buffers(), found.model.buffers(), strict=True):
-        torch.testing.assert_close(held(other), b, rtol=rtol, atol=1e-11, msg=name)
+    """One call of each."""
+    like(found, answered(plain, point, batch, step), out=out)
 
 
 def moved(x: Tensor, step: int) -> Tensor:
@@ -111,22 +138,27 @@ OTHERS = ("module: transformer, padding", "module: noise")
 def test_each_way_answers_what_the_loop_does_on_the_cpu(name: str, card: PretendedCard) -> None:
     """Shared points and own ones, another step each time, buffers that go on, and evaluation between."""
     model, inputs, labels = CASES[name]()
-    for method in ("auto", "loop") if name in READS else ("auto", "loop", "graph"):
-        plain, found = pair(copy.deepcopy(model), method)
-        start = plain.parameters()
-        users = torch.cuda.get_rng_state(CARD)
-        for step, own in enumerate((False, False, True, False)):
-            point = start + 0.01 * step
-            if own:
-                point = torch.stack([point * (1 + 0.02 * i) for i in range(H)])
-            agree(plain, found, point, Batch(moved(inputs, step), labels), step)
-            if step == 1:
-                chunks = ([inputs[0], inputs[1][:2]], [labels[0], labels[1][:2]])
-                values = plain.evaluate(point, *chunks)
-                there_too = found.evaluate(there(point), *([there(x) for x in part] for part in chunks))
-                assert there_too == pytest.approx(values, rel=1e-9)
-        assert method == "auto" or found.method == method
-        assert torch.equal(torch.cuda.get_rng_state(CARD), users)
+    plain = on_cpu_alone(copy.deepcopy(model))
+    there_too = {"auto": twin_there(model), "loop": twin_there(model, "loop")}
+    start, users = plain.parameters(), torch.cuda.get_rng_state(CARD)
+    chunks = ([inputs[0], inputs[1][:2]], [labels[0], labels[1][:2]])
+    there_too["auto"].look(on_card(Batch(inputs, labels)))
+    if name not in READS and there_too["auto"].method != "graph":  # which it is already, else
+        there_too["graph"] = twin_there(model, "graph")
+    for step, own in enumerate((False, False, True, False)):
+        point = start + 0.01 * step
+        if own:
+            point = torch.stack([point * (1 + 0.02 * i) for i in range(H)])
+        answer = answered(plain, point, Batch(moved(inputs, step), labels), step)
+        for found in there_too.values():
+            like(found, answer)
+        if step == 1:
+            values = plain.evaluate(point, *chunks)
+            for found in there_too.values():
+                given = ([there(x) for x in part] for part in chunks)
+                assert found.evaluate(there(point), *given) == pytest.approx(values, rel=1e-9)
+    assert all(method in ("auto", found.method) for method, found in there_too.items())
+    assert torch.equal(torch.cuda.get_rng_state(CARD), users)
 
 
 @pytest.mark.parametrize("name", [*READS, "module: noise"])
@@ -221,8 +253,18 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def without_masks(name: str, shape: tuple[int, ...] = (3, 16, 16)) -> Case:
-    model = models.build(name, shape, on_cpu.CLASSES, 1) if name != "wide-resnet" else on_cpu.model_of(name)
+def thin_resnet_18(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """With an eighth of the channels; one of usual width runs on a card in test_card_runs.py."""
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    for fan_in, fan_out, stride in ((8, 8, 1), (8, 16, 2), (16, 32, 2), (32, 64, 2)):
+        layers.append(models.BasicBlock(fan_in, fan_out, stride, "batch", projects=True))
+        layers.append(models.BasicBlock(fan_out, fan_out, 1, "batch", projects=True))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+def without_masks(name: str, shape: tuple[int, int, int] = (3, 16, 16)) -> Case:
+    factory = thin_resnet_18 if name == "resnet-18" else name
+    model = models.build(factory, shape, on_cpu.CLASSES, 1) if name != "wide-resnet" else on_cpu.model_of(name)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -253,29 +295,32 @@ def test_all_that_convolutions_and_batch_norms_are_given_is_aligned(method: str,
     assert (found.layout, found.method) == ("channels-last", method)
 
 
-@pytest.mark.parametrize("method", ["loop", "graph"])
 @pytest.mark.parametrize("name", ["cnn", "cnn of one channel", "cnn-small", "resnet-18", "resnet-20", "wide-resnet"])
-def test_channels_are_last_on_a_card_and_the_numbers_are_those_of_the_cpu(
-    name: str, method: str, card: PretendedCard
-) -> None:
+def test_channels_are_last_on_a_card_and_the_numbers_are_those_of_the_cpu(name: str, card: PretendedCard) -> None:
     one = "one channel" in name or name == "cnn-small"
     model, inputs, labels = without_masks(name.split(" ")[0], (1, 16, 16) if one else (3, 16, 16))
-    plain, found = WorkerGradients(model, method="loop"), WorkerGradients(copy.deepcopy(model).to(CARD), method=method)  # pyright: ignore
+    plain = WorkerGradients(model, method="loop")
+    looped, replayed = (WorkerGradients(copy.deepcopy(model).to(CARD), method=m) for m in ("loop", "graph"))  # pyright: ignore
     start = plain.parameters()
-    found.look(on_card(Batch(inputs, labels)))
-    assert (plain.layout, found.layout) == ("auto", "channels-last")
+    for found in (looped, replayed):
+        found.look(on_card(Batch(inputs, labels)))
+        assert (plain.layout, found.layout) == ("auto", "channels-last")
     for step, own in enumerate((False, True, False)):
         point = start + 0.01 * step
         point = torch.stack([point * (1 + 0.02 * i) for i in range(H)]) if own else point
+        answer = answered(plain, point, Batch(inputs, labels), step)
+        for found in (looped, replayed):
+            with Convolutions() as seen:
+                like(found, answer)
+            assert all(seen.last)
+            assert seen.last or found is replayed  # which nobody sees when it is replayed
+    values = plain.evaluate(start, list(inputs), list(labels))
+    for found in (looped, replayed):
         with Convolutions() as seen:
-            agree(plain, found, point, Batch(inputs, labels), step)
+            there_too = found.evaluate(there(start), [there(x) for x in inputs], [there(y) for y in labels])
+        assert seen.last
         assert all(seen.last)
-        assert seen.last or method == "graph"  # which nobody sees when it is replayed
-    with Convolutions() as seen:
-        values = found.evaluate(there(start), [there(x) for x in inputs], [there(y) for y in labels])
-    assert seen.last
-    assert all(seen.last)
-    assert values == pytest.approx(plain.evaluate(start, list(inputs), list(labels)), rel=1e-9)
+        assert there_too == pytest.approx(values, rel=1e-9)
     assert plain.layout == "contiguous"
 
 
