@@ -161,8 +161,9 @@ def said(arguments: tuple[str, ...], cwd: Path) -> tuple[int, list[str]]:
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_one_line_and_leaves_nothing_behind(
-    arguments: tuple[str, ...], line: str, tmp_path: Path
-) -> None:
+    arguments: tuple[str, ...], line: str, script: ModuleType, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     (tmp_path / "file").write_text("", "utf-8")
     wheel = "a-1-py3-none-any.whl"
     (tmp_path / "torn").mkdir()
@@ -173,7 +174,12 @@ def test_what_cannot_be_done_is_said_in_one_line_and_leaves_nothing_behind(
     whole = (tmp_path / "damaged" / wheel).read_bytes()
     (tmp_path / "damaged" / wheel).write_bytes(whole.replace(b"True", b"Trux"))
     before = sorted(tmp_path.rglob("*"))
-    assert said(arguments, tmp_path) == (2, [line])
+    if line == NO_CARD:  # which another process is asked
+        assert said(arguments, tmp_path) == (2, [line])
+    else:
+        monkeypatch.chdir(tmp_path)
+        assert script.main(list(arguments)) == 2
+        assert capsys.readouterr() == ("", line + "\n")
     assert sorted(tmp_path.rglob("*")) == before
 
 
