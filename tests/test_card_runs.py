@@ -655,7 +655,9 @@ def test_launches_do_not_grow_with_the_host(name: str, monkeypatch: pytest.Monke
     ids=str,
 )
 def test_no_graph_is_captured_where_the_number_of_honest_workers_differs(settings: dict[str, Any], method: str) -> None:
-    e = replace(BASE, **{**SMALL, "model": "resnet-20", "steps": 1, "device": CUDA, "real_byzantine": 1, **settings})
+    e = replace(
+        BASE, **{**SMALL, "model": "resnet-20(depth=8)", "steps": 1, "device": CUDA, "real_byzantine": 1, **settings}
+    )
     dataset = opened(e)
     with machine(CUDA), computing(e):
         simulation, _ = build(e, dataset)
