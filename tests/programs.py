@@ -11,6 +11,7 @@ import atexit
 import compileall
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import select
@@ -23,7 +24,10 @@ import tempfile
 import types
 from functools import cache
 from importlib.machinery import SourceFileLoader
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
 
 # What an interpreter and what is imported read as they start, and do not write into the environment themselves.
 READ = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "MPL", "CUDA_", "TRITON_INTERPRET", "HOME", "XDG_")
@@ -36,8 +40,9 @@ def run(
     env: dict[str, str] | None = None,
     input: str = "",
     timeout: float = 600,
+    workers: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Of ``python words``: status, and what it wrote."""
+    """Of ``python words``: status, and what it wrote. With ``workers``, those of its sweeps are forked too."""
     command = [str(word) for word in words]
     environment = dict(os.environ if env is None else env)
     folder = os.fspath(Path.cwd() if cwd is None else cwd)
@@ -51,7 +56,8 @@ def run(
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(input.encode())
         given.seek(0)
-        status = served.ask(command, folder, environment, [file.fileno() for file in (given, out, err)], timeout)
+        files = [file.fileno() for file in (given, out, err)]
+        status = served.ask(Question(command, folder, environment, workers), files, timeout)
         for file in (out, err):
             file.seek(0)
         written, complained = (file.read().decode().replace("\r\n", "\n") for file in (out, err))
@@ -59,7 +65,7 @@ def run(
 
 
 def start(
-    *words: object, cwd: Path | str | None = None, env: dict[str, str] | None = None
+    *words: object, cwd: Path | str | None = None, env: dict[str, str] | None = None, workers: bool = False
 ) -> Started | subprocess.Popen[str]:
     """The program ``python words`` at work, in a session of its own: who may be sent signals, and is waited for."""
     command = [str(word) for word in words]
@@ -72,19 +78,28 @@ def start(
             line, cwd=folder, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe,
         )  # fmt: skip
-    return Started(served, command, folder, environment)
+    return Started(served, Question(command, folder, environment, workers))
+
+
+class Question(NamedTuple):
+    """What is to be run."""
+
+    command: list[str]
+    folder: str
+    environment: dict[str, str]
+    workers: bool
 
 
 class Started:
     """As of ``subprocess.Popen``, what tests ask of it."""
 
-    def __init__(self, served: Server, command: list[str], folder: str, environment: dict[str, str]) -> None:
+    def __init__(self, served: Server, question: Question) -> None:
         self.returncode: int | None = None
         self._written = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._place, theirs = socket.socketpair()
         with theirs, tempfile.TemporaryFile() as nothing:
             files = [file.fileno() for file in (nothing, *self._written)]
-            served.send(command, folder, environment, [*files, theirs.fileno()])
+            served.send(question, [*files, theirs.fileno()])
         self.pid = int.from_bytes(_exactly(self._place, 8), "little")
 
     def wait(self, timeout: float | None = None) -> int:
@@ -142,14 +157,14 @@ class Server:
             self.here.close()
             self.process.wait()
 
-    def send(self, command: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
-        question = json.dumps([command, folder, environment]).encode("utf-8", "surrogateescape")
-        socket.send_fds(self.here, [len(question).to_bytes(8, "little")], files)
-        self.here.sendall(question)
+    def send(self, question: Question, files: list[int]) -> None:
+        text = json.dumps(question).encode("utf-8", "surrogateescape")
+        socket.send_fds(self.here, [len(text).to_bytes(8, "little")], files)
+        self.here.sendall(text)
 
-    def ask(self, command: list[str], folder: str, environment: dict[str, str], files: list[int], limit: float) -> int:
+    def ask(self, question: Question, files: list[int], limit: float) -> int:
         self.here.settimeout(limit)
-        self.send(command, folder, environment, files)
+        self.send(question, files)
         process = int.from_bytes(_exactly(self.here, 8), "little")
         try:
             return int.from_bytes(_exactly(self.here, 8), "little", signed=True)
@@ -157,7 +172,7 @@ class Server:
             os.kill(process, signal.SIGKILL)
             self.here.settimeout(60)
             _exactly(self.here, 8)
-            raise subprocess.TimeoutExpired([sys.executable, *command], limit) from None
+            raise subprocess.TimeoutExpired([sys.executable, *question.command], limit) from None
 
 
 @cache
@@ -194,7 +209,7 @@ def serve(place: socket.socket) -> None:
             if compiled is not None:
                 shutil.rmtree(compiled)
             sys.exit()
-        command, folder, environment = json.loads(_exactly(place, int.from_bytes(first, "little")))
+        question = Question(*json.loads(_exactly(place, int.from_bytes(first, "little"))))
         watching = [process for process in watching if not os.waitpid(process, os.WNOHANG)[0]]
         asker, apart = place, len(files) == 4
         process = os.fork()
@@ -214,16 +229,43 @@ def serve(place: socket.socket) -> None:
             for number, file in enumerate(files):
                 os.dup2(file, number)
                 os.close(file)
-            os.chdir(folder)
+            os.chdir(question.folder)
             os.environ.clear()
-            os.environ.update(environment)
-            become(command, base)
+            os.environ.update(question.environment)
+            if question.workers:
+                fork_workers()
+            become(question.command, base)
         for file in files:
             os.close(file)
         asker.sendall(process.to_bytes(8, "little"))
         asker.sendall(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]).to_bytes(8, "little", signed=True))
         if apart:
             os._exit(0)
+
+
+def fork_workers() -> None:
+    """Workers of this program's sweeps are forked from a process that is what this one is now."""
+    import ranks  # a name that programs may have files of, so that the others are without it
+
+    resource_tracker.ensure_running()  # which is an interpreter of its own, as ever
+    with patch.object(forkserver.util, "spawnv_passfds", _forked):
+        forks = ranks.Forks()
+    given = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: forks if method == "spawn" else given(method)  # type: ignore
+
+
+def _forked(_: object, words: list[str], files: list[int]) -> int:
+    """A new process at ``python -c words[-1]``, which holds of the files of this one what the interpreter would."""
+    process = os.fork()
+    if not process:
+        kept = sorted({0, 1, 2, *files})
+        for below, above in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(below + 1, above)
+        try:
+            exec(words[-1], {})
+        finally:
+            os._exit(0)
+    return process
 
 
 def become(command: list[str], base: list[str]) -> None:

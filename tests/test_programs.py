@@ -113,6 +113,65 @@ def test_programs_at_work_are_sent_signals_as_any_are(number: int, tmp_path: Pat
     assert ended[0][0] == "True\n"
 
 
+WORKERS = """
+import multiprocessing, os, signal, sys
+
+def tell(pipe, number):
+    ours = [name for name in sys.modules if name.partition(".")[0] == "varangian"]
+    parent = multiprocessing.parent_process()
+    pipe.send((__name__, sys.argv, sorted(os.environ.items()), ours, os.getpgid(0) == os.getpgid(parent.pid)))
+    pipe.send("torch._dynamo" in sys.modules)
+    os.kill(os.getpid(), number)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        os.environ["NUMBER"] = str(number)
+        here, there = context.Pipe()
+        process = context.Process(target=tell, args=(there, number))
+        process.start()
+        print(here.recv())
+        print("torch", here.recv())
+        process.join()
+        print(process.exitcode)
+    open("done", "w")
+    if "waits" in sys.argv:
+        signal.pause()
+"""
+
+
+def test_workers_of_a_forked_program_are_those_of_any(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(WORKERS)
+    begun_anew, forked = (programs.run("program.py", "x", cwd=tmp_path, workers=workers) for workers in (False, True))
+    assert (forked.returncode, forked.stderr) == (0, "")
+    assert "-9\n" in forked.stdout
+    assert "-15\n" in forked.stdout
+    assert forked.stdout.count("torch True\n") == 2
+    assert forked.stdout.replace("torch True", "torch False") == begun_anew.stdout
+
+
+def test_nothing_of_a_forked_program_outlives_it(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(WORKERS)
+    process = programs.start("program.py", "waits", cwd=tmp_path, workers=True)
+    while not (tmp_path / "done").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    limit = time.monotonic() + 60
+    while there_is(process.pid):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def there_is(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 LIMITED = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
