@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,12 +121,12 @@ def test_what_a_sweep_learns_from_it_reads_within_bounds(swept: tuple[Path, Swee
     assert (len(result.outcomes), len(result.failed)) == (1, 3)
 
 
-def start(out: Path, seeds: int, steps: int) -> programs.Started | subprocess.Popen[str]:
-    """Forked; its workers begin as a new interpreter does."""
+def start(out: Path, seeds: int, steps: int, workers: bool = True) -> programs.Started | subprocess.Popen[str]:
+    """Forked; without ``workers``, its workers begin as a new interpreter does."""
     script = out.parent / "script.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    return programs.start(script, out, seeds, steps, env=environment)
+    return programs.start(script, out, seeds, steps, env=environment, workers=workers)
 
 
 def wait_for(condition, seconds: float = 180) -> None:
@@ -143,6 +144,7 @@ def started(out: Path) -> int:
     return len(list(out.glob("runs/*/metrics.csv")))
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 def test_killed_at_any_point_and_started_again(tmp_path: Path) -> None:
     cut, whole = tmp_path / "cut", tmp_path / "whole"
@@ -162,7 +164,7 @@ def test_killed_at_any_point_and_started_again(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 def test_ctrl_c_keeps_what_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(out, 40, 60)
+    process = start(out, 40, 60, workers=False)
     wait_for(lambda: complete(out) >= 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     _, errors = process.communicate(timeout=180)
@@ -176,11 +178,14 @@ def test_ctrl_c_keeps_what_is_complete(tmp_path: Path) -> None:
     wait_for(lambda: not alive_in(process.pid))  # no process is left behind
 
 
+LONG = 700  # steps, of which a signal comes in the midst
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two long runs come to that no signal cuts."""
     out = tmp_path_factory.mktemp("undisturbed") / "whole"
-    assert start(out, 2, 1500).communicate(timeout=180)[0].startswith("done 2")
+    assert start(out, 2, LONG).communicate(timeout=180)[0].startswith("done 2")
     return out
 
 
@@ -190,8 +195,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_runs_that_were_under_way_go_on_from_where_they_were(name: str, undisturbed: Path, tmp_path: Path) -> None:
     """Their processes write checkpoints before they end, whoever gets the signal: all of them, or the parent alone."""
     cut = tmp_path / "cut"
-    process = start(cut, 2, 1500)
-    wait_for(lambda: any(path.stat().st_size > 20_000 for path in cut.glob("runs/*/metrics.csv")))
+    process = start(cut, 2, LONG)
+    wait_for(lambda: any(path.stat().st_size > 8000 for path in cut.glob("runs/*/metrics.csv")))
     if name == "SIGINT":
         os.killpg(process.pid, signal.SIGINT)
     else:
@@ -200,7 +205,7 @@ def test_runs_that_were_under_way_go_on_from_where_they_were(name: str, undistur
     wait_for(lambda: not alive_in(process.pid))
     [folder] = [path.parent for path in cut.glob("runs/*/checkpoint.pt")]
     assert not (folder / "result.json").exists()
-    assert start(cut, 2, 1500).communicate(timeout=180)[0].startswith("done 2")
+    assert start(cut, 2, LONG).communicate(timeout=180)[0].startswith("done 2")
     sessions = json.loads((folder / "environment.json").read_text())["sessions"]
     assert [session["from_step"] > 0 for session in sessions] == [False, True]
     assert tables(cut) == tables(undisturbed)
@@ -276,6 +281,7 @@ def test_shards_are_disjoint_and_complete_each_other(swept: tuple[Path, Sweep, s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_neither_the_order_nor_the_number_of_processes_matters(swept: tuple[Path, Sweep, str], tmp_path: Path) -> None:
     sweep(GRID[::-1], tmp_path, jobs=3)
     assert tables(tmp_path) == tables(swept[0])
@@ -304,11 +310,13 @@ def test_no_run_is_started_that_would_not_end_in_time(tmp_path: Path) -> None:
 
 
 class SlowWorkers:
-    """Two workers who time a run in so many seconds; the second one never answers where these are none."""
+    """Two workers who time a run in so many seconds of a clock that goes on as they are asked; the second one never
+    answers where these are none."""
 
     calibrates = True
 
     def __init__(self, first: float, second: float | None) -> None:
+        self.now = 100.0
         self.seconds, self.tasks = (first, second), dict[int, tuple[float, Experiment]]()
         self.given: list[Experiment] = []
 
@@ -323,14 +331,14 @@ class SlowWorkers:
     def give(self, worker: int, task: str, experiment: Experiment) -> None:
         assert task == "calibrate"
         self.given.append(experiment)
-        self.tasks[worker] = time.monotonic(), experiment
+        self.tasks[worker] = self.now, experiment
 
     def events(self) -> list[manager.Event]:
-        time.sleep(0.01)
+        self.now += 0.01
         found = []
         for worker, seconds in enumerate(self.seconds):
             begun, experiment = self.tasks.get(worker, (0.0, BASE))
-            if worker in self.tasks and seconds is not None and time.monotonic() - begun >= seconds:
+            if worker in self.tasks and seconds is not None and self.now - begun >= seconds:
                 del self.tasks[worker]
                 found.append(manager.Event(worker, "calibrated", experiment, 100.0))
         return found
@@ -342,9 +350,10 @@ def foretold(workers: SlowWorkers, patient: bool, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(manager, "SPOKEN", 0.3)
     runs = [replace(BASE, workers=n, seed=seed) for n in (11, 12, 13) for seed in (1, 2)]
     plan, said = Plan(out, 2, 1, None, None, runs, 0, 0), StringIO()
-    begun = time.monotonic()
-    manager.foretell(plan, workers, Display(plan, Console(file=said, width=300)), patient)
-    assert time.monotonic() - begun < 10
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "time", SimpleNamespace(monotonic=lambda: workers.now))
+        manager.foretell(plan, workers, Display(plan, Console(file=said, width=300)), patient)
+    assert workers.now - 100 < 10
     return plan, said.getvalue().splitlines()
 
 
