@@ -10,6 +10,7 @@ What the tests of a file share is made once, since they stay together in one pro
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -41,6 +42,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     config.option.loadscopereorder = False  # by numbers of tests, of which the slowest files have few
     return LoadFileScheduling(config, log)  # type: ignore[arg-type]
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays, so that no collection of garbage looks at it again; and they come less often."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
