@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -31,9 +32,8 @@ LONG = "nnm + centered-clipping(iterations=5, tau=0.123456)"
 def texts(figure: Figure) -> list[tuple[str, matplotlib.transforms.Bbox]]:
     """All that can be read, and where."""
     with style.house():
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        drawn = canvas.get_renderer()
+        drawn = FigureCanvasAgg(figure).get_renderer()
+        figure.draw_without_rendering()  # places all, and fills no pixels
         found = []
         for panel in [figure, *figure.axes]:
             for text in _shown(panel):
@@ -120,6 +120,11 @@ CASES: dict[str, list[Outcome]] = {
 }
 
 
+@cache
+def figures_of(case: str) -> list[tuple[str, Figure]]:
+    return list(drawn(CASES[case]))
+
+
 def drawn(outcomes: list[Outcome]) -> Iterator[tuple[str, Figure]]:
     for group in groups(outcomes):
         yield from figures.draw(group)
@@ -137,7 +142,7 @@ def across(outcomes: list[Outcome]) -> Iterator[tuple[str, Figure]]:
 @pytest.mark.parametrize("case", CASES)
 def test_every_text_has_its_room(case: str) -> None:
     names = set()
-    for name, figure in drawn(CASES[case]):
+    for name, figure in figures_of(case):
         assert name not in names
         names.add(name)
         check(figure)
@@ -151,10 +156,12 @@ def test_there_is_room_at_any_resolution(dpi: int) -> None:
     """The page holds pictures of fewer dots than the files have."""
     seen = []
     for case in ("batch sizes", "a wide grid"):
-        for name, figure in across(CASES[case]):
+        for name, figure in figures_of(case):
             if name.startswith(("noise", "grid heat-max")):
+                given = figure.get_dpi()
                 figure.set_dpi(dpi)
                 check(figure)
+                figure.set_dpi(given)
                 seen.append(name)
     assert {"noise", "grid heat-max"} <= set(seen)
 
@@ -172,8 +179,8 @@ def test_names_of_any_length_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (figures.common, figures.learning, figures.pairing, figures.poster, cells):
         for name in ("rule_title", "attack_title"):
             monkeypatch.setattr(module, name, lambda name: LONG * 2, raising=False)
-    for case in ("of the study", "batch sizes", "a wide grid"):
-        for _, figure in drawn(CASES[case]):
+    for case, of in (("of the study", drawn), ("batch sizes", across), ("a wide grid", drawn)):
+        for _, figure in of(CASES[case]):
             check(figure)
 
 
@@ -191,7 +198,7 @@ def test_a_user_s_own_style_changes_nothing(tmp_path: Path) -> None:
 def test_fonts_that_publishers_take(case: str, tmp_path: Path) -> None:
     """TrueType (Type 42 in PostScript's words), and a picture of 300 dots an inch."""
     kinds = set()
-    for name, figure in drawn(CASES[case]):
+    for name, figure in figures_of(case):
         kind = name.split("-")[0]
         if kind in kinds:
             continue
@@ -219,9 +226,9 @@ def _inflated(document: bytes) -> bytes:
 
 def test_a_grid_makes_maps_and_no_stamps() -> None:
     """24 rules against 17 adversaries once made a picture of 4235 x 4812 points, and five minutes."""
-    kinds = {name.split("-")[0] for name, _ in drawn(grid(14, 24))}
-    assert kinds == {"grid heat", "grid curves"}
-    for _, figure in drawn(grid(14, 24)):
+    found = figures_of("a wide grid")
+    assert {name.split("-")[0] for name, _ in found} == {"grid heat", "grid curves"}
+    for _, figure in found:
         assert max(figure.get_size_inches()) * style.DPI < 3000
 
 
