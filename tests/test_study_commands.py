@@ -231,7 +231,8 @@ def test_commands_of_many_runs_take_the_same_options(varangian: Program) -> None
 
 def start(folder: Path, *options: str) -> programs.Started | subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    return programs.start("-m", "varangian", "sweep", "grid.toml", *options, cwd=folder, env=environment)
+    words = "-m", "varangian", "sweep", "grid.toml", *options
+    return programs.start(*words, cwd=folder, env=environment, workers=True)
 
 
 def interrupt_after(folder: Path, count: int, *options: str) -> str:
@@ -258,15 +259,16 @@ def test_ctrl_c_says_how_far_it_came(grid: Path, tmp_path: Path) -> None:
 def test_the_example_interrupted_twice_comes_to_the_same_bytes(tmp_path: Path) -> None:
     shutil.copy(ROOT / "examples" / "grid.toml", tmp_path)
     assert len(Grid.from_file(tmp_path / "grid.toml")) == 54
+    shorter = "--jobs", "2", "--set", "steps=20"
     for count in (5, 25):
-        errors = interrupt_after(tmp_path, count, "--out", "cut", "--jobs", "2")
+        errors = interrupt_after(tmp_path, count, "--out", "cut", *shorter)
         said = re.search(r"varangian: interrupted; (\d+) of 54 runs are complete; the same call goes on\.\n$", errors)
         assert said is not None, errors
         assert count <= int(said[1]) < 54
         assert "Traceback" not in errors
-    out, errors = start(tmp_path, "--out", "cut", "--jobs", "2").communicate(timeout=300)
+    out, errors = start(tmp_path, "--out", "cut", *shorter).communicate(timeout=300)
     assert out.strip() == "Table: cut/runs.csv; now: varangian report cut", errors
-    start(tmp_path, "--out", "whole", "--jobs", "2").communicate(timeout=300)
+    start(tmp_path, "--out", "whole", *shorter).communicate(timeout=300)
     files = [*(Path(f"{name}.csv") for name in ("runs", "curves"))]
     files += [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").glob("runs/*/*.csv")]
     files += [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").glob("grids/*")]
@@ -288,7 +290,7 @@ def test_a_script_without_guard_is_told_so_in_one_line(tmp_path: Path) -> None:
     assert end.stderr.strip().splitlines()[-1].startswith("RuntimeError: worker processes import the script that calls")
     assert end.stderr.strip().endswith('put the call under if __name__ == "__main__":')
     script.write_text(script.read_text().replace("print(", "if __name__ == '__main__':\n    print("))
-    end = programs.run(script, cwd=tmp_path, env=environment)
+    end = programs.run(script, cwd=tmp_path, env=environment, workers=True)
     assert end.stdout == "2\n"
 
 
