@@ -259,7 +259,7 @@ def test_ctrl_c_says_how_far_it_came(grid: Path, tmp_path: Path) -> None:
 def test_the_example_interrupted_twice_comes_to_the_same_bytes(tmp_path: Path) -> None:
     shutil.copy(ROOT / "examples" / "grid.toml", tmp_path)
     assert len(Grid.from_file(tmp_path / "grid.toml")) == 54
-    shorter = "--jobs", "2", "--set", "steps=20"
+    shorter = "--jobs", "2", "--set", "steps=40", "--set", "evaluate_every=20"
     for count in (5, 25):
         errors = interrupt_after(tmp_path, count, "--out", "cut", *shorter)
         said = re.search(r"varangian: interrupted; (\d+) of 54 runs are complete; the same call goes on\.\n$", errors)
