@@ -253,7 +253,8 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)
     e = Experiment(workers=7, byzantine=1, model="linear", rule="median", attack="little", steps=8, batch_size=1,
                    evaluate_every=3)
-    found = sweep([replace(e, model="fully-connected(hidden=5000000)"), e, replace(e, seed=2)], sys.argv[1], jobs=1)
+    large = replace(e, model="fully-connected(hidden=500000)", workers=100)  # 15 GB of vectors
+    found = sweep([large, e, replace(e, seed=2)], sys.argv[1], jobs=1)
     print(found.done, [reason for _, reason in found.failed])
 """
 
