@@ -37,7 +37,8 @@ E = vg.Experiment(
 NAME = f"{E.name}-{E.digest}"
 EXTREMES: list[dict[str, Any]] = [
     {"steps": 0}, {"steps": 1}, {"evaluate_every": 0}, {"evaluate_every": 10**9}, {"workers": 1, "byzantine": 0,
-    "attack": None}, {"byzantine": 0, "attack": None}, {"real_byzantine": 0}, {"batch_size": 10**6}, {"momentum": 0.0},
+    "attack": None}, {"byzantine": 0, "attack": None}, {"real_byzantine": 0}, {"batch_size": 10**6, "workers": 3,
+    "steps": 1}, {"momentum": 0.0},
     {"learning_rate": 0.0}, {"learning_rate": ((0, 0.1), (10**9, 0.0))}, {"l2": 0.0}, {"clip": None}, {"clip": 1e-300},
     {"seed": 0}, {"seed": 2**63 - 1}, {"validation": 0.5}, {"steps": 0, "validation": 0.1},
     {"steps": 0, "evaluate_every": 0, "metrics": ("per-class",)}, {"steps": 0, "measure": False},
