@@ -67,7 +67,7 @@ def test_an_own_rule_against_all_others(tmp_path: Path) -> None:
         name for name, kind in vg.RULES.items() if not kind.needs_root
     }
     for line in ("sweep my_rule.toml --out study --jobs 2", "report study"):
-        end = programs.run("-m", "varangian", *line.split(), cwd=tmp_path, timeout=900)
+        end = programs.run("-m", "varangian", *line.split(), cwd=tmp_path, timeout=900, workers=True)
         assert end.returncode == 0, (line, end.stderr)
     assert len(list((tmp_path / "study" / "runs").iterdir())) == 24 * 4 * 3
     assert (tmp_path / "study" / "figures" / "heat-max.png").exists()

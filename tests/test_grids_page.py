@@ -80,6 +80,6 @@ def test_programs(code: str, tmp_path: Path) -> None:
 
 def run(folder: Path, words: list[str]) -> str:
     command = ["-m", "varangian", *words[1:]] if words[0] == "varangian" else words
-    done = programs.run(*command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = programs.run(*command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, workers=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
