@@ -76,7 +76,7 @@ def test_a_program_that_a_signal_ends(name: str, whole: vg.Result, tmp_path: Pat
     every = ["--checkpoint-every", "0" if name == "SIGKILL" else "1000"]
     seen = 0
     for least in (100, 300):
-        process = start(tmp_path, *every, anew=name == "SIGINT")
+        process = start(tmp_path, *every, anew=name == "SIGINT" and not seen)
         wait_for(tmp_path, seen + least, process)
         process.send_signal(number)
         out, err = process.communicate(timeout=180)
