@@ -20,10 +20,12 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
+import programs
 import varangian as vg
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "tutorials"
+ORDINARY = subprocess.run
 SCRIPTS = sorted(path.name for path in FOLDER.glob("[0-9]*.py"))
 
 
@@ -35,6 +37,15 @@ class Told:
 
     def __getitem__(self, name: str) -> Any:
         return self.variables[name]
+
+
+def command_line(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """What a script has a terminal do: commands of this package are forked, as in other tests."""
+    if command[1:3] != ["-m", "varangian"] or not options.get("check"):
+        return ORDINARY(command, **options)
+    done = programs.run(*command[1:], cwd=options["cwd"], env=options["env"], workers=True)
+    done.check_returncode()
+    return done
 
 
 def started(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
@@ -51,6 +62,7 @@ def started(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(plt, "show", show)
+    monkeypatch.setattr(subprocess, "run", command_line)
     monkeypatch.setattr("sys.argv", [name])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before, rules = sorted(folder.iterdir()), dict(vg.RULES)
