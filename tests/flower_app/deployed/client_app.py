@@ -16,13 +16,13 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    number, config = int(context.node_config["number"]), message.content.config_records["config"]
+    node, config = int(context.node_config["number"]), message.content.config_records["config"]
     w = message.content.array_records["arrays"]["w"].numpy()
-    if config["server-round"] == 2 and number == 3:
+    if config["number"] == 2 and node == 3:
         (Path(str(config["folder"])) / "stuck").touch()  # whoever sees this kills the whole node
         time.sleep(600)
-    if config["server-round"] == 2 and number == 4:
+    if config["number"] == 2 and node == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    sent = np.full_like(w, 1e38) if number == 2 else w + np.float32(number)
-    metrics = MetricRecord({"num-examples": 10**number})
+    sent = np.full_like(w, 1e38) if node == 2 else w + np.float32(node)
+    metrics = MetricRecord({"num-examples": 10**node})
     return Message(RecordDict({"arrays": ArrayRecord({"w": Array(sent)}), "metrics": metrics}), reply_to=message)
