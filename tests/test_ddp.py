@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ddp_ranks
+import programs
 import ranks
 
 pytestmark = pytest.mark.slow
@@ -38,10 +39,10 @@ def alike(found: list[dict[str, Any]], key: str) -> ddp_ranks.Trained:
 @pytest.mark.parametrize("name", ddp_ranks.EQUAL)
 def test_training_is_the_simulators(found: list[dict[str, Any]], name: str) -> None:
     result = alike(found, f"equal: {name}")
-    assert result.difference < 1e-6
+    assert result.difference < 3e-7
     if name in ddp_ranks.BITWISE:
         assert result.same_bits
-    assert result.report.steps == (30 if name in ddp_ranks.POSTER else ddp_ranks.FEW_STEPS)
+    assert result.report.steps == ddp_ranks.STEPS
 
 
 @pytest.mark.parametrize("name", ddp_ranks.REPLICATED)
@@ -68,9 +69,9 @@ def test_without_protection_it_does(found: list[dict[str, Any]]) -> None:
 
 def test_the_rejected_rank_is_named(found: list[dict[str, Any]]) -> None:
     (line,) = found[0]["lines"]
-    assert line.startswith("rank 3 rejected in 20 of the last 20 steps, with NaN or infinity in 20 (host ")
+    assert line.startswith("rank 3 rejected in 5 of the last 5 steps, with NaN or infinity in 5 (host ")
     assert all(each["lines"] == [] for each in found[1:])
-    assert "  25          25" in str(alike(found, "warned").report)
+    assert "   6           6" in str(alike(found, "warned").report)
 
 
 @pytest.mark.parametrize("name", ["multi-krum", "median"])
@@ -82,16 +83,15 @@ def test_too_many_faulty_ranks_stop_all_of_them(found: list[dict[str, Any]], nam
     alike(found, "after errors")
 
 
-@pytest.mark.parametrize("algorithm", ["clip, multi-krum", "trimmed-mean", "bucketing, median", "shared momentum"])
+@pytest.mark.parametrize("algorithm", ddp_ranks.BAD_UNDER)
 @pytest.mark.parametrize("name", ddp_ranks.BAD)
 def test_among_bad_gradients_training_is_the_simulators(found: list[dict[str, Any]], name: str, algorithm: str) -> None:
-    """Refused steps, left out: by whoever catches the error, or by on_refusal="skip"."""
+    """Refused steps, left out: by whoever catches the error, or by on_refusal="skip", in turn."""
     refused = sum(len(ranks) > 1 for ranks in ddp_ranks.BAD[name].values())
-    for on_refusal in ("raise", "skip"):
-        result = alike(found, f"bad: {name}, {algorithm}, {on_refusal}")
-        assert result.difference < 1e-6
-        assert result.same_bits or algorithm not in ddp_ranks.BITWISE
-        assert (result.report.steps, result.report.skipped) == (ddp_ranks.FEW_STEPS, refused)
+    result = alike(found, f"bad: {name}, {algorithm}")
+    assert result.difference < 1e-6
+    assert result.same_bits or algorithm not in ddp_ranks.BITWISE
+    assert (result.report.steps, result.report.skipped) == (ddp_ranks.STEPS, refused)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_refused_steps_in_other_ways(found: list[dict[str, Any]], how: str) -> N
 
 def test_a_skipped_step_is_said(found: list[dict[str, Any]]) -> None:
     first, second = found[0]["skipped"]
-    assert first.startswith("step 4 is skipped: Median(f=1) tolerates 1 vectors with NaN or infinity, got 2")
-    assert second.startswith("step 5 is skipped")
+    assert first.startswith("step 3 is skipped: Median(f=1) tolerates 1 vectors with NaN or infinity, got 2")
+    assert second.startswith("step 4 is skipped")
     assert all(each["skipped"] == [] for each in found[1:])
 
 
@@ -170,13 +170,13 @@ def test_gradient_scaler(found: list[dict[str, Any]]) -> None:
     assert len({each["scaled digest"] for each in found}) == 1
     for each in found:
         assert each["scaled"] < 1e-6  # as without a scaler: scales are powers of two
-        assert each["scales"][:9] == [1024.0] * 9
-        assert each["scales"][29] == 8192.0  # grew three times
+        assert each["scales"][0] == 1024.0
+        assert each["scales"][5] == 8192.0  # grew three times
         assert each["moved 0"]  # one rank overflowed
         assert not each["moved 1"]  # two did, of f = 1
         assert each["memory kept"]
         assert each["moved 2"]
-        assert each["scales"][31] == 4096.0
+        assert each["scales"][7] == 4096.0
         assert each["scaled report"].skipped == 1
 
 
@@ -273,11 +273,9 @@ def test_a_dying_rank_fails_the_job(tmp_path: Path) -> None:
 
 def torchrun(folder: Path, *arguments: str) -> str:
     example = Path(__file__).parents[1] / "examples" / "ddp_faulty_rank.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", *arguments]
-    place = command.index("EXAMPLE")
-    command[place] = str(example)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", *arguments]
+    command[command.index("EXAMPLE")] = str(example)
+    done = programs.run(*command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -295,8 +293,8 @@ def test_the_example(tmp_path: Path) -> None:
 
 
 def test_a_restart_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
-    text = torchrun(tmp_path, "--max-restarts", "1", "EXAMPLE", "--steps", "60", "--crash-at", "50")
-    steps = ["started at step 0", "rank 1 dies at step 50", "started again at step 40", "done at step 60"]
+    text = torchrun(tmp_path, "--max-restarts", "1", "EXAMPLE", "--steps", "40", "--crash-at", "30")
+    steps = ["started at step 0", "rank 1 dies at step 30", "started again at step 20", "done at step 40"]
     places = [text.index(step) for step in steps]
     assert places == sorted(places)
 

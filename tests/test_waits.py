@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import programs
 import ranks
 
 if not ranks.has_fsdp():
     pytest.skip("this torch has nothing that the engine for FSDP2 could hook into", allow_module_level=True)
 
+import fsdp_ranks
 import waiting_ranks
 
 pytestmark = pytest.mark.slow
@@ -87,9 +87,10 @@ def test_among_bad_gradients_each_unit_is_the_simulators(
 ) -> None:
     refused = sum(len(who) > 1 for _, who in waiting_ranks.BAD[name].values())
     for each in found:
-        difference, counts = each[f"bad: {name}, {algorithm}"]
+        parameters, difference, counts = each[f"bad: {name}, {algorithm}"]
+        assert parameters == found[0][f"bad: {name}, {algorithm}"][0]
         assert difference < 1e-6
-        assert counts == (10, refused)
+        assert counts == (fsdp_ranks.STEPS, refused)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
@@ -129,11 +130,9 @@ def test_a_stage_of_ones_own_that_fails_on_one_rank(found: list[dict[str, Any]],
 def test_the_measurement_on_cards_goes_through_without_one(tmp_path: Path) -> None:
     """Its lines, so that no minute of a card goes into them."""
     script = Path(__file__).parents[1] / "benchmarks" / "gpu_engines.py"
-    command = [sys.executable, str(script), "--device", "cpu", "--small", "--ranks", "3", "--seconds", "230"]
+    words = [script, "--device", "cpu", "--small", "--ranks", "3", "--seconds", "230"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--json", str(tmp_path / "found.json")], env=environment, capture_output=True, text=True, timeout=240
-    )
+    done = programs.run(*words, "--json", tmp_path / "found.json", env=environment, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     alone, together = json.loads((tmp_path / "found.json").read_text("utf-8"))["worlds"]
     assert (alone["ranks"], together["ranks"]) == (1, 3)
