@@ -52,10 +52,10 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"{kind} {shown(text)}: at most {MAX_LENGTH:,} characters.")
-    match = re.fullmatch(rf"\s*([\w-]+|{references.FORM})\s*(?:\((.*)\))?\s*", text, re.DOTALL)
-    if match is None:
+    parted = _parted(text)
+    if parted is None:
         raise ValueError(f"{shown(text)} is not of the form name or name(option=value, ...).{_hint(kind, text, table)}")
-    name, inside = match.groups()
+    name, inside = parted
     if name not in table and not references.is_reference(name) and name not in references.offered(kind):
         # A rule that needs a root vector is for other servers than that of a run.
         offered = [other for other, made in table.items() if not getattr(made, "needs_root", False)]
@@ -75,6 +75,13 @@ def parse(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> tupl
         form = f"{name}({_form(table.get(name))})"
         raise ValueError(f"{shown(text)}: options are written {form}, values as in Python.") from None
     return name, options
+
+
+@lru_cache(maxsize=1000)
+def _parted(text: str) -> tuple[str, str | None] | None:
+    """The name, and what is in parentheses: asked for often, where there are many experiments."""
+    match = re.fullmatch(rf"\s*([\w-]+|{references.FORM})\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    return None if match is None else (match[1], match[2])
 
 
 def find(kind: str, name: str, table: Mapping[str, Callable[..., T]]) -> Callable[..., T]:

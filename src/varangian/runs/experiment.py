@@ -777,7 +777,7 @@ class Experiment:
         """Ten hexadecimal digits of the fully resolved configuration: equal runs have equal digests, others do not."""
         worker, server = self._transforms()
         resolved = (
-            asdict(self)
+            {f.name: getattr(self, f.name) for f in fields(self)}
             | self._canonical
             | {
                 "device": device_of(self.device).type,  # which one of several alike, is no matter

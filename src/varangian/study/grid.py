@@ -140,7 +140,7 @@ class Grid:
         Raises:
             ConfigurationError: as at construction.
         """
-        return Grid.from_dict(replaced(self.to_dict(), settings))
+        return Grid.from_dict(replaced(self.to_dict(), settings)) if settings else self
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values: what a JSON or TOML file of this grid holds."""
