@@ -187,7 +187,7 @@ def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in os.environ["VARANGIAN_TEST_TRAINERS"].split(","):
         found |= {f"{name}: {key}": value for key, value in checks[name](rank, folder / name)}
-        found[f"{name}: example"] = said_by(example(name), steps=60)
+        found[f"{name}: example"] = said_by(example(name), steps=50)
     found["checkpointing"] = [
         checkpointed(rank, way, how) for way in ("faulty", "refused") for how in (None, False, True)
     ]
