@@ -11,9 +11,9 @@ A mutant is the source of a file with one change (`changes` lists them). One tha
 forked copy of a process that has everything imported and all tests collected, by exchanging code objects: nothing is
 written and the first test starts at once. One outside functions (constants, attributes of classes, defaults) is
 imported afresh in a fork of a process that has only the libraries. Tests that come by the changed line run until one
-fails, the quickest of each test function first, for --budget seconds of the processor by the map's record. What a
-mutant may take is time of the processor as well, so that a busy machine changes no verdict. `map` leaves out tests that
-fail by themselves, and a test that kills must pass without the mutant.
+fails, those that name a changed class and then the quickest of each test function first, for --budget seconds of the
+processor by the map's record. What a mutant may take is time of the processor as well, so that a busy machine changes
+no verdict. `map` leaves out tests that fail by themselves, and a test that kills must pass without the mutant.
 
 The record is mutants.csv beside this script; survivors that no test can kill are explained in mutants-explained.csv.
 """
@@ -40,6 +40,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -349,7 +350,7 @@ def collect(work: Callable[[dict[str, Any], Runner], None], paths: list[str]) ->
     import pytest
 
     runner: Runner = Runner(lambda items: work(items, runner))
-    options = ["-o", "addopts=", "--import-mode=importlib", "--doctest-modules", "-p", "no:terminal"]
+    options = ["-o", "addopts=", "--import-mode=importlib", "--assert=plain", "--doctest-modules", "-p", "no:terminal"]
     pytest.main(
         [*options, "-p", "no:cacheprovider", "-p", "no:randomly", "--continue-on-collection-errors", *paths],
         plugins=[runner],
@@ -499,6 +500,7 @@ class Map:
 
         if m.compiled:
             found = {t for line in callers(m.file, m.name) for t in by.get(line, ())}
+            found |= {t for t in self.seconds if names(t.split("::")[0], m.name)}
         elif m.inside:
             found = within(m.line, m.line) or within(*_statement(m))
         else:  # nobody sees who reads an attribute: those that come by its class, then all
@@ -507,8 +509,11 @@ class Map:
         functions: dict[str, list[str]] = defaultdict(list)
         for test in sorted(found, key=lambda t: (self.seconds[t], t)):
             functions[test.split("[")[0]].append(test)
+        named = {t for t in found if not m.inside and m.name.lower() in t.lower().replace("-", "")}
         order = sorted(
-            (t not in near, i, self.seconds[t], t) for tests in functions.values() for i, t in enumerate(tests)
+            (t not in named, t not in near, i, self.seconds[t], t)
+            for tests in functions.values()
+            for i, t in enumerate(tests)
         )
         chosen: list[str] = []
         for *_, seconds, test in order:
@@ -516,6 +521,13 @@ class Map:
                 break
             chosen.append(test)
         return chosen, len(found)
+
+
+@cache
+def names(file: str, name: str) -> bool:
+    """Whether a file of tests calls a function of core by its name."""
+    place = ROOT / file
+    return place.is_file() and f".{name}(" in place.read_text()
 
 
 def callers(file: str, name: str) -> set[int]:
@@ -608,7 +620,7 @@ def tried(items: dict[str, Any], runner: Runner, chosen: list[str], write: Calla
     """Runs tests until one fails; writes how many, and which failed."""
     order = [items[t] for t in chosen if t in items]
     start = processor()
-    for i, (item, following) in enumerate(zip(order, [*order[1:], None], strict=True)):
+    for i, (item, following) in enumerate(zip_longest(order, order[1:])):
         write(f"at {item.nodeid}\n")
         if not runner.run(item, following):
             write(f"killed {i + 1} {processor() - start:.2f} {item.nodeid}\n")
@@ -826,17 +838,19 @@ def main() -> None:
     done = recorded(options.record)
     now = {m.identity: m for file in files() for m, _ in made(file)}  # lines may have moved
     alive = [(int(r["number"]), now[i]) for i, r in done.items() if r["status"] in ALIVE and i in now]
+    chosen = numbered if options.what in ("run", "show") else alive
     if options.number:
-        numbered = alive = [(i, m) for i, m in numbered if i in options.number]
+        chosen = [(i, m) for i, m in chosen if i in options.number]
     if options.what in ("show", "survivors"):
-        for i, m in alive:
+        for i, m in chosen:
             print(f"{i:4} {m.file}:{m.line} {m.scope} {m.operator}: {m.before!r} -> {m.after!r}")
         return None
     known = Map(options.map)
-    if options.what == "again":
-        return run(alive, options.record, known, options.budget, options.fresh)
-    todo = numbered if options.number else [(i, m) for i, m in numbered if m.identity not in done]
-    return run(todo, options.record, known, options.budget, options.fresh)
+    if options.what == "run" and not options.number:
+        chosen = [(i, m) for i, m in chosen if m.identity not in done]
+        # What is recorded of another sample, or of code that is gone, is none of this one.
+        write(options.record, [done[m.identity] | {"number": str(i)} for i, m in numbered if m.identity in done])
+    return run(chosen, options.record, known, options.budget, options.fresh)
 
 
 if __name__ == "__main__":

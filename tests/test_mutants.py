@@ -147,6 +147,22 @@ print(varangian.Bucketing().s)
     assert done.stdout.split() == ["3"]
 
 
+def test_nor_does_an_example_of_its_own_file_import_another(tool: ModuleType) -> None:
+    """A file whose examples are among the tests is imported by pytest, in a way of its own."""
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import mutants
+m = next(m for m, _ in mutants.made("stages.py") if (m.scope, m.after) == ("", "np.ndarray & None"))
+mutants.prepare()
+print(mutants.fresh(m, ["src/varangian/core/stages.py::varangian.core.stages.Rule.breakdown"], 60)[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT / "benchmarks")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == "killed"
+
+
 def test_what_takes_for_ever_is_ended_by_time_of_the_processor(tool: ModuleType) -> None:
     def work(write: Callable[[str], None]) -> None:
         write("at some test\n")
@@ -165,20 +181,22 @@ def test_a_verdict_without_a_test_is_an_error_of_the_tool(tool: ModuleType) -> N
 def test_which_tests_come_by_a_mutant(tool: ModuleType, tmp_path: Path) -> None:
     """The quickest case of each function first; a compiled function's tests are those of its callers."""
     inside = next(m for m, _ in tool.made("mixing.py") if m.scope == "_clip()")
-    compiled = next(m for m, _ in tool.made("rules/search.py") if m.scope == "_degrees()")
-    callers = tool.callers("rules/search.py", "_degrees")
+    compiled = next(m for m, _ in tool.made("rules/search.py") if m.scope == "_coverable()")
+    callers = tool.callers("rules/search.py", "_coverable")
     lines = tool.source("rules/search.py").splitlines()
-    assert {lines[line - 1].strip().split("(")[0] for line in callers} == {
-        "answer = _coverable", "count = _tightest",
-    }  # fmt: skip
+    assert {lines[line - 1].strip().split("(")[0] for line in callers} == {"answer = _coverable"}
+    within = {lines[line - 1].strip().split("(")[0] for line in tool.callers("rules/search.py", "_degrees")}
+    assert within == {"answer = _coverable", "count = _tightest"}
     found = {
         "a::t[1]": (3.0, {"mixing.py": [inside.line]}),
         "a::t[2]": (1.0, {"mixing.py": [inside.line]}),
         "a::u": (2.0, {"mixing.py": [inside.line], "rules/search.py": [min(callers)]}),
         "a::v": (0.1, {"mixing.py": [1]}),
+        "tests/test_search.py::t": (0.1, {}),  # calls it by its name
+        "tests/test_rules.py::t": (0.1, {}),
     }
     (tmp_path / "map.json").write_text(json.dumps(found))
     known = tool.Map(tmp_path / "map.json")
     assert known.tests(inside, 100) == (["a::t[2]", "a::u", "a::t[1]"], 3)
     assert known.tests(inside, 3.5) == (["a::t[2]", "a::u"], 3)
-    assert known.tests(compiled, 100) == (["a::u"], 1)
+    assert known.tests(compiled, 100) == (["tests/test_search.py::t", "a::u"], 2)
