@@ -286,3 +286,10 @@ def test_one_attacker_searches_along_an_attack_that_sends_several_vectors() -> N
     found = WorstCase(("divided",), evaluations=4).find(seen)
     line = vg.Divided().craft(seen)[0] - seen.mean
     torch.testing.assert_close((found.vector - seen.mean) / line, torch.full_like(line, found.factor))
+
+
+def test_where_no_line_is_one_nothing_is_found() -> None:
+    honest = torch.zeros(10, 40, dtype=torch.float64)
+    found = WorstCase(("zero",)).find(replace(knowledge((), vg.Median(f=3)), honest=honest))
+    assert (found.direction, found.factor, found.damage) == ("none", 0.0, 0.0)
+    assert found.vector.eq(0).all()

@@ -438,6 +438,8 @@ def test_refusals_are_those_of_the_cpu_at_once_or_later(name: str) -> None:
         with pytest.raises(Refused) as later:
             refused_later(stage, there, *root)
         assert str(later.value) == str(expected.value)
+        with pytest.raises(Refused):  # at once again
+            stage(there, *root)
         after = stage(good.to("cuda:0"), *root)  # nothing is left of it
         assert_like(after, stage(good, *arguments))
 

@@ -396,3 +396,12 @@ def test_the_report_and_a_replay_say_it(tmp_path: Path) -> None:
     said, plain = (str(replay(r.folder, 2, opened(r.experiment))) for r in (results[0], results[-1]))  # type: ignore[arg-type]
     assert re.search(r"8 to 10 are of scattered, a deviation of [\d.]+ from each other \(honest ones: [\d.]+\);", said)
     assert "8 to 10 are of little; " in plain
+
+
+@pytest.mark.parametrize(
+    ("asks", "name"), [("uses_defence", "worst-case"), ("uses_previous", "rop"), ("poisons", "label-flip")]
+)
+def test_what_one_of_two_attacks_asks_for_both_ask_for(asks: str, name: str) -> None:
+    assert getattr(vg.Divided(name, "zero"), asks)
+    assert getattr(vg.Divided("zero", name), asks)
+    assert not getattr(vg.Divided("zero", "nan"), asks)
