@@ -45,8 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now stays, so that no collection of garbage looks at it again; and they come less often."""
-    gc.freeze()
+    """Collections of garbage look at all that was imported: they come less often."""
     gc.set_threshold(20_000, 10, 10)
 
 

@@ -232,6 +232,7 @@ class PretendedCard(TorchDispatchMode):
         }.items():
             self._patches.enter_context(patch.object(torch.cuda, name, stand_in))
         self._patches.enter_context(patch.object(torch, "Generator", Generators))
+        self._patches.enter_context(patch.object(torch.backends.cudnn, "is_acceptable", lambda tensor: False))
         self._patches.enter_context(patch.object(kernels, "for_card", lambda device: plain))
         if self.triton:
             from varangian.core.kernels import cuda
