@@ -5,6 +5,7 @@ Numba reads its own declarations at the first kernel that a process loads, half 
 
 import gc
 import importlib
+from contextlib import suppress
 
 for name in (
     "torch", "torch.func", "torch.distributed", "torch.distributed.fsdp", "torch.utils.serialization", "torch._dynamo",
@@ -12,7 +13,8 @@ for name in (
     "tomlkit", "filelock", "threadpoolctl", "platformdirs", "jinja2", "matplotlib.figure",
     "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
 ):  # fmt: skip
-    importlib.import_module(name)
+    with suppress(ModuleNotFoundError):  # of a torch that has it not yet
+        importlib.import_module(name)
 target = importlib.import_module("numba.core.registry").cpu_target
 target.typing_context.refresh()
 target.target_context.refresh()
