@@ -325,7 +325,7 @@ def distances_to_a_point_that_cancelled_are_measured_again() -> None:
         assert decision.geometry is not None
         clipped = vg.StaticClipping(float(size))(x)
         wanted = (clipped - clipped[0]).square().sum(1).numpy()
-        np.testing.assert_allclose(decision.geometry.distances[0, 1:], wanted[1:], rtol=2e-12)
+        np.testing.assert_allclose(decision.geometry.distances[0, 1:], wanted[1:], rtol=5e-12)  # where both round
 
 
 # ---------------------------------------------------------------------------------------- places, and walks among them

@@ -28,14 +28,22 @@ def _against(a, b, zero):  # type: ignore[no-untyped-def]
 
 @jit_sum
 def _wide_against(a, b):  # type: ignore[no-untyped-def]
-    apart = inner = size = odd = 0.0
+    apart = inner = size = 0.0
     for k in range(b.size):
         p, q = np.float64(a[k]), np.float64(b[k])
         apart += (p - q) * (p - q)
         inner += p * q
         size += p * p
-        odd += 0.0 * p
-    return apart, inner, size, odd
+    return apart, inner, size
+
+
+@jit
+def _odd(a):  # type: ignore[no-untyped-def]
+    # 0, or NaN where a number is none. In sums that may be reordered LLVM 14 takes 0 * NaN for 0.
+    odd = 0.0
+    for k in range(a.size):
+        odd += 0.0 * np.float64(a[k])
+    return odd
 
 
 @jit
@@ -50,8 +58,8 @@ def _relations(x, point, starts, width, zero, out):  # type: ignore[no-untyped-d
             a = x[i, start : start + width] if i < n else b
             apart, inner, size = _against(a, b, zero)
             if not (ordinary and LEAST < size < np.inf and apart < np.inf):
-                apart, inner, size, odd = _wide_against(a, b)
-                out[3, i] += odd
+                apart, inner, size = _wide_against(a, b)
+                out[3, i] += _odd(a)
             out[0, i] += apart
             out[1, i] += inner
             out[2, i] += size
