@@ -10,7 +10,6 @@ What the tests of a file share is made once, since they stay together in one pro
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -42,11 +41,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     config.option.loadscopereorder = False  # by numbers of tests, of which the slowest files have few
     return LoadFileScheduling(config, log)  # type: ignore[arg-type]
-
-
-def pytest_collection_finish() -> None:
-    """Collections of garbage look at all that was imported: they come less often."""
-    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

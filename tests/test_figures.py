@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import re
 import zlib
@@ -118,6 +119,16 @@ CASES: dict[str, list[Outcome]] = {
     "many adversaries": grid(3, 11, ("server", "worker")),
     "a wide grid": grid(14, 24),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rare_collections() -> Iterator[None]:
+    """Figures are made of much that dies, and a collection of garbage looks at all that was imported."""
+    usual = gc.get_threshold()
+    gc.set_threshold(20_000, *usual[1:])
+    yield
+    gc.set_threshold(*usual)
+    gc.collect()
 
 
 @cache

@@ -79,7 +79,7 @@ def serve(out: Path, grid: Grid) -> None:
             grid=grid, initial_arrays=zeros, num_rounds=1, timeout=120, train_config=ConfigRecord({"at": "warm"})
         )
         took = time.perf_counter() - start
-    timeout = max(6.0, 10 * took)  # seconds: also on a busy machine, only who sleeps is late
+    timeout = max(20.0, 10 * took)  # seconds: also on a busy machine, only who sleeps is late
     found = {}
     for at, algorithm in (("server", ALGORITHM), ("node", replace(ALGORITHM, worker=()))):
         strategy = RobustStrategy(algorithm, fraction_evaluate=0.0)

@@ -28,7 +28,7 @@ def main(grid: Grid, context: Context) -> None:
         arrays = strategy.start(
             grid=grid, initial_arrays=arrays, num_rounds=1, timeout=timeout, train_config=config
         ).arrays
-        timeout = 4 + 1.25 * (time.perf_counter() - start)  # all of which the second round waits
+        timeout = 15 + 2 * (time.perf_counter() - start)  # all of which the second round waits
         rounds += [{"used": len(r.used), "silent": len(r.silent), "kept": r.kept} for r in strategy.rounds]
     (folder / "partial").write_text(json.dumps({"w": arrays["w"].numpy().tolist(), "rounds": rounds}))
     os.replace(folder / "partial", folder / "found.json")
