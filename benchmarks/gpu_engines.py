@@ -302,8 +302,7 @@ def world(size: int, backend: str, options: argparse.Namespace, folder: str, end
     """So many ranks, each a process; what they found until the end."""
     started = time.perf_counter()
     files = [Path(folder, f"{backend}-{size}-{rank}.json") for rank in range(size)]
-    context = torch.multiprocessing.get_context("forkserver")  # imported once for all of them
-    context.set_forkserver_preload(["varangian.engines.ddp"])
+    context = torch.multiprocessing.get_context("spawn")
     arguments = (size, backend, options.device, options.small, folder)
     processes = [context.Process(target=run, args=(rank, *arguments)) for rank in range(size)]
     for process in processes:

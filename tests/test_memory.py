@@ -268,14 +268,6 @@ def test_nobody_attacks_and_the_memory_stays() -> None:
     assert memory == (kept,)
 
 
-def test_tuples_are_not_nested_without_end() -> None:
-    memory: Any = torch.zeros(1)
-    for _ in range(30):
-        memory = (memory,)
-    with pytest.raises(ValueError, match="got a tuple"):
-        check_memory(Says(), memory, torch.device("cpu"))
-
-
 @pytest.mark.parametrize("deep", [1, MOST_DEEP, MOST_DEEP + 1])
 def test_tuples_may_be_nested_so_deep(deep: int) -> None:
     memory: Any = torch.zeros(1)
