@@ -57,8 +57,8 @@ CARRIED = (  # what a machine that is set up for torch usually lacks
     "pydantic", "pydantic-core", "typing-inspection", "annotated-types", "tomlkit", "pooch", "platformdirs",
 )  # fmt: skip
 NEEDED = (  # what the package and this script import; commands and figures need more
-    "numpy", "torch", "numba", "filelock", "threadpoolctl", "pydantic", "pydantic_core", "typing_inspection",
-    "annotated_types", "tomlkit", "pooch", "platformdirs", "rich",
+    "numpy", "torch", "numba", "filelock", "threadpoolctl", "pydantic", "pydantic_core", "annotated_types", "tomlkit",
+    "pooch", "platformdirs", "rich",
 )  # fmt: skip
 
 

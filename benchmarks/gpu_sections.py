@@ -386,7 +386,7 @@ STAGES: dict[str, Callable[[Tensor, int], Tensor]] = {
     **{f"attack {name}": partial(_crafted, kind) for name, kind in vg.ATTACKS.items()},
 }
 
-DRAWN = ("attack gaussian",)  # by the million, and therefore on the card
+DRAWN = ("attack gaussian", "attack scattered")  # by the million, and therefore on the card
 
 # Relative difference of a column at which card and CPU are apart, and the share of columns that may be: those where two
 # values are equally close to a mean but for its last bit, and either is right.
@@ -394,18 +394,16 @@ BOUNDS = {"float32": (1e-5, 1e-4), "float64": (1e-11, 1e-4), "bfloat16": (1e-2, 
 
 
 def correct(bench: Bench) -> None:
-    """Every rule, mixing and attack on the device against the CPU, in all types, twice the same bits; kernels against
-    plain torch; whole trajectories."""
-    sizes = (*_sizes(bench.small), (15, 1, 3))
-    stages = [(name, *size, kind) for size in sizes for kind in _types(bench.small) for name in STAGES]
-    passes = [(name, *size, kind) for size in sizes for kind in _types(bench.small) for name in contract(*size[:1])]
-    bench.report.each(
-        passes, lambda c: f"{c[0]} ({c[1]}, {c[2]}) {c[4]}", partial(_against_plain, bench), "kernels against plain"
-    )
-    bench.report.each(
-        stages, lambda c: f"{c[0]} ({c[1]}, {c[2]}) {c[4]}", partial(_against_cpu, bench), "stages against the CPU"
-    )
+    """Whole trajectories; every rule, mixing and attack on the device against the CPU, and kernels against plain torch,
+    in all types, twice the same bits. What is used most comes first."""
     bench.report.each(TRAJECTORIES, str, partial(_trajectory, bench), "trajectories")
+    at: Callable[[Any], str] = lambda c: f"{c[0]} ({c[1]}, {c[2]}) {c[4]}"  # noqa: E731
+    for kind in _types(bench.small):
+        sizes = [(*size, kind) for size in (*_sizes(bench.small), (15, 1, 3))]
+        stages = [(name, *size) for size in sizes for name in STAGES]
+        passes = [(name, *size) for size in sizes for name in contract(*size[:1])]
+        bench.report.each(passes, at, partial(_against_plain, bench), "kernels against plain")
+        bench.report.each(stages, at, partial(_against_cpu, bench), "stages against the CPU")
 
 
 def _against_cpu(bench: Bench, case: tuple[str, int, int, int, str]) -> tuple[float, float]:

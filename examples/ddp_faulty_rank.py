@@ -54,10 +54,13 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def join_ranks() -> None:
     """init_process_group, with names of its own for each start: torch 2.13 would look up the addresses of ranks that
-    have died, since torchrun starts them again with the same store."""
+    have died, since torchrun starts them again with the same store. Before torch 2.5 its store is rank 0's own."""
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=rank == 0 and not theirs
+    )
     dist.init_process_group("gloo", store=dist.PrefixStore(f"start-{start}", store), rank=rank, world_size=size)
 
 

@@ -138,6 +138,15 @@ def test_fashion_mnist_of_debian(monkeypatch, tmp_path):
 # Where files are found
 
 
+@pytest.mark.parametrize(("place", "advice"), [(".", "To get it"), ("MNIST/raw", "Delete it to get a good one")])
+def test_nobody_is_told_to_delete_a_good_file_of_another_set(place: str, advice: str, tmp_path: Path) -> None:
+    labels = bytes(readers._FIRST_LABELS["fashion-mnist", "train"])
+    write(tmp_path / place, dict(zip(IDX, [idx(bytes(7840), 10, 28, 28), idx(labels, 10)] * 2, strict=True)))
+    with pytest.raises(data.DataError, match=f"is fashion-mnist's, not mnist's. {advice}: "):
+        data.load("mnist", tmp_path, download=False)
+    assert data.load("fashion-mnist", tmp_path / place, download=False).train.labels.tolist() == list(labels)
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize(
     ("name", "place"),

@@ -38,7 +38,9 @@ def test_the_page_has_the_figure_of_the_recorded_runs(made: ModuleType, tmp_path
     again = made.draw(made.recorded(), tmp_path / "demo")
     one, other = (matplotlib.image.imread(picture)[..., :3] for picture in (there, again))
     assert one.shape == other.shape
-    assert float(np.abs(one - other).mean()) < 0.01  # another version of matplotlib places letters a little otherwise
+    if f"matplotlib=={matplotlib.__version__}" not in (ROOT / "constraints.txt").read_text(encoding="utf-8"):
+        pytest.skip("another version of matplotlib drew it, and places letters otherwise")
+    assert float(np.abs(one - other).mean()) < 0.001
 
 
 def test_the_recorded_runs_are_those_of_the_demo(made: ModuleType) -> None:

@@ -28,7 +28,7 @@ def test_the_library_needs_no_extra() -> None:
     [
         (
             "import varangian.engines.flower",
-            "ImportError: varangian.engines.flower needs Flower (flwr >= 1.21): pip install 'varangian[flower]'.",
+            "ImportError: varangian.engines.flower needs Flower (flwr >= 1.22): pip install 'varangian[flower]'.",
         ),
         (
             "from varangian.study.sweep import sweep; sweep([], 'never', ray='auto')",

@@ -159,7 +159,8 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
-        said = str(stop.__cause__ or stop)  # click hands on an Abort in place of a sweep's own KeyboardInterrupt
+        # click hands on an Abort in place of a sweep's own KeyboardInterrupt.
+        said = str((stop.__context__ or "") if isinstance(stop, click.Abort) else stop)
         _say(
             f"interrupted; {said or 'what runs and sweeps have done is kept, and the same command goes on from there.'}"
         )

@@ -17,7 +17,7 @@ try:
     import flwr.serverapp.strategy  # noqa: F401
 except ImportError:
     raise ImportError(
-        "varangian.engines.flower needs Flower (flwr >= 1.21): pip install 'varangian[flower]'."
+        "varangian.engines.flower needs Flower (flwr >= 1.22): pip install 'varangian[flower]'."
     ) from None
 
 from ...core.history import Report, Round, Standing
