@@ -15,7 +15,7 @@ ALL := $(shell sed -nE '/^\[project.optional-dependencies\]/,/^\[project.scripts
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup hooks demo test coverage doctest docs lint types check format bench peers fuzz lowest newest licences audit dist installed sbom publishable clean distclean
+.PHONY: help setup hooks demo test quick coverage doctest docs lint types check format bench peers fuzz lowest newest licences audit dist installed sbom publishable clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | \
@@ -47,6 +47,9 @@ TESTED := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 test: $(READY) ## run the tests (WORKERS=0 in one process, ARGS='-k median' for some of them)
 	$(TESTED) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+quick: $(READY) ## run the tests but for those marked slow, while you work: what is left notices most faults
+	$(TESTED) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 coverage: $(READY) ## run the tests, and say which lines and branches of the package they reach (build/coverage)
 	@rm -rf build/coverage && mkdir -p build/coverage

@@ -232,6 +232,7 @@ def test_what_the_command_refuses(varangian: Program, tmp_path: Path) -> None:
     assert vg.Grid.from_toml(vg.advise(11, 4).grid().to_toml()) == vg.advise(11, 4).grid()
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_random() -> None:
     once = vg.advise(51, 12, partition="dirichlet(alpha=0.3)").to_json()
     line = "import varangian as vg; print(vg.advise(51, 12, partition='dirichlet(alpha=0.3)').to_json())"

@@ -46,6 +46,7 @@ def on_card(e: vg.Experiment, seen: float = captured.SEEN) -> tuple[Any, Pretend
             return (rows, state_of(simulation)), card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*IN_ONE_GO, *ONE_BY_ONE])
 def test_the_bits_are_those_of_operation_by_operation(name: str) -> None:
     """Over a change of the learning rate, too."""
@@ -153,6 +154,7 @@ def test_workers_that_send_nan_among_replays_do_not_remember_it(name: str) -> No
     near(states[1][1], states[0][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 5, 8, 22])
 @pytest.mark.parametrize("name", ["median", "multi-krum", "nesterov"])
 def test_a_run_that_is_resumed_comes_to_the_same_bytes(name: str, at: int, tmp_path: Path) -> None:

@@ -567,12 +567,14 @@ def test_classes_of_ones_own_run_on_a_card() -> None:
     assert_like(on_card(run_attack("", Against()), x)[0], run_attack("", Against())(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [vg.Median, RULES["signguard"], Quartiles, Middle])
 def test_the_contract_of_rules_holds_on_a_card(stage: Any) -> None:
     with PretendedCard():
         testing.check_rule(stage, device="cuda:0", dtype=torch.float32)
 
 
+@pytest.mark.slow
 def test_the_contract_of_mixings_and_attacks_holds_on_a_card() -> None:
     with PretendedCard():
         testing.check_mixing(MIXINGS["clipping"], device="cuda:0")

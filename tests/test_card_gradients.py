@@ -133,6 +133,7 @@ OTHERS = ("module: transformer, padding", "module: noise")
 
 
 # torch without CUDA says that it has no cuDNN for an LSTM, that nested tensors are young, and where vmap is slow.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", [name for name in CASES if name not in OTHERS])
 def test_each_way_answers_what_the_loop_does_on_the_cpu(name: str, card: PretendedCard) -> None:
@@ -295,6 +296,7 @@ def test_all_that_convolutions_and_batch_norms_are_given_is_aligned(method: str,
     assert (found.layout, found.method) == ("channels-last", method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "cnn of one channel", "cnn-small", "resnet-18", "resnet-20", "wide-resnet"])
 def test_channels_are_last_on_a_card_and_the_numbers_are_those_of_the_cpu(name: str, card: PretendedCard) -> None:
     one = "one channel" in name or name == "cnn-small"

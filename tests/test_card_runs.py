@@ -199,6 +199,7 @@ def alike(found: list[Measures], wanted: list[Measures]) -> None:
             near(getattr(one, name), getattr(other, name), f"{name} of step {other.step}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_comes_to_what_it_comes_to_on_the_cpu(name: str) -> None:
     e = replace(BASE, **CASES[name])

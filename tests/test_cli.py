@@ -272,6 +272,7 @@ def test_a_bug_of_the_users_own(varangian, monkeypatch: pytest.MonkeyPatch, word
         cli.main()
 
 
+@pytest.mark.slow
 def test_a_terminal_of_another_encoding(tmp_path: Path) -> None:
     """What it cannot write is written otherwise: a run that is complete has not failed."""
     environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
@@ -557,6 +558,7 @@ def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "BATCHES", (2, 16))
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_the_report(varangian, short_demo: None, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     ended = varangian("demo", "--out", "here")
     assert ended.status == 0, ended.err
@@ -571,6 +573,7 @@ def test_the_demo_ends_with_the_report(varangian, short_demo: None, tmp_path: Pa
     assert len(list((tmp_path / "here" / "figures").glob("noise-*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_the_demo_for_machines(varangian, short_demo: None) -> None:  # type: ignore[no-untyped-def]
     ended = varangian("demo", "--json")
     assert ended.status == 0, ended.err

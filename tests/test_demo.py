@@ -52,6 +52,7 @@ def test_a_record_comes_back(made: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "again.csv").read_bytes() == made.TABLE.read_bytes()
 
 
+@pytest.mark.slow
 def test_one_gain_in_the_table_and_the_report(made: ModuleType) -> None:
     outcomes = made.recorded()
     for cell in demo.cells(outcomes):

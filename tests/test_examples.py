@@ -49,6 +49,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_example(name: str, tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / name, tmp_path)

@@ -954,6 +954,7 @@ def test_neither_torchs_globals_nor_pythons_count_or_move(digits: data.Dataset) 
         assert states[2] == random.getstate()
 
 
+@pytest.mark.slow
 def test_runs_in_threads_are_runs_one_after_the_other(digits: data.Dataset) -> None:
     """While others draw from torch's generator; data of one's own in some of them."""
     other = replace(digits, train=replace(digits.train, images=digits.train.images.flip(-1)))

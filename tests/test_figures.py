@@ -150,6 +150,7 @@ def across(outcomes: list[Outcome]) -> Iterator[tuple[str, Figure]]:
         yield f"grid {name}", figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_text_has_its_room(case: str) -> None:
     names = set()
@@ -186,6 +187,7 @@ def test_titles_of_any_length_have_room() -> None:
             check(figure)
 
 
+@pytest.mark.slow
 def test_names_of_any_length_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (figures.common, figures.learning, figures.pairing, figures.poster, cells):
         for name in ("rule_title", "attack_title"):
@@ -205,6 +207,7 @@ def test_a_user_s_own_style_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "plain.pdf").read_bytes() == (tmp_path / "own.pdf").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["of the study", "batch sizes", "a wide grid"])
 def test_fonts_that_publishers_take(case: str, tmp_path: Path) -> None:
     """TrueType (Type 42 in PostScript's words), and a picture of 300 dots an inch."""

@@ -41,6 +41,7 @@ def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------------------------------------- exact resume
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_disk")
 @pytest.mark.parametrize("rule", [name for name, rule in vg.RULES.items() if not rule.needs_root])
 def test_every_rule_attack_and_place_of_momentum(rule: str, digits: data.Dataset, tmp_path: Path) -> None:
@@ -178,6 +179,7 @@ def run_watched(
     return result, disk.moments
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*cannot be used:UserWarning")
 def test_the_power_fails_at_any_moment(tmp_path: Path, digits: data.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is left, the run comes to the same, and it never goes back behind a checkpoint that was safe."""

@@ -358,6 +358,7 @@ def varangian(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return programs.run("-m", "varangian", "data", *arguments, cwd=folder)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import numpy as np\n\n\nclass Halves:\n    def __call__(self, labels, classes, workers, seed):\n"
@@ -380,6 +381,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert all(sum(int(v) for v in row[2:] if v != "·") == int(row[1]) for row in table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

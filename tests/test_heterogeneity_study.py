@@ -209,6 +209,7 @@ def test_the_command_from_runs_to_reading_and_again(varangian: Program, tmp_path
     assert not (again / "runs").exists()
 
 
+@pytest.mark.slow
 def test_what_is_cut_short_goes_on(varangian: Program, tmp_path: Path) -> None:
     end = varangian("heterogeneity", *TINY, "--time-budget", "0s")
     assert end.status == 0
@@ -267,6 +268,7 @@ def test_rows_that_are_none(varangian: Program, tmp_path: Path) -> None:
     assert "runs.csv" in end.err
 
 
+@pytest.mark.slow
 def test_rows_of_other_runs_and_a_folder_that_cannot_be(varangian: Program, tmp_path: Path) -> None:
     rows = str(ROOT / "results" / "fashion-mnist" / "runs.csv")
     end = varangian("heterogeneity", "--rows", rows)

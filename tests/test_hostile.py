@@ -627,6 +627,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return study
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_page_full_of_hostile_names(reported: Path, tmp_path: Path) -> None:
     """Experiment refuses such names; the page must not depend on that."""

@@ -309,6 +309,7 @@ def test_what_a_function_closes_over() -> None:
     assert code_hash([closure((1, frozenset("abc")))]) == code_hash([closure((1, frozenset("cab")))])
 
 
+@pytest.mark.slow
 def test_hashes_are_those_of_another_process(tmp_path: Path) -> None:
     """Sets, addresses and the seed of Python's hashes do not count."""
     import subprocess

@@ -116,6 +116,7 @@ def test_rop_remembers_its_own_direction() -> None:
         assert np.allclose(sent, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [

@@ -89,6 +89,7 @@ def test_means_are_over_the_steps_that_all_have() -> None:
     assert mean_moves([]) == []
 
 
+@pytest.mark.slow
 def test_the_report_draws_them(folder: Path, tmp_path: Path) -> None:
     page = report(folder, tmp_path).read_text()
     assert (tmp_path / "figures" / "moves.png").exists()

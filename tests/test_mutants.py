@@ -147,6 +147,7 @@ print(varangian.Bucketing().s)
     assert done.stdout.split() == ["3"]
 
 
+@pytest.mark.slow
 def test_nor_does_an_example_of_its_own_file_import_another(tool: ModuleType) -> None:
     """A file whose examples are among the tests is imported by pytest, in a way of its own."""
     program = """

@@ -48,6 +48,7 @@ def test_counts_of_the_study() -> None:
     assert len(pairs(outcomes(main, paper.SEEDS))) == 1760
 
 
+@pytest.mark.slow
 def test_the_panel_of_our_own_is_the_papers_network_on_other_data_and_no_part_of_its_study() -> None:
     ours, theirs = PANELS["cnn-fashion-mnist"], PANELS["cifar-10"]
     assert set(PANELS) - set(OF_THE_PAPER) == {ours.name}

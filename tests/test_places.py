@@ -268,6 +268,7 @@ def cards_of(out: Path) -> set[int]:
     return {session["cudnn"] - 90000 for found in environments for session in found["sessions"]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_a_sweep_over_two_cards(pretended: Path) -> None:
     written = StringIO()
@@ -287,6 +288,7 @@ def test_a_sweep_over_two_cards(pretended: Path) -> None:
     assert (pretended / "runs.csv").read_bytes() == table
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_a_dry_run_says_where(pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def said(*asked: vg.Experiment) -> str:

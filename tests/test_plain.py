@@ -43,6 +43,7 @@ def test_images_are_those_of_main_memory() -> None:
         case.check(case.run(kernels.plain), case.run(kernels.cpu))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "d", "dtype"), [(11, 40, torch.float32), (5, 23, torch.float64), (1, 1, torch.float32)])
 @pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning")  # by the interpreter, which is NumPy
 def test_so_are_those_of_the_kernels_for_cards(n: int, d: int, dtype: torch.dtype) -> None:
@@ -81,6 +82,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_panel_by_panel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers, and never more than a panel of float64 (or of what is sorted) at hand."""

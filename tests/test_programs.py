@@ -39,6 +39,7 @@ def begun_here() -> None:
     programs.server.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

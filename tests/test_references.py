@@ -269,6 +269,7 @@ def test_nothing_that_a_folder_names_is_imported(here: Path, sentinel: Path, set
     assert sentinel.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a file", "an entry point"])
 def test_nor_by_the_commands(here: Path, sentinel: Path, name: str) -> None:
     folder = stranger(here / "runs", "rule", NAMES[name])
@@ -301,6 +302,7 @@ def test_what_this_process_imported_is_known(here: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -61,6 +61,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report(outcomes, out, command=f"varangian reproduce --out '{EVIL}'")
 
 
+@pytest.mark.slow
 def test_one_file_that_fetches_nothing(page: Path) -> None:
     text = page.read_text()
     assert "default-src 'none'" in text
@@ -228,6 +229,7 @@ def test_folders_without_runs_and_runs_without_attacks(tmp_path: Path) -> None:
     assert "<title>Report: 2 kinds of momentum: 4 runs</title>" in text
 
 
+@pytest.mark.slow
 def test_nothing_vanishes_without_a_word(tmp_path: Path) -> None:
     """Every run that was left out, is in no pair, or in no verdict, is counted and named on the page."""
     outcomes = made(rules=("median",), seeds=(1,))
@@ -308,6 +310,7 @@ def test_rules_of_ones_own_stand_beside_the_others_until_their_code_changes(monk
     assert all(p.reference is not None for g in found for p in g.pairs if p.experiment.code_hash != "0" * 16)
 
 
+@pytest.mark.slow
 def test_a_long_report_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("varangian.study.report.SILENCE", 0.0)
     said: list[str] = []

@@ -68,6 +68,7 @@ def package(tmp_path: Path) -> Path:
     return Path(shutil.copytree(Path(varangian.__file__).parent, tmp_path / "varangian", ignore=ignored))
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written(package: Path) -> None:
     """Files stand where folders of a cache would be, so that not even root can make them."""
     for folder in [package, *package.rglob("*/")]:
@@ -80,6 +81,7 @@ def test_where_nothing_can_be_written(package: Path) -> None:
     assert list(kept.rglob("*.nbc"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoiled", ["both", "index is a folder"])
 def test_caches_that_cannot_be_read(package: Path, spoiled: str) -> None:
     """Cut off or replaced: compiled anew, said once, and kept again where that is possible."""
@@ -98,6 +100,7 @@ def test_caches_that_cannot_be_read(package: Path, spoiled: str) -> None:
         assert (done.stdout, "compiling" in done.stderr) == ("worked\n", False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit to the size of files stands for a full disk")
 def test_a_full_disk_under_the_cache(package: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"

@@ -280,6 +280,7 @@ def test_a_nan_is_sent_but_not_remembered() -> None:
 PREPARED = [(), (vg.NearestNeighborMixing(1),), (vg.AdaptiveClipping(1),), (vg.Bucketing(2),)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicated", [False, True], ids=["in pieces", "replicated"])
 @pytest.mark.parametrize("name", [name for name in vg.RULES if not vg.RULES[name].needs_root])
 def test_the_report_is_what_explain_says_of_the_same_vectors(name: str, replicated: bool) -> None:

@@ -115,6 +115,7 @@ def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
     assert links.faults(tmp_path / "nothing")[0] == [f"{tmp_path / 'nothing'}: no page"]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_no_page_is_wider_than_its_window(seen: dict[str, Any]) -> None:
     assert [(one["page"], one["wide"]) for one in seen["said"] if one["wide"][0] > 1280 or one["wide"][1] > 400] == []

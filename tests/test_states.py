@@ -221,6 +221,7 @@ def equal(x: Tensor, y: Tensor) -> bool:
     return torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
 @pytest.mark.parametrize("in_place", [False, True])

@@ -277,6 +277,7 @@ def test_the_example_interrupted_twice_comes_to_the_same_bytes(tmp_path: Path) -
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_a_script_without_guard_is_told_so_in_one_line(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -73,6 +73,7 @@ def test_what_requires_grad(name: str) -> None:
         same(answer, expected)
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.filterwarnings("ignore")  # torch's own, of what it does not compile
 def test_torch_compile(name: str) -> None:

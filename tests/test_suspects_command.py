@@ -59,6 +59,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_of_a_grid_there_is_a_line_for_each_rule_and_attack(told: tuple[str, Path]) -> None:
     out, found = told
     lines = [line for line in out.splitlines() if line.startswith(("Median", "Multi-Krum"))]
@@ -87,6 +88,7 @@ def test_of_a_grid_there_is_a_line_for_each_rule_and_attack(told: tuple[str, Pat
     )
 
 
+@pytest.mark.slow
 def test_the_same_again_is_the_same_bytes(varangian: Program, study: Path, told: tuple[str, Path]) -> None:
     end = varangian("suspects", str(study), "--out", "found")
     assert (end.status, end.out) == (0, told[0])

@@ -71,6 +71,7 @@ def tables(out: Path) -> tuple[bytes, bytes]:
     return (out / "runs.csv").read_bytes(), (out / "curves.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_all_runs_and_a_tidy_table(swept: tuple[Path, Sweep, str]) -> None:
     out, result, said = swept
     assert (result.done, result.skipped, result.failed, result.left) == (4, 0, (), 0)
@@ -144,6 +145,7 @@ def started(out: Path) -> int:
     return len(list(out.glob("runs/*/metrics.csv")))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 def test_killed_at_any_point_and_started_again(tmp_path: Path) -> None:
@@ -161,6 +163,7 @@ def test_killed_at_any_point_and_started_again(tmp_path: Path) -> None:
     assert tables(cut) == tables(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 def test_ctrl_c_keeps_what_is_complete(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -249,6 +252,7 @@ def kill_the_worker(out: Path) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 def test_a_killed_worker_is_replaced_and_its_run_tried_again(tmp_path: Path) -> None:
     slow, said = replace(BASE, rule="median", steps=1500, measure=False), StringIO()
@@ -451,6 +455,7 @@ def test_ray_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         sweep(GRID, tmp_path, ray="auto")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     script = tmp_path / "script.py"
@@ -525,6 +530,7 @@ def test_the_text_of_a_file_travels_to_ray(local_ray: None, tmp_path: Path, monk
     assert (result.done, result.failed) == (2, ())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # it may be the first that starts Ray
 def test_a_killed_worker_on_ray(local_ray: None, tmp_path: Path) -> None:
     slow, killed = replace(BASE, rule="median", steps=1500, measure=False), []

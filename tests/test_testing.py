@@ -24,6 +24,7 @@ from varangian.testing import FINITE, NEAR, WITHIN, Check, ContractError, check_
 from varangian.testing.report import ATTACK_CHECKS, MIXING_CHECKS, RULE_CHECKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_keeps_the_contract(name: str) -> None:
     report = check_rule(RULES[name])

@@ -180,6 +180,7 @@ def tables(m: int, n: int, spoiled: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(KINDS, (few, several, any_, chosen), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panel", [columns.PANEL, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
@@ -292,6 +293,7 @@ def exact_distances(x: Tensor, extra: Tensor | None = None) -> Tensor:
 
 # Points that are alone and in groups, odd and even numbers of these; columns on both sides of what is loaded, and of
 # a span.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "e", "d"),
     [
@@ -326,6 +328,7 @@ def test_roundings_that_all_go_one_way_stay_within_a_millionth() -> None:
     near(cuda.squared_distances(on(x)), exact_distances(x), 1e-6)
 
 
+@pytest.mark.slow
 def test_parts_of_several_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(5, 9000, generator=torch.Generator().manual_seed(0))
     x[1] *= 1e30
@@ -478,6 +481,7 @@ def clip(norms: Tensor) -> Tensor:
     return (2.0 / norms).clamp(max=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("remembers", ["nothing", "rows", "one row", "in place"])
@@ -586,6 +590,7 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_any_layout_will_do() -> None:
     x = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     y, table = x.flip(0).contiguous(), np.linspace(0, 1, 12).reshape(2, 6)

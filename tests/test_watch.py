@@ -370,6 +370,7 @@ def test_sparklines() -> None:
     assert sparkline([1.0, *[0.0] * 5, 1.0], 3) == "█▁█"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", EXTREMES, ids=str)
 def test_what_a_run_takes_its_readers_take(tmp_path: Path, changed: dict[str, Any]) -> None:
     """Settings at the ends of what is allowed: whatever a run writes, all that read runs and events can read."""

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -179,6 +180,7 @@ class Bank:
         self.rows: dict[int, list[Tensor]] = {}  # client -> its momenta, [d] each, in main memory
         self.since: dict[int, int] = {}  # client -> the last round that it was in, those of the earliest first
         self._free: list[Tensor] = []
+        self._fresh: Iterator[Tensor] = iter(())  # rows that nobody has used yet
 
     @property
     def forgets_after(self) -> float:
@@ -233,9 +235,14 @@ class Bank:
 
     def _row(self) -> Tensor:
         """[d] of memory that nobody uses."""
-        if not self._free:
-            self._free = list(self._block())
-        return self._free.pop()
+        if self._free:
+            return self._free.pop()
+        row = next(self._fresh, None)
+        if row is None:
+            block = self._block()
+            self._fresh = (block[i] for i in range(len(block)))  # one by one: of small models there are millions
+            row = next(self._fresh)
+        return row
 
     def _block(self) -> Tensor:
         kind = np.dtype(str(self.dtype).removeprefix("torch."))
