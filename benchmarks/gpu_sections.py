@@ -491,6 +491,14 @@ def contract(n: int) -> dict[str, Callable[[Any, Tensor, int], Any]]:
         "inner products": lambda k, x, f: k.inner_products(list(x[:7])),
         "distances to a point": lambda k, x, f: k.squared_distances_to(x, x[0].clone()),
         "squared around": lambda k, x, f: k.squared_around(x, half),
+        "relations": lambda k, x, f: k.relations(x, x[0].clone()),
+        "relations over blocks": lambda k, x, f: k.relations(x[: n - f], x[0].clone(), **_blocks(x, 64)),
+        "weights in a median": lambda k, x, f: k.statistic_weights(x, low, high, **_blocks(x, 16)),
+        "weights in trimmed mean": lambda k, x, f: k.statistic_weights(x, f, n - f),
+        "weights in meamed": lambda k, x, f: k.statistic_weights(x, low, high, n - f, **_blocks(x, 16)),
+        "weights of mixtures": lambda k, x, f: k.statistic_weights(
+            x, low, high, mixing=_nearest(n, f), **_blocks(x, 16)
+        ),
         "blend": lambda k, x, f: k.blend(0.5, x, 0.25, x[0].clone()),
         "blend, beyond the type": lambda k, x, f: k.blend(1e300, x, -1e-300, x[0].clone()),
         "send rows": lambda k, x, f: _sent(k, x),
@@ -514,6 +522,14 @@ def _kept(module: Any, x: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     ends, weights = (0, x.shape[1]), np.full((1, len(rows)), 1 / len(rows))
     kept = module.kept_of(x, rows, x.shape[1] // 3)
     return module.kept_sums(x, kept, ends), module.kept_mean(x, kept, weights, ends)
+
+
+def _blocks(x: Tensor, width: int) -> dict[str, Any]:
+    """32 blocks of columns at most, as a step looks at: on a device it is told there which."""
+    d = x.shape[1]
+    width = min(width, d)
+    starts = np.arange(0, d - width + 1, max(width, (d - width) // 31))
+    return {"starts": kernels.there(starts, x) if kernels.on_device(x) else starts, "width": width}
 
 
 def _nearest(n: int, f: int) -> np.ndarray:

@@ -105,6 +105,18 @@ def compile_distances() -> None:
         cuda.inner_products([x[0].double()])
 
 
+def compile_samples() -> None:
+    for n, d in [*SIZES, (51, 79_510), (columns.SORTED_ROWS, 4096)]:
+        blocks: dict[str, Any] = {"starts": torch.tensor([0]), "width": min(16, d)}
+        for dtype in (NARROW, WIDE, HALF) if n in (11, 51) else (NARROW,):
+            x = torch.zeros(n, d, dtype=dtype)
+            for some in ({}, blocks):
+                cuda.relations(x, x[0], **some)
+                for window in (0, n - n // 4) if dtype == NARROW else (n - n // 4,):
+                    for table in (None, np.full((n, n), 1 / n)):
+                        cuda.statistic_weights(x, n // 2, n // 2 + 1, window, mixing=table, **some)
+
+
 def compile_workers() -> None:
     for n, d in [*SIZES, (64, 4096), (128, 4096)]:
         for dtype in (NARROW, WIDE):
@@ -144,6 +156,7 @@ def compile_long_sorting() -> None:
 GROUPS = {
     "columns": compile_columns,
     "distances": compile_distances,
+    "samples": compile_samples,
     "workers": compile_workers,
     "ordinary sorting": compile_ordinary_sorting,
     "long sorting": compile_long_sorting,

@@ -281,6 +281,7 @@ def _distances(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:
 def _some_columns(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:
     x, sound = lay(hostile(n, d, dtype)), lay(hostile(n, d, dtype, finite=True))
     usual = lay(torch.from_numpy(np.random.default_rng([n, d]).normal(size=(n, d)) + 3).to(dtype))
+    tied = lay(usual.detach().round())
     wide, measured = max(1, d // 5), d * WIDE if dtype == torch.float64 else 1e-6
     for name, some in {
         "all columns": {},
@@ -304,6 +305,10 @@ def _some_columns(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case
                 f"statistic_weights {low, high, window} over {name}", "statistic_weights", (of,),
                 lambda k, x, s=(low, high, window), c=some: k.statistic_weights(x, *s, **c), rtol=d * WIDE,
             )  # fmt: skip
+            yield Case(
+                f"statistic_weights {low, high, window} of ties over {name}", "statistic_weights", (tied,),
+                lambda k, x, s=(low, high, window), c=some: k.statistic_weights(x, *s, **c), rtol=d * WIDE,
+            )  # fmt: skip
         for kind, table in tables(n).items():
             if kind in ("scales", "a choice", "nothing"):  # others are equal but for rounding
                 low, high, window = statistics(len(table))[0]
@@ -312,6 +317,18 @@ def _some_columns(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case
                     lambda k, x, s=(low, high, window), c=some, t=table: k.statistic_weights(x, *s, mixing=t, **c),
                     rtol=d * WIDE,
                 )  # fmt: skip
+    low, high, window = statistics(n)[-1]
+    yield Case(
+        "relations over blocks that are told on the device", "relations", (sound, torch.tensor([0, d - wide])),
+        lambda k, x, starts: k.relations(x, x[0], starts=_index(k, starts), width=wide),
+        rtol=measured, slack=(slack.amax(),),
+    )  # fmt: skip
+    yield Case(
+        "statistic_weights over blocks that are told on the device", "statistic_weights",
+        (tied, torch.tensor([0, d - wide])),
+        lambda k, x, starts: k.statistic_weights(x, low, high, window, starts=_index(k, starts), width=wide),
+        rtol=d * WIDE,
+    )  # fmt: skip
 
 
 def _workers(n: int, d: int, dtype: torch.dtype, lay: Put) -> Iterator[Case]:

@@ -32,7 +32,7 @@ if not (sys.platform == "linux" and platform.machine() == "x86_64"):
     pytest.skip("Triton is there for Linux on x86_64", allow_module_level=True)
 pytest.importorskip("triton", "3.5", reason="Triton 3.5 or later is not installed: make setup")
 from varangian.core.kernels import cuda
-from varangian.core.kernels.cuda import columns, distances, launching, workers
+from varangian.core.kernels.cuda import columns, distances, launching, samples, workers
 
 # The interpreter is NumPy, which warns of what a card computes in silence: inf - inf, 1 / 0.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in :RuntimeWarning")
@@ -445,6 +445,144 @@ def test_distances_to_one_point(n: int, d: int) -> None:
         near(found, cpu.squared_around(x, weights[1:], None, scales), 1e-12)
 
 
+# -------------------------------------------------------------------------------------------- what a few columns tell
+
+
+def blocks(d: int, width: int) -> list[dict[str, Any]]:
+    """All columns, and blocks of them, told by an array and by a tensor where kernels run."""
+    starts = np.array([0, d // 3, d - width])
+    return [{}, {"starts": starts, "width": width}, {"starts": on(torch.from_numpy(starts)), "width": width}]
+
+
+def read(some: dict[str, Any]) -> dict[str, Any]:
+    """The same for main memory."""
+    return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in some.items()}
+
+
+# Columns on both sides of what one program looks at, and rows on both sides of what is compared.
+@pytest.mark.parametrize(
+    ("n", "d"),
+    [(1, 1), (5, 300), (11, samples.RELATED), (3, samples.RELATED + 1), (2, 3 * samples.RELATED + 7), (65, 40)],
+)
+def test_relations_are_right(n: int, d: int) -> None:
+    for dtype in FLOATS if d == 300 else FLOATS[:2]:
+        x = torch.randn(n, d, generator=torch.Generator().manual_seed(d)).to(dtype)
+        for other in (dtype, torch.float64):  # what a mixture is of may be wider than the rows
+            point = x[n // 2].to(other) * 2
+            for some in blocks(d, min(d, 17)):
+                with launches() as seen:
+                    found = cuda.relations(on(x), on(point), **some)
+                many = not some and d > samples.RELATED
+                assert [name for name, _, _ in seen] == ["related"] + ["total"] * many
+                near(found, plain.relations(x, point, **read(some)), 1e-12, 1e-11)
+                assert found.equal(cuda.relations(on(x), on(point), **some))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_relations_of_what_is_no_number(dtype: torch.dtype) -> None:
+    """Huge numbers have squares in float64 (its own overflow), and whoever holds a NaN or an infinity is told so."""
+    x = hostile(11, 300, dtype)
+    for point in (x[0], x[1], x[-1]):
+        for some in blocks(300, 40):
+            found, wanted = cuda.relations(on(x), on(point), **some).cpu(), plain.relations(x, point, **read(some))
+            near(found[[0, 2]], wanted[[0, 2]], 1e-12)
+            same(found[3], wanted[3])
+            assert found[1].isnan().equal(wanted[1].isnan())
+
+
+def test_relations_of_no_columns_are_nothing() -> None:
+    for x, some in ((torch.zeros(3, 0), {}), (torch.ones(3, 5), {"starts": np.zeros(0, np.int64), "width": 4})):
+        assert cuda.relations(on(x), on(x[0]), **some).tolist() == [[0.0] * 4] * 4
+        assert cuda.statistic_weights(on(x), 0, 2, **some).tolist() == [0.0] * 3
+
+
+def tied(n: int, d: int, dtype: torch.dtype) -> Tensor:
+    """Small whole numbers, whose sums are exact in any order; rows of NaN and infinities; and rows that are equal."""
+    x = torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(n + d)).to(dtype)
+    x[:, 3] = 1.0
+    x[: n // 2, 5] = -0.0
+    if n >= 5:
+        x[n // 2] = x[0]
+        x[-1], x[-2], x[0, 13] = float("nan"), float("inf"), -float("nan")
+        x[-2, 1::2] = float("-inf")
+        x[1, 14] = float("inf")
+    return x
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 11, 16, 17, columns.SORTED_ROWS, columns.SORTED_ROWS + 1])
+def test_weights_in_a_statistic_are_the_oracles(n: int, dtype: torch.dtype) -> None:
+    """To the bit of a sum of as many quotients: who is chosen, and who shares a weight with whom, is the same."""
+    if n > 11 and dtype != torch.float32:
+        pytest.skip("the same code, slow to interpret")
+    d = 70 if n <= 11 else 20
+    x = tied(n, d, dtype)
+    for case in settings(n) if n <= 11 else settings(n)[::3]:
+        for some in blocks(d, 7):
+            with launches() as seen:
+                found = cuda.statistic_weights(on(x), *case, **some)
+            assert [name for name, _, _ in seen] == ["weighed", "total"] * (n <= columns.SORTED_ROWS)
+            near(found, plain.statistic_weights(x, *case, **read(some)), 1e-13, 1e-15)
+            near(found, cpu.statistic_weights(x, *case, **read(some)), 1e-13, 1e-15)
+            assert found.equal(cuda.statistic_weights(on(x), *case, **some))
+            assert found.sum().item() == pytest.approx(1)
+
+
+def test_weights_of_rows_that_are_equal_are_equal() -> None:
+    for value in (0.3, float("nan"), float("-inf")):
+        x = torch.full((7, 30), value)
+        for case in settings(7):
+            near(cuda.statistic_weights(on(x), *case), torch.full((7,), 1 / 7, dtype=torch.float64), 1e-15)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_weights_of_several_steps_of_a_program(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(20, 41, generator=torch.Generator().manual_seed(0))
+    whole = cuda.statistic_weights(on(x), 5, 15, 15)
+    monkeypatch.setattr(samples, "PARTS", parts)
+    with launches() as seen:
+        near(cuda.statistic_weights(on(x), 5, 15, 15).cpu(), whole.cpu(), 1e-14)
+    assert seen[0][1] == parts
+    monkeypatch.setattr(samples, "RELATED", 8)
+    near(cuda.relations(on(x), on(x[2])), plain.relations(x, x[2]), 1e-13, 1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_mixtures_are_the_oracles(kind: str) -> None:
+    """As many mixtures as rows, fewer and more; what has no weight is not looked at, and of others NaN is infinite."""
+    for n, m, dtype in (
+        (5, 3, torch.float16),
+        (11, 11, torch.float32),
+        (6, 17, torch.float64),
+        (columns.SORTED_ROWS + 1, 3, torch.float32),
+        (3, columns.SORTED_ROWS + 1, torch.float32),
+    ):
+        x = tied(n, 30, dtype)
+        table = tables(m, n, ~x.isfinite().all(1).numpy() if n >= 5 else np.zeros(n, bool))[kind]
+        if kind in ("few", "all"):
+            table = np.sign(table)  # mixtures that are equal are so in any order of their sums
+        elif kind == "any":
+            x = x + torch.randn(n, 30, generator=torch.Generator().manual_seed(n)).to(dtype)
+        for spoils in (False, True):
+            table[m - 1, -2:] = -2.0 * spoils  # NaN and infinities
+            for some in blocks(30, 7)[spoils:2]:
+                for case in settings(m)[:: 2 if m < 20 else 3]:
+                    with launches() as seen:
+                        found = cuda.statistic_weights(on(x), *case, mixing=table, **some)
+                    assert [name for name, _, _ in seen] == ["weighed", "total"] * (max(n, m) <= columns.SORTED_ROWS)
+                    near(found, plain.statistic_weights(x, *case, mixing=table, **read(some)), 1e-13, 1e-15)
+                    assert found.equal(cuda.statistic_weights(on(x), *case, mixing=table, **some))
+
+
+def test_weights_do_not_depend_on_where_rows_stand() -> None:
+    """Neither do those of what is closest, whose centre is a sum: of values in order."""
+    x = hostile(23, 60, torch.float64)
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(1))
+    for case in settings(23):
+        found, moved = cuda.statistic_weights(on(x), *case), cuda.statistic_weights(on(x[order]), *case)
+        assert moved.cpu().equal(found.cpu()[order])
+
+
 # ---------------------------------------------------------------------------------------------------- the worker half
 
 
@@ -606,6 +744,10 @@ def test_any_layout_will_do() -> None:
         lambda x, y: cuda.inner_products([*x, *y][:7]),
         lambda x, y: (cuda.squared_distances_to(x, y[1]), cuda.compared(x, y[1])),
         lambda x, y: cuda.squared_around(x, np.concatenate([table, table], 1)[0], y, np.ones(6)),
+        lambda x, y: cuda.relations(x, y[1]),
+        lambda x, y: cuda.relations(x, y[1], starts=np.array([0, 13]), width=5),
+        lambda x, y: cuda.statistic_weights(x, 1, 5, 4, starts=np.array([0, 13]), width=5),
+        lambda x, y: cuda.statistic_weights(x, 0, 1, mixing=table),
         lambda x, y: cuda.blend(0.5, x, 0.3, y),
         lambda x, y: [
             m
@@ -692,6 +834,11 @@ def test_nothing_waits_and_little_is_launched() -> None:
     no_waits(lambda x: kernels.squared_distances_to(x, x[0]), x, 2)
     no_waits(lambda x: kernels.compared(x, x[0]), x, 3)
     no_waits(lambda x: kernels.squared_around(x, table[0], None, np.ones(11)), x, 6)
+    no_waits(lambda x: kernels.relations(x, x[0]), x, 1)
+    no_waits(lambda x: kernels.relations(x, x[0], starts=np.array([3, 90]), width=16), x, 2)
+    no_waits(lambda x: kernels.statistic_weights(x, 2, 9), x, 2)
+    no_waits(lambda x: kernels.statistic_weights(x, 5, 6, 9, starts=np.array([3, 90]), width=16), x, 3)
+    no_waits(lambda x: kernels.statistic_weights(x, 2, 9, mixing=table), x, 3)
     no_waits(lambda x: kernels.blend(0.1, x, 0.9, x[0]), x, 1)
     no_waits(lambda x: kernels.norms(x), x.double(), 17)
     sent: dict[str, Any] = {"keep": 0.1, "beta": 0.9, "moments": True}
@@ -758,7 +905,7 @@ def compiled() -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", ["columns", "distances", "workers", "ordinary sorting", "long sorting"])
+@pytest.mark.parametrize("group", ["columns", "distances", "samples", "workers", "ordinary sorting", "long sorting"])
 def test_kernels_compile_for_an_h100_without_spilling(group: str, compiled: dict[str, list[dict[str, Any]]]) -> None:
     """With ordinary arguments, and with those of one row of one column, which Triton makes constants of."""
     made = compiled[group]
@@ -782,6 +929,7 @@ FUSED = {"pairs", "products", "around"}  # sums in an order of their own anyway
 NAMES = {
     "columns": {"mixtures", "mixed", "column_moments"},
     "distances": {"mixtures", "mixed", "pairs", "fold", "squares", "products", "around", "total"},
+    "samples": {"related", "weighed", "total"},
     "workers": {"blended", "squares", "total", "sent", "sent_of_many", "gathered"},
     "ordinary sorting": {"statistic", "mixtures"},
     "long sorting": {"statistic"},

@@ -5,11 +5,11 @@ Sums that matter are added up in an order that is a function of the sizes alone,
 gives the same bytes. What is compiled for a size is kept on disk by Triton.
 
 What registers could not hold (more rows than ``SORTED_ROWS``, than ``SENT_ROWS``) and types that workers do not have
-are left to :mod:`..plain`, and so are statistics of values that have weights, what only LASA asks for (which values of
-a row are the greatest), and what a few columns tell of rows.
+are left to :mod:`..plain`, and so are statistics of values that have weights, and what only LASA asks for (which values
+of a row are the greatest).
 """
 
-from ..plain import kept_mean, kept_of, kept_sums, relations, statistic_weights, weighted_statistic
+from ..plain import kept_mean, kept_of, kept_sums, weighted_statistic
 from . import launching
 from .columns import column_statistic, mean_and_std, weighted_panel, weighted_rows, zeros_like_row
 from .distances import (
@@ -22,6 +22,7 @@ from .distances import (
     squared_distances_to,
     squared_norms,
 )
+from .samples import relations, statistic_weights
 from .workers import blend, gather_images, send_rows
 
 __all__ = [

@@ -45,13 +45,13 @@ PRODUCT_PARTS = 2048  # in so many programs at most, of one warp each
 
 
 @kernel
-def total(parts, count, out, BLOCK: tl.constexpr, ROOT: tl.constexpr):
-    """out[i]: the sum of parts[i, :count], or its root."""
+def total(parts, count, divisor, out, BLOCK: tl.constexpr, ROOT: tl.constexpr):
+    """out[i]: the sum of parts[i, :count], divided; or its root."""
     place, c = parts + tl.program_id(0).to(tl.int64) * count, tl.arange(0, BLOCK)
     found = tl.zeros([BLOCK], tl.float64)
     for s in range(0, count, BLOCK):
         found += tl.load(place + s + c, mask=s + c < count, other=0)
-    answer = tl.sum(found, 0)
+    answer = tl.sum(found, 0) / float_of(divisor)
     tl.store(out + tl.program_id(0), tl.sqrt(answer) if ROOT else answer)
 
 
@@ -60,10 +60,10 @@ def _together(count: int) -> int:
     return 64 if count <= 64 else 1024
 
 
-def _totals(parts: Tensor, *, root: bool = False) -> Tensor:
-    """The sums of parts [..., count], or their roots."""
+def totals(parts: Tensor, *, root: bool = False, divisor: float = 1.0) -> Tensor:
+    """The sums of parts [..., count], divided by a number; or their roots."""
     out, count = torch.empty(parts.shape[:-1], dtype=torch.float64, device=parts.device), parts.shape[-1]
-    launch(total, out.numel(), parts, count, out, BLOCK=_together(count), ROOT=root)
+    launch(total, out.numel(), parts, count, bits(divisor), out, BLOCK=_together(count), ROOT=root)
     return out
 
 
@@ -293,7 +293,7 @@ def squares(
     tl.store(parts + tl.program_id(0), tl.max(found, 0) if PEAK else tl.sum(found, 0))
 
 
-def _chunks(d: int, block: int, at_most: int) -> tuple[int, int]:
+def in_chunks(d: int, block: int, at_most: int) -> tuple[int, int]:
     """Into how many chunks columns are cut, and how many blocks of them are in each."""
     steps = max(1, triton.cdiv(d, block * max(1, at_most)))
     return max(1, triton.cdiv(d, block * steps)), steps
@@ -305,7 +305,7 @@ def _row_parts(
     """[n, parts] of rows [n, d]."""
     (n, d), a = x.shape, rows(x)
     factor, y = (0.0, a) if shift is None else shift
-    chunks, steps = _chunks(d, STREAM, PROGRAMS // max(1, n))
+    chunks, steps = in_chunks(d, STREAM, PROGRAMS // max(1, n))
     parts = torch.empty(n, chunks, dtype=torch.float64, device=x.device)
     launch(
         squares, n * chunks, a, a.stride(0), bits(factor), y, y.stride(0) if len(y) == n else 0,
@@ -317,17 +317,17 @@ def _row_parts(
 
 def squared_norms(x: Tensor) -> Tensor:
     matrix = x.reshape(-1, x.shape[-1])
-    return _totals(_row_parts(matrix, None)).reshape(x.shape[:-1])
+    return totals(_row_parts(matrix, None)).reshape(x.shape[:-1])
 
 
 def lengths(x: Tensor, shift: tuple[float, Tensor] | None) -> Tensor:
     """[n] norms of x_i + factor y_i, for rows [n, d] and a shift (factor, y [n or 1, d]), in float64: those of float64
     in units of their own where squares leave its range."""
     if x.dtype != torch.float64:
-        return _totals(_row_parts(x, shift), root=True)
-    squared, peak = _totals(_row_parts(x, shift)), _row_parts(x, shift, peak=True).amax(1)
+        return totals(_row_parts(x, shift), root=True)
+    squared, peak = totals(_row_parts(x, shift)), _row_parts(x, shift, peak=True).amax(1)
     unit = torch.where((peak > 0) & (peak < np.inf), peak, 1.0)
-    again = _totals(_row_parts(x, shift, unit=unit), root=True) * unit
+    again = totals(_row_parts(x, shift, unit=unit), root=True) * unit
     return torch.where((squared > numerics.VANISHING) & (squared < np.inf), squared.sqrt(), again)
 
 
@@ -377,10 +377,10 @@ def inner_products(vectors: list[Tensor]) -> Tensor:
     for v in vectors:
         kind = torch.promote_types(kind, v.dtype)
     held = [rows(v.to(kind)) for v in vectors]
-    chunks, steps = _chunks(d, AHEAD * LANES, PRODUCT_PARTS)
+    chunks, steps = in_chunks(d, AHEAD * LANES, PRODUCT_PARTS)
     parts = torch.empty(k, k, chunks, dtype=torch.float64, device=held[0].device)
     launch(products(k), chunks, *held, d, steps, parts, LANES=LANES, num_warps=1)
-    return _totals(parts)
+    return totals(parts)
 
 
 @kernel
@@ -420,13 +420,13 @@ def _around(x: Tensor, point: Tensor, *, scales: Tensor | None, squares: bool, p
     """[1, n] squared distances to a point, or [2, n], squared norms behind them, or [3, n], and inner products."""
     (n, d), a = x.shape, rows(x)
     tiles = triton.cdiv(n, 4)
-    chunks, steps = _chunks(d, BESIDE, PROGRAMS // max(1, tiles))
+    chunks, steps = in_chunks(d, BESIDE, PROGRAMS // max(1, tiles))
     parts = torch.empty(1 + squares + products, n, chunks, dtype=torch.float64, device=x.device)
     launch(
         around, chunks * tiles, a, a.stride(0), rows(point), parts if scales is None else scales, n, d, chunks, steps,
         parts, R=4, BLOCK=BESIDE, SCALED=scales is not None, NORMS=squares, PRODUCTS=products,
     )  # fmt: skip
-    return _totals(parts)
+    return totals(parts)
 
 
 def squared_distances_to(x: Tensor, point: Tensor) -> Tensor:

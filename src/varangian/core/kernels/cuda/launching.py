@@ -19,7 +19,7 @@ except ImportError:  # nobody calls what follows then, but tools import whatever
     triton = tl = None
 
 
-SETTINGS = ["factor", "keep", "beta", "divisor", "up", "down", "total", "lost", "faint"]
+SETTINGS = ["factor", "keep", "beta", "divisor", "up", "down", "total", "lost", "faint", "low", "high", "window"]
 """Names of arguments that are numbers of the caller. Triton would compile a kernel anew for some of their values."""
 
 
