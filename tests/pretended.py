@@ -28,6 +28,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -257,7 +258,8 @@ class PretendedCard(TorchDispatchMode):
         """A launch of a kernel of Triton's, whose interpreter takes tensors of the CPU."""
         assert all(isinstance(a, CardTensor) for a in arguments if isinstance(a, Tensor))
         self.launches[kernel.__name__, _where()] += 1
-        kernel[(grid,)](*(_unwrap(a) for a in arguments), **options)
+        operands = [(a.held, a.memory) for a in arguments if isinstance(a, CardTensor)]
+        self.streams.launched(partial(kernel[(grid,)], *(_unwrap(a) for a in arguments), **options), operands)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -355,6 +355,37 @@ class Streams:
     def set_current(self, stream: Stream) -> None:
         self.current = stream
 
+    def _recording(self) -> Capture | None:
+        """What records the current stream."""
+        if self.capture is not None and self.current.capture is not self.capture:
+            self.capture.failed = True
+            raise RuntimeError("CUDA error: an operation on a stream that is no part of the capture")
+        return self.capture
+
+    def _used(self, operands: list[tuple[Tensor, Memory]], written: list[Tensor], may: bool = False) -> None:
+        """What an operation uses of the memory of its operands; ``may`` is whether it may write to the others too, of
+        which nobody knows when."""
+        stream, capture = self.current, self.capture
+        stream.done += 1
+        for x, memory in operands:
+            writes = any(x is one for one in written)
+            if capture not in (None, memory.capture) and id(memory) not in capture.touched:
+                capture.touched[id(memory)] = memory, dict(memory.written), dict(memory.read)
+            memory.used(stream, span_of(x), writes)
+            if capture not in (None, memory.capture):
+                capture.outside.add((weakref.ref(memory), span_of(x), writes))
+                if (writes or may) and id(memory) not in capture.kept:  # put back at the end
+                    whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())  # pyright: ignore
+                    capture.kept[id(memory)] = whole, whole.clone()
+
+    def launched(self, kernel: Callable[[], object], operands: list[tuple[Tensor, Memory]]) -> None:
+        """A launch of a kernel that is no operation of torch's, and may write to any operand: run and recorded."""
+        capture = self._recording()
+        self._used(operands, [], may=True)
+        kernel()
+        if capture is not None:
+            capture.steps.append((lambda: (kernel(), ())[1], []))
+
     def run(
         self, func: Any, args: Any, kwargs: Any, *, operands: list[tuple[Tensor, Memory]], free: bool,
         written: list[Tensor],
@@ -366,10 +397,7 @@ class Streams:
             free: whether it only looks at memory in another way.
             written: the operands that it writes to.
         """
-        stream, capture = self.current, self.capture
-        if capture is not None and stream.capture is not capture:
-            capture.failed = True
-            raise RuntimeError("CUDA error: an operation on a stream that is no part of the capture")
+        capture = self._recording()
         draws = operation(func).draws
         generator = kwargs.get("generator")
         if generator is None and "generator" in operation(func).arguments:
@@ -393,17 +421,7 @@ class Streams:
                 torch.default_generator.set_state(before)
 
         if not free:
-            stream.done += 1
-            for x, memory in operands:
-                writes = any(x is one for one in written)
-                if capture not in (None, memory.capture) and id(memory) not in capture.touched:
-                    capture.touched[id(memory)] = memory, dict(memory.written), dict(memory.read)
-                memory.used(stream, span_of(x), writes)
-                if capture not in (None, memory.capture):
-                    capture.outside.add((weakref.ref(memory), span_of(x), writes))
-                    if writes and id(memory) not in capture.kept:  # put back at the end
-                        whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())  # pyright: ignore
-                        capture.kept[id(memory)] = whole, whole.clone()
+            self._used(operands, written)
         # To be run again with tensors of the shape that they have now, whatever squeeze_() and the like make of them.
         again = mapped(_as_now, (args, kwargs)) if capture is not None else None
         out = run(args, kwargs)

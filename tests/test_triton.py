@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import varangian as vg
 from pretended import PretendedCard
 from varangian.core import kernels
 from varangian.core.kernels import cpu, definitions, plain
@@ -934,3 +936,27 @@ NAMES = {
     "ordinary sorting": {"statistic", "mixtures"},
     "long sorting": {"statistic"},
 }
+
+
+RUNS: tuple[dict[str, Any], ...] = (
+    {"rule": "median", "momentum_at": "server"},
+    {"rule": "phocas", "pre": ("nnm",), "clip": 2.0, "l2": 1e-4},
+    {"rule": "bulyan", "attack": "empire"},
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INTERPRETED, reason="a real card needs no pretended one")
+@pytest.mark.parametrize("settings", RUNS, ids=str)
+def test_runs_whose_graphs_hold_these_kernels_come_to_what_they_come_to_on_the_cpu(settings: dict[str, Any]) -> None:
+    """Steps are captured from the third on: what a kernel did once must be done again in each of them."""
+    usual = {"model": "linear", "workers": 11, "byzantine": 2, "attack": "little", "batch_size": 4, "steps": 4}
+    e = vg.Experiment(**{**usual, **settings})
+    expected = vg.run(e)
+    with PretendedCard(triton=True) as card:
+        found = vg.run(replace(e, device="cuda:0"))
+    assert {"weighed", "related"} <= {name for name, _ in card.launches}
+    assert (found.stopped, len(found.measures)) == (None, 4)
+    for ours, theirs in zip(found.measures, expected.measures, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+    assert found.max_accuracy == expected.max_accuracy
