@@ -53,7 +53,7 @@ quick: $(READY) ## run the tests but for those marked slow, while you work: what
 
 coverage: $(READY) ## run the tests, and say which lines and branches of the package they reach (build/coverage)
 	@rm -rf build/coverage && mkdir -p build/coverage
-	$(TESTED) $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(ARGS)
+	$(TESTED) COVERAGE_FILE=$(CURDIR)/build/coverage/data $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage html --quiet
 	@$(BIN)/python -m coverage report

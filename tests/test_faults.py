@@ -161,6 +161,7 @@ def program(*arguments: str, script: str | None = None) -> programs.Started | su
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+@pytest.mark.skipif("COVERAGE_PROCESS_CONFIG" in os.environ, reason="what counts lines writes files too")
 def test_a_quota(tmp_path: Path, digits: data.Dataset, whole: dict[str, Any]) -> None:
     """A limit on the size of files stands for it: the program says what happened in one line, and loses nothing."""
     folder = interrupt(E, tmp_path, 3, digits)

@@ -120,7 +120,8 @@ import multiprocessing, os, signal, sys
 def tell(pipe, number):
     ours = [name for name in sys.modules if name.partition(".")[0] == "varangian"]
     parent = multiprocessing.parent_process()
-    pipe.send((__name__, sys.argv, sorted(os.environ.items()), ours, os.getpgid(0) == os.getpgid(parent.pid)))
+    told = sorted(i for i in os.environ.items() if not i[0].startswith("COVERAGE_"))  # which each process has anew
+    pipe.send((__name__, sys.argv, told, ours, os.getpgid(0) == os.getpgid(parent.pid)))
     pipe.send("torch._dynamo" in sys.modules)
     os.kill(os.getpid(), number)
 
