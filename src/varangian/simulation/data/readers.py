@@ -76,7 +76,7 @@ def _first_file(places: Sequence[Path], names: Sequence[str]) -> Path | None:
 
 
 class _MissingError(DataError):
-    """There is no file at all, so none to delete."""
+    """There is no file of this set, so none to delete."""
 
 
 def _explained(name: str, target: Path, error: DataError) -> DataError:
